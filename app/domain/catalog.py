@@ -1,0 +1,214 @@
+"""The cards of methods and evaluators, and the check of a recipe against them; no method's code is needed.
+
+`catalog.json` is generated from the worker's method files (`make catalog`), committed, and checked for drift.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+from pydantic import Field, JsonValue
+
+from app.domain.checkpoints import Value
+from app.domain.errors import (
+    EvaluatorNotFound,
+    FieldProblem,
+    Invalid,
+    InvalidParameters,
+    MethodNotFound,
+    UnknownMethod,
+    near_match,
+)
+
+CATALOG_FORMAT_VERSION = 1
+CATALOG_PATH = Path(__file__).parent / "catalog.json"
+MAX_MODELS = 256
+
+Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+
+
+class MethodCard(Value):
+    """What a caller and the pipeline need to know about a merge method."""
+
+    name: str
+    version: int  # raised whenever the method gives other bytes for the same input
+    title: str
+    summary: str
+    source: str  # paper or project, with its number
+    aliases: tuple[str, ...] = ()
+    base_model: Literal["required", "optional", "unused"]
+    min_models: int = Field(ge=1)
+    max_models: int | None = None
+    weights: Literal["any", "non_negative", "unused"]  # what models[].weight may be
+    data: Literal["none", "unlabelled", "labelled", "gram", "fisher"] = "none"
+    granularity: Granularity  # the smallest piece the method may be given
+    order_matters: bool = False
+    is_random: bool = False
+    produces: Literal["dense", "multitask", "adapter"] = "dense"
+    accepts_adapters: bool = False
+    parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
+    neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
+    is_scale_equivariant: bool = True  # law T8
+
+
+class EvaluatorCard(Value):
+    """What a caller needs to know about an evaluator; its name is the `kind` of the tasks it measures."""
+
+    name: str
+    version: int
+    title: str
+    summary: str
+    source: str
+    heads: tuple[str, ...]
+    metrics: tuple[str, ...]
+    parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
+
+
+class Catalog(Value):
+    """All cards, sorted by name."""
+
+    format_version: int = CATALOG_FORMAT_VERSION
+    methods: tuple[MethodCard, ...]
+    evaluators: tuple[EvaluatorCard, ...]
+
+    def method(self, name: str) -> MethodCard:
+        """Return a method's card by name or alias.
+
+        Raises: MethodNotFound with the nearest name.
+        """
+        for card in self.methods:
+            if name == card.name or name in card.aliases:
+                return card
+        names = [known for card in self.methods for known in (card.name, *card.aliases)]
+        raise MethodNotFound(_unknown("merge method", name, names))
+
+    def evaluator(self, name: str) -> EvaluatorCard:
+        """Return an evaluator's card.
+
+        Raises: EvaluatorNotFound with the nearest name.
+        """
+        for card in self.evaluators:
+            if name == card.name:
+                return card
+        raise EvaluatorNotFound(_unknown("evaluator", name, [card.name for card in self.evaluators]))
+
+    def check(
+        self,
+        method: str,
+        parameters: Mapping[str, JsonValue],
+        *,
+        has_base_model: bool,
+        weights: Sequence[float],
+        model_parameters: Sequence[Mapping[str, JsonValue]] = (),
+    ) -> tuple[MethodCard, dict[str, JsonValue]]:
+        """Return the card and the effective parameters (defaults filled in) of a merge request.
+
+        Raises: UnknownMethod; InvalidParameters naming every fault at once; Invalid for a wrong number of models,
+            a missing base model, or a weight that the method cannot use.
+        """
+        try:
+            card = self.method(method)
+        except MethodNotFound as error:
+            names = [known for card in self.methods for known in (card.name, *card.aliases)]
+            problem = FieldProblem("/method", error.detail, near_match(method, names))
+            raise UnknownMethod(error.detail, errors=[problem]) from None
+        faults = _structural_faults(card, has_base_model=has_base_model, weights=weights)
+        faults += _per_model_faults(card, model_parameters)
+        if faults:
+            raise Invalid(_summary(card, faults), errors=faults)
+        faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
+        if faults:
+            raise InvalidParameters(_summary(card, faults), errors=faults)
+        return card, fill_defaults(card.parameters, parameters)
+
+
+@cache
+def load_catalog() -> Catalog:
+    """Return the committed catalog."""
+    return Catalog.model_validate(json.loads(CATALOG_PATH.read_text(encoding="utf-8")))
+
+
+def fill_defaults(schema: Mapping[str, Any], values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the values with the schema's defaults filled in, sorted by name."""
+    defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
+    merged = {**defaults, **values}
+    return {name: merged[name] for name in sorted(merged)}
+
+
+def schema_faults(schema: Mapping[str, Any], document: object, *, pointer: str) -> list[FieldProblem]:
+    """Return every fault of a document under a JSON Schema, unknown names with their near matches."""
+    validator = jsonschema.Draft202012Validator(schema)
+    faults: list[FieldProblem] = []
+    for error in sorted(validator.iter_errors(document), key=lambda error: [str(step) for step in error.path]):
+        where = "".join(f"/{step}" for step in error.path)
+        if error.validator == "additionalProperties":
+            known = list(error.schema.get("properties", {}))
+            unknown = [name for name in error.instance if name not in known]
+            faults += [
+                FieldProblem(
+                    f"{pointer}{where}/{name}",
+                    f"unknown parameter {name!r}; known: {', '.join(known) or 'none'}",
+                    near_match(name, known),
+                )
+                for name in unknown
+            ]
+        else:
+            faults.append(FieldProblem(f"{pointer}{where}", _describe(error)))
+    return faults
+
+
+def _describe(error: jsonschema.ValidationError) -> str:
+    rule = error.schema if isinstance(error.schema, Mapping) else {}
+    bounds = [
+        f"{word} {rule[key]}"
+        for key, word in (
+            ("exclusiveMinimum", ">"),
+            ("minimum", ">="),
+            ("exclusiveMaximum", "<"),
+            ("maximum", "<="),
+        )
+        if key in rule
+    ]
+    expected = f"; expected a number {' and '.join(bounds)}" if bounds else ""
+    return f"{error.message}{expected}"
+
+
+def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Sequence[float]) -> list[FieldProblem]:
+    faults: list[FieldProblem] = []
+    if card.base_model == "required" and not has_base_model:
+        faults.append(FieldProblem("/base_model", f"{card.name} needs a base_model; name the pre-trained checkpoint"))
+    most = min(card.max_models or MAX_MODELS, MAX_MODELS)
+    if not card.min_models <= len(weights) <= most:
+        wanted = f"exactly {most}" if most == card.min_models else f"{card.min_models} to {most}"
+        faults.append(FieldProblem("/models", f"{card.name} takes {wanted} models, found {len(weights)}"))
+    for index, weight in enumerate(weights):
+        pointer = f"/models/{index}/weight"
+        if card.weights == "unused" and weight != 1.0:
+            faults.append(FieldProblem(pointer, f"{card.name} uses no weights; leave it out (found {weight})"))
+        if card.weights == "non_negative" and weight < 0:
+            faults.append(FieldProblem(pointer, f"{card.name} needs weights >= 0, found {weight}"))
+    return faults
+
+
+def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, JsonValue]]) -> list[FieldProblem]:
+    return [
+        FieldProblem(
+            f"/models/{index}/parameters/{name}",
+            f"{card.name} takes no parameters per model; use /parameters for all models, or weight",
+        )
+        for index, values in enumerate(model_parameters)
+        for name in values
+    ]
+
+
+def _summary(card: MethodCard, faults: Sequence[FieldProblem]) -> str:
+    return f"{card.name}: {faults[0].message}" + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    match = near_match(name, known)
+    hint = f" Did you mean {match!r}?" if match else ""
+    return f"There is no {what} {name!r}.{hint} Known: {', '.join(sorted(known)) or 'none'}."

@@ -1,0 +1,32 @@
+"""The parameters that methods share, as annotated types: one name, one range, one description each.
+
+A method's parameters are a frozen pydantic model that refuses unknown names; its JSON Schema goes into the catalog.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Parameters(BaseModel):
+    """Base of every method's parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Density = Annotated[
+    float,
+    Field(gt=0.0, le=1.0, description="Fraction of entries kept, by magnitude, in (0, 1]; 1 keeps all."),
+]
+OutlierFraction = Annotated[
+    float,
+    Field(ge=0.0, lt=1.0, description="Fraction of the largest entries dropped, in [0, 1)."),
+]
+ScalingCoefficient = Annotated[
+    float,
+    Field(description="Factor on the merged task vector (lambda); 0 gives the base model."),
+]
+InterpolationPosition = Annotated[
+    float,
+    Field(ge=0.0, le=1.0, description="Position between the two models: 0 is models[0], 1 is models[1]."),
+]

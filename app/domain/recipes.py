@@ -1,0 +1,53 @@
+"""What a user asks for, pinned: method, inputs by content, parameters, seed, output. Equal digests give equal bytes."""
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from app.domain.checkpoints import Value, digest_json
+
+RECIPE_FORMAT_VERSION = 1
+ENGINE_VERSION = 1  # raised whenever the engine writes other bytes for the same recipe
+
+NanPolicy = Literal["fail", "zero"]
+TensorPolicy = Literal["strict", "intersection"]
+
+
+class PinnedCheckpoint(Value):
+    """An input by its content: no id, no name, so that equal recipes are equal files."""
+
+    content_digest: str  # Manifest.digest: all files, config and tokenizer included
+    weights_digest: str
+
+
+class RecipeModel(PinnedCheckpoint):
+    """One model to merge. `task` labels its patch in a multitask artifact."""
+
+    weight: float = 1.0
+    task: str | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Recipe(Value):
+    """A merge, complete: everything that decides the bytes of the result, and nothing else."""
+
+    format_version: int = RECIPE_FORMAT_VERSION
+    engine_version: int = ENGINE_VERSION
+    method: str
+    method_version: int
+    base_model: PinnedCheckpoint | None = None
+    models: tuple[RecipeModel, ...]
+    parameters: dict[str, JsonValue]  # effective: defaults filled in
+    seed: int = 0
+    output_dtype: str | None = None  # float32 | float16 | bfloat16; None: each tensor keeps the base's
+    shard_bytes: int
+    include: tuple[str, ...] = ()  # globs of tensor names; empty: all
+    exclude: tuple[str, ...] = ()
+    nan_policy: NanPolicy = "fail"
+    tensors: TensorPolicy = "strict"
+    merge_buffers: bool = True  # floating BatchNorm buffers are merged like weights
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON."""
+        return digest_json(self.model_dump(mode="json"))

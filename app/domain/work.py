@@ -1,0 +1,129 @@
+"""What a supervisor hands to a job process, and what comes back: paths and values, nothing else.
+
+The job process (workers/runner.py) reaches no database, no store and no queue; all it needs is in its work order.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from app.domain.checkpoints import LocalCheckpoint, Manifest, Value
+from app.domain.jobs import Progress
+from app.domain.recipes import Recipe
+from app.domain.tasks import LocalTask, Measurement
+
+
+class ImportWork(Value):
+    """Check and hash the files of one checkpoint."""
+
+    kind: Literal["import"] = "import"
+    source: Path  # a folder, or one .safetensors file
+
+
+class MergeWork(Value):
+    """Run a recipe; models in the recipe's order."""
+
+    kind: Literal["merge"] = "merge"
+    recipe: Recipe
+    base_model: LocalCheckpoint | None
+    models: tuple[LocalCheckpoint, ...]
+    output: Path  # an empty folder
+
+
+class EvaluateWork(Value):
+    """Measure one checkpoint on tasks; `base_models` gives the head's base model per task id."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    checkpoint: LocalCheckpoint
+    tasks: tuple[LocalTask, ...]
+    base_models: dict[str, LocalCheckpoint]
+    split: dict[str, str]  # task id -> split
+
+
+class FinetuneWork(Value):
+    """Fine-tune a base model on one task."""
+
+    kind: Literal["finetune"] = "finetune"
+    base_model: LocalCheckpoint
+    head_base_model: LocalCheckpoint
+    task: LocalTask
+    technique: str
+    parameters: dict[str, JsonValue]
+    seed: int
+    output: Path  # an empty folder
+
+
+class AnalyzeWork(Value):
+    """Look at task vectors."""
+
+    kind: Literal["analyze"] = "analyze"
+    analysis: Literal["task_vector_cosines"]
+    base_model: LocalCheckpoint
+    models: tuple[LocalCheckpoint, ...]
+    output: Path  # an empty folder
+
+
+Work = Annotated[
+    ImportWork | MergeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")
+]
+
+
+class ImportOutcome(Value):
+    """The manifest of the files."""
+
+    kind: Literal["import"] = "import"
+    manifest: Manifest
+
+
+class CheckpointOutcome(Value):
+    """A checkpoint was written into the work's output folder (merge, finetune)."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    manifest: Manifest
+    report: dict[str, JsonValue] = Field(default_factory=dict)  # effective parameters, statistics, losses, warnings
+    measurements: tuple[Measurement, ...] = ()
+
+
+class EvaluateOutcome(Value):
+    """The numbers measured."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    measurements: tuple[Measurement, ...]
+
+
+class AnalyzeOutcome(Value):
+    """The data of a report; its figures lie in the work's output folder."""
+
+    kind: Literal["analyze"] = "analyze"
+    data: dict[str, JsonValue]
+
+
+Outcome = Annotated[
+    ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome, Field(discriminator="kind")
+]
+
+
+class ProgressReport(Value):
+    """From the job process while it runs."""
+
+    kind: Literal["progress"] = "progress"
+    progress: Progress
+
+
+class WorkSucceeded(Value):
+    """Last word of a job process that did its work."""
+
+    kind: Literal["succeeded"] = "succeeded"
+    outcome: Outcome
+    stages: tuple[tuple[str, float], ...] = ()  # (stage, seconds)
+
+
+class WorkFailed(Value):
+    """Last word of a job process that could not do its work: AmalgamError.to_json()."""
+
+    kind: Literal["failed"] = "failed"
+    problem: dict[str, JsonValue]
+
+
+Report = Annotated[ProgressReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")]
