@@ -20,6 +20,8 @@ from app.domain.errors import (
     InvalidParameters,
     MethodNotFound,
     UnknownMethod,
+    UnknownTaskKind,
+    UnknownTechnique,
     near_match,
 )
 
@@ -67,12 +69,25 @@ class EvaluatorCard(Value):
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
 
 
+class FinetunerCard(Value):
+    """What a caller needs to know about a fine-tuning technique."""
+
+    name: str
+    version: int  # raised whenever the technique gives other bytes for the same input
+    title: str
+    summary: str
+    source: str
+    produces: Literal["dense", "adapter"]
+    parameters: dict[str, Any]  # JSON Schema of the parameters object
+
+
 class Catalog(Value):
     """All cards, sorted by name."""
 
     format_version: int = CATALOG_FORMAT_VERSION
     methods: tuple[MethodCard, ...]
     evaluators: tuple[EvaluatorCard, ...]
+    finetuners: tuple[FinetunerCard, ...] = ()
 
     def method(self, name: str) -> MethodCard:
         """Return a method's card by name or alias.
@@ -118,10 +133,50 @@ class Catalog(Value):
         faults = _structural_faults(card, has_base_model=has_base_model, weights=weights)
         faults += _per_model_faults(card, model_parameters)
         if faults:
-            raise Invalid(_summary(card, faults), errors=faults)
+            raise Invalid(_summary(card.name, faults), errors=faults)
         faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
         if faults:
-            raise InvalidParameters(_summary(card, faults), errors=faults)
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
+        return card, fill_defaults(card.parameters, parameters)
+
+    def check_task(
+        self, kind: str, *, head: str, metric: str, preprocessing: Mapping[str, JsonValue]
+    ) -> tuple[EvaluatorCard, dict[str, JsonValue]]:
+        """Return the evaluator's card and the effective preprocessing (defaults filled in) of a task.
+
+        Raises: UnknownTaskKind with the nearest name; Invalid for a head or a metric that the evaluator has not;
+            InvalidParameters naming every fault of the preprocessing at once.
+        """
+        known = [card.name for card in self.evaluators]
+        if kind not in known:
+            detail = _unknown("evaluator for tasks of kind", kind, known)
+            raise UnknownTaskKind(detail, errors=[FieldProblem("/kind", detail, near_match(kind, known))])
+        card = self.evaluator(kind)
+        faults = _choice_faults("/head/kind", "head", head, card.heads)
+        faults += _choice_faults("/metric", "metric", metric, card.metrics)
+        if faults:
+            raise Invalid(f"{card.name}: {faults[0].message}", errors=faults)
+        faults = schema_faults(card.parameters, dict(preprocessing), pointer="/preprocessing")
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
+        return card, fill_defaults(card.parameters, preprocessing)
+
+    def check_finetune(
+        self, technique: str, parameters: Mapping[str, JsonValue]
+    ) -> tuple[FinetunerCard, dict[str, JsonValue]]:
+        """Return the card and the effective parameters (defaults filled in) of a fine-tuning request.
+
+        Raises: UnknownTechnique with the nearest name; InvalidParameters naming every fault at once.
+        """
+        cards = {card.name: card for card in self.finetuners}
+        if technique not in cards:
+            detail = _unknown("fine-tuning technique", technique, list(cards))
+            problem = FieldProblem("/technique", detail, near_match(technique, cards))
+            raise UnknownTechnique(detail, errors=[problem])
+        card = cards[technique]
+        faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return card, fill_defaults(card.parameters, parameters)
 
 
@@ -204,8 +259,15 @@ def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, 
     ]
 
 
-def _summary(card: MethodCard, faults: Sequence[FieldProblem]) -> str:
-    return f"{card.name}: {faults[0].message}" + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+def _choice_faults(pointer: str, what: str, found: str, known: Sequence[str]) -> list[FieldProblem]:
+    if found in known:
+        return []
+    message = f"there is no {what} {found!r} here; expected one of: {', '.join(known)}"
+    return [FieldProblem(pointer, message, near_match(found, known))]
+
+
+def _summary(name: str, faults: Sequence[FieldProblem]) -> str:
+    return f"{name}: {faults[0].message}" + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:

@@ -274,6 +274,20 @@ class UnknownMethod(Invalid):
     title = "No merge method has this name"
 
 
+class UnknownTaskKind(Invalid):
+    """A task of a kind that no evaluator measures."""
+
+    code = "unknown_task_kind"
+    title = "No evaluator measures tasks of this kind"
+
+
+class UnknownTechnique(Invalid):
+    """A fine-tuning request that names no technique of the catalog."""
+
+    code = "unknown_technique"
+    title = "No fine-tuning technique has this name"
+
+
 class InvalidParameters(Invalid):
     """Unknown, missing or out-of-range parameters of a method."""
 
@@ -420,6 +434,20 @@ class NotFinite(JobError):
 
     code = "not_finite"
     title = "A weight is NaN or infinite"
+
+
+class ModelNotRunnable(JobError):
+    """A checkpoint whose files do not make a model that can be run; what is missing is named."""
+
+    code = "model_not_runnable"
+    title = "The checkpoint cannot be run as a model"
+
+
+class HeadMismatch(JobError):
+    """A head that does not fit the model or the task's classes."""
+
+    code = "head_mismatch"
+    title = "The head does not fit the model or the task"
 
 
 class JobInternal(JobError):

@@ -64,6 +64,7 @@ class Progress(BaseModel):
     unit: str = ""  # "bytes", "steps", "examples", …
     bytes_per_second: float | None = None
     eta_seconds: float | None = None
+    loss: float | None = None  # of the last step, where a model is trained
 
 
 def retry_delay_seconds(attempts: int) -> float:
