@@ -171,9 +171,7 @@ def check_mergeable(reference: Manifest, models: Sequence[Manifest]) -> Compatib
     )
 
 
-def _differences(
-    expected: dict[str, TensorSpec], found: dict[str, TensorSpec], index: int
-) -> list[TensorDifference]:
+def _differences(expected: dict[str, TensorSpec], found: dict[str, TensorSpec], index: int) -> list[TensorDifference]:
     differences = [
         TensorDifference(name=name, problem="missing", model=index) for name in expected if name not in found
     ]

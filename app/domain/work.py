@@ -64,9 +64,7 @@ class AnalyzeWork(Value):
     output: Path  # an empty folder
 
 
-Work = Annotated[
-    ImportWork | MergeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")
-]
+Work = Annotated[ImportWork | MergeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")]
 
 
 class ImportOutcome(Value):
@@ -99,9 +97,7 @@ class AnalyzeOutcome(Value):
     data: dict[str, JsonValue]
 
 
-Outcome = Annotated[
-    ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome, Field(discriminator="kind")
-]
+Outcome = Annotated[ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome, Field(discriminator="kind")]
 
 
 class ProgressReport(Value):
