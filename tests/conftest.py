@@ -1,0 +1,94 @@
+"""Fixtures that give every test real servers and fresh data.
+
+`postgresql_url`, `sqlite_url`, `database_url` (both in turn): an empty database for one test. `redis_url`: a flushed
+Valkey. `s3_bucket`: an empty bucket. AMALGAM_TEST_POSTGRESQL_URL, AMALGAM_TEST_REDIS_URL and AMALGAM_TEST_S3_ENDPOINT
+point the tests at servers that already run. Under xdist each worker process starts its own servers, when a test first
+asks.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests import servers
+
+# Before any test module imports torch or transformers: two test processes share two cores, and nothing is downloaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the developer's own AMALGAM_* settings out of the tests."""
+    for name in list(os.environ):
+        if name.startswith("AMALGAM_") and not name.startswith("AMALGAM_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server on which databases may be created."""
+    if url := os.environ.get("AMALGAM_TEST_POSTGRESQL_URL"):
+        yield url
+        return
+    with servers.run_postgresql() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of a Redis or Valkey whose database may be flushed."""
+    if url := os.environ.get("AMALGAM_TEST_REDIS_URL"):
+        yield url
+        return
+    with servers.run_valkey() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 endpoint on which buckets may be created."""
+    if url := os.environ.get("AMALGAM_TEST_S3_ENDPOINT"):
+        yield url
+        return
+    with servers.run_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """An empty PostgreSQL database of this test's own."""
+    with servers.fresh_database(postgresql_server) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite database file of this test's own; not made yet."""
+    return f"sqlite:///{tmp_path / 'amalgam.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of this test's own, on SQLite and on PostgreSQL in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """A Valkey (Redis) database without keys."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushdb()
+    return redis_server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str) -> Iterator[servers.S3Bucket]:
+    """An empty bucket of this test's own."""
+    with servers.fresh_bucket(s3_server) as bucket:
+        yield bucket
