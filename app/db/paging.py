@@ -1,0 +1,74 @@
+"""Keyset pagination: a page begins after the last key of the page before, so inserts neither repeat nor skip a row.
+
+The key is a unique text column that sorts by creation (a UUIDv7 id). A cursor carries the order and a digest of the
+filters beside the key, so it is refused where it does not belong.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app.domain.checkpoints import digest_json
+from app.domain.errors import BadCursor
+from app.domain.views.pages import PageRequest
+
+Row = TypeVar("Row")
+
+
+def paginate(
+    session: Session,
+    statement: Select[tuple[Row]],
+    *,
+    key: InstrumentedAttribute[str],
+    request: PageRequest,
+    filters: Mapping[str, object],
+) -> tuple[list[Row], str | None]:
+    """Return the rows of one page and the cursor of the next.
+
+    `filters`: everything that narrows the statement, JSON-able; a cursor holds for equal filters only.
+    Raises: BadCursor for a cursor that this list, in this order and with these filters, did not give out.
+    """
+    is_descending = request.order.startswith("-")
+    belongs_to = _digest(key, request, filters)
+    if request.cursor is not None:
+        after = _decode(request.cursor, belongs_to)
+        statement = statement.where(key < after if is_descending else key > after)
+    statement = statement.order_by(key.desc() if is_descending else key.asc()).limit(request.limit + 1)
+    rows = list(session.scalars(statement))
+    if len(rows) <= request.limit:
+        return rows, None
+    rows = rows[: request.limit]
+    return rows, _encode(getattr(rows[-1], key.key), belongs_to)
+
+
+def _digest(key: InstrumentedAttribute[str], request: PageRequest, filters: Mapping[str, object]) -> str:
+    given = {name: str(value) for name, value in filters.items() if value is not None}
+    return digest_json([str(key), request.order, given])[:16]
+
+
+def _encode(last: str, belongs_to: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([belongs_to, last]).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str, belongs_to: str) -> str:
+    try:
+        document: Any = json.loads(base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)))
+    except (ValueError, binascii.Error, RecursionError):
+        raise _refused() from None
+    match document:
+        case [str(digest), str(last)] if digest == belongs_to and "\0" not in last:
+            return last
+        case _:
+            raise _refused()
+
+
+def _refused() -> BadCursor:
+    return BadCursor(
+        "The cursor was not given out by this list with these filters and this order. Use `next_cursor` of the page"
+        " before unchanged, with the same filters, or leave `cursor` out to start again."
+    )
