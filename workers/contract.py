@@ -42,14 +42,21 @@ class MergeContext:
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
 
     def random(self, purpose: str, model: int) -> torch.Generator:
-        """Return a generator keyed by (seed, purpose, model's content, tensor, offset), whatever the order and sharding.
+        """Return a generator keyed by (seed, purpose, model's content, tensor, offset): order and sharding do not matter.
 
-        The draw depends on the piece's offset, so a random method must have granularity "tensor", or draw by position.
+        The draw depends on the piece's offset, so a random method must have granularity "tensor", or draw by position
+        with `random_key`.
         """
-        key = f"{self.seed}\0{purpose}\0{self.model_keys[model]}\0{self.tensor}\0{self.offset}"
         generator = torch.Generator()
-        generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
+        generator.manual_seed(_digest(f"{self._key(purpose, model)}\0{self.offset}") >> 1)
         return generator
+
+    def random_key(self, purpose: str, model: int) -> int:
+        """Return a 64-bit key of (seed, purpose, model's content, tensor), for draws that depend on position alone."""
+        return _digest(self._key(purpose, model))
+
+    def _key(self, purpose: str, model: int) -> str:
+        return f"{self.seed}\0{purpose}\0{self.model_keys[model]}\0{self.tensor}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ class PieceSource(Protocol):
     @property
     def n_models(self) -> int:
         """How many models are merged."""
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """One weight per model."""
 
     def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
         """Apply a pure function to every piece, on several threads, and yield the results in order of position."""
@@ -153,6 +164,10 @@ def merge_method(
         return MergeMethod(card, parameters, function, collect or _collect_nothing)
 
     return decorate
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
 def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
