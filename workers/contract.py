@@ -42,7 +42,7 @@ class MergeContext:
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
 
     def random(self, purpose: str, model: int) -> torch.Generator:
-        """Return a generator keyed by (seed, purpose, model's content, tensor, offset): order and sharding do not matter.
+        """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
 
         The draw depends on the piece's offset, so a random method must have granularity "tensor", or draw by position
         with `random_key`.
