@@ -89,6 +89,9 @@ class PieceSource(Protocol):
     def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
         """Apply a pure function to every piece, on several threads, and yield the results in order of position."""
 
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of a tensor, on the caller's thread."""
+
 
 class StatisticRequest(Protocol):
     """A statistic over the whole merge set: a frozen value that knows how to collect itself."""
@@ -132,6 +135,7 @@ def merge_method(
     is_random: bool = False,
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
+    statistic_passes: int = 0,
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
@@ -158,6 +162,7 @@ def merge_method(
         parameters=parameters.model_json_schema(),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
+        statistic_passes=statistic_passes,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
