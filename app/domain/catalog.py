@@ -54,7 +54,7 @@ class MethodCard(Value):
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
-    statistic_passes: int = Field(default=0, ge=0)  # how often, at most, its statistics read the inputs before the merge
+    statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
 
 
 class EvaluatorCard(Value):
