@@ -194,6 +194,15 @@ class ModelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is measured or trained: a checkpoint on a task, under a head made with a base model."""
+
+    task: LocalTask
+    checkpoint: LocalCheckpoint
+    base_model: LocalCheckpoint
+
+
+@dataclass(frozen=True)
 class Trainable:
     """A task as a fine-tuner sees it: a model, and its loss on any batch of training examples."""
 
@@ -204,26 +213,18 @@ class Trainable:
 
 
 class Measure(Protocol):
-    """Measure one checkpoint on one split of one task; `on_examples(done, total)` reports."""
+    """Measure a subject on one split of its task; `on_examples(done, total)` reports."""
 
     def __call__(
-        self,
-        task: LocalTask,
-        split: str,
-        checkpoint: LocalCheckpoint,
-        base_model: LocalCheckpoint,
-        models: ModelSource,
-        on_examples: Callable[[int, int], None],
+        self, subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
     ) -> tuple[Measurement, ...]:
         """Return the measurements."""
 
 
 class MakeTrainable(Protocol):
-    """Open a checkpoint for training on a task's `train` split."""
+    """Open a subject for training on its task's `train` split."""
 
-    def __call__(
-        self, task: LocalTask, checkpoint: LocalCheckpoint, base_model: LocalCheckpoint, models: ModelSource
-    ) -> Trainable:
+    def __call__(self, subject: Subject, models: ModelSource) -> Trainable:
         """Return the model with its loss."""
 
 
@@ -249,7 +250,7 @@ def evaluator(
     version: int = 1,
     make_trainable: MakeTrainable | None = None,
 ) -> Callable[[Measure], Evaluator]:
-    """Turn `measure(task, split, checkpoint, base_model, models, on_examples)` into an evaluator with its card.
+    """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
     `parameters` is the form of a task's `preprocessing`; the evaluator's name is the `kind` of the tasks it measures.
     """
