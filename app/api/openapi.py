@@ -1,0 +1,74 @@
+"""The OpenAPI document: what FastAPI makes of the routes, with our problems in place of its own.
+
+Every operation answers 400, 422 and 503; those with a body also 413 and 415, those that compute an answer 500.
+"""
+
+import copy
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.api.problems import Problem, add_response
+from app.domain.errors import (
+    AmalgamError,
+    BadRequest,
+    IdempotencyKeyReused,
+    Invalid,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
+
+Document = dict[str, Any]
+
+VERBS = ("get", "put", "post", "delete", "patch")
+
+
+def describe(app: FastAPI) -> Document:
+    """Return the OpenAPI document of an app, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+            license_info=app.license_info,
+        )
+        app.openapi_schema = _with_problems(document)
+    return app.openapi_schema
+
+
+def _with_problems(document: Document) -> Document:
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for ours in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(ours, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["Problem"] = problem
+    for path in document["paths"].values():
+        for verb in VERBS:
+            if verb in path:
+                _add_problems(path[verb])
+    return document
+
+
+def _add_problems(operation: Document) -> None:
+    responses = operation["responses"]
+    validation = responses.get("422", {}).get("content", {})
+    if "application/json" in validation:
+        responses.pop("422")
+    for kind in _everywhere(operation):
+        add_response(responses, kind, key=str)
+    operation["responses"] = {status: copy.deepcopy(responses[status]) for status in sorted(responses)}
+
+
+def _everywhere(operation: Document) -> list[type[AmalgamError]]:
+    kinds: list[type[AmalgamError]] = [BadRequest, Invalid, TooLarge, Unavailable, AmalgamError]
+    if "requestBody" in operation:
+        kinds += [UnsupportedMediaType]
+    if any(parameter["name"].lower() == "idempotency-key" for parameter in operation.get("parameters", ())):
+        kinds += [IdempotencyKeyReused]
+    return kinds

@@ -1,0 +1,57 @@
+"""The query parameters that every list shares: limit, cursor, order, created_after, created_before, tag.KEY."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from app.domain.errors import FieldProblem, Invalid
+from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Order, PageRequest
+
+MAX_TAG_FILTERS = 16
+
+
+def page_request(
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items on a page.")] = DEFAULT_LIMIT,
+    cursor: Annotated[
+        str | None, Query(max_length=512, description="`next_cursor` of the page before, with the same filters.")
+    ] = None,
+    order: Annotated[Order, Query(description="Oldest or newest first.")] = "-created_at",
+) -> PageRequest:
+    """Return the page that is asked for."""
+    return PageRequest(limit=limit, cursor=cursor, order=order)
+
+
+def tag_filters(request: Request) -> Mapping[str, str]:
+    """Return the filters `tag.KEY=value` of the query; all of them must hold."""
+    filters = {
+        name.removeprefix("tag."): value for name, value in request.query_params.items() if name.startswith("tag.")
+    }
+    if len(filters) > MAX_TAG_FILTERS:
+        message = f"at most {MAX_TAG_FILTERS} tag filters, found {len(filters)}"
+        raise Invalid(f"The query has too many tag filters: {message}.", errors=[FieldProblem("/query/tag", message)])
+    return filters
+
+
+def _aware(name: str, value: datetime | None) -> datetime | None:
+    if value is not None and value.tzinfo is None:
+        message = "must carry a zone, as in 2026-01-31T12:00:00Z"
+        raise Invalid(f"{name} {message}.", errors=[FieldProblem(f"/query/{name}", message)])
+    return value
+
+
+def created_after(created_after: Annotated[datetime | None, Query()] = None) -> datetime | None:
+    """Return the instant after which items were created."""
+    return _aware("created_after", created_after)
+
+
+def created_before(created_before: Annotated[datetime | None, Query()] = None) -> datetime | None:
+    """Return the instant before which items were created."""
+    return _aware("created_before", created_before)
+
+
+PageDep = Annotated[PageRequest, Depends(page_request)]
+TagFiltersDep = Annotated[Mapping[str, str], Depends(tag_filters)]
+CreatedAfterDep = Annotated[datetime | None, Depends(created_after)]
+CreatedBeforeDep = Annotated[datetime | None, Depends(created_before)]

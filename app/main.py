@@ -1,0 +1,85 @@
+"""The API's door: reads the settings, builds what the routes stand on, and makes the FastAPI application."""
+
+import contextlib
+import importlib
+import pkgutil
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from app.api import failures, openapi, routes
+from app.api.dependencies import Defaults, Wiring, refuse_unknown_query
+from app.api.middleware import Intake, RequestContext
+from app.config import Settings, load_settings
+from app.db.engine import Sessions, make_engine
+from app.domain.catalog import load_catalog
+from app.domain.jobs import ResourceClass
+from app.queue import JobQueue
+from app.storage.factory import open_storage
+from app.storage.sources import Sources
+
+DESCRIPTION = """
+Merges fine-tuned model checkpoints: register checkpoints, merge them, evaluate the result, compare.
+
+Errors are `application/problem+json` with a stable `code`; `GET /problems/{code}` explains each. Work answers `202`
+with a job; follow it with `GET /v1/jobs/{id}?wait_seconds=30` or its event stream. Every POST takes an
+`Idempotency-Key`. Lists use cursors.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application. Nothing is reached over the network, and no table is touched, before the first request."""
+    settings = settings or load_settings()
+    app = FastAPI(
+        title="Amalgam",
+        version=version("amalgam"),
+        summary="Merges fine-tuned model checkpoints.",
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown_query)],
+        lifespan=_lifespan,
+    )
+    app.state.wiring = wire(settings)
+    for resource in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
+        app.include_router(importlib.import_module(f"{routes.__name__}.{resource}").router)
+    failures.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(Intake, allowed_hosts=settings.allowed_hosts or ("*",))
+    app.add_middleware(RequestContext)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's own way to replace it
+    return app
+
+
+def wire(settings: Settings) -> Wiring:
+    """Build what the routes stand on."""
+    return Wiring(
+        sessions=Sessions(make_engine(settings.database_url)),
+        catalog=load_catalog(),
+        storage=open_storage(settings.store_url, settings.cache, settings.scratch),
+        sources=Sources(settings.file_roots),
+        queue=JobQueue(settings.broker_url),
+        defaults=Defaults(
+            max_attempts=settings.max_attempts,
+            timeout_seconds=settings.timeout_seconds,
+            shard_bytes=settings.shard_bytes,
+            compute_class=ResourceClass.GPU if settings.device.startswith("cuda") else ResourceClass.CPU,
+        ),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.wiring.sessions.engine.dispose()
