@@ -1,0 +1,40 @@
+"""Paths between two tensors: the straight line, and the arc.
+
+Source: Shoemake 1985, "Animating rotation with quaternion curves" (slerp).
+"""
+
+from math import acos, fsum, sin, sqrt
+
+from torch import Tensor
+
+from workers.numerics import precision
+
+NEARLY_PARALLEL = 0.9995  # |cosine| from which the arc is taken as its chord: sin(angle) gets too small to divide by
+BLOCK_ELEMENTS = 1 << 14  # dot products are summed block by block, whatever the number of threads
+
+
+def interpolate_linearly(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Return (1 − t)·first + t·second, float32; exact at both ends and where the tensors are equal."""
+    return precision.round_to_float32(first.double().mul_(1.0 - t).add_(second, alpha=t))
+
+
+def interpolate_spherically(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Return the point at t of the arc from first to second, float32: the angle is that of the flattened tensors.
+
+    [sin((1 − t)Ω)·first + sin(tΩ)·second] / sin Ω with cos Ω = ⟨first, second⟩ / (‖first‖·‖second‖). The tensors are
+    not normalized, so equal norms are kept. Where a norm is 0 or |cos Ω| > 0.9995 there is no arc to speak of: the
+    straight line is taken.
+    """
+    norms = sqrt(_inner(first, first)) * sqrt(_inner(second, second))
+    cosine = _inner(first, second) / norms if norms > 0 else 1.0
+    if abs(cosine) > NEARLY_PARALLEL:
+        return interpolate_linearly(first, second, t)
+    angle = acos(cosine)
+    share = sin((1.0 - t) * angle) / sin(angle)
+    merged = first.double().mul_(share).add_(second, alpha=sin(t * angle) / sin(angle))
+    return precision.round_to_float32(merged)
+
+
+def _inner(first: Tensor, second: Tensor) -> float:
+    pairs = zip(first.flatten().split(BLOCK_ELEMENTS), second.flatten().split(BLOCK_ELEMENTS), strict=True)
+    return fsum(float((one.double() * other.double()).sum()) for one, other in pairs)
