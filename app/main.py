@@ -30,7 +30,7 @@ with a job; follow it with `GET /v1/jobs/{id}?wait_seconds=30` or its event stre
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application. Nothing is reached over the network, and no table is touched, before the first request."""
+    """Return the application; nothing is reached over the network before the first request."""
     settings = settings or load_settings()
     app = FastAPI(
         title="Amalgam",
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(Intake, allowed_hosts=settings.allowed_hosts or ("*",))
+    app.add_middleware(Intake, allowed_hosts=settings.allowed_hosts, body_limit_bytes=settings.body_limit_bytes)
     app.add_middleware(RequestContext)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's own way to replace it
     return app

@@ -116,7 +116,9 @@ def refuse_unknown_query(request: Request) -> None:
     dependants = list(_flat(route.dependant))
     known = [parameter.alias for dependant in dependants for parameter in dependant.query_params]
     has_tags = any(dependant.call is pages.tag_filters for dependant in dependants)
-    unknown = [name for name in request.query_params if name not in known and not (has_tags and name.startswith("tag."))]
+    unknown = [
+        name for name in request.query_params if name not in known and not (has_tags and name.startswith("tag."))
+    ]
     faults = [
         FieldProblem(
             f"/query/{name}",
@@ -141,7 +143,9 @@ def require_positive_sequence(text: str | None) -> int:
     if text is None or text == "":
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BadRequest(f"Last-Event-ID is {text[:80]!r}; expected the number of an event. Leave it out to start over.")
+        raise BadRequest(
+            f"Last-Event-ID is {text[:80]!r}; expected the number of an event. Leave it out to start over."
+        )
     return int(text)
 
 

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.domain.errors import AmalgamError, BadRequest, FieldProblem, Invalid, TooLarge
 
-MAX_BODY_BYTES = 1 << 20
 MAX_DEPTH = 64
 BODY_STATE = "json_body"  # the parsed body, for the fingerprint of an Idempotency-Key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -60,9 +59,10 @@ class RequestContext:
 class Intake:
     """Refuses requests for other hosts, addresses with NUL, and bodies that are too large or not strict JSON."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str] = ("*",)) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str], body_limit_bytes: int) -> None:
         self.app = app
         self.allowed_hosts = tuple(allowed_hosts)
+        self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -74,7 +74,7 @@ class Intake:
             self._check_host(request)
             _check_address(request)
             if _UPLOADED_FILE.fullmatch(scope["path"]) is None:
-                body = await _read(request)
+                body = await _read(request, self.body_limit_bytes)
                 if body and _is_json(request):
                     scope.setdefault("state", {})[BODY_STATE] = parse_json(body)
                 receive = _again(body, receive)
@@ -163,21 +163,21 @@ def _check_address(request: Request) -> None:
         raise BadRequest("The address contains NUL (%00), which no name here can contain. Leave it out.")
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large()
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+        if len(body) > limit:
+            raise _too_large(limit)
     return bytes(body)
 
 
-def _too_large() -> TooLarge:
+def _too_large(limit: int) -> TooLarge:
     return TooLarge(
-        f"The body is larger than {MAX_BODY_BYTES} bytes. Send weights as an upload (POST /v1/checkpoints/uploads) or by"
+        f"The body is larger than {limit} bytes. Send weights as an upload (POST /v1/checkpoints/uploads) or by"
         " URI, and less than this everywhere else."
     )
 
