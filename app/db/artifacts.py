@@ -1,0 +1,92 @@
+"""Rows of artifacts and of the files they hold."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.owners import Owner
+from app.db.tables import Artifact, ArtifactFile
+from app.domain.checkpoints import FileEntry, digest_json
+from app.domain.errors import NotFound
+from app.domain.identifiers import new_id
+from app.domain.views.artifacts import ArtifactView
+
+
+def add(  # noqa: PLR0913 (one column each)
+    session: Session,
+    owner: Owner,
+    *,
+    kind: Literal["checkpoint", "report"],
+    job_id: str | None,
+    checkpoint_id: str | None,
+    files: Sequence[FileEntry],
+    recipe: dict[str, Any] | None = None,
+    recipe_digest: str | None = None,
+) -> ArtifactView:
+    """Add an artifact whose files are already in the store."""
+    ordered = sorted(files, key=lambda file: file.path)
+    row = Artifact(
+        id=new_id("art"),
+        project_id=owner.project_id,
+        actor=owner.name,
+        kind=kind,
+        job_id=job_id,
+        checkpoint_id=checkpoint_id,
+        content_digest=digest_json([[file.path, file.size_bytes, file.sha256] for file in ordered]),
+        size_bytes=sum(file.size_bytes for file in ordered),
+        recipe=recipe,
+        recipe_digest=recipe_digest,
+    )
+    session.add(row)
+    session.flush()
+    session.add_all(
+        ArtifactFile(artifact_id=row.id, path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+        for file in ordered
+    )
+    session.flush()
+    return view(row, ordered)
+
+
+def name_checkpoint(session: Session, artifact_id: str, checkpoint_id: str) -> None:
+    """Say which checkpoint an artifact is, where the checkpoint was added after it."""
+    session.get_one(Artifact, artifact_id).checkpoint_id = checkpoint_id
+    session.flush()
+
+
+def find(session: Session, project_id: str, artifact_id: str, *, is_locked: bool = False) -> Artifact:
+    """Return an artifact's row; `is_locked` keeps others from changing it. Raises: NotFound."""
+    statement = select(Artifact).where(Artifact.project_id == project_id, Artifact.id == artifact_id)
+    row = session.scalar(statement.with_for_update() if is_locked else statement)
+    if row is None:
+        raise NotFound(f"No artifact has the id {artifact_id!r}. GET /v1/artifacts lists what there is.")
+    return row
+
+
+def get(session: Session, project_id: str, artifact_id: str) -> ArtifactView:
+    """Return one artifact with its files. Raises: NotFound."""
+    row = find(session, project_id, artifact_id)
+    return view(row, list_files(session, [row.id]).get(row.id, []))
+
+
+def list_files(session: Session, artifact_ids: Iterable[str]) -> Mapping[str, list[FileEntry]]:
+    """Return the files of artifacts, sorted by path, by artifact id."""
+    statement = select(ArtifactFile).where(ArtifactFile.artifact_id.in_(list(artifact_ids)))
+    files: dict[str, list[FileEntry]] = {}
+    for row in session.scalars(statement.order_by(ArtifactFile.artifact_id, ArtifactFile.path)):
+        entry = FileEntry(path=row.path, size_bytes=row.size_bytes, sha256=row.sha256)
+        files.setdefault(row.artifact_id, []).append(entry)
+    return files
+
+
+def view(row: Artifact, files: Sequence[FileEntry]) -> ArtifactView:
+    """Return what a caller sees of an artifact."""
+    return ArtifactView.model_validate(
+        {
+            "job": row.job_id,
+            "checkpoint": row.checkpoint_id,
+            "files": list(files),
+            **{name: getattr(row, name) for name in ArtifactView.model_fields if hasattr(row, name)},
+        }
+    )

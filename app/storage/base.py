@@ -1,0 +1,82 @@
+"""What a store of bytes is: content-addressed, so a name is the sha256 of what it names and never changes meaning.
+
+Keys are `objects/sha256/ab/<digest>`. Equal bytes are stored once. Nothing here knows checkpoints or artifacts.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from app.domain.checkpoints import FileEntry
+
+CHUNK_BYTES = 1 << 20
+
+
+class TempObject(Protocol):
+    """Bytes on their way in, hashed as they come. Leaving the context without `publish` leaves nothing behind."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes written so far."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of the bytes written so far."""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes. Raises: OutOfDisk."""
+
+    def publish(self) -> None:
+        """Make the bytes an object of the store, under their digest. Raises: OutOfDisk, Unavailable."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was not published."""
+
+
+class Storage(Protocol):
+    """A content-addressed store."""
+
+    def publish(self, directory: Path, files: Sequence[FileEntry]) -> None:
+        """Put the files of a folder into the store; what is there already stays. Can be repeated after a crash.
+
+        Raises: OutOfDisk, Unavailable; ValueError when a file is missing or does not have its size.
+        """
+
+    def fetch(self, files: Sequence[FileEntry]) -> Path:
+        """Return a folder with these files under their paths; read it, do not write into it.
+
+        The folder is kept for at least an hour after the last fetch. Raises: ArtifactGone, OutOfDisk, Unavailable.
+        """
+
+    def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of an object. Raises: ArtifactGone, Unavailable, before the first byte."""
+
+    def size(self, sha256: str) -> int | None:
+        """Return the size of an object in bytes, or None when it is not there. Raises: Unavailable."""
+
+    def delete(self, sha256s: Iterable[str], *, min_age_seconds: float) -> int:
+        """Delete objects that nothing has published again for `min_age_seconds`; return how many. Raises: Unavailable.
+
+        The caller has looked that no row names them; a publish that has not committed yet is younger than the age.
+        """
+
+    def list_objects(self) -> Iterator[tuple[str, float]]:
+        """Yield (sha256, age in seconds since it was last published) of every object. Raises: Unavailable."""
+
+    def new_temp(self) -> TempObject:
+        """Return a place to write bytes whose digest is not known yet. Raises: OutOfDisk."""
+
+    def sweep_temp(self, *, older_than_seconds: float) -> int:
+        """Remove what crashes left behind and cached folders nobody uses; return how many things were removed."""
+
+    def free_bytes(self) -> int | None:
+        """Return the room left, or None where the store has no limit that can be seen."""
+
+    def check(self) -> None:
+        """Return if the store can be used. Raises: Unavailable saying what to look at."""
