@@ -1,0 +1,106 @@
+"""Reads runs of a tensor's elements with pread into reused buffers; nothing is mapped, nothing is held.
+
+A file that shrinks under a mapping kills the process; under pread it is an error that names the file.
+"""
+
+import os
+import threading
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
+from app.domain.errors import InputChanged
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+class TensorReader:
+    """The weight files of one checkpoint, open for reading; safe to share between threads."""
+
+    def __init__(self, checkpoint: LocalCheckpoint) -> None:
+        self.checkpoint = checkpoint
+        self._descriptors: dict[str, int] = {}
+        self._scratch = threading.local()
+        try:
+            for file in sorted({tensor.file for tensor in checkpoint.manifest.tensors}):
+                self._descriptors[file] = _open(checkpoint, file)
+        except BaseException:
+            self.close()
+            raise
+
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor) -> None:
+        """Fill `out`, a contiguous float32 tensor on the CPU, with elements offset, offset + 1, … of the tensor."""
+        if out.numel() == 0:
+            return
+        item = DTYPE_BYTES[tensor.dtype]
+        begin = tensor.begin + offset * item
+        if tensor.dtype == "F32":
+            self._read(tensor.file, begin, out.numpy().data.cast("B"))
+            return
+        raw = self._buffer(out.numel() * item)
+        self._read(tensor.file, begin, raw.numpy().data.cast("B"))
+        out.copy_(raw.view(TORCH_DTYPES[tensor.dtype]))
+
+    def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""
+        self._read(tensor.file, tensor.begin + offset, out)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, file: str, begin: int, out: memoryview) -> None:
+        descriptor = self._descriptors[file]
+        done = 0
+        while done < len(out):
+            n_bytes = os.preadv(descriptor, [out[done:]], begin + done)
+            if n_bytes == 0:
+                raise InputChanged(
+                    f"{self.checkpoint.id}: {file} ends before byte {begin + len(out)}, expected it to be as long as "
+                    "when it was registered; register the checkpoint again."
+                )
+            done += n_bytes
+
+    def _buffer(self, n_bytes: int) -> Tensor:
+        """Return this thread's scratch bytes; valid until its next call."""
+        buffer: Tensor | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or buffer.numel() < n_bytes:
+            buffer = torch.empty(n_bytes, dtype=torch.uint8)
+            self._scratch.buffer = buffer
+        return buffer[:n_bytes]
+
+
+def path_of(checkpoint: LocalCheckpoint, file: str) -> Path:
+    """Return where a file of the checkpoint lies; a checkpoint that is one bare file has its own path."""
+    return checkpoint.path if checkpoint.path.is_file() else checkpoint.path / file
+
+
+def _open(checkpoint: LocalCheckpoint, file: str) -> int:
+    try:
+        descriptor = os.open(path_of(checkpoint, file), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputChanged(
+            f"{checkpoint.id}: {file} is not there any more, expected it as registered; register the checkpoint again."
+        ) from None
+    expected = next((entry.size_bytes for entry in checkpoint.manifest.files if entry.path == file), None)
+    found = os.fstat(descriptor).st_size
+    if expected is not None and found != expected:
+        os.close(descriptor)
+        raise InputChanged(
+            f"{checkpoint.id}: {file} has {found} bytes, expected {expected} as registered; register it again."
+        )
+    return descriptor

@@ -1,0 +1,57 @@
+"""Evaluate one checkpoint on tasks: paths and values in, measurements out."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from app.domain.jobs import Progress
+from app.domain.tasks import Measurement
+from app.domain.work import EvaluateWork
+from workers.checkpoints.model import Models
+from workers.contract import Evaluator, Subject
+
+
+def evaluate(
+    work: EvaluateWork,
+    evaluators: Mapping[str, Evaluator],
+    on_progress: Callable[[Progress], None],
+    *,
+    device: str = "cpu",
+) -> tuple[Measurement, ...]:
+    """Measure the checkpoint on each task, in the order given; each checkpoint involved is loaded once.
+
+    `evaluators` holds one evaluator per kind of the tasks. The numbers do not depend on what else is measured.
+
+    Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch, InvalidParameters.
+    """
+    models = Models(device)
+    measurements: list[Measurement] = []
+    for index, task in enumerate(work.tasks):
+        subject = Subject(task, work.checkpoint, work.base_models[task.id])
+        report = _Report(on_progress, index, len(work.tasks), task.spec.name)
+        measurements += evaluators[task.spec.kind].measure(subject, work.split[task.id], models, report)
+    return tuple(measurements)
+
+
+class _Report:
+    """Turns the examples done of one task into the progress of the whole job; tasks count alike."""
+
+    def __init__(self, on_progress: Callable[[Progress], None], index: int, n_tasks: int, name: str) -> None:
+        self._on_progress = on_progress
+        self._index = index
+        self._n_tasks = n_tasks
+        self._stage = f"measuring {name}"
+        self._started = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        seconds_per_example = (time.monotonic() - self._started) / done
+        left = (total - done) + total * (self._n_tasks - self._index - 1)  # as if all tasks were alike
+        self._on_progress(
+            Progress(
+                stage=self._stage,
+                fraction=(self._index + done / total) / self._n_tasks,
+                done=done,
+                total=total,
+                unit="examples",
+                eta_seconds=seconds_per_example * left,
+            )
+        )

@@ -1,0 +1,66 @@
+"""Import: from the files of a checkpoint to its manifest.
+
+Headers are checked and content is hashed; values are not judged: a NaN is found by the merge that meets it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest, TensorSpec, digest_weights
+from app.domain.jobs import Progress
+from workers.checkpoints import config, files, hashing, parallel
+from workers.pipelines.progress import ProgressMeter
+
+
+def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, threads: int | None = None) -> Manifest:
+    """Return the manifest of the checkpoint at `source`, a folder or one safetensors file.
+
+    Every file is hashed, and every tensor by itself; memory does not grow with either.
+    Raises: InvalidHeader, MissingWeights, UnsafeFormat, CheckpointInvalid; InputChanged if a file changes meanwhile.
+    """
+    found = files.find_files(source)
+    tensors = files.read_headers(found)
+    files.check_index(found, tensors)
+    facts = config.read_config(found.root) if config.CONFIG_FILE in found.companions else config.ModelConfig()
+    entries, sha256_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
+    return Manifest(
+        kind=CheckpointKind.ADAPTER if found.weights == (files.ADAPTER_FILE,) else CheckpointKind.DENSE,
+        files=tuple(entries),
+        tensors=tuple(tensors),
+        weights_digest=digest_weights(tensors, sha256_of),
+        tied=config.find_tied(facts, [tensor.name for tensor in tensors], sha256_of),
+        architecture=facts.architecture,
+        model_type=facts.model_type,
+        vocab_size=facts.vocab_size,
+    )
+
+
+def _hash(
+    found: files.CheckpointFiles,
+    tensors: Sequence[TensorSpec],
+    on_progress: Callable[[Progress], None],
+    *,
+    threads: int,
+) -> tuple[list[FileEntry], dict[str, str]]:
+    """Hash files and tensors at the same time: both read the same bytes, the second from the page cache."""
+    paths = sorted((*found.weights, *found.companions))
+    sizes = {path: (found.root / path).stat().st_size for path in paths}
+    meter = ProgressMeter(
+        on_progress, total=sum(sizes.values()) + sum(tensor.size_bytes for tensor in tensors), unit="bytes"
+    )
+    meter.enter("hashing")
+    with ThreadPoolExecutor(threads) as pool:
+        of_tensors = [
+            pool.submit(
+                hashing.hash_tensors,
+                found.root / file,
+                sorted((tensor for tensor in tensors if tensor.file == file), key=lambda tensor: tensor.begin),
+                meter.advance,
+            )
+            for file in found.weights
+        ]
+        of_files = {path: pool.submit(hashing.hash_file, found.root / path, meter.advance) for path in paths}
+        sha256_of = {name: digest for future in of_tensors for name, digest in future.result().items()}
+        entries = [FileEntry(path=path, size_bytes=sizes[path], sha256=of_files[path].result()) for path in paths]
+    return entries, sha256_of

@@ -1,0 +1,54 @@
+"""Turns units of work done into progress reports: fraction, speed and what is left, a few times a second."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from app.domain.jobs import Progress
+
+INTERVAL_SECONDS = 0.2
+
+
+class ProgressMeter:
+    """Counts units of one job over all its stages; `advance` may be called from any thread."""
+
+    def __init__(self, on_progress: Callable[[Progress], None], *, total: int, unit: str = "bytes") -> None:
+        self._on_progress = on_progress
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._stage = ""
+        self._lock = threading.Lock()
+        self._began_at = time.monotonic()
+        self._reported_at = float("-inf")
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage and say so at once."""
+        with self._lock:
+            self._stage = stage
+            self._report()
+
+    def advance(self, n: int) -> None:
+        """Count n more units; report if the last report is old enough."""
+        with self._lock:
+            self._done += n
+            if time.monotonic() - self._reported_at >= INTERVAL_SECONDS:
+                self._report()
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        self._reported_at = now
+        elapsed = now - self._began_at
+        rate = self._done / elapsed if elapsed > 0 and self._done else None
+        left = max(0, self._total - self._done)
+        self._on_progress(
+            Progress(
+                stage=self._stage,
+                fraction=min(1.0, self._done / self._total) if self._total else 0.0,
+                done=self._done,
+                total=max(self._total, self._done),
+                unit=self._unit,
+                bytes_per_second=rate if self._unit == "bytes" else None,
+                eta_seconds=left / rate if rate else None,
+            )
+        )
