@@ -66,7 +66,7 @@ def _write_file(
             before: Tensor = source.get_tensor(name)
             tensors[name] = before
             if name in places and before.is_floating_point():
-                after: Tensor = trained.get_tensor(places[name])
+                after: Tensor = trained.get_tensor(places[name])  # type: ignore[no-untyped-call]
                 if not torch.equal(after, before.float()):
                     tensors[name] = after.to(before.dtype)
                     changed.append(name)
