@@ -76,7 +76,7 @@ class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
     `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
-    `tied` lists groups of names that are one tensor by the model's config (only the first is stored).
+    `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
 
     format_version: int = MANIFEST_FORMAT_VERSION
@@ -154,12 +154,41 @@ class Compatibility(Value):
     vocab_sizes: tuple[int | None, ...]
 
 
+def distinct_tensors(
+    reference: Manifest, models: Sequence[Manifest]
+) -> tuple[dict[str, TensorSpec], list[dict[str, TensorSpec]]]:
+    """Return the reference's tensors by name, tied ones once, and each model's under the reference's names.
+
+    A group of the reference is tied only if no model stores two of its names with different bytes.
+    """
+    groups = [group for group in reference.tied if all(_may_be_tied(group, model) for model in models)]
+    leader = {name: group[0] for group in groups for name in group}
+    expected = {tensor.name: tensor for tensor in reference.tensors if leader.get(tensor.name) in (None, tensor.name)}
+    return expected, [_under_names(expected, model, leader) for model in models]
+
+
+def _may_be_tied(group: Sequence[str], model: Manifest) -> bool:
+    stored = {tensor.name for tensor in model.tensors} & set(group)
+    return len(stored) <= 1 or any(stored <= set(tied) for tied in model.tied)
+
+
+def _under_names(expected: dict[str, TensorSpec], model: Manifest, leader: dict[str, str]) -> dict[str, TensorSpec]:
+    found: dict[str, TensorSpec] = {}
+    for tensor in model.tensors:
+        found.setdefault(leader.get(tensor.name, tensor.name), tensor)
+    for group in model.tied:
+        for name in group:
+            if name in expected and group[0] in found:
+                found.setdefault(name, found[group[0]])
+    return found
+
+
 def check_mergeable(reference: Manifest, models: Sequence[Manifest]) -> Compatibility:
     """Compare each model's tensors with the reference's (the base model's, else the first model's)."""
-    expected = {tensor.name: tensor for tensor in reference.tensors}
+    expected, found = distinct_tensors(reference, models)
     differences: list[TensorDifference] = []
-    for index, model in enumerate(models):
-        differences += _differences(expected, {tensor.name: tensor for tensor in model.tensors}, index)
+    for index, tensors in enumerate(found):
+        differences += _differences(expected, tensors, index)
     blocking = [difference for difference in differences if difference.problem != "dtype"]
     return Compatibility(
         is_mergeable=not blocking,
