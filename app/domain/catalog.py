@@ -6,6 +6,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import fsum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from app.domain.errors import (
 CATALOG_FORMAT_VERSION = 1
 CATALOG_PATH = Path(__file__).parent / "catalog.json"
 MAX_MODELS = 256
+DEFAULT_FOR_ONE_MODEL = "x-default-for-one-model"  # keyword in a parameters schema, beside "default"
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
 
@@ -138,7 +140,11 @@ class Catalog(Value):
         faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
-        return card, fill_defaults(card.parameters, parameters)
+        effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
+        faults = _weight_sum_faults(card, effective, weights)
+        if faults:
+            raise Invalid(_summary(card.name, faults), errors=faults)
+        return card, effective
 
     def check_task(
         self, kind: str, *, head: str, metric: str, preprocessing: Mapping[str, JsonValue]
@@ -187,9 +193,19 @@ def load_catalog() -> Catalog:
     return Catalog.model_validate(json.loads(CATALOG_PATH.read_text(encoding="utf-8")))
 
 
-def fill_defaults(schema: Mapping[str, Any], values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the values with the schema's defaults filled in, sorted by name."""
-    defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
+def fill_defaults(
+    schema: Mapping[str, Any], values: Mapping[str, JsonValue], *, n_models: int | None = None
+) -> dict[str, JsonValue]:
+    """Return the values with the schema's defaults filled in, sorted by name.
+
+    A parameter whose best default is another one for a single model says so as `x-default-for-one-model`.
+    """
+    defaults: dict[str, JsonValue] = {}
+    for name, rule in schema.get("properties", {}).items():
+        if n_models == 1 and DEFAULT_FOR_ONE_MODEL in rule:
+            defaults[name] = rule[DEFAULT_FOR_ONE_MODEL]
+        elif "default" in rule:
+            defaults[name] = rule["default"]
     merged = {**defaults, **values}
     return {name: merged[name] for name in sorted(merged)}
 
@@ -247,6 +263,15 @@ def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Seque
         if card.weights == "non_negative" and weight < 0:
             faults.append(FieldProblem(pointer, f"{card.name} needs weights >= 0, found {weight}"))
     return faults
+
+
+def _weight_sum_faults(
+    card: MethodCard, parameters: Mapping[str, JsonValue], weights: Sequence[float]
+) -> list[FieldProblem]:
+    if not parameters.get("normalize") or fsum(weights) != 0:
+        return []
+    advice = "change the weights, or set /parameters/normalize to false to sum without dividing"
+    return [FieldProblem("/models", f"{card.name} divides by the sum of the weights, which is 0; {advice}")]
 
 
 def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, JsonValue]]) -> list[FieldProblem]:

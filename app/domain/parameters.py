@@ -30,3 +30,14 @@ InterpolationPosition = Annotated[
     float,
     Field(ge=0.0, le=1.0, description="Position between the two models: 0 is models[0], 1 is models[1]."),
 ]
+TaskArithmeticCoefficient = Annotated[
+    float,
+    Field(
+        description="Factor on the sum of task vectors (lambda): 0.3 for several models, 1 for one; 0 gives the base.",
+        json_schema_extra={"x-default-for-one-model": 1.0},
+    ),
+]
+Normalize = Annotated[
+    bool,
+    Field(description="Divide by the sum of the weights, which must not be 0."),
+]

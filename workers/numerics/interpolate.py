@@ -5,6 +5,7 @@ Source: Shoemake 1985, "Animating rotation with quaternion curves" (slerp).
 
 from math import acos, fsum, sin, sqrt
 
+import torch
 from torch import Tensor
 
 from workers.numerics import precision
@@ -36,5 +37,7 @@ def interpolate_spherically(first: Tensor, second: Tensor, t: float) -> Tensor:
 
 
 def _inner(first: Tensor, second: Tensor) -> float:
-    pairs = zip(first.flatten().split(BLOCK_ELEMENTS), second.flatten().split(BLOCK_ELEMENTS), strict=True)
+    pairs = zip(
+        torch.split(first.flatten(), BLOCK_ELEMENTS), torch.split(second.flatten(), BLOCK_ELEMENTS), strict=True
+    )
     return fsum(float((one.double() * other.double()).sum()) for one, other in pairs)
