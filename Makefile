@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "Amalgam needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || { echo "setup 1/4: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "setup 2/4: installing torch (about 200 MB)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(TORCH_ARGS) torch==2.13.0
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@echo "setup 3/4: installing the other packages (about 300 MB, 1-2 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "setup 4/4: checking"
@@ -89,7 +89,7 @@ constraints: ## pin anew: install the newest allowed versions into a fresh venv 
 	  && "$$fresh/bin/pip" install --quiet torch==2.13.0 \
 	  && "$$fresh/bin/pip" install --quiet -e '.[$(EXTRAS)]' \
 	  && { echo "# Every distribution of all extras, pinned: what the tests ran with. Made by \`make constraints\`."; \
-	       "$$fresh/bin/pip" freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\).*/\1/'; } > constraints.txt
+	       "$$fresh/bin/pip" freeze --all --exclude pip --exclude-editable | sed 's/^\(torch==[0-9.]*\).*/\1/'; } > constraints.txt
 
 .PHONY: clean
 clean: ## remove caches and build products; keeps .venv and your data
