@@ -1,0 +1,132 @@
+"""The catalog of what workers can do, found from the files of methods/, evaluators/ and finetuning/; no list to edit.
+
+`python -m workers.catalog` writes app/domain/catalog.json, from which the API answers without any of this code;
+`python -m workers.catalog --check` fails where the committed file differs.
+"""
+
+import argparse
+import difflib
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from app.domain.catalog import CATALOG_PATH, Catalog, load_catalog
+from workers import evaluators, finetuning, methods
+from workers.contract import Evaluator, Finetuner, MergeMethod
+
+Entry = TypeVar("Entry", MergeMethod, Evaluator, Finetuner)
+
+
+class CatalogFault(Exception):
+    """A file that does not hold what its folder promises, or a name that two files claim."""
+
+
+def find_methods() -> tuple[MergeMethod, ...]:
+    """Return every merge method, sorted by name.
+
+    Raises: CatalogFault for a file without its method, or a name or alias used twice.
+    """
+    found = _find(methods, MergeMethod)
+    for module, method in found.items():
+        if module.rpartition(".")[2] != method.card.name:
+            raise CatalogFault(f"{module} holds the method {method.card.name!r}; a method's file is named like it")
+    refuse_collisions((name, module) for module, method in found.items() for name in _names(method))
+    return tuple(sorted(found.values(), key=lambda method: method.card.name))
+
+
+def find_evaluators() -> tuple[Evaluator, ...]:
+    """Return every evaluator, sorted by name.
+
+    Raises: CatalogFault for a file without its evaluator, or a name used twice.
+    """
+    found = _find(evaluators, Evaluator)
+    refuse_collisions((evaluator.card.name, module) for module, evaluator in found.items())
+    return tuple(sorted(found.values(), key=lambda evaluator: evaluator.card.name))
+
+
+def find_finetuners() -> tuple[Finetuner, ...]:
+    """Return every fine-tuning technique, sorted by name.
+
+    Raises: CatalogFault for a file without its technique, or a name used twice.
+    """
+    found = _find(finetuning, Finetuner)
+    refuse_collisions((finetuner.card.name, module) for module, finetuner in found.items())
+    return tuple(sorted(found.values(), key=lambda finetuner: finetuner.card.name))
+
+
+def load_method(name: str) -> MergeMethod:
+    """Return a method by name or alias, loading its file alone.
+
+    Raises: MethodNotFound with the nearest name.
+    """
+    card = load_catalog().method(name)
+    module = importlib.import_module(f"{methods.__name__}.{card.name}")
+    return _only(module, MergeMethod)
+
+
+def build_catalog() -> Catalog:
+    """Return the catalog as the code stands."""
+    return Catalog(
+        methods=tuple(method.card for method in find_methods()),
+        evaluators=tuple(evaluator.card for evaluator in find_evaluators()),
+        finetuners=tuple(finetuner.card for finetuner in find_finetuners()),
+    )
+
+
+def render(catalog: Catalog) -> str:
+    """Return the catalog as it is committed: sorted keys, indented, with a newline at the end."""
+    return json.dumps(catalog.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def refuse_collisions(claims: Iterable[tuple[str, str]]) -> None:
+    """Check that no name is claimed by two modules.
+
+    Raises: CatalogFault naming both.
+    """
+    owners: dict[str, str] = {}
+    for name, module in claims:
+        if name in owners:
+            raise CatalogFault(f"the name {name!r} is claimed by {owners[name]} and {module}; rename one of them")
+        owners[name] = module
+
+
+def main(arguments: Sequence[str] | None = None, *, path: Path = CATALOG_PATH) -> int:
+    """Write the catalog, or with --check compare it with the committed one; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m workers.catalog", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file differs")
+    is_check = parser.parse_args(arguments).check
+    wanted = render(build_catalog())
+    if not is_check:
+        path.write_text(wanted, encoding="utf-8")
+        return 0
+    found = path.read_text(encoding="utf-8") if path.exists() else ""
+    if found == wanted:
+        return 0
+    lines = difflib.unified_diff(found.splitlines(), wanted.splitlines(), str(path), "the code", lineterm="")
+    sys.stdout.write("\n".join([*lines, f"{path} is not what the code says; run `make catalog` and commit it", ""]))
+    return 1
+
+
+def _find(package: ModuleType, kind: type[Entry]) -> dict[str, Entry]:
+    names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    return {name: _only(importlib.import_module(name), kind) for name in sorted(names)}
+
+
+def _only(module: ModuleType, kind: type[Entry]) -> Entry:
+    entries = [value for value in vars(module).values() if isinstance(value, kind)]
+    if len(entries) != 1:
+        raise CatalogFault(f"{module.__name__} holds {len(entries)} of {kind.__name__}; expected exactly one")
+    return entries[0]
+
+
+def _names(method: MergeMethod) -> tuple[str, ...]:
+    return (method.card.name, *method.card.aliases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
