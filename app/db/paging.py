@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 def paginate(
     session: Session,
-    statement: Select[tuple[Row]],
+    statement: Select[Row],
     *,
     key: InstrumentedAttribute[str],
     request: PageRequest,
