@@ -49,21 +49,19 @@ test: setup ## run every test (PostgreSQL, Valkey and S3 come from wheels: no ro
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 .PHONY: check
-check: setup ## lint, types, layers, and whether what is generated is up to date
+check: setup ## lint, types, layers, containers, and whether what is generated is up to date
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(MAKE) --no-print-directory containers
-	$(MAKE) --no-print-directory catalog
-	git diff --exit-code -- $(GENERATED)
-
-GENERATED := app/domain/catalog.json docs/errors.md
+	$(BIN)/python -m workers.catalog --check
+	$(BIN)/python -m app.api.error_pages --check
+	@$(MAKE) --no-print-directory containers
 
 .PHONY: catalog
-catalog: setup ## regenerate what is made from code: the catalog of methods, the list of errors
+catalog: setup ## regenerate what is made from code: the catalog of methods, the page of errors
 	$(BIN)/python -m workers.catalog
-	$(BIN)/python -m app.domain.errors > docs/errors.md
+	$(BIN)/python -m app.api.error_pages
 
 .PHONY: containers
 containers: setup ## check the Dockerfiles and docker-compose.yml (needs no engine)

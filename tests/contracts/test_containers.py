@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from app.config import Settings
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 OURS = ["api", "worker", "migrate"]
@@ -111,3 +113,18 @@ def test_every_foreign_image_has_a_version(compose: dict[str, Any]) -> None:
     foreign = [service["image"] for name, service in compose["services"].items() if name not in OURS]
 
     assert all(re.search(r":\d+(\.\d+)*$", image) for image in foreign), foreign
+
+
+def test_every_setting_in_the_compose_file_exists(compose: dict[str, Any]) -> None:
+    known = {f"AMALGAM_{name.upper()}" for name in Settings.model_fields}
+    used = {name for service in OURS for name in compose["services"][service]["environment"]}
+
+    assert {name for name in used if name.startswith("AMALGAM_")} <= known
+
+
+def test_every_setting_in_the_images_exists() -> None:
+    known = {f"AMALGAM_{name.upper()}" for name in Settings.model_fields}
+    used = {name for path in DOCKERFILES for name in re.findall(r"(AMALGAM_[A-Z_]+)=", path.read_text())}
+
+    assert used
+    assert used <= known
