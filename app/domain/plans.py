@@ -1,0 +1,181 @@
+"""The plan of a merge, from headers alone: what is merged, what is copied, where every byte of the result lies.
+
+Serves POST /v1/plans, which must not read a weight, and the pipeline, which follows it to the letter. The layout
+depends on the recipe and the reference model's tensors only: not on threads, not on how the inputs are sharded.
+"""
+
+from collections.abc import Sequence
+
+from app.domain.catalog import MethodCard
+from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
+from app.domain.headers import make_header
+from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
+from app.domain.recipes import Recipe
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# What a job process costs beside the pieces it works on, and how fast it goes: measured, see benchmarks/engine.
+PROCESS_BYTES = 220_000_000
+READ_BYTES_PER_SECOND = 1.6e9
+WRITE_BYTES_PER_SECOND = 0.9e9
+PIECE_ELEMENTS = 1 << 17
+MIN_PIECE_ELEMENTS = 1 << 12
+PIECES_BYTES = 1 << 28  # all models' pieces that one thread holds, float32 and the method's own copies
+COPIES_PER_PIECE = 6
+THREADS = 2
+WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
+WRITTEN_PER_TENSOR_BYTES = 200  # the index
+
+
+class PlannedTensor(Value):
+    """One tensor of the result; `begin`/`end` are byte offsets in its file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    begin: int
+    end: int
+    source: str  # its name among the merged tensors: another one only for a further copy of a tied tensor
+    copied_because: CopyReason | None = None  # None: it is merged
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor as the result's manifest lists it."""
+        return TensorSpec(
+            name=self.name, dtype=self.dtype, shape=self.shape, file=self.file, begin=self.begin, end=self.end
+        )
+
+
+class PlannedFile(Value):
+    """One weight file of the result."""
+
+    path: str
+    size_bytes: int
+
+
+class MergePlan(Value):
+    """Everything that is known about a merge before a weight is read."""
+
+    files: tuple[PlannedFile, ...]
+    tensors: tuple[PlannedTensor, ...]  # in the order of their bytes
+    warnings: tuple[str, ...]
+    n_passes: int  # over the merged inputs, the merge itself included
+    bytes_read: int
+    bytes_written: int
+    peak_memory_bytes: int
+    disk_bytes: int
+    estimated_seconds: float
+
+    @property
+    def n_merged(self) -> int:
+        """How many tensors are merged."""
+        return sum(tensor.copied_because is None for tensor in self.tensors)
+
+    @property
+    def n_copied(self) -> int:
+        """How many tensors are copied as they are."""
+        return len(self.tensors) - self.n_merged
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the result needs an index."""
+        return len(self.files) > 1
+
+    def header(self, file: str) -> bytes:
+        """Return prefix and header of one weight file."""
+        return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
+
+
+def make_plan(recipe: Recipe, base: Manifest | None, models: Sequence[Manifest], card: MethodCard) -> MergePlan:
+    """Return the plan of a recipe; without a base model, models[0] supplies what is not merged.
+
+    Raises: IncompatibleCheckpoints naming the tensors that differ; Invalid for a glob that matches nothing, or when
+        nothing is left to merge.
+    """
+    merge_set = find_merge_set(recipe, base, models)
+    planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
+    files, tensors = _lay_out(planned, recipe.shard_bytes)
+    bytes_read = _bytes_read(merge_set, tensors, card)
+    bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(merge_set.reference)
+    return MergePlan(
+        files=files,
+        tensors=tensors,
+        warnings=list_warnings(merge_set, card),
+        n_passes=card.statistic_passes + 1,
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, card, len(models)),
+        disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
+        estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+    )
+
+
+def piece_elements(n_models: int) -> int:
+    """Return how many elements of each model an element-wise method is given at a time."""
+    fitting = PIECES_BYTES // (4 * COPIES_PER_PIECE * (n_models + 1))
+    return max(MIN_PIECE_ELEMENTS, min(PIECE_ELEMENTS, fitting // MIN_PIECE_ELEMENTS * MIN_PIECE_ELEMENTS))
+
+
+def _plan_tensor(tensor: TensorSpec, merge_set: MergeSet, output_dtype: str | None) -> PlannedTensor:
+    source = merge_set.source(tensor.name)
+    reason = merge_set.copied.get(source)
+    dtype = OUTPUT_DTYPES[output_dtype] if output_dtype is not None and reason is None else tensor.dtype
+    return PlannedTensor(
+        name=tensor.name,
+        dtype=dtype,
+        shape=tensor.shape,
+        file="",  # file and offsets follow when the shards are laid out
+        begin=0,
+        end=tensor.n_elements * DTYPE_BYTES[dtype],
+        source=source,
+        copied_because=reason,
+    )
+
+
+def _lay_out(
+    planned: Sequence[PlannedTensor], shard_bytes: int
+) -> tuple[tuple[PlannedFile, ...], tuple[PlannedTensor, ...]]:
+    """Fill shards in the order of names; within a shard wide dtypes come first, so that every tensor lies aligned."""
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in sorted(planned, key=lambda tensor: tensor.name):
+        if shards[-1] and filled + tensor.end > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.end
+    files: list[PlannedFile] = []
+    placed: list[PlannedTensor] = []
+    for index, shard in enumerate(shards):
+        path = WEIGHTS_FILE if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        ordered = sorted(shard, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
+        position = len(make_header([(t.name, t.dtype, t.shape, t.end) for t in ordered]))
+        for tensor in ordered:
+            end = position + tensor.end
+            placed.append(tensor.model_copy(update={"file": path, "begin": position, "end": end}))
+            position = end
+        files.append(PlannedFile(path=path, size_bytes=position))
+    return tuple(files), tuple(placed)
+
+
+def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], card: MethodCard) -> int:
+    merged = merge_set.merged
+    inputs = sum(model[name].size_bytes for model in merge_set.found for name in merged)
+    if merge_set.has_base and card.base_model != "unused":
+        inputs += sum(tensor.size_bytes for tensor in merged.values())
+    copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
+    return inputs * (card.statistic_passes + 1) + copied
+
+
+def _companion_bytes(reference: Manifest) -> int:
+    weight_files = {tensor.file for tensor in reference.tensors}
+    return sum(file.size_bytes for file in reference.files if file.path not in weight_files)
+
+
+def _piece_bytes(merge_set: MergeSet, card: MethodCard, n_models: int) -> int:
+    largest = max(tensor.n_elements for tensor in merge_set.merged.values())
+    is_cut = card.granularity in ("element", "row")
+    elements = min(piece_elements(n_models), largest) if is_cut else largest
+    return elements * 4 * COPIES_PER_PIECE * (n_models + 1) * (THREADS if is_cut else 1)
