@@ -71,6 +71,7 @@ def _write_file(
                     tensors[name] = after.to(before.dtype)
                     changed.append(name)
     save_file(tensors, output / file, metadata=metadata)
+    (output / file).chmod(0o644)  # the library makes it readable for its owner alone
     return changed
 
 
