@@ -10,13 +10,14 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app.api import failures, openapi, routes
-from app.api.dependencies import Defaults, Wiring, refuse_unknown_query
+from app.api.dependencies import refuse_unknown_query
 from app.api.middleware import Intake, RequestContext
 from app.config import Settings, load_settings
 from app.db.engine import Sessions, make_engine
 from app.domain.catalog import load_catalog
 from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
+from app.services.wiring import Defaults, Wiring
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
 

@@ -4,7 +4,6 @@ The door (app/main.py) builds the wiring once and puts it into the application's
 """
 
 import hashlib
-from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
@@ -17,36 +16,14 @@ from app.db.engine import Sessions
 from app.domain.catalog import Catalog
 from app.domain.checkpoints import digest_json
 from app.domain.errors import BadRequest, FieldProblem, Invalid, near_match
-from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest
+from app.services.wiring import Defaults, Wiring
 from app.storage.base import Storage
 from app.storage.sources import Sources
 
 MAX_KEY_CHARACTERS = 255
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a job gets where its request is silent."""
-
-    max_attempts: int = 3
-    timeout_seconds: int = 7200
-    shard_bytes: int = 5_000_000_000
-    compute_class: ResourceClass = ResourceClass.CPU  # of merges, fine-tunings, evaluations and analyses
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """Everything the routes stand on, built once."""
-
-    sessions: Sessions
-    catalog: Catalog
-    storage: Storage
-    sources: Sources
-    queue: JobQueue
-    defaults: Defaults
 
 
 def wiring(request: Request) -> Wiring:
@@ -149,6 +126,7 @@ def require_positive_sequence(text: str | None) -> int:
     return int(text)
 
 
+WiringDep = Annotated[Wiring, Depends(wiring)]
 SessionsDep = Annotated[Sessions, Depends(_sessions)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
 StorageDep = Annotated[Storage, Depends(_storage)]

@@ -1,0 +1,178 @@
+"""What callers ask for: the bodies of the creating POSTs, as frozen values that refuse unknown fields.
+
+Types are strict (a number is not a string), numbers finite. What a body names (refs, tasks, methods) is checked by the
+services.
+"""
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from app.domain.catalog import MAX_MODELS
+from app.domain.identifiers import Name, ReferenceText
+from app.domain.recipes import NanPolicy, TensorPolicy
+from app.domain.tasks import Columns
+
+MAX_TASKS = 128
+MAX_CLASSES = 100_000
+
+Split = Literal["train", "validation", "test"]
+TaskReference = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    Field(description="A task's name or id."),
+]
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+TagValue = Annotated[str, StringConstraints(max_length=255)]
+Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
+Weight = Annotated[float, Field(ge=-1e6, le=1e6, description="Factor on this model's part.")]
+
+
+class Request(BaseModel):
+    """Base of the bodies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WorkRequest(Request):
+    """How a job is run, whatever it does."""
+
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher runs earlier.")
+    max_attempts: int | None = Field(default=None, ge=1, le=100, description="Default: AMALGAM_MAX_ATTEMPTS.")
+    timeout_seconds: int | None = Field(default=None, ge=1, le=604_800, description="Default: AMALGAM_TIMEOUT_SECONDS.")
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+class LabelPromptsRequest(Request):
+    """Class vectors are the base model's embeddings of the label prompts."""
+
+    kind: Literal["label_prompts"]
+    prompts: list[ClassName] = Field(min_length=2, max_length=MAX_CLASSES, description="One per class, in order.")
+    scale: float = Field(default=20.0, gt=0, le=1e6)
+    base_model: ReferenceText | None = Field(default=None, description="Default: the base of what is evaluated.")
+
+
+class LinearHeadRequest(Request):
+    """Class vectors from a safetensors file: `weight` [classes, width] and optionally `bias` [classes]."""
+
+    kind: Literal["linear"]
+    weights: Uri
+
+
+class OwnHeadRequest(Request):
+    """The checkpoint's own classification head."""
+
+    kind: Literal["own"]
+
+
+class TaskRequest(Request):
+    """What models are measured on: dataset, head, metric."""
+
+    name: Name
+    kind: str = Field(min_length=1, max_length=64, description="An evaluator of GET /v1/evaluators.")
+    dataset: dict[Split, Uri] = Field(min_length=1, description="Split to data file: JSON lines.")
+    columns: Columns = Columns()
+    classes: list[ClassName] = Field(min_length=2, max_length=MAX_CLASSES)
+    head: Annotated[LabelPromptsRequest | LinearHeadRequest | OwnHeadRequest, Field(discriminator="kind")]
+    preprocessing: dict[str, JsonValue] = Field(default_factory=dict)
+    metric: str = Field(default="accuracy", min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        double = sorted(name for name, count in Counter(self.classes).items() if count > 1)
+        if double:
+            raise ValueError(f"classes must differ; found twice: {', '.join(map(repr, double[:5]))}")
+        if isinstance(self.head, LabelPromptsRequest) and len(self.head.prompts) != len(self.classes):
+            found = f"found {len(self.head.prompts)} prompts for {len(self.classes)} classes"
+            raise ValueError(f"head.prompts must hold one prompt per class, in the classes' order; {found}")
+        return self
+
+
+class EvaluationItem(Request):
+    """A task and the split to measure on."""
+
+    task: TaskReference
+    split: Split = "test"
+
+
+EvaluationItems = Annotated[list[TaskReference | EvaluationItem], Field(max_length=MAX_TASKS)]
+
+
+# --- work ---------------------------------------------------------------------------------------------------------
+
+
+class MergeModel(Request):
+    """One model to merge."""
+
+    checkpoint: ReferenceText
+    weight: Weight = 1.0
+    task: Name | None = Field(default=None, description="Labels the model's patch in a multitask artifact.")
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Output(Request):
+    """What the result is called."""
+
+    name: Name | None = Field(default=None, description="The result becomes this name's next version.")
+    tags: Tags = Field(default_factory=dict)
+
+
+class MergeOutput(Output):
+    """What the result is called, and the dtype it is written in."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None, description="Default: each tensor keeps the base's."
+    )
+
+
+class MergeRequest(WorkRequest):
+    """A merge: method, base, models, parameters, output."""
+
+    method: str = Field(min_length=1, max_length=128, description="A method of GET /v1/methods.")
+    base_model: ReferenceText | None = None
+    models: list[MergeModel] = Field(min_length=1, max_length=MAX_MODELS)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict, description="As the method's card says.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    output: MergeOutput = MergeOutput()
+    include: list[Glob] = Field(default_factory=list, max_length=1000, description="Globs of tensors; default: all.")
+    exclude: list[Glob] = Field(
+        default_factory=list, max_length=1000, description="Globs of tensors kept as the base's."
+    )
+    evaluate: EvaluationItems = Field(default_factory=list)
+    force: bool = Field(default=False, description="Run even if an equal recipe has run.")
+    nan_policy: NanPolicy = "fail"
+    tensors: TensorPolicy = "strict"
+    merge_buffers: bool = True
+
+
+class EvaluationRequest(WorkRequest):
+    """Measure a checkpoint on tasks."""
+
+    checkpoint: ReferenceText
+    tasks: EvaluationItems = Field(min_length=1)
+    split: Split = Field(default="test", description="Of the tasks that name none themselves.")
+
+
+class FinetuneRequest(WorkRequest):
+    """Train a base model on one task."""
+
+    base_model: ReferenceText
+    task: TaskReference
+    technique: str = Field(default="full", min_length=1, max_length=64)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    output: Output = Output()
+
+
+class AnalysisRequest(WorkRequest):
+    """Look at models without changing them."""
+
+    kind: Literal["task_vector_cosines"]
+    base_model: ReferenceText
+    models: list[ReferenceText] = Field(min_length=1, max_length=MAX_MODELS)

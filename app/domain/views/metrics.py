@@ -1,0 +1,57 @@
+"""Measured numbers as callers see them: single metrics, and comparisons of checkpoints over tasks."""
+
+from pydantic import Field
+
+from app.domain.views.values import Instant, View
+
+
+class MetricView(View):
+    """One number measured for one checkpoint on one task."""
+
+    id: str
+    checkpoint: str
+    task: str = Field(description="The task's name; its id where the task was deleted.")
+    task_id: str
+    job: str
+    name: str
+    value: float | None = Field(description="Null where the number is undefined.")
+    unit: str
+    higher_is_better: bool
+    split: str
+    n: int
+    stderr: float | None
+    at: Instant
+
+
+class ComparedValue(View):
+    """One cell of a comparison; null where it was never measured."""
+
+    value: float | None
+    n: int
+    stderr: float | None
+    normalized: float | None = Field(description="Relative to the individual model of the task; null without one.")
+    job: str
+
+
+class ComparisonRow(View):
+    """One checkpoint in a comparison. An average is null as soon as one of its values is."""
+
+    ref: str
+    checkpoint: str
+    values: dict[str, ComparedValue | None]
+    average: float | None
+    normalized_average: float | None
+
+
+class ComparisonView(View):
+    """Checkpoints against tasks under one metric and split."""
+
+    metric: str
+    split: str
+    higher_is_better: bool | None = Field(description="Null where nothing was measured yet.")
+    tasks: list[str]
+    individual: dict[str, str | None] = Field(description="Per task, the checkpoint that `normalized` is relative to.")
+    rows: list[ComparisonRow]
+    cosines: list[list[float | None]] | None = Field(
+        default=None, description="With cosines=true: cosine of each pair of task vectors, from stored analyses."
+    )
