@@ -69,6 +69,26 @@ def load_method(name: str) -> MergeMethod:
     return _only(module, MergeMethod)
 
 
+def load_evaluator(name: str) -> Evaluator:
+    """Return an evaluator by name, loading its file alone.
+
+    Raises: EvaluatorNotFound with the nearest name.
+    """
+    card = load_catalog().evaluator(name)
+    module = importlib.import_module(f"{evaluators.__name__}.{card.name.replace('-', '_')}")
+    return _only(module, Evaluator)
+
+
+def load_finetuner(name: str) -> Finetuner:
+    """Return a fine-tuning technique by name, loading its file alone.
+
+    Raises: UnknownTechnique with the nearest name.
+    """
+    card, _ = load_catalog().check_finetune(name, {})
+    module = importlib.import_module(f"{finetuning.__name__}.{card.name}")
+    return _only(module, Finetuner)
+
+
 def build_catalog() -> Catalog:
     """Return the catalog as the code stands."""
     return Catalog(
