@@ -21,6 +21,7 @@ from app.domain.jobs import ResourceClass
 TASK_NAME = "amalgam.run_job"
 POLL_SECONDS = 0.05  # of the filesystem broker, on the worker's side
 STALE_SECONDS = 3600.0
+AWAY_SECONDS = 3.0
 VISIBILITY_TIMEOUT_SECONDS = 25 * 3600  # longer than any job may hold its message
 
 
@@ -33,11 +34,18 @@ class JobQueue:
 
     def __init__(self, broker_url: str) -> None:
         self._celery = make_celery(broker_url)
+        self._away_until = 0.0  # monotonic; a caller does not wait for a broker that was away a moment ago
 
     def send_job(self, job_id: str, resource_class: ResourceClass) -> None:
         """Tell the workers of a resource class that there is work. Raises: QueueAway."""
-        with _translated():
-            self._celery.send_task(TASK_NAME, args=[job_id], queue=str(resource_class), retry=False)
+        if time.monotonic() < self._away_until:
+            raise QueueAway(f"the broker was away less than {AWAY_SECONDS:g} s ago")
+        try:
+            with _translated():
+                self._celery.send_task(TASK_NAME, args=[job_id], queue=str(resource_class), retry=False)
+        except QueueAway:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            raise
 
     def is_reachable(self) -> bool:
         """Tell whether the broker answers, within about a second."""
