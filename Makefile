@@ -81,13 +81,15 @@ bench: setup ## measure engine and service (benchmarks/README.md)
 parity: setup ## compare the methods with mergekit and fusion-bench (in a venv of their own)
 	$(BIN)/python -m benchmarks.parity
 
+# redis needs async-timeout on Python before 3.11.3 only, so a newer interpreter does not list it.
 .PHONY: constraints
 constraints: ## pin anew: install the newest allowed versions into a fresh venv and write constraints.txt
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
-	  && "$$fresh/bin/pip" install --quiet torch==2.13.0 \
-	  && "$$fresh/bin/pip" install --quiet -e '.[$(EXTRAS)]' \
+	  && "$$fresh/bin/pip" install -qq $(TORCH_ARGS) torch==2.13.0 \
+	  && "$$fresh/bin/pip" install -qq -e '.[$(EXTRAS)]' async-timeout \
 	  && { echo "# Every distribution of all extras, pinned: what the tests ran with. Made by \`make constraints\`."; \
-	       "$$fresh/bin/pip" freeze --all --exclude pip --exclude-editable | sed 's/^\(torch==[0-9.]*\).*/\1/'; } > constraints.txt
+	       "$$fresh/bin/pip" freeze --all --exclude pip --exclude-editable \
+	         | sed 's/^\(torch==[0-9.]*\).*/\1/' | sort --ignore-case; } > constraints.txt
 
 .PHONY: clean
 clean: ## remove caches and build products; keeps .venv and your data
