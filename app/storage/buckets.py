@@ -1,0 +1,126 @@
+"""One S3-compatible bucket through obstore: credentials and endpoint from the usual AWS variables, errors as ours.
+
+Downloads run in ranges, a few at a time, so that no single request lasts long and memory stays bounded.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError, PreconditionError
+from obstore.store import S3Store
+
+from app.domain.errors import Unavailable
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+RANGE_BYTES = 16 << 20
+PARALLEL_RANGES = 4
+PART_BYTES = 16 << 20
+SINGLE_PUT_BYTES = 8 << 20
+
+
+class ObjectChanged(Exception):
+    """The object is no longer the one with this ETag."""
+
+
+class Bucket:
+    """A bucket, or what lies under a prefix of it; keys are relative to the prefix."""
+
+    def __init__(self, name: str, prefix: str = "") -> None:
+        self.name = name
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        self._store = S3Store(
+            name,
+            prefix=prefix or None,
+            config={"endpoint": endpoint} if endpoint else {},
+            client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=5)},
+            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+        )
+
+    def head(self, key: str) -> "ObjectMeta | None":
+        """Return size, ETag and time of an object, or None."""
+        with _translated(self.name):
+            try:
+                return obstore.head(self._store, key)
+            except FileNotFoundError:
+                return None
+
+    def list_objects(self, prefix: str = "") -> "Iterator[ObjectMeta]":
+        """Yield every object below a prefix (whole path segments)."""
+        with _translated(self.name):
+            for chunk in obstore.list(self._store, prefix=prefix or None):
+                yield from chunk
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Store a file; large ones in parts. Content-addressed keys make an overwrite harmless."""
+        with _translated(self.name):
+            obstore.put(
+                self._store,
+                key,
+                file,
+                use_multipart=file.stat().st_size > SINGLE_PUT_BYTES,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARALLEL_RANGES,
+            )
+
+    def read(self, key: str, start: int, end: int, *, etag: str | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of an object.
+
+        Raises: FileNotFoundError; ObjectChanged when it does not have this ETag any more; Unavailable.
+        """
+        ranges = [(at, min(at + RANGE_BYTES, end)) for at in range(start, end, RANGE_BYTES)]
+        with ThreadPoolExecutor(PARALLEL_RANGES) as pool:
+            pending = [pool.submit(self._read_range, key, span, etag) for span in ranges[:PARALLEL_RANGES]]
+            try:
+                for index in range(len(ranges)):
+                    data = pending[index].result()
+                    if index + PARALLEL_RANGES < len(ranges):
+                        pending.append(pool.submit(self._read_range, key, ranges[index + PARALLEL_RANGES], etag))
+                    yield data
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def download(self, key: str, size_bytes: int, target: Path, *, etag: str | None = None) -> str:
+        """Write an object of this size into a file, synced, and return the sha256 of its bytes. Raises as `read`."""
+        digest = hashlib.sha256()
+        with target.open("wb") as file:
+            for data in self.read(key, 0, size_bytes, etag=etag):
+                file.write(data)
+                digest.update(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return digest.hexdigest()
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is no fault."""
+        with _translated(self.name), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    def _read_range(self, key: str, span: tuple[int, int], etag: str | None) -> bytes:
+        with _translated(self.name):
+            try:
+                result = obstore.get(self._store, key, options={"range": span, "if_match": etag})
+                return bytes(result.bytes())
+            except PreconditionError:
+                raise ObjectChanged(key) from None
+
+
+@contextlib.contextmanager
+def _translated(bucket: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        detail = (
+            f"The bucket {bucket!r} cannot be used ({type(error).__name__}). Look at AWS_ENDPOINT_URL, AWS_REGION and"
+            " the credentials in the service's environment; then try again."
+        )
+        raise Unavailable(detail) from error

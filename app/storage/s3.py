@@ -1,0 +1,141 @@
+"""A store in an S3-compatible bucket, with a local cache of what was fetched.
+
+`s3://bucket/prefix/objects/sha256/ab/<digest>`. Fetched objects lie in the cache by digest and are shown in folders by
+hard link; the cache is kept below a size, longest unused first, sparing what was used within the last hours.
+"""
+
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.domain.checkpoints import FileEntry
+from app.domain.errors import ArtifactGone, Unavailable
+from app.storage.base import TempObject
+from app.storage.buckets import Bucket
+from app.storage.folders import ObjectFolder, Views, sweep_files, translated
+from app.storage.incoming import TempFile
+
+PREFIX = "objects/sha256"
+KEEP_SECONDS = 6 * 3600.0  # what was used within this time is never evicted: a job may still open it
+PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no sweep takes it for forgotten
+
+
+class S3Storage:
+    """A base.Storage over a bucket."""
+
+    def __init__(self, bucket: Bucket, cache: Path, scratch: Path, *, cache_bytes: int) -> None:
+        self._bucket = bucket
+        self._cache = ObjectFolder(cache / "store")
+        self._views = Views(cache / "store" / "views")
+        self._incoming = scratch / "incoming"
+        self._cache_bytes = cache_bytes
+
+    def publish(self, directory: Path, files: Sequence[FileEntry]) -> None:
+        """Put the files of a folder into the bucket."""
+        for file in files:
+            source = directory / file.path
+            if source.is_file():
+                found = source.stat().st_size
+                if found != file.size_bytes:
+                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
+                self._put(source, file.sha256)
+            elif self.size(file.sha256) != file.size_bytes:
+                raise ValueError(
+                    f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
+                )
+
+    def fetch(self, files: Sequence[FileEntry]) -> Path:
+        """Return a folder of the files, downloaded where the cache does not have them."""
+        with translated("fetching a checkpoint"):
+            for file in files:
+                if self._cache.touch(file.sha256) != file.size_bytes:
+                    self._download(file)
+            view = self._views.show(files, self._cache.path)
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return view
+
+    def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of an object."""
+        size = self.size(sha256)
+        if size is None:
+            raise ArtifactGone(f"The bytes sha256:{sha256} are not in the store any more.")
+        return self._bucket.read(_key(sha256), start, size if end is None else end)
+
+    def size(self, sha256: str) -> int | None:
+        """Return the size of an object in bytes, or None."""
+        found = self._bucket.head(_key(sha256))
+        return None if found is None else found["size"]
+
+    def delete(self, sha256s: Iterable[str], *, min_age_seconds: float) -> int:
+        """Delete objects not put for so long."""
+        deleted = 0
+        for sha256 in sha256s:
+            found = self._bucket.head(_key(sha256))  # looked at again right before: it may have been put just now
+            if found is not None and _age_seconds(found["last_modified"]) >= min_age_seconds:
+                self._bucket.delete(_key(sha256))
+                deleted += 1
+        return deleted
+
+    def list_objects(self) -> Iterator[tuple[str, float]]:
+        """Yield (sha256, age in seconds) of every object."""
+        for found in self._bucket.list_objects(PREFIX):
+            sha256 = found["path"].rsplit("/", 1)[-1]
+            if found["path"] == _key(sha256):
+                yield sha256, _age_seconds(found["last_modified"])
+
+    def new_temp(self) -> TempObject:
+        """Return a place to write bytes whose digest is not known yet: a local file, put when it is complete."""
+        with translated("an upload"):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            return TempFile(self._incoming / uuid.uuid4().hex, self._put)
+
+    def sweep_temp(self, *, older_than_seconds: float) -> int:
+        """Remove what crashes left behind and unused folders of the cache."""
+        with translated("sweeping the cache"):
+            removed = sweep_files(self._incoming, older_than_seconds=older_than_seconds)
+            removed += sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
+            removed += self._views.sweep(unused_seconds=max(older_than_seconds, KEEP_SECONDS))
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return removed
+
+    def free_bytes(self) -> int | None:
+        """Return the room left for fetched and outgoing files; the bucket itself has no limit that can be seen."""
+        self._cache.root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._cache.root).free
+
+    def check(self) -> None:
+        """Return if the bucket answers."""
+        self._bucket.head(f"{PREFIX}/check")
+
+    def _put(self, source: Path, sha256: str) -> None:
+        size = source.stat().st_size
+        found = self._bucket.head(_key(sha256))
+        if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
+            return
+        self._bucket.put_file(_key(sha256), source)
+        stored = self._bucket.head(_key(sha256))
+        if stored is None or stored["size"] != size:
+            raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
+
+    def _download(self, file: FileEntry) -> None:
+        temp = self._cache.new_temp_path()
+        try:
+            found = self._bucket.download(_key(file.sha256), file.size_bytes, temp)
+            if found != file.sha256:
+                detail = f"{file.path!r} has the digest sha256:{found} in the bucket, expected sha256:{file.sha256}."
+                raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
+            self._cache.add(temp, file.sha256)
+        except FileNotFoundError:
+            raise ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.") from None
+        finally:
+            temp.unlink(missing_ok=True)
+
+
+def _key(sha256: str) -> str:
+    return f"{PREFIX}/{sha256[:2]}/{sha256}"
+
+
+def _age_seconds(last_modified: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - last_modified).total_seconds())

@@ -1,0 +1,147 @@
+"""Where checkpoints and data come from: `file:` below the roots, and `s3:`. Looked at once, checked at every use."""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from app.domain.checkpoints import FileEntry
+from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
+from app.domain.sources import SourceFile, SourceListing
+from app.storage.buckets import Bucket, ObjectChanged
+from app.storage.folders import ObjectFolder, Views, sweep_files, translated
+from app.storage.local_sources import MAX_FILES, FileRoots
+from app.storage.uris import FileUri, ObjectUri, parse_uri
+
+KEEP_SECONDS = 6 * 3600.0  # what was used within this time is never evicted
+
+
+class Sources:
+    """What may be read from outside the store."""
+
+    def __init__(self, roots: Sequence[Path], cache: Path, *, cache_bytes: int = 50 << 30) -> None:
+        self._roots = FileRoots(roots)
+        self._cache = ObjectFolder(cache / "sources")
+        self._views = Views(cache / "sources" / "views")
+        self._cache_bytes = cache_bytes
+        self._buckets: dict[str, Bucket] = {}
+        self._lock = threading.Lock()
+
+    def look(self, uri: str) -> SourceListing:
+        """Return the files at a URI: a folder's, or the one file it names.
+
+        Raises: UriNotAllowed, UriNotFound, Unavailable.
+        """
+        parsed = parse_uri(uri)
+        return self._roots.look(uri, parsed) if isinstance(parsed, FileUri) else self._look_objects(uri, parsed)
+
+    def check(self, uri: str, listing: SourceListing) -> None:
+        """Return if what was listed is unchanged. Raises: InputChanged naming the file, Unavailable."""
+        parsed = parse_uri(uri)
+        if isinstance(parsed, FileUri):
+            self._roots.check(uri, parsed, listing)
+        else:
+            self._check_objects(uri, parsed, listing)
+
+    def fetch(self, uri: str, listing: SourceListing) -> Path:
+        """Return the folder, or the one file, on this machine; objects are downloaded once per ETag.
+
+        Raises: InputChanged, UriNotAllowed, UriNotFound, OutOfDisk, Unavailable.
+        """
+        parsed = parse_uri(uri)
+        if isinstance(parsed, FileUri):
+            return self._roots.locate(uri, parsed)
+        with translated(f"fetching {uri!r}"):
+            view = self._fetch_objects(uri, parsed, listing)
+        return view / listing.files[0].path if listing.is_file else view
+
+    def stat_file(self, uri: str) -> SourceFile:
+        """Return size and identity of the one file a URI names. Raises: UriNotAllowed, UriNotFound, Unavailable."""
+        listing = self.look(uri)
+        if not listing.is_file:
+            raise UriNotAllowed(f"{uri!r} is a folder; name one file.")
+        return listing.files[0]
+
+    def read_file(self, uri: str) -> Iterator[bytes]:
+        """Yield the bytes of the one file that a URI names. Raises: UriNotAllowed, UriNotFound, Unavailable."""
+        parsed = parse_uri(uri)
+        if isinstance(parsed, FileUri):
+            return self._roots.read(uri, parsed)
+        file = self.stat_file(uri)
+        return self._bucket(parsed).read(parsed.key, 0, file.size_bytes, etag=file.etag)
+
+    def sweep(self, *, older_than_seconds: float) -> int:
+        """Remove what crashes left in the cache, and what was not used for hours; return how many things."""
+        with translated("sweeping the cache"):
+            removed = sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
+            removed += self._views.sweep(unused_seconds=max(older_than_seconds, KEEP_SECONDS))
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return removed
+
+    # --- objects --------------------------------------------------------------------------------------------------
+
+    def _look_objects(self, uri: str, parsed: ObjectUri) -> SourceListing:
+        bucket = self._bucket(parsed)
+        single = bucket.head(parsed.key) if parsed.key else None
+        if single is not None:
+            name = parsed.key.rsplit("/", 1)[-1]
+            file = SourceFile(path=name, size_bytes=single["size"], etag=single["e_tag"])
+            return SourceListing(is_file=True, files=(file,))
+        start = len(parsed.key) + 1 if parsed.key else 0
+        files: list[SourceFile] = []
+        for found in bucket.list_objects(parsed.key):
+            path = found["path"][start:]
+            if path and not any(part.startswith(".") for part in path.split("/")):
+                files.append(SourceFile(path=path, size_bytes=found["size"], etag=found["e_tag"]))
+            if len(files) > MAX_FILES:
+                raise UriNotAllowed(f"{uri!r} holds more than {MAX_FILES} objects; name the checkpoint's own prefix.")
+        if not files:
+            raise UriNotFound(f"Nothing lies at {uri!r}. Look at the spelling of bucket and prefix.")
+        return SourceListing(is_file=False, files=tuple(sorted(files, key=lambda file: file.path)))
+
+    def _check_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing) -> None:
+        bucket = self._bucket(parsed)
+        for file in listing.files:
+            found = bucket.head(_object_key(parsed, file, listing))
+            if found is None:
+                raise InputChanged(f"{file.path!r} of {uri!r} is not there any more; put it back.")
+            if (found["size"], found["e_tag"]) != (file.size_bytes, file.etag):
+                detail = f"registered with ETag {file.etag}, found {found['e_tag']}"
+                raise InputChanged(f"{file.path!r} of {uri!r} changed ({detail}); register it again.")
+
+    def _fetch_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing) -> Path:
+        bucket = self._bucket(parsed)
+        entries: list[FileEntry] = []
+        for file in listing.files:
+            key = _object_key(parsed, file, listing)
+            name = hashlib.sha256(f"{parsed.bucket}\0{key}\0{file.etag}".encode()).hexdigest()  # of this version
+            entries.append(FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=name))
+            if self._cache.touch(name) != file.size_bytes:
+                self._download(uri, bucket, key, file, name)
+        view = self._views.show(entries, self._cache.path)
+        self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+        return view
+
+    def _download(self, uri: str, bucket: Bucket, key: str, file: SourceFile, name: str) -> None:
+        temp = self._cache.new_temp_path()
+        try:
+            bucket.download(key, file.size_bytes, temp, etag=file.etag)
+            self._cache.add(temp, name)
+        except (FileNotFoundError, ObjectChanged):
+            raise InputChanged(f"{file.path!r} of {uri!r} changed or is gone; register it again.") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temp.unlink()
+
+    def _bucket(self, parsed: ObjectUri) -> Bucket:
+        with self._lock:
+            if parsed.bucket not in self._buckets:
+                self._buckets[parsed.bucket] = Bucket(parsed.bucket)
+            return self._buckets[parsed.bucket]
+
+
+def _object_key(parsed: ObjectUri, file: SourceFile, listing: SourceListing) -> str:
+    if listing.is_file:
+        return parsed.key
+    return f"{parsed.key}/{file.path}" if parsed.key else file.path
