@@ -68,8 +68,8 @@ def wire(settings: Settings) -> Wiring:
     return Wiring(
         sessions=Sessions(make_engine(settings.database_url)),
         catalog=load_catalog(),
-        storage=open_storage(settings.store_url, settings.cache, settings.scratch),
-        sources=Sources(settings.file_roots),
+        storage=open_storage(settings.store_url, settings.cache, settings.scratch, cache_bytes=settings.cache_bytes),
+        sources=Sources(settings.file_roots, settings.cache, cache_bytes=settings.cache_bytes),
         queue=JobQueue(settings.broker_url),
         defaults=Defaults(
             max_attempts=settings.max_attempts,

@@ -89,7 +89,7 @@ class FileRoots:
     def _walk(self, uri: str, folder: Path, *, prefix: str = "", depth: int = 0) -> Iterator[SourceFile]:
         if depth > MAX_DEPTH:
             raise UriNotAllowed(f"{uri!r} has folders more than {MAX_DEPTH} deep; name the checkpoint's own folder.")
-        for name in sorted(os.listdir(folder)):
+        for name in self._names(uri, folder):
             if name.startswith("."):
                 continue  # .git, .cache and the like never belong to a checkpoint
             path, real = f"{prefix}{name}", _real(folder / name)
@@ -103,6 +103,13 @@ class FileRoots:
                 yield from self._walk(uri, real, prefix=f"{path}/", depth=depth + 1)
             elif stat.S_ISREG(status.st_mode):
                 yield _describe(path, status)
+
+    def _names(self, uri: str, folder: Path) -> list[str]:
+        with self._opened(uri, folder) as descriptor, os.scandir(descriptor) as entries:
+            names = sorted(entry.name for entry in entries)
+        if not all(name.isprintable() for name in names):  # surrogates stand for bytes that are not UTF-8
+            raise UriNotAllowed(f"{uri!r} holds names with characters that cannot be shown; rename those files.")
+        return names
 
     def _is_below_roots(self, real: Path) -> bool:
         return any(real.is_relative_to(_real(root)) for root in self._roots)
