@@ -84,7 +84,7 @@ def load_finetuner(name: str) -> Finetuner:
 
     Raises: UnknownTechnique with the nearest name.
     """
-    card, _ = load_catalog().check_finetune(name, {})
+    card = load_catalog().finetuner(name)
     module = importlib.import_module(f"{finetuning.__name__}.{card.name}")
     return _only(module, Finetuner)
 

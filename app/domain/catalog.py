@@ -168,6 +168,17 @@ class Catalog(Value):
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return card, fill_defaults(card.parameters, preprocessing)
 
+    def finetuner(self, name: str) -> FinetunerCard:
+        """Return a fine-tuning technique's card.
+
+        Raises: UnknownTechnique with the nearest name.
+        """
+        cards = {card.name: card for card in self.finetuners}
+        if name not in cards:
+            detail = _unknown("fine-tuning technique", name, list(cards))
+            raise UnknownTechnique(detail, errors=[FieldProblem("/technique", detail, near_match(name, cards))])
+        return cards[name]
+
     def check_finetune(
         self, technique: str, parameters: Mapping[str, JsonValue]
     ) -> tuple[FinetunerCard, dict[str, JsonValue]]:
@@ -175,12 +186,7 @@ class Catalog(Value):
 
         Raises: UnknownTechnique with the nearest name; InvalidParameters naming every fault at once.
         """
-        cards = {card.name: card for card in self.finetuners}
-        if technique not in cards:
-            detail = _unknown("fine-tuning technique", technique, list(cards))
-            problem = FieldProblem("/technique", detail, near_match(technique, cards))
-            raise UnknownTechnique(detail, errors=[problem])
-        card = cards[technique]
+        card = self.finetuner(technique)
         faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
