@@ -285,7 +285,7 @@ class Job(Owned, Table):
         Index(
             "ix_jobs_claimable",
             "resource_class",
-            text("priority DESC"),
+            "priority",
             "id",
             sqlite_where=text("state = 'queued'"),
             postgresql_where=text("state = 'queued'"),

@@ -1,0 +1,132 @@
+"""The migrations: up, down, no drift from the tables, several processes at once, rows kept, on SQLite and PostgreSQL."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import command
+from pytest_alembic.config import Config as PytestAlembicConfig
+from pytest_alembic.tests import (
+    test_model_definitions_match_ddl,
+    test_single_head_revision,
+    test_up_down_consistency,
+    test_upgrade,
+)
+from sqlalchemy import Engine, inspect, text
+
+from app.db import migrate
+from app.db.engine import make_engine
+from app.db.tables import Table
+
+__all__ = [
+    "test_model_definitions_match_ddl",
+    "test_single_head_revision",
+    "test_up_down_consistency",
+    "test_upgrade",
+]
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def alembic_engine(engine: Engine) -> Engine:
+    return engine
+
+
+@pytest.fixture
+def alembic_config() -> PytestAlembicConfig:
+    return PytestAlembicConfig(alembic_config=migrate.make_config())
+
+
+def test_upgrade_makes_every_table_and_the_default_project(engine: Engine) -> None:
+    migrate.upgrade(engine)
+
+    names = set(inspect(engine).get_table_names())
+    with engine.connect() as connection:
+        projects = connection.execute(text("SELECT id FROM projects")).scalars().all()
+    assert set(Table.metadata.tables) <= names
+    assert projects == ["default"]
+
+
+def test_upgrade_by_url_makes_the_folder_of_a_sqlite_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new' / 'folder' / 'amalgam.db'}"
+
+    migrate.upgrade(url)
+
+    engine = make_engine(url)
+    assert migrate.is_at_head(engine)
+    engine.dispose()
+
+
+def test_is_at_head_tells_an_empty_database_from_a_migrated_one(engine: Engine) -> None:
+    assert not migrate.is_at_head(engine)
+    migrate.upgrade(engine)
+    assert migrate.is_at_head(engine)
+
+
+def test_upgrade_twice_changes_nothing(engine: Engine) -> None:
+    migrate.upgrade(engine)
+    migrate.upgrade(engine)
+    assert migrate.is_at_head(engine)
+
+
+def test_downgrade_to_base_leaves_no_table_of_ours(engine: Engine) -> None:
+    migrate.upgrade(engine)
+    migrate.downgrade(engine, "base")
+    assert not set(inspect(engine).get_table_names()) & set(Table.metadata.tables)
+
+
+def test_alembic_check_finds_no_drift(engine: Engine) -> None:
+    migrate.upgrade(engine)
+    config = migrate.make_config()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.check(config)
+
+
+def test_upgrades_at_once_do_not_disturb_each_other(database_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            migrate.upgrade(database_url)
+        except BaseException as error:  # noqa: BLE001 (collected for the assertion)
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+
+
+def test_foreign_keys_are_on_again_after_a_migration_on_sqlite(sqlite_url: str) -> None:
+    engine = make_engine(sqlite_url)
+    migrate.upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    engine.dispose()
+
+
+def test_a_migration_that_leaves_dangling_rows_is_rolled_back(sqlite_url: str) -> None:
+    engine = make_engine(sqlite_url)
+    migrate.upgrade(engine)
+
+    dangling = text("INSERT INTO models VALUES ('nobody', 'm', 0, '2026-01-01')")
+    with (
+        pytest.raises(migrate.SchemaBroken, match="1 rows pointing nowhere, in models"),
+        migrate._migrating(engine) as config,
+    ):
+        config.attributes["connection"].execute(dangling)
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM models")).scalar() == 0
+    engine.dispose()
