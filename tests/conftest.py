@@ -1,18 +1,21 @@
 """Fixtures that give every test real servers and fresh data.
 
-`postgresql_url`, `sqlite_url`, `database_url` (both in turn): an empty database for one test. `redis_url`: a flushed
-Valkey. `s3_bucket`: an empty bucket. AMALGAM_TEST_POSTGRESQL_URL, AMALGAM_TEST_REDIS_URL and AMALGAM_TEST_S3_ENDPOINT
-point the tests at servers that already run. Under xdist each worker process starts its own servers, when a test first
-asks.
+`postgresql_url`, `sqlite_url`, `database_url` (both in turn): an empty database for one test. `migrated_url` (both in
+turn): one with the tables. `redis_url`: a flushed Valkey. `s3_bucket`: an empty bucket.
+
+AMALGAM_TEST_POSTGRESQL_URL, AMALGAM_TEST_REDIS_URL and AMALGAM_TEST_S3_ENDPOINT point the tests at servers that already
+run. Under xdist each worker process starts its own servers, when a test first asks.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from app.db import migrate
 from tests import servers
 
 # Before any test module imports torch or transformers: two test processes share two cores, and nothing is downloaded.
@@ -76,6 +79,43 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of this test's own, on SQLite and on PostgreSQL in turn."""
     url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the tables, to copy."""
+    path = tmp_path_factory.mktemp("template") / "amalgam.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql_template(postgresql_server: str) -> Iterator[str]:
+    """The name of a PostgreSQL database with the tables, to copy."""
+    with servers.fresh_database(postgresql_server) as url:
+        migrate.upgrade(url)
+        yield url.rpartition("/")[2]
+
+
+@pytest.fixture
+def migrated_sqlite_url(sqlite_url: str, migrated_sqlite_template: Path) -> str:
+    """A SQLite database of this test's own, with the tables."""
+    shutil.copyfile(migrated_sqlite_template, sqlite_url.removeprefix("sqlite:///"))
+    return sqlite_url
+
+
+@pytest.fixture
+def migrated_postgresql_url(postgresql_server: str, migrated_postgresql_template: str) -> Iterator[str]:
+    """A PostgreSQL database of this test's own, with the tables."""
+    with servers.fresh_database(postgresql_server, template=migrated_postgresql_template) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest) -> str:
+    """A database of this test's own with the tables, on SQLite and on PostgreSQL in turn."""
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
     return url
 
 

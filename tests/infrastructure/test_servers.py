@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 import redis
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 from tests import servers
 from tests.waiting import wait_until
@@ -55,6 +55,15 @@ def test_a_database_url_works_with_sqlalchemy(database_url: str) -> None:
     engine = create_engine(database_url)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("_turn", ["first", "second"])
+def test_each_test_gets_its_own_tables(migrated_url: str, _turn: str) -> None:
+    engine = create_engine(migrated_url)
+    with engine.begin() as connection:
+        assert "jobs" in inspect(connection).get_table_names()
+        connection.execute(text("CREATE TABLE left_over (id integer)"))  # fails if a test before left its own
     engine.dispose()
 
 
