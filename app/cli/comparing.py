@@ -1,0 +1,95 @@
+"""What a comparison says: a table in percent, and plain words about it. Values in, values out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.client import Document
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's values, in the order of the tasks; None where it was never measured."""
+
+    label: str
+    values: tuple[float | None, ...]
+    errors: tuple[float | None, ...] = ()
+    normalized: float | None = None
+
+    @property
+    def average(self) -> float | None:
+        """The mean over the tasks; None unless all were measured."""
+        known = [value for value in self.values if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.values) else None
+
+
+def read_rows(comparison: Document, labels: Mapping[str, str] | None = None) -> list[Row]:
+    """Return the rows of GET /v1/comparisons; `labels` (ref -> words) rename them."""
+    names = labels or {}
+    return [_read_row(row, comparison["tasks"], names.get(row["ref"], row["ref"])) for row in comparison["rows"]]
+
+
+def individual_row(rows: Mapping[str, Row], tasks: Sequence[str], experts: Mapping[str, str]) -> Row:
+    """Return the row of specialists: each task measured with its own expert (task -> label of a row)."""
+    values = tuple(rows[experts[task]].values[index] for index, task in enumerate(tasks))
+    errors = tuple(rows[experts[task]].errors[index] for index, task in enumerate(tasks))
+    return Row("individual (one model per task)", values, errors, normalized=1.0)
+
+
+def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split: str) -> Table:
+    """Return the table of the rows in percent, with standard errors; the best average stands out."""
+    table = Table(title=f"{metric} in % on {split} (± standard error)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", header_style="bold")
+    for task in tasks:
+        table.add_column(task, justify="right", header_style="bold")
+    table.add_column("mean", justify="right", header_style="bold")
+    has_normalized = any(row.normalized is not None for row in rows)
+    if has_normalized:
+        table.add_column("of individual", justify="right", header_style="bold")
+    best = max((row.average for row in rows if row.average is not None), default=None)
+    for row in rows:
+        cells = [_cell(value, error) for value, error in zip(row.values, row.errors, strict=True)]
+        mean = Text(percent(row.average), style="bold" if row.average is not None and row.average == best else "")
+        ending = [percent(row.normalized)] if has_normalized else []
+        table.add_row(row.label, *cells, mean, *ending)
+    return table
+
+
+def describe(rows: Sequence[Row], *, n_tasks: int) -> list[str]:
+    """Say in plain words which row leads, by how much, and what is missing."""
+    known = sorted((row for row in rows if row.average is not None), key=lambda row: -(row.average or 0.0))
+    unknown = [row.label for row in rows if row.average is None]
+    tasks = f"{n_tasks} task{'s' if n_tasks != 1 else ''}"
+    sentences: list[str] = []
+    if known:
+        sentences.append(f"{known[0].label} is best on the mean of {tasks}: {percent(known[0].average)} %.")
+    for row in known[1:]:
+        sentences.append(f"{known[0].label} is {points(known[0], row):.1f} points above {row.label}.")
+    if unknown:
+        sentences.append(f"Not measured on every task yet: {', '.join(unknown)}.")
+    return sentences
+
+
+def points(higher: Row, lower: Row) -> float:
+    """Return the difference of two averages in points (percent of the items)."""
+    if higher.average is None or lower.average is None:
+        raise ValueError(f"{higher.label} and {lower.label} must both be measured on every task to be compared")
+    return 100 * (higher.average - lower.average)
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as percent with one digit; a dash where there is none."""
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _read_row(row: Document, tasks: Sequence[str], label: str) -> Row:
+    cells = [row["values"].get(task) or {} for task in tasks]
+    values = tuple(cell.get("value") for cell in cells)
+    errors = tuple(cell.get("stderr") for cell in cells)
+    return Row(label, values, errors, row.get("normalized_average"))
+
+
+def _cell(value: float | None, error: float | None) -> str:
+    return percent(value) if error is None else f"{percent(value)} ±{100 * error:.1f}"
