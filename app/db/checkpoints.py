@@ -105,7 +105,7 @@ def _find(session: Session, project_id: str, text: str, *, is_locked: bool = Fal
     return session.scalars(statement.limit(1)).first()
 
 
-def _matching(session: Session, project_id: str, reference: Reference) -> Select[tuple[Checkpoint]] | None:
+def _matching(session: Session, project_id: str, reference: Reference) -> Select[Checkpoint] | None:
     """Return the query whose first row a ref means, or None when an alias is unknown."""
     statement = select(Checkpoint).where(Checkpoint.project_id == project_id, Checkpoint.deleted_at.is_(None))
     if reference.id is not None:
@@ -233,27 +233,6 @@ def mark_ready(session: Session, checkpoint_id: str, manifest: Manifest, artifac
         return False
     _keep_manifest(session, checkpoint_id, manifest)
     return True
-
-
-def abandon_import(session: Session, job_id: str, problem: dict[str, Any]) -> None:
-    """Leave the checkpoint of an import job invalid, with the problem; does nothing when it is not importing."""
-    waiting = update(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.state == CheckpointState.IMPORTING)
-    session.execute(
-        waiting.values(
-            state=CheckpointState.INVALID, problem=problem, revision=Checkpoint.revision + 1, updated_at=utc_now()
-        )
-    )
-
-
-def resume_import(session: Session, checkpoint_id: str, job_id: str) -> bool:
-    """Let a job import an invalid checkpoint again (a retried import); False when it is gone or ready."""
-    resumable = update(Checkpoint).where(
-        Checkpoint.id == checkpoint_id,
-        Checkpoint.state.in_([CheckpointState.IMPORTING, CheckpointState.INVALID]),
-        Checkpoint.deleted_at.is_(None),
-    )
-    values = {"state": CheckpointState.IMPORTING, "problem": None, "job_id": job_id}
-    return session.execute(resumable.values(**values).returning(Checkpoint.id)).first() is not None
 
 
 def change(
