@@ -1,0 +1,39 @@
+"""The files beside the weights: config, tokenizer and license travel from the reference model into the result."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.domain.checkpoints import FileEntry, LocalCheckpoint
+from app.domain.errors import InputChanged
+from workers.checkpoints.config import CONFIG_FILE, with_dtype
+from workers.checkpoints.files import INDEX_FILE, WEIGHTS_SUFFIX
+from workers.checkpoints.reader import path_of
+
+WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json"})
+
+
+def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | None) -> Iterator[FileEntry]:
+    """Copy the files beside the reference's weights; `dtype`, where given, becomes the config's dtype.
+
+    Raises: InputChanged when a file is not the one that was registered.
+    """
+    for entry in reference.manifest.files:
+        if entry.path in WRITTEN_ANEW or entry.path.endswith(WEIGHTS_SUFFIX):
+            continue
+        content = path_of(reference, entry.path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise InputChanged(
+                f"{reference.id}: {entry.path} is not the file that was registered, expected sha256 {entry.sha256}; "
+                "register the checkpoint again."
+            )
+        is_config = entry.path == CONFIG_FILE and dtype is not None
+        yield write_file(output, entry.path, with_dtype(content, dtype) if is_config and dtype else content)
+
+
+def write_file(output: Path, path: str, content: bytes) -> FileEntry:
+    """Write one small file and return its entry."""
+    target = output / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return FileEntry(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -1,0 +1,150 @@
+"""The merge set as a stream of pieces: what methods and statistics read, in cache-sized runs of float32 elements.
+
+Buffers belong to the thread and are used again for its next piece: a function given to `map` keeps no view of them.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
+from app.domain.errors import NotFinite
+from app.domain.recipes import NanPolicy
+from workers.checkpoints.parallel import map_in_order
+from workers.checkpoints.reader import TensorReader
+from workers.contract import Piece
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor of the merge set: where each checkpoint stores it."""
+
+    name: str
+    shape: tuple[int, ...]
+    position: int  # flat index of its first element within the merge set
+    base: TensorSpec | None
+    finetuned: tuple[TensorSpec, ...]  # one per model
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements; a 0-d tensor has one."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of consecutive elements of one tensor."""
+
+    tensor: MergedTensor
+    offset: int
+    n_elements: int
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes of input it is."""
+        specs = (self.tensor.base, *self.tensor.finetuned)
+        return sum(DTYPE_BYTES[spec.dtype] for spec in specs if spec is not None) * self.n_elements
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Reads runs of the merge set from the open checkpoints; satisfies workers.contract.PieceSource."""
+
+    base: TensorReader | None
+    models: Sequence[TensorReader]
+    merged: Mapping[str, MergedTensor]  # sorted by name
+    weights: Sequence[float]  # one per model
+    piece_elements: int
+    threads: int
+    nan_policy: NanPolicy = "fail"
+    on_bytes: Callable[[int], None] = lambda _: None
+    _buffers: threading.local = field(default_factory=threading.local, init=False, repr=False)
+
+    @property
+    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, position) of each tensor, sorted by name."""
+        return [(tensor.name, tensor.shape, tensor.position) for tensor in self.merged.values()]
+
+    @property
+    def n_models(self) -> int:
+        """How many models are merged."""
+        return len(self.models)
+
+    def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
+        """Apply a function to every piece, on several threads, and yield the results in order of position."""
+        runs = (run for tensor in self.merged.values() for run in cut(tensor, self.piece_elements))
+        return map_in_order(lambda run: function(self.read_run(run)), runs, threads=self.threads)
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
+        piece = self.read_run(Run(self.merged[tensor], offset, n_elements))
+        base = None if piece.base is None else piece.base.clone()
+        return Piece(piece.tensor, piece.shape, piece.offset, piece.position, base, piece.finetuned.clone())
+
+    def read_run(self, run: Run) -> Piece:
+        """Read a run into this thread's buffers; the piece is valid until the thread's next run.
+
+        Raises: NotFinite naming tensor, model and index, unless the policy is "zero".
+        """
+        tensor = run.tensor
+        rows = self._rows(run.n_elements)  # [1 + n, m], the base model's first
+        if self.base is not None and tensor.base is not None:
+            self.base.read_floats(tensor.base, run.offset, rows[0])
+        for reader, spec, row in zip(self.models, tensor.finetuned, rows[1:], strict=True):
+            reader.read_floats(spec, run.offset, row)
+        first = 0 if self.base is not None else 1
+        self._check_finite(run, rows[first:], first)
+        self.on_bytes(run.n_bytes)
+        base = rows[0] if self.base is not None else None
+        return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
+
+    def _rows(self, n_elements: int) -> Tensor:
+        n_rows = 1 + len(self.models)
+        buffer: Tensor | None = getattr(self._buffers, "rows", None)
+        if buffer is None or buffer.numel() < n_rows * n_elements:
+            buffer = torch.empty(n_rows * n_elements, dtype=torch.float32)
+            self._buffers.rows = buffer
+        return buffer[: n_rows * n_elements].view(n_rows, n_elements)
+
+    def _check_finite(self, run: Run, rows: Tensor, first: int) -> None:
+        """Refuse NaN and infinity, or set them to zero.
+
+        A sum that is finite proves that all its terms are; one that is not (it may have overflowed) is looked into.
+        """
+        if bool(torch.isfinite(rows.sum())):
+            return
+        if self.nan_policy == "zero":
+            torch.nan_to_num_(rows, nan=0.0, posinf=0.0, neginf=0.0)
+            return
+        found = torch.isfinite(rows).logical_not_().nonzero()
+        if len(found) == 0:
+            return
+        row, index = found[0].tolist()
+        model = row + first - 1
+        which = "the base model" if model < 0 else f"models[{model}]"
+        reader = self.base if model < 0 else self.models[model]
+        identity = reader.checkpoint.id if reader is not None else ""
+        raise NotFinite(
+            f"Tensor {run.tensor.name!r} of {which} ({identity}) is {rows[row, index].item()} at flat index "
+            f"{run.offset + index}, expected a finite number; repair the model, exclude the tensor, or set nan_policy "
+            "to 'zero'."
+        )
+
+
+def cut(tensor: MergedTensor, piece_elements: int) -> Iterator[Run]:
+    """Cut a tensor into runs of at most `piece_elements` elements; an empty tensor gives none."""
+    for offset in range(0, tensor.n_elements, piece_elements):
+        yield Run(tensor, offset, min(piece_elements, tensor.n_elements - offset))
+
+
+def cut_rows(tensor: MergedTensor, piece_elements: int) -> Iterator[Run]:
+    """Cut a tensor into runs of whole rows along the last axis, at least one each; below 2 dimensions it is one row."""
+    width = tensor.shape[-1] if len(tensor.shape) >= 2 else tensor.n_elements
+    return cut(tensor, max(1, piece_elements // max(1, width)) * max(1, width))

@@ -1,0 +1,220 @@
+"""Merge: follow the plan, one run of elements at a time, from open input files to finished output files.
+
+Values in, values out: nothing here knows of jobs, databases or stores. The bytes of the result depend on the recipe
+alone: pieces are cut at will, computed on several threads, and written in the order of their offsets.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+
+from app.domain.checkpoints import (
+    FileEntry,
+    LocalCheckpoint,
+    Manifest,
+    digest_weights,
+    distinct_tensors,
+)
+from app.domain.errors import OutOfDisk
+from app.domain.jobs import Progress
+from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
+from app.domain.recipes import Recipe
+from workers.checkpoints import config, parallel
+from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.reader import TensorReader
+from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
+from workers.checkpoints.writer import WeightsWriter
+from workers.contract import MergeContext, MergeMethod
+from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
+from workers.pipelines.model_card import write_model_card
+from workers.pipelines.progress import ProgressMeter
+
+WHOLE_TENSORS_BYTES = 1 << 30  # of float32 inputs in flight, for methods that see whole tensors
+
+
+def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
+    plan: MergePlan,
+    method: MergeMethod,
+    *,
+    recipe: Recipe,
+    base: LocalCheckpoint | None,
+    models: Sequence[LocalCheckpoint],
+    output: Path,
+    on_progress: Callable[[Progress], None],
+    device: str = "cpu",
+    threads: int | None = None,
+    chunk_elements: int | None = None,
+) -> tuple[Manifest, dict[str, JsonValue]]:
+    """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
+
+    models: in the recipe's order. threads, chunk_elements: None lets the engine choose; no result depends on them.
+    Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged. On any error the weight files
+        that were begun are removed.
+    """
+    _check_room(plan, output)
+    reference = base or models[0]
+    with ExitStack() as stack:
+        stack.enter_context(parallel.one_torch_thread())
+        inputs = _open_inputs(stack, plan, method, base=base, models=models)
+        n_threads = _count_threads(method, inputs, parallel.n_threads(threads))
+        requests = method.collect(parameters := method.parameters.model_validate(recipe.parameters))
+        n_passes = 1 + sum(request.n_passes for request in requests)
+        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, n_passes))
+        source = CheckpointSource(
+            base=inputs.base,
+            models=inputs.models,
+            merged=inputs.merged,
+            weights=[model.weight for model in recipe.models],
+            piece_elements=chunk_elements or piece_elements(len(models)),
+            threads=n_threads,
+            nan_policy=recipe.nan_policy,
+            on_bytes=meter.advance,
+        )
+        statistics: dict[str, Any] = {}  # each request's result has a type of its own
+        for request in requests:
+            meter.enter(f"statistics: {request.name}")
+            statistics[request.name] = request.collect(source)
+        meter.enter("merging")
+        context = _context(recipe, statistics)
+        merger = Merger(method, parameters, context, inputs, source, torch.device(device), meter)
+        entries, sha256_of, differing = _write_weights(plan, merger, output)
+    meter.enter("finishing")
+    entries += _write_companions(plan, method, recipe, reference, output)
+    warnings = [*plan.warnings, *_warn_of_differing(differing)]
+    report: dict[str, JsonValue] = {
+        "parameters": recipe.parameters,
+        "n_merged": plan.n_merged,
+        "n_copied": plan.n_copied,
+        "n_passes": n_passes,
+        "statistics": [request.name for request in requests],
+        "warnings": list(warnings),
+    }
+    return _manifest(plan, reference, entries, sha256_of, output), report
+
+
+def _check_room(plan: MergePlan, output: Path) -> None:
+    free = shutil.disk_usage(output).free
+    if free < plan.disk_bytes:
+        raise OutOfDisk(
+            f"The result needs {plan.disk_bytes} bytes of disk and {free} are free; free some, or point the service's "
+            "data folder at a larger disk, and retry the job."
+        )
+
+
+def _open_inputs(
+    stack: ExitStack,
+    plan: MergePlan,
+    method: MergeMethod,
+    *,
+    base: LocalCheckpoint | None,
+    models: Sequence[LocalCheckpoint],
+) -> Inputs:
+    readers = [stack.enter_context(TensorReader(model)) for model in models]
+    base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
+    reference = base_reader or readers[0]
+    manifest = reference.checkpoint.manifest
+    expected, found = distinct_tensors(manifest, [model.manifest for model in models])
+    is_base_read = base is not None and method.card.base_model != "unused"
+    sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
+    merged: dict[str, MergedTensor] = {}
+    position = 0
+    for name in sources:
+        specs = tuple(model[name] for model in found)
+        merged[name] = MergedTensor(
+            name, expected[name].shape, position, expected[name] if is_base_read else None, specs
+        )
+        position += merged[name].n_elements
+    stored = {tensor.name: tensor for tensor in manifest.tensors}
+    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+
+
+def _count_threads(method: MergeMethod, inputs: Inputs, threads: int) -> int:
+    """Return how many runs may be in flight: whole tensors are large, and each thread holds one of every model."""
+    if method.card.granularity in ("element", "row"):
+        return threads
+    largest = max(tensor.n_elements for tensor in inputs.merged.values())
+    return max(1, min(threads, WHOLE_TENSORS_BYTES // max(1, 4 * largest * (1 + len(inputs.models)))))
+
+
+def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
+    merged = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in inputs.merged.values())
+    copied = sum(tensor.end - tensor.begin for tensor in plan.tensors if tensor.copied_because is not None)
+    return merged * n_passes + copied
+
+
+def _context(recipe: Recipe, statistics: Mapping[str, Any]) -> MergeContext:
+    return MergeContext(
+        tensor="",
+        shape=(),
+        offset=0,
+        position=0,
+        weights=tuple(model.weight for model in recipe.models),
+        seed=recipe.seed,
+        model_keys=tuple(model.weights_digest for model in recipe.models),
+        statistics=statistics,
+    )
+
+
+def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[FileEntry], dict[str, str], list[str]]:
+    """Write every step in the order of offsets; return files, tensor digests, and the integer tensors that differ."""
+    writer = WeightsWriter(plan, output)
+    differing: list[str] = []
+    try:
+        steps = (step for target in plan.tensors for step in cut_steps(target, merger))
+        produced = parallel.map_in_order(
+            lambda step: (step, *produce(step, merger)), steps, threads=merger.source.threads
+        )
+        for step, content, differs in produced:
+            writer.write(step.target, step.offset, content)
+            if differs and step.target.name not in differing:
+                differing.append(step.target.name)
+        entries, sha256_of = writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+    return entries, sha256_of, differing
+
+
+def _warn_of_differing(names: Sequence[str]) -> list[str]:
+    return [f"Integer tensor {name} differs between the inputs; the reference's values were kept." for name in names]
+
+
+def _write_companions(
+    plan: MergePlan, method: MergeMethod, recipe: Recipe, reference: LocalCheckpoint, output: Path
+) -> list[FileEntry]:
+    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype))
+    document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
+    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan).encode()))
+    if plan.is_sharded:
+        placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
+        total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        entries.append(write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n"))
+    return entries
+
+
+def _manifest(
+    plan: MergePlan,
+    reference: LocalCheckpoint,
+    entries: Sequence[FileEntry],
+    sha256_of: Mapping[str, str],
+    output: Path,
+) -> Manifest:
+    tensors = sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)
+    return Manifest(
+        kind=reference.manifest.kind,
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        tensors=tuple(tensors),
+        weights_digest=digest_weights(tensors, dict(sha256_of)),
+        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], sha256_of),
+        architecture=reference.manifest.architecture,
+        model_type=reference.manifest.model_type,
+        vocab_size=reference.manifest.vocab_size,
+    )

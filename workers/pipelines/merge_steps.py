@@ -1,0 +1,174 @@
+"""The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.domain.checkpoints import TensorSpec
+from app.domain.errors import JobInternal, NotFinite
+from app.domain.parameters import Parameters
+from app.domain.plans import PlannedTensor
+from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
+from workers.contract import MergeContext, MergeMethod, Piece
+from workers.pipelines.progress import ProgressMeter
+
+COPY_BYTES = 1 << 20
+VARIANCE_SUFFIX = "running_var"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The open checkpoints, and where each one stores what is merged or copied."""
+
+    reference: TensorReader
+    base: TensorReader | None
+    models: Sequence[TensorReader]
+    stored: Mapping[str, TensorSpec]  # the reference's tensors
+    found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
+    merged: Mapping[str, MergedTensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of bytes of the result: merged from a run of elements, or copied from the reference."""
+
+    target: PlannedTensor
+    offset: int  # byte offset within the tensor
+    run: Run | None
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Merger:
+    """What it takes to compute one run: the method with its arguments, the source, the device."""
+
+    method: MergeMethod
+    parameters: Parameters
+    context: MergeContext  # of no tensor yet
+    inputs: Inputs
+    source: CheckpointSource
+    device: torch.device
+    meter: ProgressMeter
+
+
+def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
+    """Cut a tensor of the result into steps; an empty tensor is one step of no bytes."""
+    size = target.end - target.begin
+    if size == 0:
+        yield Step(target, 0, None, 0)
+    elif target.copied_because is not None:
+        for offset in range(0, size, COPY_BYTES):
+            yield Step(target, offset, None, min(COPY_BYTES, size - offset))
+    else:
+        item = size // target.spec.n_elements
+        for run in _cut(merger.inputs.merged[target.source], merger):
+            yield Step(target, run.offset * item, run, run.n_elements * item)
+
+
+def _cut(tensor: MergedTensor, merger: Merger) -> Iterator[Run]:
+    granularity = merger.method.card.granularity
+    if granularity == "element":
+        return cut(tensor, merger.source.piece_elements)
+    if granularity == "row":
+        return cut_rows(tensor, merger.source.piece_elements)
+    return cut(tensor, tensor.n_elements)
+
+
+def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
+    """Return the step's bytes, and whether the models disagree about what is copied."""
+    if step.n_bytes == 0:
+        return memoryview(b""), False
+    if step.run is None:
+        return _copy(step, merger)
+    piece = merger.source.read_run(step.run)
+    result = _merge(piece, merger)
+    if step.target.source.endswith(VARIANCE_SUFFIX):
+        result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+    out = torch.empty(result.numel(), dtype=TORCH_DTYPES[step.target.dtype])
+    out.copy_(result)  # also where dtypes agree: the piece's buffers are used again
+    _check_result(out, step.run)
+    return out.view(torch.uint8).numpy().data, False
+
+
+def _merge(piece: Piece, merger: Merger) -> Tensor:
+    """Return the merged piece, [m] float32 on the CPU."""
+    shape = _shape(piece, merger.method)
+    base = None if piece.base is None else piece.base.to(merger.device).view(shape)
+    finetuned = piece.finetuned.to(merger.device).view(len(piece.finetuned), *shape)
+    context = replace(
+        merger.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
+    )
+    result: Tensor = merger.method.merge(base, finetuned, merger.parameters, context)
+    if result.numel() != piece.finetuned.shape[1] or result.dtype != torch.float32:
+        raise JobInternal(
+            f"{merger.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
+            f"expected torch.float32 {list(shape)}; report this fault."
+        )
+    flat = result.reshape(-1).cpu()
+    return flat if piece.base is None else _keep_negative_zeros(flat, piece.base)
+
+
+def _shape(piece: Piece, method: MergeMethod) -> tuple[int, ...]:
+    n_elements = piece.finetuned.shape[1]
+    if method.card.granularity == "element":
+        return (n_elements,)
+    if method.card.granularity == "row":
+        width = piece.shape[-1] if len(piece.shape) >= 2 else n_elements
+        return (n_elements // width, width)
+    return piece.shape
+
+
+def _keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:
+    """Return the result with -0.0 where it is zero and the base is -0.0: adding +0.0 to it loses the sign (law T2)."""
+    negative_zeros = base.numpy().view(np.int32) == np.iinfo(np.int32).min
+    if not negative_zeros.any():
+        return result
+    kept = torch.from_numpy(negative_zeros).logical_and_(result == 0)
+    return torch.where(kept, base, result)
+
+
+def _check_result(out: Tensor, run: Run) -> None:
+    if bool(torch.isfinite(out.sum(dtype=torch.float32))):
+        return
+    found = torch.isfinite(out).logical_not_().nonzero()
+    if len(found):
+        index = int(found[0])
+        raise NotFinite(
+            f"The merged tensor {run.tensor.name!r} is {out[index].item()} at flat index {run.offset + index} in "
+            f"{out.dtype}, expected a finite number; lower the scaling coefficient or the weights, or choose a wider "
+            "output dtype."
+        )
+
+
+def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
+    inputs = merger.inputs
+    stored = inputs.stored[step.target.name]
+    content = np.empty(step.n_bytes, dtype=np.uint8)
+    inputs.reference.read_bytes(stored, step.offset, content.data)
+    merger.meter.advance(step.n_bytes)
+    differs = step.target.copied_because == "integer" and any(
+        _is_other(content, step, stored, reader, found.get(step.target.source))
+        for reader, found in zip(inputs.models, inputs.found, strict=True)
+    )
+    return content.data, differs
+
+
+def _is_other(
+    content: NDArray[np.uint8],
+    step: Step,
+    stored: TensorSpec,
+    reader: TensorReader,
+    spec: TensorSpec | None,
+) -> bool:
+    if spec is None:
+        return False
+    if (spec.dtype, spec.shape) != (stored.dtype, stored.shape):
+        return True
+    theirs = np.empty(step.n_bytes, dtype=np.uint8)
+    reader.read_bytes(spec, step.offset, theirs.data)
+    return not np.array_equal(content, theirs)

@@ -1,0 +1,59 @@
+"""The model card of a merge, README.md: what was merged from what, and how. Equal recipes give equal cards."""
+
+import json
+
+from app.domain.catalog import MethodCard
+from app.domain.plans import MergePlan
+from app.domain.recipes import Recipe
+
+_FRONT = """---
+library_name: transformers
+tags:
+- merge
+- amalgam
+- {method}
+---
+"""
+
+
+def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
+    """Return the card as Markdown, without clock times, ids or measurements."""
+    sections = [
+        _FRONT.format(method=recipe.method),
+        f"# {card.title} of {len(recipe.models)} models\n",
+        f"{card.summary} Source: {card.source}.\n",
+        "## Inputs\n",
+        _inputs(recipe),
+        "## Effective parameters\n",
+        f"```json\n{json.dumps(recipe.parameters, indent=2, sort_keys=True)}\n```\n",
+        "## Output\n",
+        _output(recipe, plan),
+        "## How to repeat it\n",
+        "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. "
+        f"Method version {recipe.method_version}, engine version {recipe.engine_version}, "
+        f"recipe digest `{recipe.digest}`.\n",
+    ]
+    return "\n".join(sections)
+
+
+def _inputs(recipe: Recipe) -> str:
+    rows = ["| role | weight | content sha256 | weights sha256 |", "|---|---|---|---|"]
+    if recipe.base_model is not None:
+        rows.append(f"| base model | | `{recipe.base_model.content_digest}` | `{recipe.base_model.weights_digest}` |")
+    for index, model in enumerate(recipe.models):
+        rows.append(f"| models[{index}] | {model.weight:g} | `{model.content_digest}` | `{model.weights_digest}` |")
+    return "\n".join(rows) + "\n"
+
+
+def _output(recipe: Recipe, plan: MergePlan) -> str:
+    lines = [
+        f"- dtype: {recipe.output_dtype or 'that of each tensor of the base model'}",
+        f"- tensors: {plan.n_merged} merged, {plan.n_copied} copied",
+        f"- seed: {recipe.seed}",
+        f"- NaN and infinity in the inputs: {'set to zero' if recipe.nan_policy == 'zero' else 'refused'}",
+    ]
+    for name, globs in (("included", recipe.include), ("excluded", recipe.exclude)):
+        if globs:
+            lines.append(f"- {name}: {', '.join(f'`{glob}`' for glob in globs)}")
+    lines += [f"- note: {warning}" for warning in plan.warnings]
+    return "\n".join(lines) + "\n"
