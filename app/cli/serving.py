@@ -131,11 +131,21 @@ def settings_in_force() -> "Settings":
 
 def bring_to_head(settings: "Settings") -> None:
     """Run the migrations; make the home folder first."""
-    # Alembic costs a third of a second that the client's commands do without.
-    from app.db.migrate import upgrade  # noqa: PLC0415  see above
+    # Alembic and SQLAlchemy cost half a second that the client's commands do without.
+    from alembic.util import CommandError  # noqa: PLC0415  see above
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  see above
 
-    settings.home.mkdir(parents=True, exist_ok=True)
-    upgrade(settings.database_url)
+    from app.db.migrate import SchemaBroken, upgrade  # noqa: PLC0415  see above
+
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        upgrade(settings.database_url)
+    except OSError as error:
+        raise stop(f"AMALGAM_HOME={settings.home}: this folder cannot be used: {error.strerror}") from error
+    except (SchemaBroken, CommandError, SQLAlchemyError) as error:
+        place = settings.describe()["AMALGAM_DATABASE_URL"]
+        reason = str(error).splitlines()[0]
+        raise stop(f"the database {place} cannot be brought to this release's schema: {reason}") from error
 
 
 def refuse_open_host(host: str, settings: "Settings") -> None:
