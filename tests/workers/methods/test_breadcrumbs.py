@@ -1,56 +1,18 @@
 """Breadcrumbs: golden numbers, a brute-force reference, exact counts, and tensors too small for a band."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-from math import floor
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.methods.golden import TASK_VECTORS, merge_example
+from tests.workers.models import assert_close, draw_integers, to_arrays
+from tests.workers.references import breadcrumbs as breadcrumbs_by_hand
 from workers.catalog import load_method
 from workers.methods import breadcrumbs
 
-Vector = NDArray[np.float64]
 ALL = {"density": 1.0, "outlier_fraction": 0.0}
-
-
-def mask_by_sorting(vector: Vector, parameters: dict[str, Any]) -> Vector:
-    n = len(vector)
-    n_outliers = floor(parameters["outlier_fraction"] * n + 1e-9)
-    n_kept = floor(parameters["density"] * n + 1e-9)
-    first, last = {
-        "band": (n_outliers, n_outliers + n_kept),
-        "drop_outliers": (n_outliers, n),
-        "keep_largest": (0, n_kept),
-    }[parameters["mask_mode"]]
-    if n_kept == 0 and parameters["mask_mode"] != "drop_outliers":
-        first, last = 0, n
-    order = sorted(range(n), key=lambda index: (-abs(vector[index]), index))
-    kept = np.zeros(n)
-    kept[order[first:last]] = vector[order[first:last]]
-    return kept
-
-
-def merge_by_hand(
-    vectors: Sequence[Vector], weights: Sequence[float], parameters: dict[str, Any], groups: Sequence[slice]
-) -> Vector:
-    """Breadcrumbs over task vectors; `groups` are the runs that are ranked together."""
-    masked = [
-        weight * np.concatenate([mask_by_sorting(vector[group], parameters) for group in groups])
-        for vector, weight in zip(vectors, weights, strict=True)
-    ]
-    total: Vector = np.sum(masked, axis=0)
-    if parameters["elect_signs"]:
-        elected = np.where(total >= 0, 1.0, -1.0)
-        total = np.sum([np.where(np.sign(vector) == elected, vector, 0.0) for vector in masked], axis=0)
-    return float(parameters["scaling_coefficient"]) * total
 
 
 def test_middle_half_of_the_example() -> None:
@@ -180,29 +142,11 @@ def test_agrees_with_the_algorithm_worked_entry_by_entry(  # noqa: PLR0913 - one
     elect_signs: bool,  # noqa: FBT001
     piece_elements: int,
 ) -> None:
-    shapes = {"bias": (3,), "conv": (2, 1, 2, 2), "scale": (), "weight": (4, 30)}
-    generator = torch.Generator().manual_seed(seed)
-    models = [
-        {name: torch.randint(-9, 10, shape, generator=generator).float() for name, shape in shapes.items()}
-        for _ in weights
-    ]
-    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
     parameters = {
         "density": density, "outlier_fraction": outlier_fraction, "scaling_coefficient": 0.5, "scope": scope,
         "mask_mode": mask_mode, "elect_signs": elect_signs,
     }  # fmt: skip
+    base, models = draw_integers(seed, len(weights))
     merged = MemoryMerge(load_method("breadcrumbs"), parameters, weights, piece_elements=piece_elements)(base, models)
-    flat = np.concatenate([merged[name].flatten().numpy() for name in sorted(merged)])
-    vectors = [np.concatenate([model[name].flatten().double().numpy() for name in sorted(model)]) for model in models]
-    groups = ranked_together(scope, shapes)
-    np.testing.assert_allclose(flat, merge_by_hand(vectors, weights, parameters, groups), rtol=1e-6, atol=1e-7)
-
-
-def ranked_together(scope: str, shapes: dict[str, tuple[int, ...]]) -> list[slice]:
-    sizes = []
-    for _, shape in sorted(shapes.items()):
-        n = int(np.prod(shape))
-        width = shape[-1] if scope == "row" and len(shape) > 1 else n
-        sizes += [width] * (n // width)
-    ends = np.cumsum([0, *sizes]) if scope != "global" else np.array([0, sum(sizes)])
-    return [slice(int(begin), int(end)) for begin, end in pairwise(ends)]
+    by_hand = breadcrumbs_by_hand(to_arrays(base), [to_arrays(model) for model in models], weights, parameters)
+    assert_close(merged, by_hand)

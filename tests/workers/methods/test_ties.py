@@ -1,59 +1,16 @@
 """TIES: golden numbers, a brute-force reference, and the laws of trim, vote and disjoint merge."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-from math import floor
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.methods.golden import TASK_VECTORS, merge_example
+from tests.workers.models import assert_close, draw_integers, to_arrays
+from tests.workers.references import ties as ties_by_hand
 from workers.catalog import load_method
 from workers.methods import ties
-
-Vector = NDArray[np.float64]
-
-
-def trim_by_sorting(vector: Vector, density: float) -> Vector:
-    n = len(vector)
-    n_kept = max(1, floor(density * n + 1e-9))
-    order = sorted(range(n), key=lambda index: (-abs(vector[index]), index))
-    kept = np.zeros(n)
-    kept[order[:n_kept]] = vector[order[:n_kept]]
-    return kept
-
-
-def merge_by_hand(
-    vectors: Sequence[Vector], weights: Sequence[float], parameters: dict[str, Any], groups: Sequence[slice]
-) -> Vector:
-    """TIES entry by entry over task vectors; `groups` are the runs that are trimmed together."""
-    trimmed = [
-        np.concatenate([trim_by_sorting(np.sign(weight) * vector[group], parameters["density"]) for group in groups])
-        for vector, weight in zip(vectors, weights, strict=True)
-    ]
-    strengths = [abs(weight) for weight in weights]
-    votes = strengths if parameters["vote"] == "weighted" else [1.0] * len(weights)
-    totals = sum(vote * vector for vote, vector in zip(votes, trimmed, strict=True))
-    elected = np.sign(totals)
-    balanced = 1.0 if parameters["zero_vote"] == "positive" or elected.sum() >= 0 else -1.0
-    elected[elected == 0] = balanced
-    merged = np.zeros(len(elected))
-    for index, sign in enumerate(elected):
-        agreeing = [(s, v[index]) for s, v in zip(strengths, trimmed, strict=True) if s and np.sign(v[index]) == sign]
-        if agreeing:
-            weighted = [strength * value for strength, value in agreeing]
-            merged[index] = {
-                "sum": sum(weighted),
-                "mean": sum(weighted) / sum(strength for strength, _ in agreeing),
-                "max": max(weighted, key=abs),
-            }[parameters["reduce"]]
-    return merged
 
 
 @pytest.mark.parametrize(
@@ -163,20 +120,10 @@ def test_agrees_with_the_algorithm_worked_entry_by_entry(  # noqa: PLR0913 - one
     piece_elements: int,
 ) -> None:
     # small integers: many ties in magnitude, many balanced votes, and sums without rounding
-    shapes = {"bias": (3,), "conv": (2, 1, 2, 2), "scale": (), "weight": (4, 3)}
-    generator = torch.Generator().manual_seed(seed)
-    models = [
-        {name: torch.randint(-3, 4, shape, generator=generator).float() for name, shape in shapes.items()}
-        for _ in weights
-    ]
-    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
     parameters = {
         "density": density, "trim_scope": trim_scope, "reduce": reduce, "vote": vote, "zero_vote": zero_vote,
+        "scaling_coefficient": 0.5,
     }  # fmt: skip
+    base, models = draw_integers(seed, len(weights))
     merged = MemoryMerge(load_method("ties"), parameters, weights, piece_elements=piece_elements)(base, models)
-    flat = np.concatenate([merged[name].flatten().numpy() for name in sorted(merged)])
-    vectors = [np.concatenate([model[name].flatten().double().numpy() for name in sorted(model)]) for model in models]
-    ends = np.cumsum([0, *(base[name].numel() for name in sorted(base))])
-    by_tensor = [slice(int(begin), int(end)) for begin, end in pairwise(ends)]
-    groups = by_tensor if trim_scope == "tensor" else [slice(0, len(flat))]
-    np.testing.assert_allclose(flat, merge_by_hand(vectors, weights, parameters, groups), rtol=1e-6, atol=1e-7)
+    assert_close(merged, ties_by_hand(to_arrays(base), [to_arrays(model) for model in models], weights, parameters))

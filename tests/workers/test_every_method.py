@@ -1,0 +1,203 @@
+"""The laws that hold for every method of the catalog, applied by its card.
+
+T1 one model with neutral parameters comes back; T2 models equal to the base give the base; T3 order does not matter;
+T4 a model named twice counts as one; T8 scaled task vectors give a scaled change; and: float64 agrees, bfloat16 inputs
+too, results are finite, no argument changes, pieces do not show. Laws of the pipeline (T5–T7 on real files) are in
+test_every_method_through_the_engine.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from app.domain.catalog import fill_defaults
+from tests.workers.memory import MemoryMerge
+from tests.workers.models import assert_close, draw_integers, draw_normal, to_arrays
+from tests.workers.references import REFERENCES
+from workers.catalog import find_methods
+from workers.contract import MergeMethod
+
+METHODS = find_methods()
+seeds = st.integers(0, 10_000)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.card.name)
+quickly = settings(max_examples=25, deadline=None)
+
+
+def _counts(method: MergeMethod) -> st.SearchStrategy[int]:
+    return st.integers(method.card.min_models, min(5, method.card.max_models or 5))
+
+
+def _some_weights(method: MergeMethod, n_models: int) -> st.SearchStrategy[list[float]]:
+    if method.card.weights == "unused":
+        return st.just([1.0] * n_models)
+    return st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), min_size=n_models, max_size=n_models)
+
+
+def _assert_within(merged: Mapping[str, Tensor], expected: Mapping[str, Tensor], ulps: int) -> None:
+    for name, tensor in expected.items():
+        spacing = torch.finfo(torch.float32).eps * tensor.abs().clamp_min(torch.finfo(torch.float32).tiny)
+        assert ((merged[name] - tensor).abs() <= ulps * spacing).all(), name
+
+
+def _assert_equal(merged: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name], tensor), name
+
+
+def _neutral(method: MergeMethod) -> dict[str, Any]:
+    if method.card.neutral_parameters is None:
+        pytest.skip("the card names no neutral parameters")
+    return dict(method.card.neutral_parameters)
+
+
+def _by_hand(method: MergeMethod, base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> Any:
+    effective = fill_defaults(method.card.parameters, {}, n_models=len(models))
+    return REFERENCES[method.card.name](
+        to_arrays(base), [to_arrays(model) for model in models], [1.0] * len(models), effective
+    )
+
+
+def test_every_method_has_a_reference_worked_by_hand() -> None:
+    assert sorted(REFERENCES) == [method.card.name for method in METHODS]
+
+
+@every_method
+@quickly
+@given(seed=seeds)
+def test_t1_one_model_with_neutral_parameters_comes_back(method: MergeMethod, seed: int) -> None:
+    base, models = draw_normal(seed, 1)
+    _assert_within(MemoryMerge(method, _neutral(method))(base, models), models[0], ulps=2)
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds)
+def test_t2_models_equal_to_the_base_give_the_base_exactly(method: MergeMethod, data: st.DataObject, seed: int) -> None:
+    n_models = data.draw(_counts(method))
+    weights = data.draw(_some_weights(method, n_models))
+    base, _ = draw_normal(seed, 0)
+    _assert_equal(MemoryMerge(method, weights=weights)(base, [base] * n_models), base)
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds)
+def test_t3_the_order_of_models_does_not_matter(method: MergeMethod, data: st.DataObject, seed: int) -> None:
+    if method.card.order_matters:
+        pytest.skip("the card says that order matters")
+    n_models = data.draw(_counts(method))
+    order = data.draw(st.permutations(range(n_models)))
+    weights = data.draw(_some_weights(method, n_models))
+    keys = tuple(f"model {index}" for index in range(n_models))
+    base, models = draw_normal(seed, n_models)
+    forward = MemoryMerge(method, weights=weights, model_keys=keys)(base, models)
+    shuffled = MemoryMerge(
+        method, weights=[weights[index] for index in order], model_keys=tuple(keys[index] for index in order)
+    )(base, [models[index] for index in order])
+    _assert_within(shuffled, forward, ulps=1)
+
+
+@every_method
+@quickly
+@given(seed=seeds, n_copies=st.integers(2, 5))
+def test_t4_a_model_named_several_times_counts_as_one(method: MergeMethod, seed: int, n_copies: int) -> None:
+    if method.card.weights == "unused":
+        pytest.skip("the method uses no weights")
+    base, models = draw_normal(seed, 1)
+    merge = MemoryMerge(method, _neutral(method), weights=[1 / n_copies] * n_copies)
+    assert_close(merge(base, models * n_copies), to_arrays(models[0]))
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds, exponent=st.integers(-3, 3))
+def test_t8_scaled_task_vectors_give_a_scaled_change(
+    method: MergeMethod, data: st.DataObject, seed: int, exponent: int
+) -> None:
+    if not method.card.is_scale_equivariant:
+        pytest.skip("the card says that scale matters")
+    factor = 2.0**exponent  # exact in binary, so both merges see the same digits
+    base, models = draw_integers(seed, data.draw(_counts(method)))
+    scaled = [{name: base[name] + factor * (model[name] - base[name]) for name in base} for model in models]
+    once, then = MemoryMerge(method)(base, models), MemoryMerge(method)(base, scaled)
+    change = {name: base[name].double() + factor * (once[name].double() - base[name]) for name in base}
+    assert_close(then, to_arrays(change), rtol=2e-6, atol=1e-5)
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds)
+def test_float64_worked_by_hand_agrees(method: MergeMethod, data: st.DataObject, seed: int) -> None:
+    base, models = draw_normal(seed, data.draw(_counts(method)))
+    assert_close(MemoryMerge(method)(base, models), _by_hand(method, base, models))
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds)
+def test_bfloat16_models_merge_within_one_rounding_of_float64(
+    method: MergeMethod, data: st.DataObject, seed: int
+) -> None:
+    base, models = draw_normal(seed, data.draw(_counts(method)))
+    halved = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *models)]
+    merged = MemoryMerge(method)(halved[0], halved[1:])
+    written = {name: tensor.bfloat16() for name, tensor in merged.items()}
+    eps = torch.finfo(torch.bfloat16).eps
+    assert_close(written, _by_hand(method, halved[0], halved[1:]), rtol=eps, atol=1e-6)
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds, scale=st.sampled_from([1e-38, 1e-20, 1.0, 1e20]))
+def test_results_are_finite_at_every_scale(method: MergeMethod, data: st.DataObject, seed: int, scale: float) -> None:
+    base, models = draw_normal(seed, data.draw(_counts(method)))
+    tiny_or_huge = [{name: scale * tensor for name, tensor in model.items()} for model in (base, *models)]
+    merged = MemoryMerge(method)(tiny_or_huge[0], tiny_or_huge[1:])
+    assert all(bool(tensor.isfinite().all()) for tensor in merged.values())
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds)
+def test_one_task_vector_of_zero_among_others_is_no_trouble(
+    method: MergeMethod, data: st.DataObject, seed: int
+) -> None:
+    n_models = data.draw(_counts(method))
+    base, models = draw_normal(seed, n_models)
+    models[-1] = base
+    assert_close(MemoryMerge(method)(base, models), _by_hand(method, base, models))
+
+
+@every_method
+@quickly
+@given(data=st.data(), seed=seeds, piece_elements=st.integers(1, 40))
+def test_pieces_of_any_length_give_the_same_bits(
+    method: MergeMethod, data: st.DataObject, seed: int, piece_elements: int
+) -> None:
+    n_models = data.draw(_counts(method))
+    weights = data.draw(_some_weights(method, n_models))
+    base, models = draw_integers(seed, n_models)
+    whole = MemoryMerge(method, weights=weights)(base, models)
+    _assert_equal(MemoryMerge(method, weights=weights, piece_elements=piece_elements)(base, models), whole)
+
+
+@every_method
+@quickly
+@given(seed=seeds)
+def test_scaling_zero_returns_the_base_exactly(method: MergeMethod, seed: int) -> None:
+    if "scaling_coefficient" not in method.card.parameters["properties"]:
+        pytest.skip("the method has no scaling coefficient")
+    base, models = draw_normal(seed, 3)
+    _assert_equal(MemoryMerge(method, {"scaling_coefficient": 0.0})(base, models), base)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits(method: MergeMethod) -> None:
+    base, models = draw_normal(7, 2)
+    merge = MemoryMerge(method, seed=11)
+    _assert_equal(merge(base, models), merge(base, models))
