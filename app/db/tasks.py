@@ -59,7 +59,7 @@ def by_name(session: Session, project_id: str, name: str) -> Task | None:
 def names(session: Session, task_ids: Sequence[str]) -> dict[str, str]:
     """Return the names of tasks by id; deleted ones are not there."""
     statement = select(Task.id, Task.name).where(Task.id.in_(set(task_ids)))
-    return {task_id: name for task_id, name in session.execute(statement)}
+    return {row.id: row.name for row in session.execute(statement)}
 
 
 def spec(row: Task) -> TaskSpec:

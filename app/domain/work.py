@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from app.domain.checkpoints import LocalCheckpoint, Manifest, Value
+from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest, Value
 from app.domain.jobs import Progress
 from app.domain.recipes import Recipe
 from app.domain.tasks import LocalTask, Measurement
@@ -91,10 +91,11 @@ class EvaluateOutcome(Value):
 
 
 class AnalyzeOutcome(Value):
-    """The data of a report; its figures lie in the work's output folder."""
+    """The data of a report, and its files: data and figures in the work's output folder."""
 
     kind: Literal["analyze"] = "analyze"
     data: dict[str, JsonValue]
+    files: tuple[FileEntry, ...] = ()
 
 
 Outcome = Annotated[ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome, Field(discriminator="kind")]

@@ -4,15 +4,14 @@ A creating service begins its transaction with `replay` and ends it with `store_
 cannot overlap: SQLite admits one writer, PostgreSQL takes a lock on the key until the transaction ends.
 """
 
-import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.db.locks import lock
 from app.db.tables import IdempotencyKey, utc_now
 from app.domain.errors import IdempotencyKeyReused
 from app.services.actors import Actor
@@ -63,7 +62,7 @@ def find_answer(session: Session, actor: Actor, request: IdempotentRequest) -> S
 
     Raises: IdempotencyKeyReused when the key came with another request.
     """
-    _lock(session, actor, request.key)
+    lock(session, "idempotency", actor.project_id, request.key)
     row = session.get(IdempotencyKey, (actor.project_id, request.key))
     if row is None:
         return None
@@ -103,10 +102,3 @@ def store_answer(
         )
     )
     session.flush()
-
-
-def _lock(session: Session, actor: Actor, key: str) -> None:
-    if session.get_bind().dialect.name != "postgresql":
-        return
-    digest = hashlib.sha256(f"idempotency\0{actor.project_id}\0{key}".encode()).digest()
-    session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], "big", signed=True))))

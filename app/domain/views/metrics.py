@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from app.domain.views.values import Instant, View
+from app.domain.views.jobs import Instant, View
 
 
 class MetricView(View):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from app.domain.views.values import Instant, View
+from app.domain.views.jobs import Instant, View
 
 
 class WorkerView(View):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from app.domain.views.values import View
+from app.domain.views.jobs import View
 
 
 class PinnedView(View):

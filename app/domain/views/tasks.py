@@ -3,7 +3,7 @@
 from pydantic import JsonValue
 
 from app.domain.tasks import Columns, DataFile, Head
-from app.domain.views.values import Instant, View
+from app.domain.views.jobs import Instant, View
 
 
 class TaskView(View):

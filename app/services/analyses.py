@@ -1,0 +1,115 @@
+"""Analyses: looking at models without changing them. The result is a report artifact and its data."""
+
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import artifacts
+from app.db import checkpoints as checkpoint_rows
+from app.domain.checkpoints import Manifest, Value, check_mergeable
+from app.domain.errors import FieldProblem, IncompatibleCheckpoints
+from app.domain.jobs import JobKind
+from app.domain.requests import AnalysisRequest
+from app.domain.views.jobs import JobInputRef, JobView
+from app.domain.work import AnalyzeOutcome, AnalyzeWork, Outcome
+from app.services import inputs, jobs, measuring
+from app.services.actors import Actor
+from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.running import Claim, JobResult, Keepers
+from app.services.wiring import Wiring
+
+
+class AnalysisSpec(Value):
+    """An analysis job's spec: the request with its refs pinned."""
+
+    kind: str
+    base_model: str
+    models: tuple[str, ...]
+    labels: tuple[str, ...]  # the models' names, for people
+
+
+def submit(
+    wiring: Wiring, actor: Actor, request: AnalysisRequest, idempotency: IdempotentRequest | None = None
+) -> JobView:
+    """Accept an analysis.
+
+    Raises: UnknownCheckpoint, CheckpointNotReady, IncompatibleCheckpoints; Replayed, IdempotencyKeyReused.
+    """
+    with wiring.sessions.begin() as session:
+        replay(session, actor, idempotency)
+        refs = [(f"/models/{index}", ref) for index, ref in enumerate(request.models)]
+        base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
+        manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
+        _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
+        spec = AnalysisSpec(
+            kind=request.kind,
+            base_model=base.id,
+            models=tuple(row.id for row in models),
+            labels=tuple(f"{row.name}@{row.version}" for row in models),
+        )
+        job = jobs.add(
+            session,
+            actor,
+            kind=JobKind.ANALYZE,
+            spec=spec.model_dump(mode="json"),
+            inputs=[
+                JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
+                *(JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(models)),
+            ],
+            **measuring.terms(wiring.defaults, request).model_dump(),
+        )
+        store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
+    jobs.hint(wiring.queue, [job])
+    return job
+
+
+class AnalysisSteps:
+    """What an analysis job does around its work."""
+
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> AnalyzeWork:
+        """Bring the models here."""
+        spec = AnalysisSpec.model_validate(claim.job.spec)
+        here = {
+            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models])
+        }
+        return AnalyzeWork(
+            analysis="task_vector_cosines",
+            base_model=here[spec.base_model],
+            models=tuple(here[checkpoint_id] for checkpoint_id in spec.models),
+            output=scratch / "output",
+        )
+
+    def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
+        """Keep the report."""
+        if not isinstance(outcome, AnalyzeOutcome):
+            raise TypeError(f"an analysis gave {type(outcome).__name__}, expected AnalyzeOutcome")
+        report = artifacts.add(
+            session, claim.actor, kind="report", job_id=claim.job.id, checkpoint_id=None, files=outcome.files
+        )
+        return JobResult(
+            {"checkpoint": None, "artifacts": [report.id], "evaluations": [], "metrics": [], "data": outcome.data}
+        )
+
+
+steps = AnalysisSteps()
+
+
+def _check_comparable(base: Manifest, models: list[Manifest]) -> None:
+    found = check_mergeable(base, models)
+    if found.is_mergeable:
+        return
+    faults = [
+        FieldProblem(
+            f"/models/{difference.model}",
+            f"tensor {difference.name!r}: {difference.problem}"
+            + (f", expected {difference.expected}, found {difference.found}" if difference.expected else ""),
+        )
+        for difference in found.differences
+        if difference.problem != "dtype"
+    ]
+    raise IncompatibleCheckpoints(
+        f"The models do not have the base model's tensors: {faults[0].message} ({len(faults)} differences)."
+        " Name models that were fine-tuned from this base.",
+        errors=faults[:50],
+    )

@@ -1,0 +1,89 @@
+"""Evaluations: a checkpoint measured on tasks, and the metrics that come of it."""
+
+from pathlib import Path
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints as checkpoint_rows
+from app.db import metrics
+from app.domain.errors import FieldProblem, Invalid
+from app.domain.requests import EvaluationRequest
+from app.domain.views.jobs import JobView
+from app.domain.work import EvaluateOutcome, EvaluateWork, Outcome
+from app.services import inputs, jobs, measuring, task_files
+from app.services.actors import Actor
+from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.measuring import EvaluationSpec
+from app.services.running import Claim, JobResult, Keepers
+from app.services.wiring import Wiring
+
+
+def submit(
+    wiring: Wiring, actor: Actor, request: EvaluationRequest, idempotency: IdempotentRequest | None = None
+) -> JobView:
+    """Accept an evaluation.
+
+    Raises: UnknownCheckpoint, CheckpointNotReady, UnknownTask, UnknownBaseModel, Invalid; Replayed,
+        IdempotencyKeyReused.
+    """
+    with wiring.sessions.begin() as session:
+        replay(session, actor, idempotency)
+        checkpoint = checkpoint_rows.resolve(session, actor.project_id, [("/checkpoint", request.checkpoint)])[0]
+        found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=request.split)
+        base = measuring.base_behind(session, checkpoint.id)
+        items = measuring.pin_bases(session, found, default=base, pointer="/tasks")
+        _check_once([item.task for item in items])
+        spec = EvaluationSpec(checkpoint=checkpoint.id, tasks=items)
+        job = measuring.add_evaluation(session, actor, spec, measuring.terms(wiring.defaults, request))
+        store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
+    jobs.hint(wiring.queue, [job])
+    return job
+
+
+class EvaluationSteps:
+    """What an evaluation job does around its work."""
+
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> EvaluateWork:
+        """Bring the checkpoint, the base models and the tasks' files here."""
+        spec = EvaluationSpec.model_validate(claim.job.spec)
+        bases = {item.task_id: item.base_model or spec.checkpoint for item in spec.tasks}
+        here = {
+            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            for checkpoint_id in dict.fromkeys([spec.checkpoint, *bases.values()])
+        }
+        return EvaluateWork(
+            checkpoint=here[spec.checkpoint],
+            tasks=tuple(
+                task_files.fetch(keepers.sessions, keepers.sources, item.task_id, [item.split]) for item in spec.tasks
+            ),
+            base_models={task_id: here[base] for task_id, base in bases.items()},
+            split={item.task_id: item.split for item in spec.tasks},
+        )
+
+    def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
+        """Keep the metrics."""
+        if not isinstance(outcome, EvaluateOutcome):
+            raise TypeError(f"an evaluation gave {type(outcome).__name__}, expected EvaluateOutcome")
+        spec = EvaluationSpec.model_validate(claim.job.spec)
+        made = metrics.add(
+            session,
+            claim.actor.project_id,
+            job_id=claim.job.id,
+            checkpoint_id=spec.checkpoint,
+            measurements=outcome.measurements,
+        )
+        measured: list[JsonValue] = [metric.model_dump(mode="json") for metric in made]
+        return JobResult({"checkpoint": spec.checkpoint, "artifacts": [], "evaluations": [], "metrics": measured})
+
+
+steps = EvaluationSteps()
+
+
+def _check_once(names: list[str]) -> None:
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        message = (
+            f"each task may be there once, with one split; found more of {', '.join(double)}. Submit one job per split"
+        )
+        raise Invalid(f"/tasks: {message}.", errors=[FieldProblem("/tasks", message)])

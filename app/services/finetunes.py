@@ -1,0 +1,162 @@
+"""Fine-tunings: a base model trained on one task becomes a checkpoint of its own."""
+
+from pathlib import Path
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.db import artifacts, metrics
+from app.db import checkpoints as checkpoint_rows
+from app.db import tasks as task_rows
+from app.db.tables import Checkpoint, Task
+from app.domain.checkpoints import CheckpointKind, Value
+from app.domain.errors import FieldProblem, Invalid
+from app.domain.jobs import JobKind
+from app.domain.requests import FinetuneRequest
+from app.domain.views.jobs import JobInputRef, JobView
+from app.domain.work import CheckpointOutcome, FinetuneWork, Outcome
+from app.services import inputs, jobs, measuring, task_files
+from app.services.actors import Actor
+from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.running import Claim, JobResult, Keepers
+from app.services.wiring import Wiring
+
+
+class FinetuneSpec(Value):
+    """A fine-tuning job's spec: the request with its refs pinned."""
+
+    base_model: str
+    head_base_model: str
+    task: str  # name
+    task_id: str
+    technique: str
+    parameters: dict[str, JsonValue]
+    seed: int
+    output: dict[str, JsonValue]
+
+
+def submit(
+    wiring: Wiring, actor: Actor, request: FinetuneRequest, idempotency: IdempotentRequest | None = None
+) -> JobView:
+    """Accept a fine-tuning.
+
+    Raises: UnknownTechnique, InvalidParameters, UnknownCheckpoint, CheckpointNotReady, UnknownTask, UnknownBaseModel,
+        Invalid; Replayed, IdempotencyKeyReused.
+    """
+    card, parameters = wiring.catalog.check_finetune(request.technique, request.parameters)
+    with wiring.sessions.begin() as session:
+        replay(session, actor, idempotency)
+        base = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model)])[0]
+        task = task_rows.resolve(session, actor.project_id, [("/task", request.task)])[0]
+        _check_trainable(base, task)
+        pinned = measuring.pin_bases(
+            session, [(task, "train")], default=measuring.base_behind(session, base.id), pointer="/task"
+        )
+        spec = FinetuneSpec(
+            base_model=base.id,
+            head_base_model=pinned[0].base_model or base.id,
+            task=task.name,
+            task_id=task.id,
+            technique=card.name,
+            parameters=parameters,
+            seed=request.seed,
+            output={"name": request.output.name or f"{task.name}-{card.name}", "tags": dict(request.output.tags)},
+        )
+        job = jobs.add(
+            session,
+            actor,
+            kind=JobKind.FINETUNE,
+            spec=spec.model_dump(mode="json"),
+            inputs=[
+                JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
+                *measuring.head_inputs(pinned),
+            ],
+            tags=dict(request.output.tags),
+            **measuring.terms(wiring.defaults, request).model_dump(),
+        )
+        store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
+    jobs.hint(wiring.queue, [job])
+    return job
+
+
+class FinetuneSteps:
+    """What a fine-tuning job does around its work."""
+
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> FinetuneWork:
+        """Bring the base models and the task's files here."""
+        spec = FinetuneSpec.model_validate(claim.job.spec)
+        here = {
+            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            for checkpoint_id in dict.fromkeys([spec.base_model, spec.head_base_model])
+        }
+        return FinetuneWork(
+            base_model=here[spec.base_model],
+            head_base_model=here[spec.head_base_model],
+            task=task_files.fetch(keepers.sessions, keepers.sources, spec.task_id, ["train", "validation"]),
+            technique=spec.technique,
+            parameters=spec.parameters,
+            seed=spec.seed,
+            output=scratch / "output",
+        )
+
+    def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
+        """Keep the artifact, the named checkpoint, and what was measured on validation."""
+        if not isinstance(outcome, CheckpointOutcome):
+            raise TypeError(f"a fine-tuning gave {type(outcome).__name__}, expected CheckpointOutcome")
+        spec = FinetuneSpec.model_validate(claim.job.spec)
+        artifact = artifacts.add(
+            session,
+            claim.actor,
+            kind="checkpoint",
+            job_id=claim.job.id,
+            checkpoint_id=None,
+            files=outcome.manifest.files,
+        )
+        tags = spec.output["tags"]
+        checkpoint = checkpoint_rows.add_produced(
+            session,
+            claim.actor,
+            name=str(spec.output["name"]),
+            kind=CheckpointKind.DENSE,
+            manifest=outcome.manifest,
+            job_id=claim.job.id,
+            artifact_id=artifact.id,
+            base_checkpoint_id=spec.base_model,
+            task=spec.task,
+            tags={key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
+        )
+        artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+        made = metrics.add(
+            session,
+            claim.actor.project_id,
+            job_id=claim.job.id,
+            checkpoint_id=checkpoint.id,
+            measurements=outcome.measurements,
+        )
+        return JobResult(
+            {
+                "checkpoint": checkpoint.id,
+                "artifacts": [artifact.id],
+                "evaluations": [],
+                "metrics": [metric.model_dump(mode="json") for metric in made],
+                "data": outcome.report,
+            }
+        )
+
+
+steps = FinetuneSteps()
+
+
+def _check_trainable(base: Checkpoint, task: Task) -> None:
+    faults: list[FieldProblem] = []
+    if base.kind != CheckpointKind.DENSE:
+        faults.append(FieldProblem("/base_model", f"{base.name!r} is of kind {base.kind}; name a dense checkpoint"))
+    spec = task_rows.spec(task)
+    if "train" not in spec.dataset:
+        known = ", ".join(sorted(spec.dataset))
+        faults.append(FieldProblem("/task", f"task {task.name!r} has no train split; it has {known}"))
+    if spec.head.kind == "own":
+        message = f"task {task.name!r} has head 'own'; fine-tuning keeps heads frozen: use label_prompts or linear"
+        faults.append(FieldProblem("/task", message))
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)

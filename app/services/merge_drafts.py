@@ -1,0 +1,199 @@
+"""What a merge request means: its method checked, everything it names found and pinned, its recipe.
+
+Plans and jobs are made from the same draft (merges.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.db import bases
+from app.db import checkpoints as checkpoint_rows
+from app.db.tables import Checkpoint
+from app.domain.catalog import Catalog, MethodCard
+from app.domain.checkpoints import CheckpointKind, Manifest, Value
+from app.domain.errors import FieldProblem, Invalid
+from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.requests import MergeRequest
+from app.domain.views.jobs import JobInputRef
+from app.services import measuring
+from app.services.actors import Actor
+from app.services.measuring import PinnedItem
+from app.services.wiring import Wiring
+
+
+class MergeSpec(Value):
+    """A merge job's spec: the request with its refs pinned, and the recipe that decides the bytes."""
+
+    method: str
+    base_model: str | None
+    models: tuple[dict[str, JsonValue], ...]
+    parameters: dict[str, JsonValue]
+    seed: int
+    output: dict[str, JsonValue]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    evaluate: tuple[PinnedItem, ...]
+    force: bool
+    nan_policy: str
+    tensors: str
+    merge_buffers: bool
+    base_checkpoint: str | None  # what the result counts as fine-tuned from
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The name whose next version the result becomes."""
+        return str(self.output["name"])
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The result's tags."""
+        tags = self.output.get("tags")
+        return {key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request with everything it names found and pinned."""
+
+    card: MethodCard
+    recipe: Recipe
+    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    base_manifest: Manifest | None
+    manifests: tuple[Manifest, ...]
+    evaluate: tuple[PinnedItem, ...]
+    base_checkpoint: str | None
+
+    @property
+    def inputs(self) -> list[JobInputRef]:
+        """The checkpoints that the job reads."""
+        refs = [
+            JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(self.models)
+        ]
+        if self.base is not None:
+            refs.append(JobInputRef(role="base_model", position=0, checkpoint_id=self.base.id))
+        return [*refs, *measuring.head_inputs(self.evaluate)]
+
+
+def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest) -> Draft:
+    """Find and pin everything that a request names.
+
+    Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
+        UnknownBaseModel.
+    """
+    card, parameters = _check_recipe(wiring.catalog, request)
+    base, models = _resolve(session, actor, request)
+    _check_kinds(card, request, models)
+    manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
+    pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
+    behind = [base] if base is not None else models
+    shared = bases.shared_root(session, [row.id for row in behind])
+    return Draft(
+        card=card,
+        recipe=_recipe(wiring, request, card, parameters, (base, models)),
+        base=base,
+        models=tuple(models),
+        base_manifest=manifests[base.id] if base is not None else None,
+        manifests=tuple(manifests[row.id] for row in models),
+        evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        base_checkpoint=base.id if base is not None else shared,
+    )
+
+
+def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
+    return catalog.check(
+        request.method,
+        request.parameters,
+        has_base_model=request.base_model is not None,
+        weights=[model.weight for model in request.models],
+        model_parameters=[model.parameters for model in request.models],
+    )
+
+
+def _resolve(session: Session, actor: Actor, request: MergeRequest) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    refs = [(f"/models/{index}/checkpoint", model.checkpoint) for index, model in enumerate(request.models)]
+    if request.base_model is None:
+        return None, checkpoint_rows.resolve(session, actor.project_id, refs)
+    base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
+    return base, models
+
+
+def _check_kinds(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> None:
+    faults = [
+        FieldProblem(
+            f"/models/{index}/checkpoint",
+            f"{model.checkpoint!r} is of kind {row.kind}; {card.name} merges dense checkpoints",
+        )
+        for index, (model, row) in enumerate(zip(request.models, models, strict=True))
+        if row.kind != CheckpointKind.DENSE and not (card.accepts_adapters and row.kind == CheckpointKind.ADAPTER)
+    ]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
+
+
+def _recipe(
+    wiring: Wiring,
+    request: MergeRequest,
+    card: MethodCard,
+    parameters: dict[str, JsonValue],
+    inputs: tuple[Checkpoint | None, Sequence[Checkpoint]],
+) -> Recipe:
+    base, models = inputs
+    labels = [model.task or row.task or row.name for model, row in zip(request.models, models, strict=True)]
+    return Recipe(
+        method=card.name,
+        method_version=card.version,
+        base_model=PinnedCheckpoint(**_digests(base)) if base is not None else None,
+        models=tuple(
+            RecipeModel(
+                **_digests(row),
+                weight=model.weight,
+                task=label
+                if card.produces == "multitask"
+                else None,  # elsewhere it would only make equal recipes differ
+                parameters=model.parameters,
+            )
+            for model, row, label in zip(request.models, models, labels, strict=True)
+        ),
+        parameters=parameters,
+        seed=request.seed,
+        output_dtype=request.output.dtype,
+        shard_bytes=wiring.defaults.shard_bytes,
+        include=tuple(request.include),
+        exclude=tuple(request.exclude),
+        nan_policy=request.nan_policy,
+        tensors=request.tensors,
+        merge_buffers=request.merge_buffers,
+    )
+
+
+def _digests(row: Checkpoint) -> dict[str, Any]:
+    return {"content_digest": row.content_digest, "weights_digest": row.weights_digest}
+
+
+def specify(request: MergeRequest, made: Draft) -> MergeSpec:
+    """Return the job's spec of a request."""
+    document = request.model_dump(mode="json", exclude={"priority", "max_attempts", "timeout_seconds"})
+    name = request.output.name or f"{made.card.name}-{made.recipe.digest[:8]}"
+    models = [
+        {**model.model_dump(mode="json"), "checkpoint": row.id}
+        for model, row in zip(request.models, made.models, strict=True)
+    ]
+    return MergeSpec.model_validate(
+        document
+        | {
+            "method": made.card.name,
+            "base_model": made.base.id if made.base is not None else None,
+            "models": models,
+            "parameters": made.recipe.parameters,
+            "output": {**document["output"], "name": name},
+            "evaluate": made.evaluate,
+            "base_checkpoint": made.base_checkpoint,
+            "recipe": made.recipe,
+        }
+    )

@@ -1,0 +1,269 @@
+"""Merges: what one would cost, the job it becomes, and what the job leaves behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.db import artifacts, equal_merges
+from app.db import checkpoints as checkpoint_rows
+from app.db.tables import Checkpoint
+from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
+from app.domain.errors import AmalgamError, IncompatibleCheckpoints, Invalid, OutOfDisk
+from app.domain.identifiers import new_id
+from app.domain.jobs import JobKind, JobState
+from app.domain.plans import MergePlan, make_plan
+from app.domain.requests import MergeRequest
+from app.domain.views.jobs import JobView
+from app.domain.views.plans import PinnedView, PlanView
+from app.domain.work import CheckpointOutcome, MergeWork, Outcome
+from app.services import inputs, jobs, measuring
+from app.services import merge_drafts as drafts
+from app.services.actors import Actor
+from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.measuring import EvaluationSpec, JobTerms
+from app.services.merge_drafts import Draft, MergeSpec
+from app.services.running import Claim, JobResult, Keepers
+from app.services.wiring import Wiring
+
+# --- accepting ----------------------------------------------------------------------------------------------------
+
+
+def submit(
+    wiring: Wiring, actor: Actor, request: MergeRequest, idempotency: IdempotentRequest | None = None
+) -> JobView:
+    """Accept a merge: a queued job; or one that has succeeded at once, or waits, where an equal recipe has run or runs.
+
+    Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
+        UnknownBaseModel, IncompatibleCheckpoints, OutOfDisk; Replayed, IdempotencyKeyReused.
+    """
+    with wiring.sessions.begin() as session:
+        replay(session, actor, idempotency)
+        made = drafts.draft(session, wiring, actor, request)
+        plan = make_plan(made.recipe, made.base_manifest, made.manifests, made.card)
+        source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
+        if source is None or source.state != JobState.SUCCEEDED:
+            _check_disk(wiring, plan)
+        spec = drafts.specify(request, made)
+        terms = measuring.terms(wiring.defaults, request)
+        job, followers = _add_job(session, actor, made, spec, terms, source)
+        store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
+    jobs.hint(wiring.queue, [job, *followers])
+    return job
+
+
+def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
+    """Say what a merge would do; nothing is stored. Tensors that differ and a full disk are problems in the answer.
+
+    Raises: as `submit` for what the request itself gets wrong.
+    """
+    with wiring.sessions.read() as session:
+        made = drafts.draft(session, wiring, actor, request)
+        source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
+    common: dict[str, Any] = {
+        "method": made.card.name,
+        "method_version": made.card.version,
+        "parameters": made.recipe.parameters,
+        "base_model": _pinned_view(request.base_model or "", made.base) if made.base is not None else None,
+        "models": [_pinned_view(model.checkpoint, row) for model, row in zip(request.models, made.models, strict=True)],
+        "recipe_digest": made.recipe.digest,
+        "deduplicated_from": source.id if source is not None else None,
+        "free_disk_bytes": wiring.storage.free_bytes(),
+    }
+    try:
+        planned = make_plan(made.recipe, made.base_manifest, made.manifests, made.card)
+    except (IncompatibleCheckpoints, Invalid) as error:
+        return PlanView(**common, is_runnable=False, problems=[error.to_json()], warnings=[])
+    problems: list[AmalgamError] = []
+    try:
+        _check_disk(wiring, planned)
+    except OutOfDisk as error:
+        problems.append(error)
+    return PlanView(
+        **common,
+        is_runnable=not problems,
+        problems=[problem.to_json() for problem in problems],
+        warnings=list(planned.warnings),
+        n_tensors=len(planned.tensors),
+        n_merged_tensors=planned.n_merged,
+        n_copied_tensors=planned.n_copied,
+        n_passes=planned.n_passes,
+        bytes_read=planned.bytes_read,
+        bytes_written=planned.bytes_written,
+        peak_memory_bytes=planned.peak_memory_bytes,
+        disk_bytes=planned.disk_bytes,
+        estimated_seconds=planned.estimated_seconds,
+    )
+
+
+def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
+    return PinnedView(
+        ref=ref,
+        checkpoint=row.id,
+        name=row.name,
+        version=row.version,
+        content_digest=str(row.content_digest),
+        weights_digest=str(row.weights_digest),
+    )
+
+
+def _check_disk(wiring: Wiring, plan: MergePlan) -> None:
+    free = wiring.storage.free_bytes()
+    if free is not None and free < plan.disk_bytes:
+        raise OutOfDisk(
+            f"The merge writes {plan.disk_bytes:,} bytes, and the store has {free:,} left. Delete artifacts that"
+            " nothing needs, or give the store more room."
+        )
+
+
+def _add_job(  # noqa: PLR0913 (all that was found out about one job)
+    session: Session, actor: Actor, made: Draft, spec: MergeSpec, terms: JobTerms, source: JobView | None
+) -> tuple[JobView, tuple[JobView, ...]]:
+    """Add the job: to be run, to wait for an equal one that runs, or with the result of one that has run."""
+    common: dict[str, Any] = {
+        "kind": JobKind.MERGE,
+        "spec": spec.model_dump(mode="json"),
+        "inputs": made.inputs,
+        "recipe_digest": made.recipe.digest,
+        "tags": spec.tags,
+        **terms.model_dump(),
+    }
+    if source is None:
+        return jobs.add(session, actor, **common), ()
+    if source.state is not JobState.SUCCEEDED:
+        return jobs.add(session, actor, **common, waits_for=source.id), ()
+    checkpoint_id, files = equal_merges.made_by(session, source.id)
+    manifest = checkpoint_rows.load_manifest(session, checkpoint_id)
+    kept = _keep(session, actor, _Made(new_id("job"), spec, manifest, files))
+    common |= {"job_id": kept.job_id, "result": kept.result(source), "deduplicated_from": source.id}
+    job = jobs.add(session, actor, **common)
+    return job, _add_evaluations(session, actor, kept, terms)
+
+
+# --- the job ------------------------------------------------------------------------------------------------------
+
+
+class MergeSteps:
+    """What a merge job does around its work."""
+
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> MergeWork:
+        """Bring the inputs here."""
+        spec = MergeSpec.model_validate(claim.job.spec)
+        ids = [str(model["checkpoint"]) for model in spec.models]
+        here = {
+            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            for checkpoint_id in dict.fromkeys([*ids, *([spec.base_model] if spec.base_model else [])])
+        }
+        return MergeWork(
+            recipe=spec.recipe,
+            base_model=here[spec.base_model] if spec.base_model is not None else None,
+            models=tuple(here[checkpoint_id] for checkpoint_id in ids),
+            output=scratch / "output",
+        )
+
+    def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
+        """Keep the artifact, the named checkpoint, and the evaluations to come."""
+        if not isinstance(outcome, CheckpointOutcome):
+            raise TypeError(f"a merge gave {type(outcome).__name__}, expected CheckpointOutcome")
+        spec = MergeSpec.model_validate(claim.job.spec)
+        made = _Made(claim.job.id, spec, outcome.manifest, outcome.manifest.files)
+        kept = _keep(session, claim.actor, made)
+        followers = _add_evaluations(session, claim.actor, kept, _terms_of(claim.job))
+        return JobResult({**kept.document, "data": outcome.report}, followers)
+
+
+steps = MergeSteps()
+
+
+def complete_waiter(session: Session, waiter: JobView, source: JobView) -> JobResult:
+    """Give a merge that waited for an equal one its own version of what that one made.
+
+    Raises: ArtifactGone when it was deleted meanwhile.
+    """
+    spec = MergeSpec.model_validate(waiter.spec)
+    actor = Actor(waiter.project_id, waiter.actor, waiter.request_id)
+    checkpoint_id, files = equal_merges.made_by(session, source.id)
+    made = _Made(waiter.id, spec, checkpoint_rows.load_manifest(session, checkpoint_id), files)
+    kept = _keep(session, actor, made)
+    return JobResult(kept.result(source), _add_evaluations(session, actor, kept, _terms_of(waiter)))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a merge has made: files that lie in the store."""
+
+    job_id: str
+    spec: MergeSpec
+    manifest: Manifest
+    files: Sequence[FileEntry]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The rows of what a merge has made."""
+
+    job_id: str
+    document: dict[str, JsonValue]
+    evaluations: tuple[tuple[str, EvaluationSpec], ...]  # (id of the job to be, what it measures)
+
+    def result(self, source: JobView) -> dict[str, JsonValue]:
+        """Return the result of a job that reuses what another made."""
+        return {**self.document, "data": (source.result or {}).get("data")}
+
+
+def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
+    artifact = artifacts.add(
+        session,
+        actor,
+        kind="checkpoint",
+        job_id=made.job_id,
+        checkpoint_id=None,
+        files=made.files,
+        recipe=made.spec.recipe.model_dump(mode="json"),
+        recipe_digest=made.spec.recipe.digest,
+    )
+    checkpoint = checkpoint_rows.add_produced(
+        session,
+        actor,
+        name=made.spec.name,
+        kind=CheckpointKind.DENSE,
+        manifest=made.manifest,
+        job_id=made.job_id,
+        artifact_id=artifact.id,
+        base_checkpoint_id=made.spec.base_checkpoint,
+        task=None,
+        tags=made.spec.tags,
+    )
+    artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+    evaluations = tuple(
+        (new_id("job"), EvaluationSpec(checkpoint=checkpoint.id, tasks=(item,))) for item in made.spec.evaluate
+    )
+    document: dict[str, JsonValue] = {
+        "checkpoint": checkpoint.id,
+        "artifacts": [artifact.id],
+        "evaluations": [job_id for job_id, _ in evaluations],
+        "metrics": [],
+    }
+    return _Kept(made.job_id, document, evaluations)
+
+
+def _add_evaluations(session: Session, actor: Actor, kept: _Kept, terms: JobTerms) -> tuple[JobView, ...]:
+    """Add a job per task, so that one with broken data takes no other with it."""
+    return tuple(
+        measuring.add_evaluation(
+            session, actor, spec, terms.model_copy(update={"job_id": job_id, "parent_id": kept.job_id})
+        )
+        for job_id, spec in kept.evaluations
+    )
+
+
+def _terms_of(job: JobView) -> JobTerms:
+    return JobTerms(
+        resource_class=job.resource_class,
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        timeout_seconds=job.timeout_seconds,
+    )

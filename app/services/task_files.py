@@ -1,0 +1,83 @@
+"""The data files of tasks: hashed when a task is made, brought here when a job reads them."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import tasks as task_rows
+from app.db.engine import Sessions
+from app.db.tables import Task
+from app.domain.errors import AmalgamError, FieldProblem, InputChanged, UriNotAllowed
+from app.domain.tasks import DataFile, LocalTask, TaskSpec
+from app.storage.sources import Sources
+
+UNREADABLE = {
+    ".parquet": "Parquet",
+    ".npz": "NumPy",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".xlsx": "Excel",
+    ".gz": "compressed",
+    ".zip": "compressed",
+    ".zst": "compressed",
+}
+
+
+def describe(sources: Sources, uri: str, pointer: str) -> DataFile:
+    """Return a data file as it is now, hashed.
+
+    Raises: UriNotAllowed, UriNotFound with the pointer; Unavailable.
+    """
+    digest = hashlib.sha256()
+    size_bytes = 0
+    try:
+        for chunk in sources.read_file(uri):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    except AmalgamError as error:
+        raise type(error)(error.detail, errors=error.errors or [FieldProblem(pointer, error.detail)]) from error
+    return DataFile(uri=uri, sha256=digest.hexdigest(), size_bytes=size_bytes)
+
+
+def refuse_unreadable(uri: str, pointer: str) -> None:
+    """Refuse a data file in a form that no evaluator reads. Raises: UriNotAllowed."""
+    form = UNREADABLE.get(Path(uri.split("?", 1)[0]).suffix.lower())
+    if form is not None:
+        message = (
+            f"{uri!r} looks like a {form} file; text tasks read JSON lines (.jsonl), one object per line. Convert it."
+        )
+        raise UriNotAllowed(message, errors=[FieldProblem(pointer, message)])
+
+
+def fetch(sessions: Sessions, sources: Sources, task_id: str, splits: Iterable[str]) -> LocalTask:
+    """Return a task with the files of some of its splits on this machine.
+
+    Raises: InputChanged when the task was deleted, or a file is gone or has another size; who reads a file checks its
+        digest.
+    """
+    with sessions.read() as session:
+        spec = _read_spec(session, task_id)
+    files = {split: _locate(sources, spec, spec.dataset[split]) for split in splits if split in spec.dataset}
+    head_weights = _locate(sources, spec, spec.head_weights) if spec.head_weights is not None else None
+    return LocalTask(id=task_id, spec=spec, files=files, head_weights=head_weights)
+
+
+def _read_spec(session: Session, task_id: str) -> TaskSpec:
+    row = session.get(Task, task_id)
+    if row is None:
+        raise InputChanged(
+            f"Task {task_id} was deleted after this job was accepted. Make it again and submit the job anew."
+        )
+    return task_rows.spec(row)
+
+
+def _locate(sources: Sources, spec: TaskSpec, file: DataFile) -> Path:
+    listing = sources.look(file.uri)
+    if not listing.is_file or listing.size_bytes != file.size_bytes:
+        raise InputChanged(
+            f"{file.uri} of task {spec.name!r} had {file.size_bytes} bytes when the task was made and has"
+            f" {listing.size_bytes} now. Restore it, or make a task with the new file under another name."
+        )
+    return sources.fetch(file.uri, listing)
