@@ -179,6 +179,7 @@ def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> Pre
             f"The checkpoint's tokenizer cannot be loaded: {_without_path(error, checkpoint.path)}. Register the "
             "tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
         ) from error
+    _refuse_missing_vocabulary(checkpoint, tokenizer)
     n_rows = int(module.get_input_embeddings().get_parameter("weight").shape[0])
     if len(tokenizer) > n_rows:
         raise ModelNotRunnable(
@@ -191,6 +192,16 @@ def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> Pre
             "tokenizer_config.json and register the checkpoint again."
         )
     return tokenizer
+
+
+def _refuse_missing_vocabulary(checkpoint: LocalCheckpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the vocabulary came from a file: the library makes an empty one where there is none."""
+    names = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((checkpoint.path / name).is_file() for name in names):
+        raise ModelNotRunnable(
+            f"The checkpoint has no tokenizer; expected one of {', '.join(names)} beside the weights. Register it "
+            "again with its tokenizer."
+        )
 
 
 def _max_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
