@@ -75,6 +75,7 @@ def wire(settings: Settings) -> Wiring:
             max_attempts=settings.max_attempts,
             timeout_seconds=settings.timeout_seconds,
             shard_bytes=settings.shard_bytes,
+            upload_expires_seconds=settings.upload_expires_seconds,
             compute_class=ResourceClass.GPU if settings.device.startswith("cuda") else ResourceClass.CPU,
         ),
     )

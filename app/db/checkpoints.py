@@ -74,6 +74,12 @@ def find(session: Session, project_id: str, text: str, *, is_locked: bool = Fals
     return row
 
 
+def find_tombstone(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
+    """Return a deleted checkpoint by its id, or None."""
+    row = session.get(Checkpoint, checkpoint_id)
+    return row if row is not None and row.project_id == project_id and row.deleted_at is not None else None
+
+
 def load_manifest(session: Session, checkpoint_id: str) -> Manifest:
     """Return the manifest of a ready checkpoint. Raises: NotFound."""
     row = session.get(CheckpointManifest, checkpoint_id)
@@ -235,13 +241,10 @@ def mark_ready(session: Session, checkpoint_id: str, manifest: Manifest, artifac
     return True
 
 
-def change(
-    session: Session, row: Checkpoint, *, task: str | None, tags: dict[str, str], base_checkpoint_id: str | None
-) -> None:
+def change(session: Session, row: Checkpoint, *, task: str | None, tags: dict[str, str]) -> None:
     """Change what a caller may change; the row is locked (`find(..., is_locked=True)`)."""
     row.task = task
     row.tags = dict(tags)
-    row.base_checkpoint_id = base_checkpoint_id
     row.revision += 1
     session.flush()
 

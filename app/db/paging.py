@@ -7,7 +7,9 @@ filters beside the key, so it is refused where it does not belong.
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Select
@@ -18,6 +20,15 @@ from app.domain.errors import BadCursor
 from app.domain.views.pages import PageRequest
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class NamePage:
+    """A slice [start, end) of a sorted list, and the cursor of the next one."""
+
+    start: int
+    end: int
+    next_cursor: str | None
 
 
 def paginate(
@@ -44,6 +55,17 @@ def paginate(
         return rows, None
     rows = rows[: request.limit]
     return rows, _encode(getattr(rows[-1], key.key), belongs_to)
+
+
+def paginate_sorted(names: Sequence[str], *, limit: int, cursor: str | None, filters: Mapping[str, object]) -> NamePage:
+    """Return one page of names that are sorted and differ; of a list that is not in a table.
+
+    Raises: BadCursor for a cursor that this list did not give out.
+    """
+    belongs_to = digest_json(["names", {name: str(value) for name, value in filters.items()}])[:16]
+    start = 0 if cursor is None else bisect_right(names, _decode(cursor, belongs_to))
+    end = min(start + limit, len(names))
+    return NamePage(start, end, _encode(names[end - 1], belongs_to) if end < len(names) else None)
 
 
 def _digest(key: InstrumentedAttribute[str], request: PageRequest, filters: Mapping[str, object]) -> str:

@@ -17,6 +17,7 @@ class Defaults:
     max_attempts: int = 3
     timeout_seconds: int = 7200
     shard_bytes: int = 5_000_000_000
+    upload_expires_seconds: float = 86400.0
     compute_class: ResourceClass = ResourceClass.CPU  # of merges, fine-tunings, evaluations and analyses
 
 

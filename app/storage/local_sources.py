@@ -64,6 +64,21 @@ class FileRoots:
             raise UriNotAllowed(f"{uri!r} is not a file; name one file.")
         return _chunks(descriptor)
 
+    def copy(self, uri: str, parsed: FileUri, listing: SourceListing, folder: Path) -> None:
+        """Copy the listed files into a folder of ours. Raises: UriNotAllowed, UriNotFound, OSError of the target."""
+        path = self.locate(uri, parsed)
+        for file in listing.files:
+            real = _real(path if listing.is_file else path / file.path)
+            if not self._is_below_roots(real):
+                raise UriNotAllowed(
+                    f"{file.path!r} of {uri!r} is a link out of the file roots; copy the file there instead."
+                )
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as copy:
+                for data in _chunks(self._open(uri, real)):
+                    copy.write(data)
+
     def check(self, uri: str, parsed: FileUri, listing: SourceListing) -> None:
         """Return if the listed files are as they were. Raises: InputChanged naming the first that is not."""
         try:

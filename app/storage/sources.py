@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,22 @@ class Sources:
         with translated(f"fetching {uri!r}"):
             view = self._fetch_objects(uri, parsed, listing)
         return view / listing.files[0].path if listing.is_file else view
+
+    def copy(self, uri: str, listing: SourceListing, folder: Path) -> None:
+        """Copy the listed files into a folder of ours, under their paths.
+
+        Raises: InputChanged, UriNotAllowed, UriNotFound, OutOfDisk, Unavailable.
+        """
+        parsed = parse_uri(uri)
+        with translated(f"copying {uri!r}"):
+            if isinstance(parsed, FileUri):
+                self._roots.copy(uri, parsed, listing, folder)
+                return
+            view = self._fetch_objects(uri, parsed, listing)
+            for file in listing.files:
+                target = folder / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(view / file.path, target)
 
     def stat_file(self, uri: str) -> SourceFile:
         """Return size and identity of the one file a URI names. Raises: UriNotAllowed, UriNotFound, Unavailable."""

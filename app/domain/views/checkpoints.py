@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from app.domain.checkpoints import CheckpointKind, CheckpointState
+from app.domain.checkpoints import CheckpointKind, CheckpointState, TensorDifference
 from app.domain.views.jobs import Instant, JobView, View
 
 Storage = Literal["reference", "copy"]
@@ -87,3 +87,15 @@ class LineageView(View):
     nodes: list[LineageNode]
     edges: list[LineageEdge]
     is_truncated: bool
+
+
+class CompatibilityView(View):
+    """Whether checkpoints have the same tensors, from headers alone."""
+
+    is_mergeable: bool
+    n_tensors: int
+    n_parameters: int
+    n_differences: int
+    differences: list[TensorDifference] = Field(description="The first of them; `model` is an index into `models`.")
+    tied: list[list[str]]
+    vocab_sizes: list[int | None] = Field(description="Of the base model, or of the first model again, then of models.")
