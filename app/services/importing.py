@@ -104,12 +104,7 @@ class ImportSteps:
         keepers.sources.check(uri, listing)
         if storage == "reference":
             return ImportWork(source=keepers.sources.fetch(uri, listing))
-        check_room(keepers.storage, listing.size_bytes, f"A copy of {uri!r}")
-        output = scratch / "output"
-        wanted = [file for file in listing.files if not file.path.endswith(PICKLE_SUFFIXES)]
-        keepers.sources.copy(uri, listing.model_copy(update={"files": tuple(wanted)}), output)
-        keepers.sources.check(uri, listing)  # what was copied is what was registered
-        return ImportWork(source=output / listing.files[0].path if listing.is_file else output)
+        return ImportWork(source=_fetch_copy(keepers, uri, listing))
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
         """Make the checkpoint ready; what is not a reference becomes an artifact."""
@@ -152,6 +147,23 @@ def _find(session: Session, claim: Claim) -> Checkpoint:
     if row is None or row.deleted_at is not None:
         raise Conflict(f"{claim.job.spec['checkpoint']} was deleted; there is nothing to import. Register it again.")
     return row
+
+
+def _fetch_copy(keepers: Keepers, uri: str, listing: SourceListing) -> Path:
+    """Put the listed files into the store and fetch them from there: what is checked is what is kept."""
+    check_room(keepers.storage, listing.size_bytes, f"A copy of {uri!r}")
+    files: list[FileEntry] = []
+    for file in listing.files:
+        if file.path.endswith(PICKLE_SUFFIXES):
+            continue
+        with keepers.storage.new_temp() as temp:
+            for data in keepers.sources.read_listed(uri, listing, file):
+                temp.write(data)
+            temp.publish()
+            files.append(FileEntry(path=file.path, size_bytes=temp.size_bytes, sha256=temp.sha256))
+    keepers.sources.check(uri, listing)
+    folder = keepers.storage.fetch(files)
+    return folder / files[0].path if listing.is_file else folder
 
 
 def _fetch_upload(storage: Storage, files: list[FileEntry]) -> Path:

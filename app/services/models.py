@@ -114,7 +114,8 @@ def _check_condition(key: AliasKey, row: ModelAlias | None, condition: Condition
         raise PreconditionFailed(f"{named} exists, at version {row.version}. Move it with If-Match and its ETag.")
     if row is not None and row.revision != condition.revision:
         raise PreconditionFailed(
-            f"{named} has the revision {row.revision}, If-Match names {condition.revision}. Read it again, then decide anew."
+            f"{named} has the revision {row.revision}, If-Match names {condition.revision}. Read it"
+            " again, then decide anew."
         )
 
 

@@ -56,28 +56,20 @@ class FileRoots:
             )
         return real
 
-    def read(self, uri: str, parsed: FileUri) -> Iterator[bytes]:
-        """Yield the bytes of one file. Raises: UriNotAllowed, UriNotFound, before the first byte."""
-        descriptor = self._open(uri, self.locate(uri, parsed))
+    def read(self, uri: str, parsed: FileUri, *, below: str | None = None) -> Iterator[bytes]:
+        """Yield the bytes of one file: the URI's, or the one listed `below` it.
+
+        Raises: UriNotAllowed, UriNotFound, before the first byte.
+        """
+        path = self.locate(uri, parsed)
+        real = path if below is None else _real(path / below)
+        if not self._is_below_roots(real):
+            raise UriNotAllowed(f"{below!r} of {uri!r} is a link out of the file roots; copy the file there instead.")
+        descriptor = self._open(uri, real)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise UriNotAllowed(f"{uri!r} is not a file; name one file.")
         return _chunks(descriptor)
-
-    def copy(self, uri: str, parsed: FileUri, listing: SourceListing, folder: Path) -> None:
-        """Copy the listed files into a folder of ours. Raises: UriNotAllowed, UriNotFound, OSError of the target."""
-        path = self.locate(uri, parsed)
-        for file in listing.files:
-            real = _real(path if listing.is_file else path / file.path)
-            if not self._is_below_roots(real):
-                raise UriNotAllowed(
-                    f"{file.path!r} of {uri!r} is a link out of the file roots; copy the file there instead."
-                )
-            target = folder / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as copy:
-                for data in _chunks(self._open(uri, real)):
-                    copy.write(data)
 
     def check(self, uri: str, parsed: FileUri, listing: SourceListing) -> None:
         """Return if the listed files are as they were. Raises: InputChanged naming the first that is not."""

@@ -1,8 +1,6 @@
 """Where checkpoints and data come from: `file:` below the roots, and `s3:`. Looked at once, checked at every use."""
 
-import contextlib
 import hashlib
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,21 +55,16 @@ class Sources:
             view = self._fetch_objects(uri, parsed, listing)
         return view / listing.files[0].path if listing.is_file else view
 
-    def copy(self, uri: str, listing: SourceListing, folder: Path) -> None:
-        """Copy the listed files into a folder of ours, under their paths.
+    def read_listed(self, uri: str, listing: SourceListing, file: SourceFile) -> Iterator[bytes]:
+        """Yield the bytes of one listed file.
 
-        Raises: InputChanged, UriNotAllowed, UriNotFound, OutOfDisk, Unavailable.
+        Raises: UriNotAllowed, UriNotFound, Unavailable; InputChanged when an object has another ETag.
         """
         parsed = parse_uri(uri)
-        with translated(f"copying {uri!r}"):
-            if isinstance(parsed, FileUri):
-                self._roots.copy(uri, parsed, listing, folder)
-                return
-            view = self._fetch_objects(uri, parsed, listing)
-            for file in listing.files:
-                target = folder / file.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(view / file.path, target)
+        if isinstance(parsed, FileUri):
+            return self._roots.read(uri, parsed, below=None if listing.is_file else file.path)
+        key = _object_key(parsed, file, listing)
+        return _unchanged(uri, file, self._bucket(parsed).read(key, 0, file.size_bytes, etag=file.etag))
 
     def stat_file(self, uri: str) -> SourceFile:
         """Return size and identity of the one file a URI names. Raises: UriNotAllowed, UriNotFound, Unavailable."""
@@ -86,7 +79,7 @@ class Sources:
         if isinstance(parsed, FileUri):
             return self._roots.read(uri, parsed)
         file = self.stat_file(uri)
-        return self._bucket(parsed).read(parsed.key, 0, file.size_bytes, etag=file.etag)
+        return _unchanged(uri, file, self._bucket(parsed).read(parsed.key, 0, file.size_bytes, etag=file.etag))
 
     def sweep(self, *, older_than_seconds: float) -> int:
         """Remove what crashes left in the cache, and what was not used for hours; return how many things."""
@@ -143,19 +136,25 @@ class Sources:
     def _download(self, uri: str, bucket: Bucket, key: str, file: SourceFile, name: str) -> None:
         temp = self._cache.new_temp_path()
         try:
-            bucket.download(key, file.size_bytes, temp, etag=file.etag)
+            with temp.open("wb") as copy:
+                for data in _unchanged(uri, file, bucket.read(key, 0, file.size_bytes, etag=file.etag)):
+                    copy.write(data)
             self._cache.add(temp, name)
-        except (FileNotFoundError, ObjectChanged):
-            raise InputChanged(f"{file.path!r} of {uri!r} changed or is gone; register it again.") from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                temp.unlink()
+            temp.unlink(missing_ok=True)
 
     def _bucket(self, parsed: ObjectUri) -> Bucket:
         with self._lock:
             if parsed.bucket not in self._buckets:
                 self._buckets[parsed.bucket] = Bucket(parsed.bucket)
             return self._buckets[parsed.bucket]
+
+
+def _unchanged(uri: str, file: SourceFile, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from chunks
+    except (FileNotFoundError, ObjectChanged):
+        raise InputChanged(f"{file.path!r} of {uri!r} changed or is gone; register it again.") from None
 
 
 def _object_key(parsed: ObjectUri, file: SourceFile, listing: SourceListing) -> str:
