@@ -144,7 +144,6 @@ class Settings(BaseSettings):
             "cache": home / "cache" if self.cache == Path() else self.cache.expanduser().resolve(),
             "concurrency": self.concurrency or min(4, os.cpu_count() or 1),
         }
-        derived["threads"] = self.threads or max(1, (os.cpu_count() or 1) // derived["concurrency"])
         for name, value in derived.items():
             object.__setattr__(self, name, value)  # the model is frozen; this is its construction
         return self

@@ -17,7 +17,7 @@ Every message names the thing, what was found, what was expected, and what to do
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,6 +88,18 @@ def all_errors() -> list[type[AmalgamError]]:
             found[kind.code] = kind
         pending.extend(kind.__subclasses__())
     return [found[code] for code in sorted(found)]
+
+
+def from_json(document: Mapping[str, object]) -> AmalgamError:
+    """Return the error that a stored problem was made from (`to_json`); an unknown code gives the root class."""
+    kinds = {kind.code: kind for kind in all_errors()}
+    kind = kinds.get(str(document.get("code")), AmalgamError)
+    stored = document.get("errors")
+    faults = [
+        FieldProblem(str(fault["pointer"]), str(fault["message"]), fault.get("did_you_mean"))
+        for fault in (stored if isinstance(stored, list) else [])
+    ]
+    return kind(str(document.get("detail", "")), errors=faults)
 
 
 # --- the request itself -------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Each step is its own short transaction of guarded changes, so reapers do not disturb each other.
 """
 
+import random
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +17,7 @@ from app.db import events as event_log
 from app.db import jobs as rows
 from app.db.engine import Sessions
 from app.db.tables import IdempotencyKey, Job, Worker
-from app.domain.errors import AmalgamError
+from app.domain.errors import AmalgamError, Unavailable
 from app.domain.jobs import JobState
 from app.domain.views.jobs import JobView
 from app.queue import JobQueue
@@ -77,6 +79,17 @@ class Reaper:
             except (AmalgamError, OSError) as error:
                 log.warning("sweep_failed", error=repr(error))
         return report
+
+
+def keep_reaping(reaper: Reaper, stop: threading.Event, *, every_seconds: float) -> None:
+    """Reap until told to stop, each round a little earlier or later so that several reapers do not meet."""
+    while not stop.wait(every_seconds * random.uniform(0.8, 1.2)):  # not secret
+        try:
+            reaper.reap()
+        except Unavailable:
+            log.warning("reap_failed", reason="the database is away")
+        except Exception:
+            log.exception("reap_broke")  # the next round may do better; without rounds nothing gets well
 
 
 def lose_expired(sessions: Sessions) -> int:

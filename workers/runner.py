@@ -1,0 +1,237 @@
+"""The job process: reads its work order, runs the pipeline, reports progress, and says one last word.
+
+Reached by its name only, in a warm process (workers/forkserver.py). It knows no database, no store and no queue.
+"""
+
+import errno
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue, TypeAdapter
+
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import Value
+from app.domain.errors import AmalgamError, JobInternal, OutOfDisk, OutOfMemory
+from app.domain.jobs import Progress
+from app.domain.work import (
+    AnalyzeWork,
+    CheckpointOutcome,
+    EvaluateOutcome,
+    EvaluateWork,
+    FinetuneWork,
+    ImportOutcome,
+    ImportWork,
+    MergeWork,
+    Outcome,
+    ProgressReport,
+    Report,
+    Work,
+    WorkFailed,
+    WorkSucceeded,
+)
+
+REPORT_SECONDS = 0.1
+REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
+OnProgress = Callable[[Progress], None]
+
+
+class WorkOrder(Value):
+    """What a job process is told."""
+
+    work: Work
+    device: str = "cpu"
+    threads: int = 1
+
+
+def warm_up() -> str | None:
+    """Check, once the methods are imported, that the catalog the API offers is the one of these files."""
+    found = tuple(method.card for method in import_module("workers.catalog").find_methods())
+    if sorted(found, key=lambda card: card.name) == list(load_catalog().methods):
+        return None
+    return "The merge methods differ from app/domain/catalog.json. Run `make catalog`, or install one release only."
+
+
+def run(order_path: Path, reports: int) -> None:
+    """Do the work of an order; progress and the last word go to the descriptor as JSON lines."""
+    reporter = Reporter(reports)
+    try:
+        order = WorkOrder.model_validate_json(order_path.read_bytes())
+        order = order.model_copy(update={"device": _device(order.device)})
+        _limit_threads(order.threads)
+        outcome = perform(order, reporter.progress)
+    except Exception as error:  # noqa: BLE001 (the last word of a job that failed, whatever the reason)
+        reporter.say(WorkFailed(problem=_stored(to_problem(error))))
+    else:
+        reporter.say(WorkSucceeded(outcome=outcome, stages=reporter.stages()))
+
+
+def perform(order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    """Run the pipeline of a work order."""
+    return PERFORMERS[type(order.work)](order.work, order, on_progress)
+
+
+class Reporter:
+    """Writes reports, progress at most ten times a second, and keeps the time that each stage took."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._stages: list[tuple[str, float]] = []
+        self._stage = ""
+        self._entered_at = time.monotonic()
+        self._said_at = 0.0
+
+    def progress(self, progress: Progress) -> None:
+        """Report progress; a new stage is always reported."""
+        now = time.monotonic()
+        with self._lock:
+            is_new_stage = progress.stage != self._stage
+            if is_new_stage:
+                self._enter(progress.stage, now)
+            if not is_new_stage and now - self._said_at < REPORT_SECONDS:
+                return
+            self._said_at = now
+            self._write(ProgressReport(progress=progress))
+
+    def say(self, word: WorkSucceeded | WorkFailed) -> None:
+        """Say the last word."""
+        with self._lock:
+            self._write(word)
+
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        """Return the stages so far with their seconds."""
+        with self._lock:
+            self._enter("", time.monotonic())
+            return tuple(self._stages)
+
+    def _enter(self, stage: str, now: float) -> None:
+        if self._stage:
+            self._stages.append((self._stage, now - self._entered_at))
+        self._stage, self._entered_at = stage, now
+
+    def _write(self, report: Report) -> None:
+        data = memoryview(REPORTS.dump_json(report) + b"\n")
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+# ── the kinds of work; pipelines are imported when first needed, which is while the process is warmed up ──────────────
+
+
+def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    importing = import_module("workers.pipelines.importing")
+    return ImportOutcome(manifest=importing.import_checkpoint(work.source, on_progress, threads=order.threads))
+
+
+def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    plans = import_module("app.domain.plans")
+    catalog = import_module("workers.catalog")
+    merge = import_module("workers.pipelines.merge")
+    method = catalog.load_method(work.recipe.method)
+    base = work.base_model.manifest if work.base_model is not None else None
+    plan = plans.make_plan(work.recipe, base, [model.manifest for model in work.models], method.card)
+    manifest, report = merge.merge_checkpoints(
+        plan,
+        method,
+        recipe=work.recipe,
+        base=work.base_model,
+        models=work.models,
+        output=work.output,
+        on_progress=on_progress,
+        device=order.device,
+        threads=order.threads,
+    )
+    return CheckpointOutcome(manifest=manifest, report=report)
+
+
+def _evaluate(work: EvaluateWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    catalog = import_module("workers.catalog")
+    evaluate = import_module("workers.pipelines.evaluate")
+    evaluators = {task.spec.kind: catalog.load_evaluator(task.spec.kind) for task in work.tasks}
+    return EvaluateOutcome(measurements=evaluate.evaluate(work, evaluators, on_progress, device=order.device))
+
+
+def _finetune(work: FinetuneWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    catalog = import_module("workers.catalog")
+    finetune = import_module("workers.pipelines.finetune")
+    manifest, report, measurements = finetune.finetune(
+        work,
+        catalog.load_evaluator(work.task.spec.kind),
+        catalog.load_finetuner(work.technique),
+        on_progress,
+        device=order.device,
+    )
+    return CheckpointOutcome(manifest=manifest, report=report, measurements=measurements)
+
+
+def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    outcome: Outcome = import_module("workers.pipelines.analyze").analyze(work, on_progress)
+    return outcome
+
+
+# Any: each function takes the work that its key says
+PERFORMERS: Mapping[type[Any], Callable[[Any, WorkOrder, OnProgress], Outcome]] = {
+    ImportWork: _import,
+    MergeWork: _merge,
+    EvaluateWork: _evaluate,
+    FinetuneWork: _finetune,
+    AnalyzeWork: _analyze,
+}
+
+
+def _device(name: str) -> str:
+    """Return the device to use; `auto` is the first GPU, if there is one. Asked after the fork, never before."""
+    if name != "auto":
+        return name
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+
+
+# ── what went wrong ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_problem(error: Exception) -> AmalgamError:
+    """Return the problem that an exception is; the traceback of one we did not foresee goes to the log."""
+    if isinstance(error, AmalgamError):
+        return error
+    if _is_out_of_memory(error):
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return OutOfMemory(
+            f"The job process asked for more memory than it may have ({said})."
+            " Give the worker more memory, run fewer jobs at a time (AMALGAM_CONCURRENCY), or use smaller batches."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfDisk("The disk became full while the job was writing. Free space, then retry the job.")
+    traceback.print_exception(error, file=sys.stderr)
+    return JobInternal(
+        f"The job failed with {type(error).__name__}, which it should not. The traceback is in the worker's log; please"
+        " report it with the job's recipe."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def _limit_threads(threads: int) -> None:
+    torch = sys.modules.get("torch")  # imported while the process was warmed up, if at all
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def _stored(problem: AmalgamError) -> dict[str, JsonValue]:
+    document: dict[str, JsonValue] = {}
+    document.update(problem.to_json())  # type: ignore[arg-type]  # JSON by construction
+    return document
