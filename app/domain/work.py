@@ -61,6 +61,7 @@ class AnalyzeWork(Value):
     analysis: Literal["task_vector_cosines"]
     base_model: LocalCheckpoint
     models: tuple[LocalCheckpoint, ...]
+    labels: tuple[str, ...] = ()  # one per model, for the figure; none: models[0], models[1], …
     output: Path  # an empty folder
 
 

@@ -77,6 +77,7 @@ class AnalysisSteps:
             analysis="task_vector_cosines",
             base_model=here[spec.base_model],
             models=tuple(here[checkpoint_id] for checkpoint_id in spec.models),
+            labels=spec.labels,
             output=scratch / "output",
         )
 

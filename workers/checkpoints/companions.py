@@ -10,7 +10,7 @@ from workers.checkpoints.config import CONFIG_FILE, with_dtype
 from workers.checkpoints.files import INDEX_FILE, WEIGHTS_SUFFIX
 from workers.checkpoints.reader import path_of
 
-WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json"})
+WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json"})
 
 
 def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | None) -> Iterator[FileEntry]:

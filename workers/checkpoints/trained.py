@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import ModelNotRunnable
+from workers.checkpoints.companions import copy_companions
+from workers.checkpoints.files import INDEX_FILE
 from workers.checkpoints.model import list_names
-
-NOT_COPIED = frozenset({"README.md", "recipe.json", "finetune.json"})  # they tell of the base model
 
 
 def write_trained(base_model: LocalCheckpoint, module: PreTrainedModel, output: Path) -> tuple[str, ...]:
@@ -34,7 +34,10 @@ def write_trained(base_model: LocalCheckpoint, module: PreTrainedModel, output: 
             places = _places(base_model, module, frozenset(trained.keys()))
             weight_files = sorted({tensor.file for tensor in base_model.manifest.tensors})
             changed = [name for file in weight_files for name in _write_file(base_model, file, places, trained, output)]
-    _copy_companions(base_model, frozenset(weight_files), output)
+    for _ in copy_companions(base_model, output, dtype=None):
+        pass  # an iterator of what it has written
+    if (base_model.path / INDEX_FILE).is_file():
+        shutil.copyfile(base_model.path / INDEX_FILE, output / INDEX_FILE)  # the same tensors in the same shards
     return tuple(sorted(changed))
 
 
@@ -73,11 +76,3 @@ def _write_file(
     save_file(tensors, output / file, metadata=metadata)
     (output / file).chmod(0o644)  # the library makes it readable for its owner alone
     return changed
-
-
-def _copy_companions(base_model: LocalCheckpoint, weight_files: frozenset[str], output: Path) -> None:
-    for entry in base_model.manifest.files:
-        if entry.path not in weight_files | NOT_COPIED:
-            target = output / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base_model.path / entry.path, target)
