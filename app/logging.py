@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import structlog
 
-NOISY = ("celery", "kombu", "amqp", "alembic.runtime.migration", "uvicorn.access", "httpx", "urllib3")
+NOISY = ("celery", "kombu", "amqp", "alembic", "uvicorn.access", "httpx", "urllib3")
 
 
 def set_up_logging(log_format: Literal["console", "json"], level: str = "info") -> None:
