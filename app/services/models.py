@@ -53,14 +53,15 @@ def get_alias(sessions: Sessions, actor: Actor, name: str, alias: str) -> AliasV
         return rows.get_alias(session, AliasKey(actor.project_id, name, alias))
 
 
-def put_alias(
-    sessions: Sessions, actor: Actor, key: AliasKey, request: AliasRequest, condition: Condition
+def put_alias(  # noqa: PLR0913 (who, what, whither, on what condition)
+    sessions: Sessions, actor: Actor, name: str, alias: str, request: AliasRequest, condition: Condition
 ) -> tuple[AliasView, bool]:
     """Move an alias from the revision the caller has seen, or make one; return it and whether it was made.
 
     Raises: NotFound, PreconditionRequired, PreconditionFailed, Invalid, UnknownCheckpoint, CheckpointNotReady.
     """
-    _check_alias(key.alias)
+    _check_alias(alias)
+    key = AliasKey(actor.project_id, name, alias)
     if condition.revision is None and not condition.is_new:
         raise PreconditionRequired(
             "Moving an alias needs If-Match with the ETag it was read with, making one needs If-None-Match: *."
@@ -74,8 +75,9 @@ def put_alias(
         return rows.alias_view(session, changed), row is None
 
 
-def delete_alias(sessions: Sessions, actor: Actor, key: AliasKey, condition: Condition) -> None:
+def delete_alias(sessions: Sessions, actor: Actor, name: str, alias: str, condition: Condition) -> None:
     """Delete an alias. Raises: NotFound, PreconditionFailed."""
+    key = AliasKey(actor.project_id, name, alias)
     with sessions.begin() as session:
         row = rows.lock_alias(session, key)
         if row is None:
