@@ -27,6 +27,7 @@ from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
 from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
@@ -58,6 +59,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         that were begun are removed.
     """
     _check_room(plan, output)
+    keep_freed_memory()
     reference = base or models[0]
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())

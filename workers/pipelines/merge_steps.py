@@ -12,6 +12,7 @@ from app.domain.checkpoints import TensorSpec
 from app.domain.errors import JobInternal, NotFinite
 from app.domain.parameters import Parameters
 from app.domain.plans import PlannedTensor
+from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
 from workers.contract import MergeContext, MergeMethod, Piece
@@ -19,6 +20,7 @@ from workers.pipelines.progress import ProgressMeter
 
 COPY_BYTES = 1 << 20
 VARIANCE_SUFFIX = "running_var"
+NEGATIVE_ZERO = np.iinfo(np.int32).min  # the bits of float32 -0.0
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,22 @@ def _shape(piece: Piece, method: MergeMethod) -> tuple[int, ...]:
 
 def _keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:
     """Return the result with -0.0 where it is zero and the base is -0.0: adding +0.0 to it loses the sign (law T2)."""
-    negative_zeros = base.numpy().view(np.int32) == np.iinfo(np.int32).min
-    if not negative_zeros.any():
+    bits: NDArray[np.int32] = base.numpy().view(np.int32)
+    if bits.min(initial=0) != NEGATIVE_ZERO:  # -0.0 has the smallest bits there are
         return result
-    kept = torch.from_numpy(negative_zeros).logical_and_(result == 0)
+    kept = torch.from_numpy(bits == NEGATIVE_ZERO).logical_and_(result == 0)
     return torch.where(kept, base, result)
 
 
 def _check_result(out: Tensor, run: Run) -> None:
-    if bool(torch.isfinite(out.sum(dtype=torch.float32))):
+    if has_finite_bits(out):
         return
-    found = torch.isfinite(out).logical_not_().nonzero()
-    if len(found):
-        index = int(found[0])
-        raise NotFinite(
-            f"The merged tensor {run.tensor.name!r} is {out[index].item()} at flat index {run.offset + index} in "
-            f"{out.dtype}, expected a finite number; lower the scaling coefficient or the weights, or choose a wider "
-            "output dtype."
-        )
+    index = int(torch.isfinite(out).logical_not_().nonzero()[0])
+    raise NotFinite(
+        f"The merged tensor {run.tensor.name!r} is {out[index].item()} at flat index {run.offset + index} in "
+        f"{out.dtype}, expected a finite number; lower the scaling coefficient or the weights, or choose a wider "
+        "output dtype."
+    )
 
 
 def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
