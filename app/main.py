@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from app.api import failures, openapi, routes
 from app.api.dependencies import refuse_unknown_query
+from app.api.http_metrics import HttpMetrics, Measured
 from app.api.middleware import Intake, RequestContext
 from app.config import Settings, load_settings
 from app.db.engine import Sessions, make_engine
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.wiring = wire(settings)
+    app.state.http_metrics = HttpMetrics()
     for resource in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
         app.include_router(importlib.import_module(f"{routes.__name__}.{resource}").router)
     failures.install(app)
@@ -59,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Intake, allowed_hosts=settings.allowed_hosts, body_limit_bytes=settings.body_limit_bytes)
     app.add_middleware(RequestContext)
+    app.add_middleware(Measured, metrics=app.state.http_metrics)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's own way to replace it
     return app
 
@@ -84,4 +87,5 @@ def wire(settings: Settings) -> Wiring:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
+    app.state.wiring.queue.close()
     app.state.wiring.sessions.engine.dispose()

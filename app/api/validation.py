@@ -33,7 +33,7 @@ def translate(error: RequestValidationError, request: Request) -> AmalgamError:
     if isinstance(error.body, bytes):
         return unsupported_media_type(request.headers.get("content-type"))
     schema = _body_schema(request)
-    problems = list(dict.fromkeys(_describe(fault, schema) for fault in faults))
+    problems = _without_echoes(list(dict.fromkeys(_describe(fault, schema) for fault in faults)))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return Invalid(f"{problems[0].pointer}: {problems[0].message}{more}", errors=problems[:MAX_FAULTS])
 
@@ -44,13 +44,23 @@ def unsupported_media_type(found: str | None) -> UnsupportedMediaType:
     return UnsupportedMediaType(f"{what}; this path reads application/json. Send JSON and say so in Content-Type.")
 
 
+def _without_echoes(problems: list[FieldProblem]) -> list[FieldProblem]:
+    """Leave out "this is no string" where another arm of the union found a fault deeper in the same value."""
+    return [
+        problem
+        for problem in problems
+        if not any(other.pointer.startswith(f"{problem.pointer}/") for other in problems)
+    ]
+
+
 def _describe(fault: Mapping[str, Any], schema: Schema | None) -> FieldProblem:
     source, *steps = fault["loc"]
     if source != "body" or schema is None:
         return FieldProblem("/" + "/".join(_escape(step) for step in fault["loc"]), _message(fault))
-    path, known = _walk(schema, steps)
+    is_unknown = fault["type"] == "extra_forbidden"
+    path, known = _walk(schema, steps, keep_last=is_unknown)
     pointer = "".join(f"/{_escape(step)}" for step in path)
-    if fault["type"] != "extra_forbidden":
+    if not is_unknown:
         return FieldProblem(pointer or "/", _message(fault))
     name = str(steps[-1])
     return FieldProblem(
@@ -82,8 +92,11 @@ def _body_schema(request: Request) -> Schema | None:
     return None if body is None else TypeAdapter(body.field_info.annotation).json_schema()
 
 
-def _walk(schema: Schema, steps: Sequence[str | int]) -> tuple[list[str | int], list[str]]:
-    """Return the path without pydantic's names for the arms of a union, and the fields known where the last step is."""
+def _walk(schema: Schema, steps: Sequence[str | int], *, keep_last: bool) -> tuple[list[str | int], list[str]]:
+    """Return the path without pydantic's names for the arms of a union, and the fields known where the last step is.
+
+    `keep_last`: the last step is the caller's own word, whether the schema knows it or not.
+    """
     definitions = schema.get("$defs", {})
     places = list(_arms(schema, definitions))
     path: list[str | int] = []
@@ -93,7 +106,7 @@ def _walk(schema: Schema, steps: Sequence[str | int]) -> tuple[list[str | int], 
         known = sorted({name for place in places for name in place.get("properties", {})})
         if below:
             places = [arm for place in below for arm in _arms(place, definitions)]
-        elif index < len(steps) - 1 or not known:
+        elif not (keep_last and index == len(steps) - 1):
             continue  # the name of an arm of a union
         path.append(step)
     return path, known

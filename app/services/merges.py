@@ -10,13 +10,15 @@ from sqlalchemy.orm import Session
 
 from app.db import artifacts, equal_merges
 from app.db import checkpoints as checkpoint_rows
+from app.db import jobs as job_rows
+from app.db.engine import Sessions
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
-from app.domain.errors import AmalgamError, IncompatibleCheckpoints, Invalid, OutOfDisk
+from app.domain.errors import AmalgamError, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.plans import MergePlan, make_plan
-from app.domain.requests import MergeRequest
+from app.domain.requests import MergeModel, MergeOutput, MergeRequest
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
 from app.domain.work import CheckpointOutcome, MergeWork, Outcome
@@ -96,6 +98,39 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
         peak_memory_bytes=planned.peak_memory_bytes,
         disk_bytes=planned.disk_bytes,
         estimated_seconds=planned.estimated_seconds,
+    )
+
+
+def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest:
+    """Return a merge's recipe as a request that gives the same bytes wherever the same contents are registered.
+
+    Raises: NotFound for an unknown job, and for one that is no merge.
+    """
+    with sessions.read() as session:
+        job = job_rows.view(session, job_rows.find(session, actor.project_id, job_id))
+    if job.kind is not JobKind.MERGE:
+        raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
+    recipe = MergeSpec.model_validate(job.spec).recipe
+    return MergeRequest(
+        method=recipe.method,
+        base_model=f"sha256:{recipe.base_model.content_digest}" if recipe.base_model is not None else None,
+        models=[
+            MergeModel(
+                checkpoint=f"sha256:{model.content_digest}",
+                weight=model.weight,
+                task=model.task,
+                parameters=model.parameters,
+            )
+            for model in recipe.models
+        ],
+        parameters=recipe.parameters,
+        seed=recipe.seed,
+        output=MergeOutput.model_validate({"dtype": recipe.output_dtype}),
+        include=list(recipe.include),
+        exclude=list(recipe.exclude),
+        nan_policy=recipe.nan_policy,
+        tensors=recipe.tensors,
+        merge_buffers=recipe.merge_buffers,
     )
 
 
