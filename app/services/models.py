@@ -33,12 +33,13 @@ class Condition:
     is_new: bool = False
 
 
-def list_(sessions: Sessions, actor: Actor, page: PageRequest) -> Page[ModelView]:
+def list_(sessions: Sessions, actor: Actor, *, limit: int, cursor: str | None) -> Page[ModelView]:
     """Return a page of models, by name. Raises: BadCursor."""
     statement = select(Model).where(Model.project_id == actor.project_id)
+    page = PageRequest(limit=limit, cursor=cursor, order="created_at")  # ascending; the key is the name
     with sessions.read() as session:
-        found, cursor = paginate(session, statement, key=Model.name, request=page, filters={})
-        return Page(items=rows.views(session, actor.project_id, found), next_cursor=cursor)
+        found, following = paginate(session, statement, key=Model.name, request=page, filters={})
+        return Page(items=rows.views(session, actor.project_id, found), next_cursor=following)
 
 
 def get(sessions: Sessions, actor: Actor, name: str) -> ModelDetailView:

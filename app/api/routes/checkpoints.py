@@ -93,11 +93,11 @@ def list_checkpoints(
 
 @router.post(
     "/compatibility",
-    operation_id="compare_checkpoints",
+    operation_id="check_compatibility",
     summary="Say whether checkpoints can be merged",
     responses=problems(UnknownCheckpoint, CheckpointNotReady),
 )
-def compare_checkpoints(
+def check_compatibility(
     body: Annotated[CompatibilityRequest, Body(openapi_examples=COMPATIBILITY_EXAMPLES)],
     sessions: SessionsDep,
     actor: ActorDep,

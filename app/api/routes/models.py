@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Path, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 
 from app.api.dependencies import ActorDep, SessionsDep
 from app.api.etags import etag, parse_if_match, parse_if_none_match
@@ -19,7 +19,7 @@ from app.domain.errors import (
 from app.domain.identifiers import Name
 from app.domain.registrations import AliasRequest
 from app.domain.views.models import AliasChangeView, AliasView, ModelDetailView, ModelView
-from app.domain.views.pages import Page
+from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from app.services import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -30,9 +30,14 @@ ALIAS_EXAMPLES = {"move": {"summary": "Name version 3", "value": {"version": 3}}
 
 
 @router.get("", operation_id="list_models", summary="List models", responses=problems(BadCursor))
-def list_models(sessions: SessionsDep, actor: ActorDep, page: PageDep) -> Page[ModelView]:
-    """List the names that checkpoints have, with their aliases; sorted by name, Z to A unless `order=created_at`."""
-    return models.list_(sessions, actor, page)
+def list_models(
+    sessions: SessionsDep,
+    actor: ActorDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> Page[ModelView]:
+    """List the names that checkpoints have, with their aliases; by name."""
+    return models.list_(sessions, actor, limit=limit, cursor=cursor)
 
 
 @router.get("/{name}", operation_id="get_model", summary="Get a model", responses=problems(NotFound))
