@@ -1,0 +1,124 @@
+"""`make parity`: merge the same files with our methods, mergekit and fusion-bench; write docs/methods/parity.md.
+
+Exits with 1 if results that should be equal are not.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.parity import ours
+from benchmarks.parity.cases import FUSION_BENCH, MERGEKIT, Case
+from benchmarks.parity.environments import REQUIREMENTS, prepare
+from benchmarks.parity.inputs import SEED, write_inputs
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "parity.md"
+SCRIPTS = {"mergekit": "oracle_mergekit.py", "fusion-bench": "oracle_fusion_bench.py"}
+TOLERANCE = 1e-7  # about one unit in the last place of the largest weights, which are near 0.25
+
+
+@dataclass(frozen=True)
+class Row:
+    """What comparing one case gave."""
+
+    case: Case
+    n_tensors: int
+    n_different: int  # entries further apart than the tolerance
+    largest: float
+
+    @property
+    def is_as_expected(self) -> bool:
+        """Whether equal results were equal, and others were not."""
+        return (self.largest <= TOLERANCE) == (not self.case.differs)
+
+
+def main() -> int:
+    """Run every case on both sides, write the page, and return the exit status."""
+    with tempfile.TemporaryDirectory(prefix="amalgam-parity-") as folder:
+        rows = _run(Path(folder))
+    PAGE.write_text(_render(rows), encoding="utf-8")
+    print(_render(rows))
+    unexpected = [
+        f"{row.case.method} ({row.case.variant}), {row.case.oracle}" for row in rows if not row.is_as_expected
+    ]
+    if unexpected:
+        print("Not as expected: " + "; ".join(unexpected))
+    return 1 if unexpected else 0
+
+
+def _run(folder: Path) -> list[Row]:
+    base, models = write_inputs(folder / "inputs")
+    opened = ours.open_checkpoint(base), [ours.open_checkpoint(model) for model in models]
+    rows: list[Row] = []
+    for tool, cases in (("mergekit", MERGEKIT), ("fusion-bench", FUSION_BENCH)):
+        theirs = _merge_with(tool, cases, [base, *models], folder / tool)
+        for index, (case, other) in enumerate(zip(cases, theirs, strict=True)):
+            rows.append(_compare(case, ours.merge(case, *opened, folder / f"ours-{tool}-{index}"), other))
+    return rows
+
+
+def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder: Path) -> list[dict[str, Tensor]]:
+    python = prepare(tool)
+    folder.mkdir()
+    outputs = [folder / f"{index}.safetensors" for index in range(len(cases))]
+    orders = [
+        {
+            "call": case.call,
+            "inputs": [str(path / "model.safetensors") for path in inputs],
+            "output": str(output),
+            "parameters": case.oracle_parameters,
+            "weights": case.weights,
+        }
+        for case, output in zip(cases, outputs, strict=True)
+    ]
+    (folder / "cases.json").write_text(json.dumps(orders), encoding="utf-8")
+    script = Path(__file__).with_name(SCRIPTS[tool])
+    print(f"merging {len(cases)} cases with {tool}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    subprocess.run([python, script, folder / "cases.json"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return [load_file(output) for output in outputs]
+
+
+def _compare(case: Case, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Row:
+    names = [name for name in sorted(theirs) if name not in case.left_out]
+    differences = [(mine[name].double() - theirs[name].double()).abs().flatten() for name in names]
+    difference = torch.cat(differences)
+    return Row(case, len(names), int((difference > TOLERANCE).sum()), float(difference.max()))
+
+
+def _render(rows: Sequence[Row]) -> str:
+    head = (
+        "# Parity with other implementations\n\n"
+        "Written by `make parity`; do not edit. The same seeded float32 checkpoints (seed "
+        f"{SEED}; 2-D, 1-D, 0-D and 4-D tensors, a tied head, integers; no two magnitudes alike) are merged by our\n"
+        f"pipeline and, in environments of their own, by {' and '.join(REQUIREMENTS.values())}, both in float32.\n"
+        f"Equal means: no entry differs by more than {TOLERANCE:g}; the largest weights are near 0.25, so that is\n"
+        "about their last bit.\n\n"
+        "| method | setting | compared with | tensors | entries that differ | largest difference | result |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    lines = [
+        f"| `{row.case.method}` | {row.case.variant} | {row.case.oracle} `{row.case.call}` | {row.n_tensors} "
+        f"| {row.n_different} | {row.largest:.1e} | {_verdict(row)} |\n"
+        for row in rows
+    ]
+    return head + "".join(lines)
+
+
+def _verdict(row: Row) -> str:
+    if not row.is_as_expected:
+        return "**not as expected**"
+    return f"differs: {row.case.differs}" if row.case.differs else "equal"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

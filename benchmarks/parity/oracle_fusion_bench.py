@@ -1,0 +1,51 @@
+"""Runs in fusion-bench's own virtual environment: merges the cases that it is given, as small modules in a model pool.
+
+Usage: python oracle_fusion_bench.py CASES.json; each case names its inputs (base first), output, call, parameters and weights.
+Integer tensors and second names of tied ones are left out: its TIES would count them among the entries to trim.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fusion_bench import method  # type: ignore[import-not-found]
+from fusion_bench.modelpool import BaseModelPool  # type: ignore[import-not-found]
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+LEFT_OUT = ("lm_head.weight", "encoder.position_ids")
+
+
+class Model(nn.Module):
+    """A bag of parameters under their own names, dots replaced."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        for name, tensor in load_file(path).items():
+            if name not in LEFT_OUT:
+                self.register_parameter(name.replace(".", "__"), nn.Parameter(tensor))
+
+
+def main() -> None:
+    """Merge every case and write its result."""
+    for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        with torch.no_grad():
+            merged = _merge(case).state_dict()
+        save_file(
+            {name.replace("__", "."): tensor.contiguous().clone() for name, tensor in merged.items()}, case["output"]
+        )
+
+
+def _merge(case: dict[str, Any]) -> nn.Module:
+    base, *models = [Model(path) for path in case["inputs"]]
+    pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
+    if case["call"] != "SlerpMergeAlgorithm":
+        pool["_pretrained_"] = base
+    merged: nn.Module = getattr(method, case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    return merged
+
+
+if __name__ == "__main__":
+    main()

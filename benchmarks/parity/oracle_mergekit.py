@@ -1,0 +1,43 @@
+"""Runs in mergekit's own virtual environment: merges the cases that it is given, through its in-memory interface.
+
+Usage: python oracle_mergekit.py CASES.json; each case names its inputs (base first), output, call, parameters and weights.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.merge_methods import merge_state_dicts  # type: ignore[import-not-found]
+from safetensors.torch import load_file, save_file
+
+
+def main() -> None:
+    """Merge every case and write its result."""
+    for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        save_file(_merge(case), case["output"])
+
+
+def _merge(case: dict[str, Any]) -> dict[str, torch.Tensor]:
+    base, *models = [load_file(path) for path in case["inputs"]]
+    named = {f"model {index}": model for index, model in enumerate(models[: len(case["weights"])])}
+    parameters = dict(case["parameters"])
+    if case["call"] == "slerp":
+        merged = merge_state_dicts(named, "slerp", base="model 0", parameters=parameters, dtype=torch.float32)
+    else:
+        parameters["weight"] = dict(zip(named, case["weights"], strict=True))
+        if "density" in parameters:
+            parameters["density"] = dict.fromkeys(named, parameters["density"])
+        if "gamma" in parameters:
+            parameters["gamma"] = dict.fromkeys(named, parameters["gamma"])
+        is_based = case["call"] != "linear"
+        inputs = {"base": base, **named} if is_based else named
+        merged = merge_state_dicts(
+            inputs, case["call"], base="base" if is_based else None, parameters=parameters, dtype=torch.float32
+        )
+    return {name: tensor.detach().contiguous().clone() for name, tensor in merged.items()}
+
+
+if __name__ == "__main__":
+    main()

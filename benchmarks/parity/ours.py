@@ -1,0 +1,76 @@
+"""Our side of the comparison: the same folders through the pipeline that jobs run."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import LocalCheckpoint
+from app.domain.jobs import Progress
+from app.domain.plans import make_plan
+from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from benchmarks.parity.cases import Case
+from benchmarks.parity.inputs import FLOATS
+from workers.catalog import load_method
+from workers.pipelines.importing import import_checkpoint
+from workers.pipelines.merge import merge_checkpoints
+
+SHARD_BYTES = 5_000_000_000
+
+
+def open_checkpoint(path: Path) -> LocalCheckpoint:
+    """Return a folder as pipelines take it."""
+    return LocalCheckpoint(id=path.name, path=path, manifest=import_checkpoint(path, _ignore))
+
+
+def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], output: Path) -> dict[str, Tensor]:
+    """Merge a case into the folder `output` and return its tensors."""
+    used = models[: len(case.weights)]
+    is_based = load_catalog().method(case.method).base_model == "required"
+    card, parameters = load_catalog().check(
+        case.method, _fill_in(case.parameters), has_base_model=is_based, weights=case.weights
+    )
+    recipe = Recipe(
+        method=card.name,
+        method_version=card.version,
+        base_model=_pin(base) if is_based else None,
+        models=tuple(
+            RecipeModel(**_pin(model).model_dump(), weight=weight)
+            for model, weight in zip(used, case.weights, strict=True)
+        ),
+        parameters=parameters,
+        shard_bytes=SHARD_BYTES,
+    )
+    plan = make_plan(recipe, base.manifest if is_based else None, [model.manifest for model in used], card)
+    output.mkdir(parents=True)
+    merge_checkpoints(
+        plan,
+        load_method(card.name),
+        recipe=recipe,
+        base=base if is_based else None,
+        models=used,
+        output=output,
+        on_progress=_ignore,
+    )
+    return load_file(output / "model.safetensors")
+
+
+def _fill_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(parameters)
+    if values.get("density") == "one more than 0.2":
+        n = sum(prod(shape) for shape in FLOATS.values())
+        values["density"] = (int(0.2 * n) + 1) / n
+    return values
+
+
+def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    manifest = checkpoint.manifest
+    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
+
+
+def _ignore(_progress: Progress) -> None:
+    pass
