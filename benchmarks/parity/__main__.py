@@ -98,10 +98,11 @@ def _compare(case: Case, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
 def _render(rows: Sequence[Row]) -> str:
     head = (
         "# Parity with other implementations\n\n"
-        "Written by `make parity`; do not edit. The same seeded float32 checkpoints (seed "
-        f"{SEED}; 2-D, 1-D, 0-D and 4-D tensors, a tied head, integers; no two magnitudes alike) are merged by our\n"
-        f"pipeline and, in environments of their own, by {' and '.join(REQUIREMENTS.values())}, both in float32.\n"
-        f"Equal means: no entry differs by more than {TOLERANCE:g}; the largest weights are near 0.25, so that is\n"
+        "Written by `make parity`; do not edit. Our pipeline and, in environments of their own, "
+        f"{' and '.join(REQUIREMENTS.values())}\n"
+        f"merge the same float32 checkpoints (seed {SEED}: 2-D, 1-D, 0-D and 4-D tensors, a tied head, integers;\n"
+        "no two magnitudes alike), all in float32.\n\n"
+        f"Equal means: no entry differs by more than {TOLERANCE:g}. The largest weights are near 0.25, so that is\n"
         "about their last bit.\n\n"
         "| method | setting | compared with | tensors | entries that differ | largest difference | result |\n"
         "|---|---|---|---|---|---|---|\n"

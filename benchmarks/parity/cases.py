@@ -1,4 +1,4 @@
-"""What is compared: our methods in settings that should equal another tool's, and where the tools differ for a reason."""
+"""What is compared: our methods where they should equal another tool's, and where the tools differ for a reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Runs in fusion-bench's own virtual environment: merges the cases that it is given, as small modules in a model pool.
 
-Usage: python oracle_fusion_bench.py CASES.json; each case names its inputs (base first), output, call, parameters and weights.
+Usage: python oracle_fusion_bench.py CASES.json; a case names inputs (base first), output, call, parameters, weights.
 Integer tensors and second names of tied ones are left out: its TIES would count them among the entries to trim.
 """
 

@@ -1,6 +1,6 @@
 """Runs in mergekit's own virtual environment: merges the cases that it is given, through its in-memory interface.
 
-Usage: python oracle_mergekit.py CASES.json; each case names its inputs (base first), output, call, parameters and weights.
+Usage: python oracle_mergekit.py CASES.json; a case names inputs (base first), output, call, parameters, weights.
 """
 
 import json

@@ -1,0 +1,100 @@
+"""Merging checkpoint folders through the pipeline, for laws that are about files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import LocalCheckpoint, Manifest
+from app.domain.jobs import Progress
+from app.domain.plans import make_plan
+from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from workers.catalog import load_method
+from workers.pipelines.importing import import_checkpoint
+from workers.pipelines.merge import merge_checkpoints
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], *, n_shards: int = 1) -> LocalCheckpoint:
+    """Write a checkpoint folder, the tensors dealt out to the shards in turn, and import it."""
+    folder.mkdir(parents=True)
+    names = sorted(tensors)
+    if n_shards == 1:
+        save_file({name: tensors[name] for name in names}, folder / "model.safetensors")
+    else:
+        files = [f"model-{index + 1:05}-of-{n_shards:05}.safetensors" for index in range(n_shards)]
+        for index, file in enumerate(files):
+            save_file({name: tensors[name] for name in names[index::n_shards]}, folder / file)
+        placed = {name: files[index % n_shards] for index, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "toy"}), encoding="utf-8")
+    return LocalCheckpoint(id=folder.name, path=folder, manifest=import_checkpoint(folder, ignore))
+
+
+@dataclass(frozen=True)
+class FileMerge:
+    """A method with all it needs, ready to run over checkpoint folders."""
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # any method's, as JSON
+    weights: Sequence[float] = ()
+    seed: int = 0
+    exclude: tuple[str, ...] = ()
+    output_dtype: str | None = None
+    shard_bytes: int = 5_000_000_000
+    threads: int | None = None
+    chunk_elements: int | None = None
+
+    def __call__(self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], output: Path) -> Manifest:
+        """Merge into the folder `output` and return the manifest of the result."""
+        weights = self.weights or [1.0] * len(models)
+        card, parameters = load_catalog().check(
+            self.method, self.parameters, has_base_model=base is not None, weights=weights
+        )
+        recipe = Recipe(
+            method=card.name,
+            method_version=card.version,
+            base_model=None if base is None else pin(base),
+            models=tuple(
+                RecipeModel(**pin(model).model_dump(), weight=weight)
+                for model, weight in zip(models, weights, strict=True)
+            ),
+            parameters=parameters,
+            seed=self.seed,
+            exclude=self.exclude,
+            output_dtype=self.output_dtype,
+            shard_bytes=self.shard_bytes,
+        )
+        plan = make_plan(recipe, None if base is None else base.manifest, [model.manifest for model in models], card)
+        output.mkdir(parents=True)
+        manifest, _ = merge_checkpoints(
+            plan,
+            load_method(card.name),
+            recipe=recipe,
+            base=base,
+            models=models,
+            output=output,
+            on_progress=ignore,
+            threads=self.threads,
+            chunk_elements=self.chunk_elements,
+        )
+        return manifest
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of a folder, as the safetensors library reads it."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    """Return a checkpoint as recipes name it."""
+    manifest = checkpoint.manifest
+    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
+
+
+def ignore(_progress: Progress) -> None:
+    """Report to nobody."""
