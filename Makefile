@@ -56,12 +56,14 @@ check: setup ## lint, types, layers, containers, and whether what is generated i
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m workers.catalog --check
 	$(BIN)/python -m app.api.error_pages --check
+	$(BIN)/python -m app.cli.settings_page --check
 	@$(MAKE) --no-print-directory containers
 
 .PHONY: catalog
-catalog: setup ## regenerate what is made from code: the catalog of methods, the page of errors
+catalog: setup ## regenerate what is made from code: the catalog of methods, the pages of errors and settings
 	$(BIN)/python -m workers.catalog
 	$(BIN)/python -m app.api.error_pages
+	$(BIN)/python -m app.cli.settings_page
 
 .PHONY: containers
 containers: setup ## check the Dockerfiles and docker-compose.yml (needs no engine)

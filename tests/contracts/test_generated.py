@@ -9,9 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "generator", ["workers.catalog", "app.api.error_pages"], ids=["app/domain/catalog.json", "docs/errors.md"]
-)
+GENERATORS = {
+    "app/domain/catalog.json": "workers.catalog",
+    "docs/errors.md": "app.api.error_pages",
+    "docs/operations.md": "app.cli.settings_page",
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS.values(), ids=GENERATORS.keys())
 def test_what_is_committed_is_what_the_code_says(generator: str) -> None:
     command = [sys.executable, "-m", generator, "--check"]
 
@@ -23,6 +28,6 @@ def test_what_is_committed_is_what_the_code_says(generator: str) -> None:
 def test_every_generator_runs_in_make_catalog_and_in_make_check() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
 
-    for generator in ("workers.catalog", "app.api.error_pages"):
+    for generator in GENERATORS.values():
         assert f"\t$(BIN)/python -m {generator}" in lines
         assert f"\t$(BIN)/python -m {generator} --check" in lines
