@@ -25,13 +25,14 @@ RUN groupadd --gid 10001 amalgam \
     && useradd --uid 10001 --gid amalgam --no-create-home --home-dir /var/lib/amalgam amalgam \
     && install --directory --owner amalgam --group amalgam /var/lib/amalgam
 COPY --from=build /opt/amalgam /opt/amalgam
-# REMAP_SIGTERM lets Celery wind down softly on `docker stop`; the stop grace of the container must exceed its 30 s.
+COPY docker/worker_health.py /opt/amalgam/
 ENV PATH=/opt/amalgam/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     AMALGAM_HOME=/var/lib/amalgam \
-    AMALGAM_LOG_FORMAT=json \
-    REMAP_SIGTERM=SIGQUIT
+    AMALGAM_LOG_FORMAT=json
 USER 10001:10001
 WORKDIR /var/lib/amalgam
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 \
+    CMD ["python", "/opt/amalgam/worker_health.py"]
 ENTRYPOINT ["amalgam"]
 CMD ["worker"]

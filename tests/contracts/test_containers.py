@@ -1,6 +1,8 @@
 """The containers' files hold to their specifications. No engine is at hand: nothing is built or started here."""
 
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,11 @@ import pytest
 import yaml
 
 from app.config import Settings
+from app.db.engine import Sessions, make_engine
+from app.domain.identifiers import new_id
+from app.domain.jobs import ResourceClass
+from app.services import presence
+from app.services.presence import WorkerFacts
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
@@ -70,7 +77,9 @@ def test_the_api_image_holds_no_tensor_library() -> None:
 def test_every_copied_path_reaches_the_build() -> None:
     allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE)
 
-    assert {"app", "workers", "migrations", "pyproject.toml", "constraints.txt"} <= set(allowed)
+    assert {"app", "workers", "migrations", "docker/worker_health.py", "pyproject.toml", "constraints.txt"} <= set(
+        allowed
+    )
     assert [path for path in allowed if path != "README.md" and not (ROOT / path).exists()] == []
 
 
@@ -81,8 +90,35 @@ def test_every_lasting_service_has_a_health_check_a_grace_and_a_restart_policy(c
     for name, service in lasting.items():
         assert service["restart"] == "unless-stopped", name
         assert seconds(service["stop_grace_period"]) >= 45, name
-        assert "healthcheck" in service or name == "api", name  # the API's is in its image
+        assert "healthcheck" in service or name in OURS, name  # ours have them in their images
         assert service["volumes"], name
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: str(path.name))
+def test_our_images_have_a_health_check(dockerfile: Path) -> None:
+    assert "HEALTHCHECK --interval=" in dockerfile.read_text()
+
+
+def test_a_worker_is_healthy_once_it_has_its_row(migrated_sqlite_url: str) -> None:
+    command = [sys.executable, str(ROOT / "docker" / "worker_health.py")]
+    environment = {**os.environ, "AMALGAM_DATABASE_URL": migrated_sqlite_url, "PYTHONPATH": str(ROOT)}
+
+    before = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    register_worker(migrated_sqlite_url, name=f"{socket.gethostname()}-0a1b2c-1")
+    after = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert (before.returncode, before.stdout) == (1, "workers of this host: none\n"), before.stderr
+    assert after.returncode == 0, after.stderr
+    assert "active" in after.stdout
+
+
+def register_worker(database_url: str, *, name: str) -> None:
+    facts = WorkerFacts(
+        id=new_id("wrk"), name=name, queues=(ResourceClass.CPU,), device="cpu", concurrency=1, version="0.1.0"
+    )
+    engine = make_engine(database_url)
+    presence.register(Sessions(engine), facts)
+    engine.dispose()
 
 
 def test_every_named_volume_is_declared_and_used(compose: dict[str, Any]) -> None:
