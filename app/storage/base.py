@@ -3,6 +3,7 @@
 Keys are `objects/sha256/ab/<digest>`. Equal bytes are stored once. Nothing here knows checkpoints or artifacts.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,14 @@ from typing import Protocol, Self
 from app.domain.checkpoints import FileEntry
 
 CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def object_key(sha256: str) -> str:
+    """Return an object's key within a store. Raises: ValueError for what is no digest."""
+    if _DIGEST.fullmatch(sha256) is None:
+        raise ValueError(f"{sha256!r} is not a sha256 in hex")
+    return f"objects/sha256/{sha256[:2]}/{sha256}"
 
 
 class TempObject(Protocol):

@@ -16,10 +16,10 @@ import obstore
 from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import S3Store
 
-from app.domain.errors import Unavailable
+from app.domain.errors import Unavailable, UriNotAllowed
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
 
 RANGE_BYTES = 16 << 20
 PARALLEL_RANGES = 4
@@ -108,8 +108,8 @@ class Bucket:
     def _read_range(self, key: str, span: tuple[int, int], etag: str | None) -> bytes:
         with _translated(self.name):
             try:
-                result = obstore.get(self._store, key, options={"range": span, "if_match": etag})
-                return bytes(result.bytes())
+                options: GetOptions = {"range": span} if etag is None else {"range": span, "if_match": etag}
+                return bytes(obstore.get(self._store, key, options=options).bytes())
             except PreconditionError:
                 raise ObjectChanged(key) from None
 
@@ -124,3 +124,5 @@ def _translated(bucket: str) -> Iterator[None]:
             " the credentials in the service's environment; then try again."
         )
         raise Unavailable(detail) from error
+    except ValueError:
+        raise UriNotAllowed("The key holds what no object's key holds; look at its spelling.") from None

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, digest_json
 from app.domain.errors import ArtifactGone, OutOfDisk, Unavailable
+from app.storage.base import object_key
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
-_DIGEST_CHARACTERS = frozenset("0123456789abcdef")
 
 
 class ObjectFolder:
@@ -31,9 +31,7 @@ class ObjectFolder:
 
     def path(self, sha256: str) -> Path:
         """Return where an object lies or would lie. Raises: ValueError for what is no digest."""
-        if len(sha256) != 64 or not _DIGEST_CHARACTERS.issuperset(sha256):
-            raise ValueError(f"{sha256!r} is not a sha256 in hex")
-        return self._objects / sha256[:2] / sha256
+        return self.root / object_key(sha256)
 
     def size(self, sha256: str) -> int | None:
         """Return an object's size in bytes, or None when it is not there."""

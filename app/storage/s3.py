@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
-from app.storage.base import TempObject
+from app.storage.base import TempObject, object_key
 from app.storage.buckets import Bucket
 from app.storage.folders import ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
@@ -61,20 +61,20 @@ class S3Storage:
         size = self.size(sha256)
         if size is None:
             raise ArtifactGone(f"The bytes sha256:{sha256} are not in the store any more.")
-        return self._bucket.read(_key(sha256), start, size if end is None else end)
+        return self._bucket.read(object_key(sha256), start, size if end is None else end)
 
     def size(self, sha256: str) -> int | None:
         """Return the size of an object in bytes, or None."""
-        found = self._bucket.head(_key(sha256))
+        found = self._bucket.head(object_key(sha256))
         return None if found is None else found["size"]
 
     def delete(self, sha256s: Iterable[str], *, min_age_seconds: float) -> int:
         """Delete objects not put for so long."""
         deleted = 0
         for sha256 in sha256s:
-            found = self._bucket.head(_key(sha256))  # looked at again right before: it may have been put just now
+            found = self._bucket.head(object_key(sha256))  # looked at again right before: it may have been put just now
             if found is not None and _age_seconds(found["last_modified"]) >= min_age_seconds:
-                self._bucket.delete(_key(sha256))
+                self._bucket.delete(object_key(sha256))
                 deleted += 1
         return deleted
 
@@ -82,7 +82,7 @@ class S3Storage:
         """Yield (sha256, age in seconds) of every object."""
         for found in self._bucket.list_objects(PREFIX):
             sha256 = found["path"].rsplit("/", 1)[-1]
-            if found["path"] == _key(sha256):
+            if found["path"] == f"{PREFIX}/{sha256[:2]}/{sha256}":  # nothing else that somebody put there
                 yield sha256, _age_seconds(found["last_modified"])
 
     def new_temp(self) -> TempObject:
@@ -111,18 +111,18 @@ class S3Storage:
 
     def _put(self, source: Path, sha256: str) -> None:
         size = source.stat().st_size
-        found = self._bucket.head(_key(sha256))
+        found = self._bucket.head(object_key(sha256))
         if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
             return
-        self._bucket.put_file(_key(sha256), source)
-        stored = self._bucket.head(_key(sha256))
+        self._bucket.put_file(object_key(sha256), source)
+        stored = self._bucket.head(object_key(sha256))
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
 
     def _download(self, file: FileEntry) -> None:
         temp = self._cache.new_temp_path()
         try:
-            found = self._bucket.download(_key(file.sha256), file.size_bytes, temp)
+            found = self._bucket.download(object_key(file.sha256), file.size_bytes, temp)
             if found != file.sha256:
                 detail = f"{file.path!r} has the digest sha256:{found} in the bucket, expected sha256:{file.sha256}."
                 raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
@@ -131,10 +131,6 @@ class S3Storage:
             raise ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.") from None
         finally:
             temp.unlink(missing_ok=True)
-
-
-def _key(sha256: str) -> str:
-    return f"{PREFIX}/{sha256[:2]}/{sha256}"
 
 
 def _age_seconds(last_modified: datetime) -> float:
