@@ -12,7 +12,7 @@ in the context.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -86,8 +86,11 @@ class PieceSource(Protocol):
     def weights(self) -> Sequence[float]:
         """One weight per model."""
 
-    def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
-        """Apply a pure function to every piece, on several threads, and yield the results in order of position."""
+    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a pure function to every piece, on several threads, and yield the results in order of position.
+
+        tensors: only pieces of these; None: of all. The function keeps no view of a piece's tensors.
+        """
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""

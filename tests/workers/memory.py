@@ -1,6 +1,6 @@
 """Merging state dicts in memory, piece by piece as the pipeline does: what tests and parity runs call a method with."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeVar
@@ -42,9 +42,9 @@ class MemorySource:
     def weights(self) -> Sequence[float]:
         return self.model_weights or (1.0,) * self.n_models
 
-    def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
+    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         for name, shape, _ in self.tensors:
-            n = prod(shape)
+            n = prod(shape) if tensors is None or name in tensors else 0
             for offset in range(0, n, self.piece_elements):
                 yield function(self.read(name, offset, min(self.piece_elements, n - offset)))
 

@@ -4,7 +4,7 @@ Buffers belong to the thread and are used again for its next piece: a function g
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TypeVar
@@ -77,9 +77,10 @@ class CheckpointSource:
         """How many models are merged."""
         return len(self.models)
 
-    def map(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
-        """Apply a function to every piece, on several threads, and yield the results in order of position."""
-        runs = (run for tensor in self.merged.values() for run in cut(tensor, self.piece_elements))
+    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to every piece (of some tensors), on several threads; yield results in order of position."""
+        merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
+        runs = (run for tensor in merged for run in cut(tensor, self.piece_elements))
         return map_in_order(lambda run: function(self.read_run(run)), runs, threads=self.threads)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:

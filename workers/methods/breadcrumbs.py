@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -85,7 +86,7 @@ def collect(parameters: BreadcrumbsParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     granularity="row",
     is_random=True,
-    statistic_passes=3,
+    statistic_passes=1,
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
     collect=collect,
 )
@@ -95,18 +96,17 @@ def merge(base: Tensor, finetuned: Tensor, parameters: BreadcrumbsParameters, co
     base: [rows, width]; finetuned: [n, rows, width]; result: [rows, width].
     """
     deltas = task_vectors.subtract(finetuned, base)  # [n, rows, width]
-    for model, delta in enumerate(deltas):
-        delta.mul_(_mask(delta, model, parameters, context))
-    merged = _sum_agreeing(deltas, context) if parameters.elect_signs else weighted_sum(deltas, context.weights)
+    masked = torch.stack([_mask(delta, model, parameters, context) for model, delta in enumerate(deltas)])
+    merged = _sum_agreeing(masked, context) if parameters.elect_signs else weighted_sum(masked, context.weights)
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)
 
 
 def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context: MergeContext) -> Tensor:
-    # [rows, width] bool
+    # [rows, width]: the task vector with what is not kept set to zero
     if parameters.mask_mode == "random":
         key = context.random_key("mask", model)
         draws = randomness.draw_uniform(key, start=context.offset, n=delta.numel(), device=delta.device)
-        return (draws < parameters.density).view(delta.shape)
+        return delta * (draws < parameters.density).view(delta.shape)
     if parameters.scope == "row":
         return sparsify.keep_band_of_rows(delta, _ranks(parameters)(delta.shape[-1]))
     band: BoundaryTable = context.statistics[BAND]
@@ -118,8 +118,7 @@ def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context:
 def _sum_agreeing(deltas: Tensor, context: MergeContext) -> Tensor:
     strengths = [abs(weight) for weight in context.weights]
     oriented = signs.orient(deltas, context.weights)
-    elected = signs.elect(oriented, strengths)
-    elected.masked_fill_(elected == 0, 1)  # balanced votes count as +
+    elected = signs.elect(oriented, strengths, balanced_sign=1)
     return signs.reduce_agreeing(oriented, elected, strengths, reduction="sum")
 
 

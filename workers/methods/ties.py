@@ -79,7 +79,7 @@ def collect(parameters: TiesParameters) -> Sequence[StatisticRequest]:
     base_model="required",
     models=(1, None),
     granularity="element",
-    statistic_passes=4,
+    statistic_passes=2,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     collect=collect,
 )
@@ -93,8 +93,8 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TiesParameters, context: 
     start = context.position if parameters.trim_scope == "global" else context.offset
     deltas = signs.orient(task_vectors.subtract(finetuned, base), context.weights)  # [n, m]
     trimmed = sparsify.trim(deltas, kept, start=start)  # [n, m]
-    elected = signs.elect(trimmed, signs.votes(context.weights, is_weighted=parameters.vote == "weighted"))  # [m]
-    elected.masked_fill_(elected == 0, balanced_sign)
+    votes = signs.votes(context.weights, is_weighted=parameters.vote == "weighted")
+    elected = signs.elect(trimmed, votes, balanced_sign=balanced_sign)  # [m]
     strengths = [abs(weight) for weight in context.weights]
     merged = signs.reduce_agreeing(trimmed, elected, strengths, reduction=parameters.reduce)
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)
