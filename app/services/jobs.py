@@ -187,29 +187,36 @@ def all_events(sessions: Sessions, actor: Actor, *, after_seq: int, limit: int) 
 # ── changing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cancel(sessions: Sessions, actor: Actor, job_id: str) -> JobView:
+def cancel(sessions: Sessions, actor: Actor, job_id: str, idempotency: IdempotentRequest | None = None) -> JobView:
     """Cancel a job: a queued one is canceled at once, a running one becomes `canceling` until its worker confirms.
 
-    Raises: NotFound; JobIsFinal.
+    Raises: NotFound; JobIsFinal; Replayed; IdempotencyKeyReused.
     """
     with sessions.begin() as session:
-        found = rows.find(session, actor.project_id, job_id)
-        asked: dict[str, JsonValue] = {"actor": actor.name}
-        at = clock.now(session)
-        queued = rows.in_state(JobState.QUEUED)
-        if rows.move(session, job_id, queued, values={"cancel_requested_at": at}) is not None:
-            event_log.append(session, job_id, "job.cancel_requested", asked)
-            stopped = conclude(session, job_id, queued, ending=Ending(JobState.CANCELED))
-            return rows.view(session, stopped or found)
-        values = {"state": str(JobState.CANCELING), "cancel_requested_at": at}
-        row = rows.move(session, job_id, rows.in_state(JobState.RUNNING), values=values)
-        if row is not None:
-            event_log.append(session, job_id, "job.cancel_requested", asked)
-            return rows.view(session, row)
-        session.refresh(found)
-        if JobState(found.state) in FINAL_STATES:
-            raise JobIsFinal(f"Job {job_id} is {found.state}; a job that has ended does not change. Nothing to cancel.")
-        return rows.view(session, found)
+        replay(session, actor, idempotency)
+        job = _cancel(session, actor, job_id)
+        store_answer(session, actor, idempotency, job, None)
+        return job
+
+
+def _cancel(session: Session, actor: Actor, job_id: str) -> JobView:
+    found = rows.find(session, actor.project_id, job_id)
+    asked: dict[str, JsonValue] = {"actor": actor.name}
+    at = clock.now(session)
+    queued = rows.in_state(JobState.QUEUED)
+    if rows.move(session, job_id, queued, values={"cancel_requested_at": at}) is not None:
+        event_log.append(session, job_id, "job.cancel_requested", asked)
+        stopped = conclude(session, job_id, queued, ending=Ending(JobState.CANCELED))
+        return rows.view(session, stopped or found)
+    values = {"state": str(JobState.CANCELING), "cancel_requested_at": at}
+    row = rows.move(session, job_id, rows.in_state(JobState.RUNNING), values=values)
+    if row is not None:
+        event_log.append(session, job_id, "job.cancel_requested", asked)
+        return rows.view(session, row)
+    session.refresh(found)
+    if JobState(found.state) in FINAL_STATES:
+        raise JobIsFinal(f"Job {job_id} is {found.state}; a job that has ended does not change. Nothing to cancel.")
+    return rows.view(session, found)
 
 
 def retry(

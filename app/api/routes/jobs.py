@@ -93,9 +93,9 @@ async def get_job(
     status_code=202,
     responses=problems(NotFound, JobIsFinal),
 )
-def cancel_job(job_id: str, sessions: SessionsDep, actor: ActorDep) -> JobView:
+def cancel_job(job_id: str, sessions: SessionsDep, actor: ActorDep, idempotency: IdempotencyDep) -> JobView:
     """Cancel a job: a queued one at once, a running one as soon as its worker has stopped it."""
-    return _present(jobs.cancel(sessions, actor, job_id))
+    return _present(jobs.cancel(sessions, actor, job_id, idempotency))
 
 
 @router.post(
