@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-CELL = 56  # pixels
-LABEL_WIDTH = 180
-HEADER_HEIGHT = 48
+CELL = 56  # pixels, as all lengths here
+LABEL_WIDTH = 180  # of the rows' labels, on the left
+TOP = 172  # the title, and the columns' labels, which lean to the right by half a right angle
+SLANT_WIDTH = 120  # that the last of them need beyond the last column
 MAX_WRITTEN = 32  # beyond this many rows, cells carry no numbers
 _MAX_LABEL = 24  # characters
 
@@ -16,9 +17,8 @@ _UNDEFINED = "#cccccc"
 
 def draw_heatmap(title: str, labels: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
     """Return the SVG document. values: one row per label, as many columns; None is undefined."""
-    width = LABEL_WIDTH + CELL * max(1, len(labels)) + CELL
-    height = HEADER_HEIGHT + LABEL_WIDTH + CELL * len(labels)
-    top = HEADER_HEIGHT + LABEL_WIDTH - CELL
+    width = LABEL_WIDTH + CELL * len(labels) + SLANT_WIDTH
+    height = TOP + CELL * len(labels) + CELL // 4
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12">',
@@ -29,12 +29,12 @@ def draw_heatmap(title: str, labels: Sequence[str], values: Sequence[Sequence[fl
     for index, label in enumerate(labels):
         middle = CELL * index + CELL // 2
         text = escape(label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…")
-        x, y = LABEL_WIDTH + middle, top - 8
-        parts.append(f'<text x="{LABEL_WIDTH - 8}" y="{top + middle + 4}" text-anchor="end">{text}</text>')
+        x, y = LABEL_WIDTH + middle, TOP - 8
+        parts.append(f'<text x="{LABEL_WIDTH - 8}" y="{TOP + middle + 4}" text-anchor="end">{text}</text>')
         parts.append(f'<text x="{x}" y="{y}" transform="rotate(-45 {x} {y})">{text}</text>')
     for row, cells in enumerate(values):
-        parts += [_cell(LABEL_WIDTH + CELL * column, top + CELL * row, cell, len(labels)) for column, cell in
-                  enumerate(cells)]  # fmt: skip
+        for column, cell in enumerate(cells):
+            parts.append(_cell(LABEL_WIDTH + CELL * column, TOP + CELL * row, cell, len(labels)))
     return "\n".join([*parts, "</svg>", ""])
 
 
