@@ -15,21 +15,12 @@ def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
 
     tensors: [n, *shape]; result: [*shape] float64.
     """
-    total = torch.mul(tensors[0].double(), weights[0])
+    total = tensors[0].to(torch.float64, copy=True)
+    if weights[0] != 1.0:
+        total.mul_(weights[0])
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total
-
-
-def count_true(masks: Tensor) -> Tensor:
-    """Return, entry by entry, how many of the n masks hold.
-
-    masks: [n, *shape] bool; result: [*shape] int16.
-    """
-    count = masks[0].to(torch.int16)
-    for mask in masks[1:]:
-        count.add_(mask)
-    return count
 
 
 def round_to_float32(tensor: Tensor) -> Tensor:

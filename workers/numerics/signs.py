@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.numerics import precision
 
 Reduction = Literal["mean", "sum", "max"]
+NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance notices it
 
 
 def orient(deltas: Tensor, weights: Sequence[float]) -> Tensor:
@@ -30,41 +31,33 @@ def votes(weights: Sequence[float], *, is_weighted: bool) -> list[float]:
     return [abs(weight) if is_weighted else 1.0 for weight in weights]
 
 
-def elect(deltas: Tensor, votes: Sequence[float]) -> Tensor:
-    """Return the sign of the sum of votes[i] · deltas[i]: -1, 0 (no votes, or exactly balanced) or 1.
+def elect(deltas: Tensor, votes: Sequence[float], *, balanced_sign: int = 0) -> Tensor:
+    """Return the sign of the sum of votes[i] · deltas[i]: -1, 1, or `balanced_sign` where the sum is exactly 0.
 
-    deltas: [n, *shape]; result: [*shape] int8. Summed in float64, so that balanced votes are seen as such.
+    deltas: [n, *shape]; result: [*shape] float32. Summed in float64, so that balanced votes are seen as such.
     """
-    return precision.weighted_sum(deltas, votes).sign_().to(torch.int8)
-
-
-def agree(deltas: Tensor, elected: Tensor) -> Tensor:
-    """Return the mask of the entries that have the elected sign; zeros have none.
-
-    deltas: [n, *shape]; elected: [*shape] int8, -1 or 1; result: [n, *shape] bool.
-    """
-    return torch.where(elected > 0, deltas > 0, deltas < 0)
+    total = precision.weighted_sum(deltas, votes)
+    return total.add_(balanced_sign * NUDGE).sign_().float()
 
 
 def reduce_agreeing(deltas: Tensor, elected: Tensor, weights: Sequence[float], *, reduction: Reduction) -> Tensor:
-    """Return the disjoint merge: the weighted mean, sum or largest of the entries that agree, 0 where none does.
+    """Return the disjoint merge: the weighted mean, sum or largest of the entries of the elected sign, 0 without any.
 
-    deltas: [n, *shape]; elected: [*shape] int8, -1 or 1; weights: all >= 0; result: [*shape] float64.
+    deltas: [n, *shape]; elected: [*shape], -1 or 1; weights: all >= 0; result: [*shape] float64.
     """
-    agreeing = agree(deltas, elected)
-    voting = deltas * agreeing
+    agreeing = (deltas * elected).clamp_min_(0.0)  # magnitude of what agrees, 0 elsewhere
     if reduction == "max":
-        return _largest(voting, weights)
-    total = precision.weighted_sum(voting, weights)
+        return _largest(agreeing, weights).mul_(elected)
+    total = precision.weighted_sum(agreeing, weights).mul_(elected)
     if reduction == "sum":
         return total
-    share = precision.weighted_sum(agreeing, weights)
-    return total.div_(share.masked_fill_(share == 0, 1.0))
+    share = precision.weighted_sum(agreeing.sign_(), weights)
+    smallest = min((weight for weight in weights if weight > 0), default=1.0)  # a share is 0, or no less than this
+    return total.div_(share.clamp_min_(smallest))
 
 
-def _largest(voting: Tensor, weights: Sequence[float]) -> Tensor:
-    largest = voting[0].double() * weights[0]
-    for entry, weight in zip(voting[1:], weights[1:], strict=True):
-        weighted = entry.double() * weight
-        largest = torch.where(weighted.abs() > largest.abs(), weighted, largest)
+def _largest(magnitudes: Tensor, weights: Sequence[float]) -> Tensor:
+    largest = magnitudes[0].double().mul_(weights[0])
+    for magnitude, weight in zip(magnitudes[1:], weights[1:], strict=True):
+        torch.maximum(largest, magnitude.double().mul_(weight), out=largest)
     return largest

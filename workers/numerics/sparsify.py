@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, inf
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,45 +31,50 @@ def count_kept(density: float, n: int) -> int:
 
 
 def keep_first(vector: Tensor, boundary: Boundary, *, start: int) -> Tensor:
-    """Return the mask of the entries ranked before a boundary.
+    """Return the vector with the entries from a boundary on set to zero.
 
-    vector: [m], a run of entries whose first has flat index `start` in what was ranked; result: [m] bool.
+    vector: [m] float32, a run of entries whose first has flat index `start` in what was ranked; result: [m].
     """
-    magnitudes = vector.abs()
-    n_ties_kept = min(max(boundary.index - start, 0), magnitudes.numel())  # entries of the run before boundary.index
-    if n_ties_kept == 0:
-        return magnitudes > boundary.magnitude
-    if n_ties_kept == magnitudes.numel():
-        return magnitudes >= boundary.magnitude
-    before, after = magnitudes[:n_ties_kept], magnitudes[n_ties_kept:]
-    return torch.cat((before >= boundary.magnitude, after > boundary.magnitude))
+    return _keep_first(vector, boundary, start=start, kept=torch.empty_like(vector))
 
 
 def keep_band(vector: Tensor, upper: Boundary, lower: Boundary, *, start: int) -> Tensor:
-    """Return the mask of the entries ranked from the upper boundary on, up to the lower one.
+    """Return the vector with all entries but those from the upper boundary on, up to the lower one, set to zero.
 
-    vector: [m]; result: [m] bool.
+    vector: [m] float32; result: [m].
     """
     kept = keep_first(vector, lower, start=start)
-    return kept if upper == NOTHING else kept.logical_and_(keep_first(vector, upper, start=start).logical_not_())
+    return kept if upper == NOTHING else kept.sub_(keep_first(vector, upper, start=start))  # x − x or x − 0: exact
 
 
 def keep_band_of_rows(rows: Tensor, ranks: tuple[int, int]) -> Tensor:
-    """Return the mask of the entries whose rank within their own row lies in [ranks[0], ranks[1]).
+    """Return the rows with all entries but those whose rank in their own row lies in [ranks[0], ranks[1]) set to zero.
 
-    rows: [n_rows, width]; result: [n_rows, width] bool.
+    rows: [n_rows, width] float32; result: [n_rows, width].
     """
-    order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
-    mask = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
-    return mask.scatter_(-1, order[..., ranks[0] : ranks[1]], value=True)
+    # magnitude bits above, column below: one number per entry, ordered like (|x| descending, column ascending)
+    keys = rows.abs().view(torch.int32).long().mul_(1 << 32).sub_(torch.arange(rows.shape[-1], device=rows.device))
+    band = keys.topk(ranks[1], dim=-1).indices[..., ranks[0] :]
+    return torch.zeros_like(rows).scatter_(-1, band, rows.gather(-1, band))
 
 
 def trim(deltas: Tensor, boundaries: Sequence[Boundary], *, start: int) -> Tensor:
-    """Return the task vectors with everything behind each one's boundary set to zero.
+    """Return the task vectors with everything from each one's boundary on set to zero.
 
-    deltas: [n, m]; one boundary per task vector; result: [n, m].
+    deltas: [n, m] float32; one boundary per task vector; result: [n, m].
     """
     trimmed = torch.empty_like(deltas)
     for delta, boundary, kept in zip(deltas, boundaries, trimmed, strict=True):
-        torch.mul(delta, keep_first(delta, boundary, start=start), out=kept)
+        _keep_first(delta, boundary, start=start, kept=kept)
     return trimmed
+
+
+def _keep_first(vector: Tensor, boundary: Boundary, *, start: int, kept: Tensor) -> Tensor:
+    n_tied = min(max(boundary.index - start, 0), vector.numel())  # entries of the run that are kept even at a tie
+    torch.hardshrink(vector[:n_tied], _just_below(boundary.magnitude), out=kept[:n_tied])
+    torch.hardshrink(vector[n_tied:], boundary.magnitude, out=kept[n_tied:])  # zero unless |x| > magnitude
+    return kept
+
+
+def _just_below(magnitude: float) -> float:
+    return float(np.nextafter(np.float32(magnitude), np.float32(-inf)))

@@ -18,11 +18,6 @@ def test_weights_multiply() -> None:
     assert precision.weighted_sum(tensors, [2.0, -1.0]).tolist() == [-1.0, 0.0]
 
 
-def test_masks_are_counted() -> None:
-    masks = torch.tensor([[True, False], [True, False], [False, False]])
-    assert precision.count_true(masks).tolist() == [2, 0]
-
-
 @given(seed=st.integers(0, 1000), piece=st.integers(1, 70))
 def test_pieces_sum_like_the_whole(seed: int, piece: int) -> None:
     tensors = torch.randn(5, 67, generator=torch.Generator().manual_seed(seed))

@@ -8,7 +8,7 @@ import torch
 from workers.numerics import signs
 
 DELTAS = torch.tensor([[3.0, -1.0, 0.0, 0.5], [-1.0, -2.0, 0.0, -0.5], [1.0, 4.0, 0.0, 0.0]])
-ELECTED = torch.tensor([1, 1, 1, 1], dtype=torch.int8)
+ELECTED = torch.ones(4)
 
 
 def test_the_larger_total_elects() -> None:
@@ -26,12 +26,13 @@ def test_balanced_votes_are_seen_in_spite_of_rounding() -> None:
     assert signs.elect(deltas, [1.0] * 4).tolist() == [0]
 
 
-def test_zeros_agree_with_nobody() -> None:
-    assert signs.agree(DELTAS, ELECTED).tolist() == [
-        [True, False, False, True],
-        [False, False, False, False],
-        [True, True, False, False],
-    ]
+def test_balanced_votes_take_the_sign_they_are_given() -> None:
+    assert signs.elect(DELTAS, [1.0, 1.0, 1.0], balanced_sign=-1).tolist() == [1, 1, -1, -1]
+    assert signs.elect(DELTAS, [1.0, 1.0, 1.0], balanced_sign=1).tolist() == [1, 1, 1, 1]
+
+
+def test_the_smallest_number_outvotes_the_sign_of_balanced_votes() -> None:
+    assert signs.elect(torch.tensor([[1.4e-45]]), [1.0], balanced_sign=-1).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,17 @@ def test_weights_enter_the_merge(reduction: Literal["mean", "sum", "max"], expec
     # first entry: 3 of weight 1 and 1 of weight 3
     merged = signs.reduce_agreeing(DELTAS, ELECTED, [1.0, 1.0, 3.0], reduction=reduction)
     assert merged[0] == expected
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
+def test_where_nobody_agrees_the_merge_is_zero(reduction: Literal["mean", "sum", "max"]) -> None:
+    merged = signs.reduce_agreeing(torch.zeros(2, 3), torch.ones(3), [0.1, 0.0], reduction=reduction)
+    assert merged.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_negative_signs_merge_like_positive_ones() -> None:
+    merged = signs.reduce_agreeing(-DELTAS, -ELECTED, [1.0, 1.0, 1.0], reduction="mean")
+    assert merged.tolist() == [-2.0, -4.0, 0.0, -0.5]
 
 
 def test_a_negative_weight_turns_a_task_vector_and_zero_removes_it() -> None:

@@ -21,23 +21,30 @@ def test_counts_are_whole_numbers_where_the_product_is(density: float, n: int, c
 
 def test_rank_zero_keeps_nothing_and_the_last_rank_everything() -> None:
     assert not sparsify.keep_first(VECTOR, NOTHING, start=0).any()
-    assert sparsify.keep_first(VECTOR, EVERYTHING, start=0).all()
+    assert torch.equal(sparsify.keep_first(VECTOR, EVERYTHING, start=0), VECTOR)
 
 
 def test_ties_are_kept_from_the_front() -> None:
     # ranks: -3; then 2 at 2, -2 at 3, 2 at 4; then 1. The first three end behind index 3
-    assert sparsify.keep_first(VECTOR, Boundary(2.0, 4), start=0).tolist() == [False, True, True, True, False]
+    assert sparsify.keep_first(VECTOR, Boundary(2.0, 4), start=0).tolist() == [0.0, -3.0, 2.0, -2.0, 0.0]
 
 
 def test_ties_before_and_behind_the_boundary_index() -> None:
-    assert sparsify.keep_first(VECTOR, Boundary(2.0, 4), start=100).tolist() == [False, True, False, False, False]
-    assert sparsify.keep_first(VECTOR, Boundary(2.0, 400), start=100).tolist() == [False, True, True, True, True]
+    assert sparsify.keep_first(VECTOR, Boundary(2.0, 4), start=100).tolist() == [0.0, -3.0, 0.0, 0.0, 0.0]
+    assert sparsify.keep_first(VECTOR, Boundary(2.0, 400), start=100).tolist() == [0.0, -3.0, 2.0, -2.0, 2.0]
+
+
+def test_the_smallest_numbers_are_told_from_their_neighbors() -> None:
+    # 1.4e-45 is the smallest float32 number; a tie with it is none with 0
+    vector = torch.tensor([0.0, 1.4e-45, -2.8e-45])
+    assert sparsify.keep_first(vector, Boundary(float(vector[1]), 2), start=0).count_nonzero() == 2
+    assert sparsify.keep_first(vector, Boundary(float(vector[1]), 1), start=0).count_nonzero() == 1
 
 
 def test_a_band_lies_between_two_boundaries() -> None:
     # ranks 1 and 2: behind -3, up to -2 at index 3
     band = sparsify.keep_band(VECTOR, Boundary(3.0, 2), Boundary(2.0, 4), start=0)
-    assert band.tolist() == [False, False, True, True, False]
+    assert band.tolist() == [0.0, 0.0, 2.0, -2.0, 0.0]
 
 
 def test_a_band_from_the_top_is_what_comes_first() -> None:
@@ -48,12 +55,25 @@ def test_a_band_from_the_top_is_what_comes_first() -> None:
 
 
 def test_rows_are_ranked_on_their_own() -> None:
-    rows = torch.tensor([[1.0, -3.0, 2.0], [5.0, 5.0, 5.0]])
-    assert sparsify.keep_band_of_rows(rows, (1, 2)).tolist() == [[False, False, True], [False, True, False]]
+    rows = torch.tensor([[1.0, -3.0, 2.0], [5.0, 5.0, -5.0]])
+    assert sparsify.keep_band_of_rows(rows, (1, 2)).tolist() == [[0.0, 0.0, 2.0], [0.0, 5.0, 0.0]]
 
 
 def test_rows_without_entries_have_no_band() -> None:
     assert sparsify.keep_band_of_rows(torch.empty(2, 0), (0, 0)).shape == (2, 0)
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=4),
+    first=st.integers(0, 6),
+    n_kept=st.integers(0, 6),
+)
+def test_rows_keep_the_ranks_of_a_stable_sort(rows: list[list[int]], first: int, n_kept: int) -> None:
+    last = min(6, first + n_kept)
+    kept = sparsify.keep_band_of_rows(torch.tensor(rows, dtype=torch.float32), (first, last))
+    for row, found in zip(rows, kept.tolist(), strict=True):
+        order = sorted(range(6), key=lambda index: (-abs(row[index]), index))[first:last]
+        assert found == [value if index in order else 0 for index, value in enumerate(row)]
 
 
 def test_trim_sets_the_rest_to_zero_and_changes_no_argument() -> None:
@@ -87,4 +107,4 @@ def test_a_boundary_keeps_its_rank_on_any_cut(values: list[int], rank: int, piec
         sparsify.keep_first(part, boundary, start=piece * index)
         for index, part in enumerate(torch.split(vector, piece))
     ]
-    assert torch.cat(parts).nonzero().flatten().tolist() == sorted(kept)
+    assert torch.cat(parts).tolist() == [value if index in kept else 0 for index, value in enumerate(values)]

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.workers.memory import MemorySource
-from workers.numerics import sparsify
-from workers.statistics.magnitudes import MagnitudeBoundaries
+from workers.statistics.magnitudes import Boundary, MagnitudeBoundaries
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3,), "b": (4, 5), "c": (), "d": (0, 2), "e": (2, 3, 2)}
 Scope = Literal["global", "tensor"]
@@ -24,6 +23,12 @@ def _models(seed: int, n_models: int, *, has_ties: bool) -> list[dict[str, Tenso
         model = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
         models.append({name: tensor.round() if has_ties else tensor for name, tensor in model.items()})
     return models
+
+
+def _lies_before(boundary: Boundary, vector: Tensor, *, start: int) -> Tensor:
+    indices = torch.arange(start, start + vector.numel())
+    magnitudes = vector.abs()
+    return (magnitudes > boundary.magnitude) | ((magnitudes == boundary.magnitude) & (indices < boundary.index))
 
 
 def _ranked(tensors: list[Tensor]) -> list[int]:
@@ -56,7 +61,7 @@ def test_exactly_the_first_entries_of_a_stable_sort_lie_before_a_boundary(
             for (name, _, position), delta in zip(source.tensors, deltas, strict=True):
                 boundary = table.of(name)[index][row]
                 start = position if scope == "global" else 0
-                kept.append(sparsify.keep_first(delta.flatten(), boundary, start=start))
+                kept.append(_lies_before(boundary, delta.flatten(), start=start))
             found = [torch.cat(kept)] if scope == "global" else kept
             assert [mask.nonzero().flatten().tolist() for mask in found] == wanted
 
@@ -69,7 +74,7 @@ def test_task_vectors_of_zero_have_their_ranks_from_the_front(scope: Scope) -> N
     n_kept = 0
     for name, shape, position in source.tensors:
         start = position if scope == "global" else 0
-        n_kept += int(sparsify.keep_first(torch.zeros(prod(shape)), table.of(name)[1][0], start=start).sum())
+        n_kept += int(_lies_before(table.of(name)[1][0], torch.zeros(prod(shape)), start=start).sum())
     assert n_kept == (36 // 2 if scope == "global" else 1 + 10 + 0 + 0 + 6)
 
 
@@ -78,4 +83,4 @@ def test_infinitely_small_magnitudes_are_told_apart() -> None:
     base = {"w": torch.zeros(3)}
     model = {"w": torch.tensor([1e-45, 3e-45, -4e-45])}
     table = MagnitudeBoundaries("found", "global", lambda n: (2,)).collect(MemorySource(base, [model]))
-    assert sparsify.keep_first(model["w"], table.of("w")[0][0], start=0).tolist() == [False, True, True]
+    assert _lies_before(table.of("w")[0][0], model["w"], start=0).tolist() == [False, True, True]
