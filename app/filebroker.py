@@ -14,6 +14,8 @@ from typing import Any
 from kombu.transport import filesystem
 from kombu.utils.json import dumps, loads
 
+LISTEN_SECONDS = 0.25
+
 
 class Channel(filesystem.Channel):
     """A channel whose messages are complete files named `<time>_<id>.<queue>.msg`."""
@@ -44,3 +46,7 @@ class Transport(filesystem.Transport):
     """kombu's filesystem transport with our channel."""
 
     Channel = Channel
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # Any: kombu's connection
+        """Wait for messages, but not long: a worker looks for a signal to stop only in between."""
+        super().drain_events(connection, timeout=min(timeout or LISTEN_SECONDS, LISTEN_SECONDS))

@@ -126,7 +126,7 @@ class WarmServer:
                     forkserver.send(self._channel, {"kill": pid})
 
     def stop(self) -> None:
-        """End the warm process with all its children."""
+        """End the warm process at once; its children die with it."""
         with self._lock:
             channel, process = self._channel, self._process
             self._channel = self._process = None
@@ -134,11 +134,8 @@ class WarmServer:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
         if process is not None:
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()  # its children die with it
-                process.wait()
+            process.kill()
+            process.wait()
 
     def _ensure(self) -> socket.socket:
         if self._channel is not None:
