@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 def wait_until(
-    predicate: Callable[[], Result],
+    predicate: Callable[[], Result | None],
     *,
     deadline_seconds: float = 10.0,
     every_seconds: float = 0.02,
