@@ -5,6 +5,7 @@ Nothing is fetched from a hub, no code of the checkpoint is run, and no weight i
 over or of another shape is refused by name. How a text becomes a feature is told in workers/evaluators.
 """
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -41,6 +43,12 @@ class Encoder:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int  # most tokens that the model has positions for
+
+    def tokenize(self, texts: Sequence[str], *, max_tokens: int) -> dict[str, Tensor]:
+        """Return the model's input for a batch of texts, each [n, t], on its device; longer texts are cut."""
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        takes = inspect.signature(self.module.forward).parameters  # a tokenizer may make more than its model takes
+        return {name: tensor.to(self.module.device) for name, tensor in batch.items() if name in takes}
 
     @property
     def embedding_parameters(self) -> frozenset[str]:
@@ -102,6 +110,7 @@ def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
     Raises: ModelNotRunnable when the files do not make an encoder with a tokenizer.
     """
     module = _load(AutoModel, checkpoint, device)
+    _refuse_other_than_text_encoder(module)
     tokenizer = _load_tokenizer(checkpoint, module)
     return Encoder(module, tokenizer, _max_tokens(module, tokenizer))
 
@@ -171,6 +180,15 @@ def _is_in_body(module: PreTrainedModel, name: str) -> bool:
     return first in dict(body.named_children()) and not name.startswith(_UNUSED_PREFIXES)
 
 
+def _refuse_other_than_text_encoder(module: PreTrainedModel) -> None:
+    takes = inspect.signature(module.forward).parameters
+    if module.config.is_encoder_decoder or "input_ids" not in takes or "pixel_values" in takes:
+        raise ModelNotRunnable(
+            f"The checkpoint is a {type(module).__name__}; expected an encoder of texts (BERT and its kin). Use a "
+            "checkpoint of such a model."
+        )
+
+
 def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
@@ -191,6 +209,7 @@ def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> Pre
             "The tokenizer has no padding token, so texts cannot be run in batches. Set pad_token in its "
             "tokenizer_config.json and register the checkpoint again."
         )
+    tokenizer.padding_side = "right"  # so that the first token is the first
     return tokenizer
 
 

@@ -218,10 +218,7 @@ def _tokens(encoder: Encoder, texts: Sequence[str], preprocessing: TextPreproces
             f"preprocessing.max_tokens is {preprocessing.max_tokens}, the model has positions for "
             f"{encoder.max_tokens} tokens. Make a task with fewer."
         )
-    batch = encoder.tokenizer(
-        list(texts), padding=True, truncation=True, max_length=preprocessing.max_tokens, return_tensors="pt"
-    )
-    return {name: tensor.to(encoder.module.device) for name, tensor in batch.items()}
+    return encoder.tokenize(texts, max_tokens=preprocessing.max_tokens)
 
 
 def _fitting(features: Tensor, class_vectors: Tensor) -> Tensor:

@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, GPT2Config, GPT2Model
+from transformers import (
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from app.domain.errors import ModelNotRunnable
 from tests.workers import tiny_bert
@@ -174,6 +183,27 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path: Path) -> None:
     settings.pop("pad_token")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert fault(tmp_path).startswith("The tokenizer has no padding token")
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny_bert.make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_tokenize_cuts_pads_on_the_right_and_keeps_what_the_model_takes(tmp_path: Path) -> None:
+    config = DistilBertConfig(vocab_size=15, dim=8, n_layers=1, n_heads=2, hidden_dim=12, max_position_embeddings=16)
+    encoder = load(save(DistilBertModel(config), tmp_path))
+    batch = encoder.tokenize(["the cat", "the cat is red"], max_tokens=5)
+    assert set(batch) == {"input_ids", "attention_mask"}  # the tokenizer makes token_type_ids, DistilBERT takes none
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch["input_ids"][:, 0].tolist() == [2, 2]  # [CLS]
+    assert encoder.module(**batch).last_hidden_state.shape == (2, 5, 8)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=15, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2)
+    assert fault(save(T5Model(config), tmp_path)).startswith("The checkpoint is a T5Model; expected an encoder")
 
 
 def test_long_lists_of_names_are_cut() -> None:
