@@ -1,0 +1,501 @@
+"""Tasks, evaluations, fine-tunings, analyses, metrics and comparisons over HTTP."""
+
+from typing import Any
+
+import pytest
+
+from tests.app.api.house import Document, House, draw
+from tests.workers import tiny_bert
+
+HEAD = {"kind": "label_prompts", "prompts": list(tiny_bert.PROMPTS)}
+
+
+def refused(house: House, path: str, body: object, status: int, code: str) -> Document:
+    response = house.post(path, body)
+    assert response.status_code == status, response.text
+    problem: Document = response.json()
+    assert problem["code"] == code
+    return problem
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_made_once(any_house: House) -> None:
+    house = any_house
+    first = house.post("/v1/tasks", house.task_body())
+    again = house.post("/v1/tasks", house.task_body())
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json()
+    assert first.headers["location"] == again.headers["location"] == f"/v1/tasks/{first.json()['id']}"
+    assert first.json()["preprocessing"]["max_tokens"] == 8
+    assert first.json()["preprocessing"]["pooling"] == "mean"  # defaults are filled in
+    assert len(first.json()["dataset"]["train"]["sha256"]) == 64
+
+
+def test_other_content_under_a_name_is_a_conflict(house: House) -> None:
+    house.made("/v1/tasks", house.task_body())
+
+    problem = refused(house, "/v1/tasks", house.task_body(head=HEAD | {"scale": 1.0}), 409, "name_taken")
+
+    assert problem["errors"][0]["pointer"] == "/name"
+
+
+def test_changed_data_is_other_content(house: House) -> None:
+    body = house.task_body()
+    house.made("/v1/tasks", body)
+    tiny_bert.write_rows(house.data / "task-kind" / "test.jsonl", [{"text": "cat", "label": 1}])
+
+    refused(house, "/v1/tasks", body, 409, "name_taken")
+
+
+def test_a_task_is_found_by_name_and_by_id(house: House) -> None:
+    made = house.made("/v1/tasks", house.task_body())
+
+    assert house.read("/v1/tasks/kind") == house.read(f"/v1/tasks/{made['id']}") == made
+    assert house.get("/v1/tasks/kind").headers["etag"] == f'"{made["digest"]}"'
+    assert house.read("/v1/tasks")["items"] == [made]
+    assert house.read("/v1/tasks?kind=image-classification")["items"] == []
+    assert "Did you mean 'kind'" in house.get("/v1/tasks/knd").json()["detail"]
+
+
+def test_a_deleted_task_is_gone(house: House) -> None:
+    house.made("/v1/tasks", house.task_body())
+
+    assert house.client.delete("/v1/tasks/kind").status_code == 204
+    assert house.get("/v1/tasks/kind").status_code == 404
+    assert house.client.delete("/v1/tasks/kind").status_code == 404
+
+
+def test_a_task_is_not_deleted_while_a_job_needs_it(house: House) -> None:
+    bert = house.bert()
+    house.made("/v1/tasks", house.task_body())
+    job = house.made("/v1/evaluations", {"checkpoint": bert, "tasks": ["kind"]})
+
+    response = house.client.delete("/v1/tasks/kind")
+
+    assert (response.status_code, response.json()["code"]) == (409, "resource_in_use")
+    assert job["id"] in response.json()["detail"]
+    house.work()
+    assert house.client.delete("/v1/tasks/kind").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"kind": "text-clasification"}, "unknown_task_kind", "/kind"),
+        ({"metric": "acuracy"}, "validation_failed", "/metric"),
+        ({"preprocessing": {"max_token": 3}}, "invalid_parameters", "/preprocessing/max_token"),
+        ({"preprocessing": {"max_tokens": 0}}, "invalid_parameters", "/preprocessing/max_tokens"),
+        ({"classes": ["a"]}, "validation_failed", "/classes"),
+        ({"classes": ["a", "a"]}, "validation_failed", "/"),
+        ({"head": HEAD | {"prompts": ["a", "b", "c"]}}, "validation_failed", "/"),
+        ({"head": {"kind": "nothing"}}, "validation_failed", "/head"),
+        ({"head": HEAD | {"base_model": "nothing"}}, "checkpoint_not_found", "/head/base_model"),
+        ({"dataset": {}}, "validation_failed", "/dataset"),
+        ({"dataset": {"dev": "file:///x"}}, "validation_failed", "/dataset/dev"),
+        ({"dataset": {"test": "file:///etc/passwd"}}, "uri_not_allowed", "/dataset/test"),
+        ({"dataset": {"test": "http://example.org/x"}}, "uri_not_allowed", "/dataset/test"),
+        ({"dataset": {"test": "file:///data/x.parquet"}}, "uri_not_allowed", "/dataset/test"),
+    ],
+)
+def test_a_faulty_task_is_refused_with_the_place(house: House, changes: Document, code: str, pointer: str) -> None:
+    problem = refused(house, "/v1/tasks", house.task_body(**changes), 422, code)
+
+    assert problem["errors"][0]["pointer"].removesuffix("/[key]") == pointer
+
+
+def test_a_data_file_that_is_not_there_is_not_found(house: House) -> None:
+    body = house.task_body(dataset={"test": (house.data / "nothing.jsonl").as_uri()})
+
+    problem = refused(house, "/v1/tasks", body, 404, "uri_not_found")
+
+    assert problem["errors"][0]["pointer"] == "/dataset/test"
+    assert str(house.folder / "home") not in problem["detail"]
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_makes_metrics(any_house: House) -> None:
+    house = any_house
+    bert = house.bert()
+    task = house.made("/v1/tasks", house.task_body())
+
+    job = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"], "split": "validation"})
+
+    assert job["state"] == "succeeded", job["problem"]
+    (metric,) = job["result"]["metrics"]
+    assert (metric["checkpoint"], metric["task"], metric["task_id"]) == (bert, "kind", task["id"])
+    assert (metric["name"], metric["split"], metric["n"], metric["unit"]) == ("accuracy", "validation", 6, "fraction")
+    assert metric["stderr"] == pytest.approx((metric["value"] * (1 - metric["value"]) / 6) ** 0.5)
+    assert house.read("/v1/metrics")["items"] == [metric]
+
+
+def test_metrics_are_filtered(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    job = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    for query, n in (
+        ("checkpoint=bert", 1),
+        ("task=kind", 1),
+        ("name=accuracy&split=test", 1),
+        (f"job={job['id']}", 1),
+        ("split=train", 0),
+        ("name=f1", 0),
+    ):
+        assert len(house.read(f"/v1/metrics?{query}")["items"]) == n, query
+    assert house.get("/v1/metrics?checkpoint=nothing").status_code == 422
+
+
+def test_evaluations_are_found_by_their_task(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    job = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    assert [found["id"] for found in house.read("/v1/jobs?task=kind")["items"]] == [job["id"]]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "pointer"),
+    [
+        (["nothing", "kind"], "task_not_found", "/tasks/0"),
+        ([{"task": "nothing"}], "task_not_found", "/tasks/0/task"),
+        (["kind", "kind"], "validation_failed", "/tasks/0"),
+        ([{"task": "kind", "split": "train"}, "kind"], "validation_failed", "/tasks"),
+        ([], "validation_failed", "/tasks"),
+    ],
+)
+def test_faulty_tasks_of_an_evaluation_are_refused(house: House, tasks: Any, code: str, pointer: str) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+
+    problem = refused(house, "/v1/evaluations", {"checkpoint": "bert", "tasks": tasks}, 422, code)
+
+    assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_a_split_that_the_task_has_not_is_refused(house: House) -> None:
+    house.bert()
+    body = house.task_body()
+    house.made("/v1/tasks", body | {"dataset": {"test": body["dataset"]["test"]}})
+
+    problem = refused(
+        house, "/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"], "split": "train"}, 422, "validation_failed"
+    )
+
+    assert "has no train split; it has test" in problem["detail"]
+
+
+def test_broken_data_fails_the_job_with_file_and_line(house: House) -> None:
+    house.bert()
+    body = house.task_body()
+    tiny_bert.write_rows(house.data / "task-kind" / "test.jsonl", [{"text": "cat", "label": 1}, {"text": "dog"}])
+    house.made("/v1/tasks", body)
+
+    job = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    assert (job["state"], job["problem"]["code"]) == ("failed", "invalid_dataset")
+    assert "line 2" in job["problem"]["detail"]
+
+
+def test_data_that_changed_fails_the_job(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    tiny_bert.write_rows(house.data / "task-kind" / "test.jsonl", [{"text": "cat", "label": 1}])
+
+    job = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    assert (job["state"], job["problem"]["code"]) == ("failed", "input_changed")
+
+
+# --- the base model behind a head -------------------------------------------------------------------------------------
+
+
+def evaluated_base(house: House, checkpoint: str) -> str:
+    job = house.made("/v1/evaluations", {"checkpoint": checkpoint, "tasks": ["kind"]})
+    return str(job["spec"]["tasks"][0]["base_model"])
+
+
+def test_a_checkpoint_without_a_base_is_its_own(house: House) -> None:
+    bert = house.bert()
+    house.made("/v1/tasks", house.task_body())
+
+    assert evaluated_base(house, "bert") == bert
+
+
+def test_the_root_of_the_chain_is_the_base(house: House) -> None:
+    root = house.bert("root")
+    house.bert("middle", seed=1, base_checkpoint="root")
+    house.bert("leaf", seed=2, base_checkpoint="middle")
+    house.made("/v1/tasks", house.task_body())
+
+    assert evaluated_base(house, "leaf") == root
+
+
+def test_a_head_that_names_its_base_keeps_it(house: House) -> None:
+    other = house.bert("other", seed=5)
+    house.bert()
+    task = house.made("/v1/tasks", house.task_body(head=HEAD | {"base_model": "other"}))
+
+    assert task["head_base_model"] == other
+    assert evaluated_base(house, "bert") == other
+
+
+def test_a_merge_has_the_base_that_all_inputs_share(house: House) -> None:
+    root = house.bert("root")
+    for index in (1, 2):
+        house.bert(f"model-{index}", seed=index, base_checkpoint="root")
+    house.made("/v1/tasks", house.task_body())
+    models = [{"checkpoint": "model-1"}, {"checkpoint": "model-2"}]
+
+    house.finish("/v1/merges", {"method": "average", "models": models, "output": {"name": "merged"}})
+
+    assert evaluated_base(house, "merged") == root
+
+
+def test_a_merge_of_strangers_has_no_base(house: House) -> None:
+    for index in (1, 2):
+        house.bert(f"model-{index}", seed=index)
+    house.made("/v1/tasks", house.task_body())
+    body = {"method": "average", "models": [{"checkpoint": "model-1"}, {"checkpoint": "model-2"}]}
+
+    problem = refused(house, "/v1/merges", body | {"evaluate": ["kind"]}, 422, "base_model_unknown")
+    assert problem["errors"][0]["pointer"] == "/evaluate"
+    house.finish("/v1/merges", body | {"output": {"name": "merged"}})
+    refused(house, "/v1/evaluations", {"checkpoint": "merged", "tasks": ["kind"]}, 422, "base_model_unknown")
+
+
+# --- merges that are measured -----------------------------------------------------------------------------------------
+
+
+def test_a_merge_is_measured_on_each_task_by_a_job_of_its_own(house: House) -> None:
+    house.bert("root")
+    for index in (1, 2):
+        house.bert(f"model-{index}", seed=index, base_checkpoint="root")
+    house.made("/v1/tasks", house.task_body())
+    house.made("/v1/tasks", house.task_body("other"))
+    body = {
+        "method": "average",
+        "models": [{"checkpoint": "model-1"}, {"checkpoint": "model-2"}],
+        "evaluate": ["kind", {"task": "other", "split": "validation"}],
+        "priority": 7,
+    }
+
+    merge = house.finish("/v1/merges", body)
+
+    evaluations = [house.read(f"/v1/jobs/{job_id}") for job_id in merge["result"]["evaluations"]]
+    assert [job["state"] for job in evaluations] == ["succeeded", "succeeded"]
+    assert {job["parent"] for job in evaluations} == {merge["id"]}
+    assert {job["priority"] for job in evaluations} == {7}
+    assert merge["children"] == sorted(merge["result"]["evaluations"])
+    metrics = house.read(f"/v1/metrics?checkpoint={merge['result']['checkpoint']}")["items"]
+    assert sorted((metric["task"], metric["split"]) for metric in metrics) == [
+        ("kind", "test"),
+        ("other", "validation"),
+    ]
+
+
+def test_a_failed_evaluation_leaves_the_merge_standing(house: House) -> None:
+    house.bert("root")
+    body = house.task_body()
+    house.made("/v1/tasks", body)
+    tiny_bert.write_rows(house.data / "task-kind" / "test.jsonl", [{"text": "dog"}])
+
+    merge = house.finish("/v1/merges", {"method": "average", "models": [{"checkpoint": "root"}], "evaluate": ["kind"]})
+
+    assert merge["state"] == "succeeded"
+    assert house.read(f"/v1/jobs/{merge['result']['evaluations'][0]}")["state"] == "failed"
+    assert house.read(f"/v1/checkpoints/{merge['result']['checkpoint']}")["state"] == "ready"
+
+
+def test_a_deduplicated_merge_is_measured_too(any_house: House) -> None:
+    house = any_house
+    house.bert("root")
+    house.made("/v1/tasks", house.task_body())
+    body = {"method": "average", "models": [{"checkpoint": "root"}]}
+    house.finish("/v1/merges", body)
+
+    merge = house.made("/v1/merges", body | {"evaluate": ["kind"]})
+    house.work()
+
+    assert merge["state"] == "succeeded"
+    (evaluation,) = merge["result"]["evaluations"]
+    assert house.read(f"/v1/jobs/{evaluation}")["result"]["checkpoint"] == merge["result"]["checkpoint"]
+
+
+# --- fine-tunings -----------------------------------------------------------------------------------------------------
+
+
+def test_a_fine_tuning_makes_a_checkpoint_of_its_task(any_house: House) -> None:
+    house = any_house
+    bert = house.bert()
+    house.made("/v1/tasks", house.task_body())
+    body = {
+        "base_model": "bert",
+        "task": "kind",
+        "parameters": {"steps": 3, "batch_size": 4},
+        "output": {"name": "expert", "tags": {"a": "b"}},
+    }
+
+    job = house.finish("/v1/finetunes", body)
+
+    assert job["state"] == "succeeded", job["problem"]
+    expert = house.read("/v1/checkpoints/expert")
+    assert expert["id"] == job["result"]["checkpoint"]
+    assert (expert["base_checkpoint"], expert["task"], expert["tags"]) == (bert, "kind", {"a": "b"})
+    assert job["spec"]["parameters"]["learning_rate"] == 5e-5  # defaults are filled in
+    assert [metric["split"] for metric in job["result"]["metrics"]] == ["validation"]
+    assert house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")["checkpoint"] == expert["id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"technique": "ful"}, "unknown_technique", "/technique"),
+        ({"parameters": {"step": 1}}, "invalid_parameters", "/parameters/step"),
+        ({"parameters": {"steps": 0}}, "invalid_parameters", "/parameters/steps"),
+        ({"base_model": "nothing"}, "checkpoint_not_found", "/base_model"),
+        ({"task": "nothing"}, "task_not_found", "/task"),
+    ],
+)
+def test_a_faulty_fine_tuning_is_refused(house: House, changes: Document, code: str, pointer: str) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+
+    problem = refused(house, "/v1/finetunes", {"base_model": "bert", "task": "kind", **changes}, 422, code)
+
+    assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_a_task_without_training_data_is_refused(house: House) -> None:
+    house.bert()
+    body = house.task_body()
+    house.made("/v1/tasks", body | {"dataset": {"test": body["dataset"]["test"]}})
+
+    problem = refused(house, "/v1/finetunes", {"base_model": "bert", "task": "kind"}, 422, "validation_failed")
+
+    assert "has no train split" in problem["detail"]
+
+
+# --- analyses and comparisons -----------------------------------------------------------------------------------------
+
+
+def test_an_analysis_gives_cosines_and_a_report(house: House) -> None:
+    house.family(2)
+
+    job = house.finish(
+        "/v1/analyses", {"kind": "task_vector_cosines", "base_model": "base", "models": ["model-0", "model-1"]}
+    )
+
+    assert job["state"] == "succeeded", job["problem"]
+    cosines = job["result"]["data"]["cosines"]
+    assert cosines[0][0] == pytest.approx(1)
+    assert cosines[0][1] == cosines[1][0]
+    report = house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")
+    assert report["kind"] == "report"
+    assert report["files"]
+
+
+def test_an_analysis_of_other_tensors_is_refused(house: House) -> None:
+    house.register("base", draw(0))
+    house.register("other", draw(0, {"bias": (4,), "weight": (4, 3)}))
+    body = {"kind": "task_vector_cosines", "base_model": "base", "models": ["other"]}
+
+    problem = refused(house, "/v1/analyses", body, 422, "incompatible_checkpoints")
+
+    assert problem["errors"][0]["pointer"] == "/models/0"
+    assert "bias" in problem["errors"][0]["message"]
+
+
+def compared(house: House, **query: object) -> Document:
+    return house.read("/v1/comparisons", params={"checkpoints": "root,expert", "tasks": "kind,other", **query})
+
+
+@pytest.fixture
+def measured(house: House) -> House:
+    """`root` measured on both tasks, `expert` (of task `kind`) on `kind` alone."""
+    house.bert("root")
+    house.bert("expert", seed=3, base_checkpoint="root", task="kind")
+    house.made("/v1/tasks", house.task_body())
+    house.made("/v1/tasks", house.task_body("other"))
+    house.finish("/v1/evaluations", {"checkpoint": "root", "tasks": ["kind", "other"]})
+    house.finish("/v1/evaluations", {"checkpoint": "expert", "tasks": ["kind"]})
+    return house
+
+
+def value(house: House, checkpoint: str, task: str) -> float:
+    (metric,) = house.read(f"/v1/metrics?checkpoint={checkpoint}&task={task}&split=test")["items"]
+    return float(metric["value"])
+
+
+def test_a_comparison_has_a_row_per_checkpoint_and_null_for_what_was_not_measured(measured: House) -> None:
+    table = compared(measured)
+
+    root, expert = table["rows"]
+    assert (table["metric"], table["split"], table["tasks"]) == ("accuracy", "test", ["kind", "other"])
+    assert root["ref"] == "root"
+    assert root["values"]["kind"]["value"] == value(measured, "root", "kind")
+    assert root["values"]["kind"]["n"] == 6
+    assert root["average"] == pytest.approx((value(measured, "root", "kind") + value(measured, "root", "other")) / 2)
+    assert expert["values"]["other"] is None
+    assert expert["average"] is None
+
+
+def test_values_are_normalized_by_the_individual_model(measured: House) -> None:
+    table = compared(measured)
+
+    root, expert = table["rows"]
+    assert table["individual"] == {"kind": expert["checkpoint"], "other": None}
+    assert expert["values"]["kind"]["normalized"] == 1.0
+    ratio = value(measured, "root", "kind") / value(measured, "expert", "kind")
+    assert root["values"]["kind"]["normalized"] == pytest.approx(ratio)
+    assert root["values"]["other"]["normalized"] is None
+    assert root["normalized_average"] is None
+
+
+def test_the_individual_model_can_be_named(measured: House) -> None:
+    table = compared(measured, individual="kind:root,other:root")
+
+    root = table["rows"][0]
+    assert root["normalized_average"] == 1.0
+
+
+def test_the_newest_measurement_counts(measured: House) -> None:
+    job = measured.finish("/v1/evaluations", {"checkpoint": "expert", "tasks": ["kind"]})
+
+    assert compared(measured)["rows"][1]["values"]["kind"]["job"] == job["id"]
+
+
+def test_cosines_come_from_stored_analyses(measured: House) -> None:
+    assert compared(measured, cosines="true")["cosines"] == [[None, None], [None, None]]
+    assert compared(measured)["cosines"] is None
+    measured.bert("third", seed=4, base_checkpoint="root")
+    models = ["expert", "third"]
+    job = measured.finish("/v1/analyses", {"kind": "task_vector_cosines", "base_model": "root", "models": models})
+
+    table = measured.read("/v1/comparisons?checkpoints=third,root,expert&tasks=kind&cosines=true")
+
+    cosine = job["result"]["data"]["cosines"][0][1]
+    assert table["cosines"][0][2] == table["cosines"][2][0] == cosine
+    assert table["cosines"][1] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"checkpoints": "root,nothing"}, "checkpoint_not_found"),
+        ({"tasks": "nothing"}, "task_not_found"),
+        ({"checkpoints": "root,,expert"}, "validation_failed"),
+        ({"checkpoints": "root,root"}, "validation_failed"),
+        ({"individual": "kind"}, "validation_failed"),
+        ({"individual": "elsewhere:root"}, "validation_failed"),
+        ({"split": "dev"}, "validation_failed"),
+    ],
+)
+def test_a_faulty_comparison_is_refused(measured: House, query: Document, code: str) -> None:
+    response = measured.get("/v1/comparisons", params={"checkpoints": "root,expert", "tasks": "kind", **query})
+
+    assert (response.status_code, response.json()["code"]) == (422, code)
