@@ -7,7 +7,7 @@ over or of another shape is refused by name. How a text becomes a feature is tol
 
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def load_classifier(checkpoint: LocalCheckpoint, device: torch.device) -> Classi
     module = _load(AutoModelForSequenceClassification, checkpoint, device)
     tokenizer = _load_tokenizer(checkpoint, module)
     names = {int(index): str(name) for index, name in (module.config.id2label or {}).items()}
-    labels = tuple(names[index] for index in range(len(names)))
+    labels = tuple(name for _, name in sorted(names.items()))
     return Classifier(module, tokenizer, _max_tokens(module, tokenizer), labels)
 
 
@@ -224,8 +224,12 @@ def _refuse_missing_vocabulary(checkpoint: LocalCheckpoint, tokenizer: PreTraine
 
 
 def _max_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(module.config, "max_position_embeddings", None)
-    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    """Return the most tokens of a text; RoBERTa and its kin begin to count after the padding's own row."""
+    limit = int(getattr(module.config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    for name, table in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
+            limit = min(limit, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
+    return min(limit, tokenizer.model_max_length)
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -235,6 +239,5 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def _without_path(error: Exception, path: Path) -> str:
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    text = " ".join(line for line in lines if line)[:400].rstrip(". ")
-    return text.replace(str(path), "the checkpoint") or type(error).__name__
+    text = " ".join(str(error).replace(str(path), "the checkpoint").split())
+    return text[:400].rstrip(". ") or type(error).__name__

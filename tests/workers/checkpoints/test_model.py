@@ -11,6 +11,8 @@ from transformers import (
     GPT2Config,
     GPT2Model,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5Model,
 )
@@ -199,6 +201,17 @@ def test_tokenize_cuts_pads_on_the_right_and_keeps_what_the_model_takes(tmp_path
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert batch["input_ids"][:, 0].tolist() == [2, 2]  # [CLS]
     assert encoder.module(**batch).last_hidden_state.shape == (2, 5, 8)
+
+
+def test_positions_that_begin_after_the_padding_s_are_counted(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=15, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
+        max_position_embeddings=12, pad_token_id=0,
+    )  # fmt: skip
+    encoder = load(save(RobertaModel(config), tmp_path))
+    assert encoder.max_tokens == 11
+    batch = encoder.tokenize(["red " * 40], max_tokens=11)
+    assert encoder.module(**batch).last_hidden_state.shape == (1, 11, 8)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
