@@ -1,6 +1,7 @@
 """`amalgam serve` for tests: the real processes on a free port, ended with the block, none left behind."""
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
+from app.cli.main import run
 from tests.waiting import wait_until
 
 PROGRAM = (sys.executable, "-m", "app.cli.main")
@@ -103,6 +106,19 @@ def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[S
     with start_serving(home, settings) as serve:
         serve.url = wait_until(serve.find_url, deadline_seconds=60, every_seconds=0.05, reason="the service") or ""
         yield serve
+
+
+def run_inside(*words: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Run a client's command line in this process, which saves the start of one: stdout and stderr are captured."""
+    said, complained = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["amalgam", *words]),
+        mock.patch.dict(os.environ, {"AMALGAM_URL": url, "NO_COLOR": "1", "COLUMNS": "200"}),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(complained),
+    ):
+        status = run()
+    return subprocess.CompletedProcess(words, status, said.getvalue(), complained.getvalue())
 
 
 def run_amalgam(

@@ -92,12 +92,24 @@ def embedded_service(settings: "Settings", script: DemoScript, *, port: int) -> 
             environment=_environment(settings, script),
             logs=settings.home / "logs",
         )
+        given_up: list[CannotServe] = []
+
+        def watch() -> None:
+            try:
+                service.watch()
+            except CannotServe as error:
+                given_up.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)  # the main thread waits for jobs that nobody will run
+
         try:
             service.start()
             service.wait_until_ready(_READY_SECONDS)
-            # Restarts what dies; a part that does not stay up shows as a service that cannot be reached.
-            threading.Thread(target=service.watch, daemon=True).start()
+            threading.Thread(target=watch, daemon=True).start()
             yield service
+        except KeyboardInterrupt:
+            if given_up:
+                raise given_up[0] from None
+            raise
         finally:
             service.stop()
     except CannotServe as error:
@@ -114,7 +126,8 @@ def say_verdict(claims: list[Claim], console: Console) -> None:
     """Print what the numbers mean."""
     console.print("\n[bold]What this shows[/bold] (on the mean of the tasks)")
     for claim in claims:
-        console.print(f"  {'✓' if claim.holds else '✗'} {claim.text}", style=None if claim.holds else "red")
+        style = None if claim.holds else "red"
+        console.print(f"  {'✓' if claim.holds else '✗'} {claim.text}", style=style, soft_wrap=True)
 
 
 def say_where(result: DemoResult, settings: "Settings", console: Console) -> None:
@@ -127,7 +140,7 @@ def say_where(result: DemoResult, settings: "Settings", console: Console) -> Non
     console.print("  API documentation:        http://127.0.0.1:8000/docs")
     console.print(f"  The best merged model:    {best['name']}@{best['version']}, {best['id']}")
     console.print(f"  Its artifact:             {artifact}")
-    console.print(f"  Download it:              curl -O --remote-header-name {artifact}/archive")
+    console.print(f"  Download it:              curl -OJ {artifact}/archive", soft_wrap=True)
     console.print(f"  Files and logs:           {settings.home}", soft_wrap=True)
 
 

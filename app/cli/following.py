@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Protocol
 
 from rich.console import Console
@@ -75,10 +76,18 @@ def describe_progress(job: Document) -> str:
     return ", ".join(parts)
 
 
+def run_seconds(job: Document) -> float | None:
+    """Return how long the last attempt of a job ran; None before it has ended."""
+    started, finished = job["timings"]["started_at"], job["timings"]["finished_at"]
+    if started is None or finished is None:
+        return None
+    return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
+
+
 def _describe_end(job: Document) -> str:
     state = str(job["state"])
     if state == "succeeded":
-        return "done before" if job.get("deduplicated_from") else "done"
+        return "done before" if job.get("deduplicated_from") else f"done in {seconds_text(run_seconds(job))}"
     if state == "queued" and job["attempts"]:
         return f"queued again after attempt {job['attempts']} of {job['max_attempts']}"
     return state

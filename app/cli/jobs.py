@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from app.cli.client import Client, Document
-from app.cli.following import describe_progress, follow_one, report_end
+from app.cli.following import describe_progress, follow_one, report_end, run_seconds
 from app.cli.options import DEFAULT_PLACE, AsJson, Limit, Url, Wait
 from app.cli.output import out, print_fields, print_json, print_table, seconds_text
 
@@ -32,7 +32,9 @@ def list_jobs(
     if as_json:
         print_json({"items": items})
         return
-    rows = [(job["id"], job["kind"], job["state"], describe_progress(job), _seconds(job)) for job in items]
+    rows = [
+        (job["id"], job["kind"], job["state"], describe_progress(job), seconds_text(run_seconds(job))) for job in items
+    ]
     print_table(("id", "kind", "state", "progress", "run time"), rows, empty="No jobs.")
 
 
@@ -113,7 +115,7 @@ def print_job(job: Document, *, as_json: bool) -> None:
             ("state", job["state"]),
             ("progress", describe_progress(job) if job["state"] == "running" else None),
             ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
-            ("run time", _seconds(job)),
+            ("run time", seconds_text(run_seconds(job))),
             ("deduplicated from", job.get("deduplicated_from")),
             ("retry of", job.get("retry_of")),
             ("checkpoint", result.get("checkpoint")),
@@ -140,8 +142,3 @@ def _brief(value: object) -> str:
         return f"{value:.4g}"
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _seconds(job: Document) -> str | None:
-    stages = (job.get("timings") or {}).get("stages") or []
-    return seconds_text(sum(stage["seconds"] for stage in stages)) if stages else None
