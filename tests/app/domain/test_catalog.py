@@ -47,6 +47,27 @@ def test_defaults_are_filled_in() -> None:
     assert parameters == {"density": 0.5, "reduce": "mean"}
 
 
+def test_a_default_may_be_another_one_for_a_single_model() -> None:
+    rule = {"type": "number", "default": 0.3, "x-default-for-one-model": 1.0}
+    catalog = Catalog(methods=(card(parameters={"properties": {"scaling": rule}}),), evaluators=())
+    _, one = catalog.check("ties", {}, has_base_model=True, weights=[-1.0])
+    _, several = catalog.check("ties", {}, has_base_model=True, weights=[1.0, 1.0])
+    _, given = catalog.check("ties", {"scaling": 0.5}, has_base_model=True, weights=[1.0])
+    assert (one, several, given) == ({"scaling": 1.0}, {"scaling": 0.3}, {"scaling": 0.5})
+
+
+def test_weights_to_divide_by_must_not_sum_to_zero() -> None:
+    rule = {"type": "boolean", "default": True}
+    catalog = Catalog(methods=(card(parameters={"properties": {"normalize": rule}}),), evaluators=())
+    with pytest.raises(
+        Invalid, match=r"divides by the sum of the weights, which is 0.*set /parameters/normalize"
+    ) as caught:
+        catalog.check("ties", {}, has_base_model=True, weights=[1.0, -1.0])
+    assert [fault.pointer for fault in caught.value.errors] == ["/models"]
+    catalog.check("ties", {"normalize": False}, has_base_model=True, weights=[1.0, -1.0])
+    catalog.check("ties", {}, has_base_model=True, weights=[1.0, -0.5])
+
+
 def test_an_alias_names_the_method() -> None:
     found, _ = CATALOG.check("ties_merging", {}, has_base_model=True, weights=[1.0])
     assert found.name == "ties"
