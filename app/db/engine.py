@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -22,6 +22,7 @@ SQLITE_PRAGMAS = (
     "busy_timeout=30000",  # milliseconds
     "journal_size_limit=67108864",  # bytes
 )
+UNDEFINED = ("42P01", "42703")  # PostgreSQL's states for a table or a column that is not there
 POSTGRESQL_OPTIONS = "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
 
 
@@ -75,6 +76,10 @@ def _translated() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         detail = "The database cannot be used at the moment; try again shortly. The service's log says why."
         raise Unavailable(detail) from error
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) not in UNDEFINED:
+            raise
+        raise Unavailable("The database has not the schema of this release. Run `amalgam migrate`.") from error
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:  # Any: a DBAPI connection

@@ -1,0 +1,74 @@
+"""Lists in pages: every row once, whatever is added meanwhile; a cursor works only where it was given out."""
+
+import pytest
+
+from tests.app.api.house import Document, House
+
+
+def make_tasks(house: House, *names: str) -> list[str]:
+    return [house.made("/v1/tasks", house.task_body(name))["id"] for name in names]
+
+
+def pages(house: House, query: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    cursor = ""
+    while True:
+        page = house.read(f"/v1/tasks?{query}{cursor}")
+        found.append([task["id"] for task in page["items"]])
+        if page["next_cursor"] is None:
+            return found
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 200])
+def test_pages_hold_every_row_once(house: House, limit: int) -> None:
+    ids = make_tasks(house, "a", "b", "c", "d")
+
+    for order, expected in (("created_at", ids), ("-created_at", ids[::-1])):
+        found = pages(house, f"limit={limit}&order={order}")
+
+        assert [task for page in found for task in page] == expected
+        assert all(len(page) == limit for page in found[:-1])
+
+
+def test_what_is_added_meanwhile_neither_repeats_nor_skips(any_house: House) -> None:
+    house = any_house
+    ids = make_tasks(house, "a", "b", "c", "d")
+    first = house.read("/v1/tasks?limit=2")
+    make_tasks(house, "e", "f")
+
+    second = house.read(f"/v1/tasks?limit=2&cursor={first['next_cursor']}")
+
+    seen = [task["id"] for task in (*first["items"], *second["items"])]
+    assert seen == ids[::-1]
+
+
+def test_what_is_deleted_meanwhile_does_not_matter(house: House) -> None:
+    ids = make_tasks(house, "a", "b", "c", "d")
+    first = house.read("/v1/tasks?limit=2")
+    assert house.client.delete("/v1/tasks/c").status_code == 204
+
+    second = house.read(f"/v1/tasks?limit=2&cursor={first['next_cursor']}")
+
+    assert [task["id"] for task in second["items"]] == [ids[1], ids[0]]
+
+
+@pytest.mark.parametrize("query", ["order=created_at&", "kind=x&"])
+def test_a_cursor_of_another_list_is_refused(house: House, query: str) -> None:
+    make_tasks(house, "a", "b")
+    cursor = house.read("/v1/tasks?limit=1")["next_cursor"]
+
+    assert refused(house, f"/v1/tasks?{query}cursor={cursor}")
+    assert refused(house, f"/v1/jobs?cursor={cursor}")
+
+
+@pytest.mark.parametrize("cursor", ["x", "W10", "bnVsbA", "WyJhIiwgImIiXQ", "%F0%9F%98%80", "!!!", "A" * 512])
+def test_a_made_up_cursor_is_refused(house: House, cursor: str) -> None:
+    assert refused(house, f"/v1/tasks?cursor={cursor}")
+
+
+def refused(house: House, path: str) -> Document:
+    response = house.get(path)
+    assert (response.status_code, response.json()["code"]) == (400, "bad_cursor")
+    problem: Document = response.json()
+    return problem
