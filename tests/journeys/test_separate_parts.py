@@ -55,13 +55,25 @@ class Installation:
 
     def finish(self, job_id: str) -> dict[str, Any]:  # Any: JSON
         """Wait until a job has ended well, and return it."""
-        job: dict[str, Any] = wait_until(
-            lambda: ended(self.client.get(f"/v1/jobs/{job_id}", params={"wait_seconds": 5}).json()),
-            deadline_seconds=60,
-            reason=f"the end of {job_id}",
-        )
+        job: dict[str, Any] = {}
+
+        def is_over() -> bool:
+            job.update(self.client.get(f"/v1/jobs/{job_id}", params={"wait_seconds": 5}).json())
+            return job["state"] in ("succeeded", "failed", "canceled")
+
+        try:
+            wait_until(is_over, deadline_seconds=120)
+        except AssertionError as error:
+            error.add_note(f"{job}\n{self.logs()}")
+            raise
         assert job["state"] == "succeeded", job["problem"]
         return job
+
+    def logs(self) -> str:
+        """Return what the parts printed."""
+        return "\n".join(
+            f"== {name}\n{(self.folder / name).with_suffix('.log').read_text()}" for name in self.processes
+        )
 
     def end(self) -> None:
         """Kill what still runs."""
@@ -69,10 +81,6 @@ class Installation:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def ended(job: dict[str, Any]) -> dict[str, Any] | None:  # Any: JSON
-    return job if job["state"] in ("succeeded", "failed", "canceled") else None
 
 
 @pytest.fixture
