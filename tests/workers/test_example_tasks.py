@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.catalog import load_catalog
 from tests.workers import example_tasks
-from workers.datasets.text import read_labelled_texts
+from workers.datasets.text import read_labeled_texts
 
 README = (example_tasks.FOLDER.parent / "README.md").read_text(encoding="utf-8")
 LICENSES = (example_tasks.FOLDER.parent / "LICENSES.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def test_there_are_five() -> None:
 @pytest.mark.parametrize("name", example_tasks.NAMES)
 def test_readme_tells_classes_and_sizes(name: str) -> None:
     task = example_tasks.load(name)
-    sizes = [len(read_labelled_texts(task, split, max_characters=400)) for split in ("train", "validation", "test")]
+    sizes = [len(read_labeled_texts(task, split, max_characters=400)) for split in ("train", "validation", "test")]
     row = re.search(rf"^\| `{name}` \|(.*)\|$", README, re.MULTILINE)
     assert row is not None
     told = [int(cell.replace(",", "")) for cell in row[1].split("|")[:4]]
@@ -29,7 +29,7 @@ def test_readme_tells_classes_and_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", example_tasks.NAMES)
 def test_splits_share_at_most_one_text_and_have_all_classes(name: str) -> None:
     task = example_tasks.load(name)
-    splits = [read_labelled_texts(task, split, max_characters=400) for split in ("train", "validation", "test")]
+    splits = [read_labeled_texts(task, split, max_characters=400) for split in ("train", "validation", "test")]
     texts = [set(split.texts) for split in splits]
     assert len(texts[0] & texts[2]) <= 1  # README.md names the one of product_sent
     assert not texts[1] & texts[2]

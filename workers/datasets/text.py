@@ -1,4 +1,4 @@
-"""Labelled texts from a task's JSON lines files: every fault is refused with its line, nothing is skipped.
+"""Labeled texts from a task's JSON lines files: every fault is refused with its line, nothing is skipped.
 
 One JSON object per line; blank lines carry nothing and are passed over. Labels are class indices or class names.
 """
@@ -19,7 +19,7 @@ _SHOWN = 60  # characters of a faulty value that a message quotes
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabeledTexts:
     """The examples of one split, in the file's order."""
 
     texts: tuple[str, ...]  # cut to max_characters
@@ -30,7 +30,7 @@ class LabelledTexts:
         return len(self.texts)
 
 
-def read_labelled_texts(task: LocalTask, split: str, *, max_characters: int) -> LabelledTexts:
+def read_labeled_texts(task: LocalTask, split: str, *, max_characters: int) -> LabeledTexts:
     """Read one split of a text classification task.
 
     Raises: InvalidDataset with split, file and line: a split that the task has not, bytes that are not UTF-8, broken
@@ -49,7 +49,7 @@ def read_labelled_texts(task: LocalTask, split: str, *, max_characters: int) -> 
     _refuse_changed(task, split, digest.hexdigest(), reader)
     if not texts:
         raise InvalidDataset(f"{reader.where()}: found no example, expected one JSON object per line.")
-    return LabelledTexts(tuple(texts), tuple(labels))
+    return LabeledTexts(tuple(texts), tuple(labels))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters
+from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, NotFinite
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement
 from workers.checkpoints.model import Classifier, Encoder
@@ -54,7 +54,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
             "Make a task with head 'label_prompts' or 'linear'."
         )
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
-    examples = text_datasets.read_labelled_texts(task, "train", max_characters=preprocessing.max_characters)
+    examples = text_datasets.read_labeled_texts(task, "train", max_characters=preprocessing.max_characters)
     encoder: Encoder = models.encoder(subject.checkpoint)
     head = _external_head(subject, models, preprocessing)
     labels = torch.tensor(examples.labels, device=models.device)
@@ -71,7 +71,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
 @evaluator(
     name="text-classification",
     title="Text classification",
-    summary="Accuracy of an encoder on labelled texts, with label prompts, a linear head or its own head.",
+    summary="Accuracy of an encoder on labeled texts, with label prompts, a linear head or its own head.",
     source="Radford et al. 2021, arXiv:2103.00020, section 3.1",
     heads=("label_prompts", "linear", "own"),
     metrics=("accuracy",),
@@ -83,21 +83,31 @@ def measure(
 ) -> tuple[Measurement, ...]:
     """Return the accuracy with its standard error sqrt(p (1 - p) / n).
 
-    Raises: InvalidDataset, ModelNotRunnable, HeadMismatch.
+    Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch; NotFinite when the model gives no numbers.
     """
     task = subject.task
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
-    examples = text_datasets.read_labelled_texts(task, split, max_characters=preprocessing.max_characters)
+    examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
     logits = _open(subject, models, preprocessing)
     n_correct = 0
     n_done = 0
     with torch.inference_mode():
         for batch in _batches_by_length(examples.texts, preprocessing.batch_size):
-            predicted = logits([examples.texts[index] for index in batch]).argmax(dim=-1).tolist()
+            found = logits([examples.texts[index] for index in batch])  # [n, n_classes]
+            _refuse_not_finite(found, task)
+            predicted = found.argmax(dim=-1).tolist()
             n_correct += sum(label == examples.labels[index] for label, index in zip(predicted, batch, strict=True))
             n_done += len(batch)
             on_examples(n_done, len(examples))
     return (_accuracy(task.id, split, n_correct, len(examples)),)
+
+
+def _refuse_not_finite(logits: Tensor, task: LocalTask) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise NotFinite(
+            f"The checkpoint's logits on task {task.spec.name!r} are NaN or infinite, expected finite numbers. Look for "
+            "NaN in its weights, or merge with a smaller scaling_coefficient."
+        )
 
 
 def _accuracy(task: str, split: str, n_correct: int, n: int) -> Measurement:

@@ -10,10 +10,10 @@ from tests.workers import tiny_bert
 from workers.datasets import text
 
 
-def read(folder: Path, content: bytes, **changes: Any) -> text.LabelledTexts:
+def read(folder: Path, content: bytes, **changes: Any) -> text.LabeledTexts:
     file = folder / "test.jsonl"
     file.write_bytes(content)
-    return text.read_labelled_texts(tiny_bert.as_task({"test": file}, **changes), "test", max_characters=20)
+    return text.read_labeled_texts(tiny_bert.as_task({"test": file}, **changes), "test", max_characters=20)
 
 
 def fault(folder: Path, content: bytes, **changes: Any) -> str:
@@ -32,7 +32,7 @@ GOOD = row(text="red", label=0)
 
 def test_labels_are_indices_or_class_names(tmp_path: Path) -> None:
     examples = read(tmp_path, GOOD + row(text="cat", label="animal"))
-    assert examples == text.LabelledTexts(("red", "cat"), (0, 1))
+    assert examples == text.LabeledTexts(("red", "cat"), (0, 1))
     assert len(examples) == 2
 
 
@@ -105,11 +105,11 @@ def test_too_many_examples_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_split_that_the_task_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match="Task 'kind' has no dev split; it has: test, train, validation"):
-        text.read_labelled_texts(tiny_bert.make_task(tmp_path), "dev", max_characters=20)
+        text.read_labeled_texts(tiny_bert.make_task(tmp_path), "dev", max_characters=20)
 
 
 def test_a_file_that_changed_since_the_task_was_made_is_refused(tmp_path: Path) -> None:
     task = tiny_bert.make_task(tmp_path)
     task.files["test"].write_bytes(GOOD)
     with pytest.raises(InputChanged, match=r"test split \(test.jsonl\): the file changed since the task was made"):
-        text.read_labelled_texts(task, "test", max_characters=20)
+        text.read_labeled_texts(task, "test", max_characters=20)

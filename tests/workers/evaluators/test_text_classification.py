@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 
 from app.domain.checkpoints import LocalCheckpoint
-from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters
+from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, NotFinite
 from app.domain.tasks import LinearHead, LocalTask, Measurement, OwnHead
 from tests.workers import tiny_bert
 from workers.checkpoints.model import Models
@@ -215,6 +215,15 @@ def test_a_linear_head_without_its_file_is_refused(tmp_path: Path, base_folder: 
     task = tiny_bert.make_task(tmp_path, head=LINEAR, preprocessing={"max_tokens": 16})
     with pytest.raises(HeadMismatch, match="linear head without its weights file"):
         measure(task, tiny_bert.local(base_folder))
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path: Path, base_folder: Path, other_folder: Path) -> None:
+    weights = load_file(other_folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][0] = float("nan")
+    save_file(weights, other_folder / "model.safetensors", metadata={"format": "pt"})
+    task = tiny_bert.make_task(tmp_path, preprocessing={"max_tokens": 16})
+    with pytest.raises(NotFinite, match="logits on task 'kind' are NaN or infinite"):
+        measure(task, tiny_bert.local(other_folder), tiny_bert.local(base_folder))
 
 
 def test_trainable_loss_is_the_mean_cross_entropy_of_the_batch(tmp_path: Path, base_folder: Path) -> None:
