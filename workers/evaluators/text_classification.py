@@ -105,7 +105,7 @@ def measure(
 def _refuse_not_finite(logits: Tensor, task: LocalTask) -> None:
     if not bool(torch.isfinite(logits).all()):
         raise NotFinite(
-            f"The checkpoint's logits on task {task.spec.name!r} are NaN or infinite, expected finite numbers. Look for "
+            f"The checkpoint's logits on task {task.spec.name!r} are NaN or infinite, expected finite. Look for "
             "NaN in its weights, or merge with a smaller scaling_coefficient."
         )
 
