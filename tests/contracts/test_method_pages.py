@@ -35,7 +35,8 @@ def test_a_page_names_the_method_its_source_and_its_aliases(card: MethodCard) ->
 
 @every_method
 def test_a_page_has_a_row_for_every_parameter_with_its_choices_and_default(card: MethodCard) -> None:
-    rows = {cells[1].strip(" `"): cells for line in _page(card).splitlines() if len(cells := line.split("|")) == 7}
+    lines = [line.split("|") for line in _page(card).splitlines() if line.startswith("| `")]
+    rows = {cells[1].strip(" `"): cells for cells in lines}
     for name, rule in card.parameters["properties"].items():
         scope_to_default = " ".join(rows[name][2:5])
         assert [choice for choice in rule.get("enum", []) if f"`{choice}`" not in scope_to_default] == []
