@@ -38,6 +38,24 @@ def _some_weights(method: MergeMethod, n_models: int) -> st.SearchStrategy[list[
     return st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), min_size=n_models, max_size=n_models)
 
 
+def _some_parameters(method: MergeMethod) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw valid parameters from the card's schema."""
+    return st.fixed_dictionaries(
+        {name: _some_value(rule) for name, rule in method.card.parameters["properties"].items()}
+    )
+
+
+def _some_value(rule: dict[str, Any]) -> st.SearchStrategy[Any]:
+    if "enum" in rule:
+        return st.sampled_from(rule["enum"])
+    if rule["type"] == "boolean":
+        return st.booleans()
+    low = rule.get("minimum", rule.get("exclusiveMinimum", -1.0))
+    high = rule.get("maximum", rule.get("exclusiveMaximum", 2.0))
+    inner = st.floats(low + 0.01 * (high - low), high - 0.01 * (high - low))
+    return inner | st.just(rule["maximum"]) if "maximum" in rule else inner
+
+
 def _assert_within(merged: Mapping[str, Tensor], expected: Mapping[str, Tensor], ulps: int) -> None:
     for name, tensor in expected.items():
         spacing = torch.finfo(torch.float32).eps * tensor.abs().clamp_min(torch.finfo(torch.float32).tiny)
@@ -92,12 +110,15 @@ def test_t3_the_order_of_models_does_not_matter(method: MergeMethod, data: st.Da
         pytest.skip("the card says that order matters")
     n_models = data.draw(_counts(method))
     order = data.draw(st.permutations(range(n_models)))
-    weights = data.draw(_some_weights(method, n_models))
+    weights, parameters = data.draw(_some_weights(method, n_models)), data.draw(_some_parameters(method))
     keys = tuple(f"model {index}" for index in range(n_models))
     base, models = draw_normal(seed, n_models)
-    forward = MemoryMerge(method, weights=weights, model_keys=keys)(base, models)
+    forward = MemoryMerge(method, parameters, weights, model_keys=keys)(base, models)
     shuffled = MemoryMerge(
-        method, weights=[weights[index] for index in order], model_keys=tuple(keys[index] for index in order)
+        method,
+        parameters,
+        weights=[weights[index] for index in order],
+        model_keys=tuple(keys[index] for index in order),
     )(base, [models[index] for index in order])
     _assert_within(shuffled, forward, ulps=1)
 
@@ -156,8 +177,9 @@ def test_bfloat16_models_merge_within_one_rounding_of_float64(
 @given(data=st.data(), seed=seeds, scale=st.sampled_from([1e-38, 1e-20, 1.0, 1e20]))
 def test_results_are_finite_at_every_scale(method: MergeMethod, data: st.DataObject, seed: int, scale: float) -> None:
     base, models = draw_normal(seed, data.draw(_counts(method)))
+    parameters = data.draw(_some_parameters(method))
     tiny_or_huge = [{name: scale * tensor for name, tensor in model.items()} for model in (base, *models)]
-    merged = MemoryMerge(method)(tiny_or_huge[0], tiny_or_huge[1:])
+    merged = MemoryMerge(method, parameters)(tiny_or_huge[0], tiny_or_huge[1:])
     assert all(bool(tensor.isfinite().all()) for tensor in merged.values())
 
 
@@ -180,20 +202,21 @@ def test_pieces_of_any_length_give_the_same_bits(
     method: MergeMethod, data: st.DataObject, seed: int, piece_elements: int
 ) -> None:
     n_models = data.draw(_counts(method))
-    weights = data.draw(_some_weights(method, n_models))
+    weights, parameters = data.draw(_some_weights(method, n_models)), data.draw(_some_parameters(method))
     base, models = draw_integers(seed, n_models)
-    whole = MemoryMerge(method, weights=weights)(base, models)
-    _assert_equal(MemoryMerge(method, weights=weights, piece_elements=piece_elements)(base, models), whole)
+    whole = MemoryMerge(method, parameters, weights)(base, models)
+    _assert_equal(MemoryMerge(method, parameters, weights, piece_elements=piece_elements)(base, models), whole)
 
 
 @every_method
 @quickly
-@given(seed=seeds)
-def test_scaling_zero_returns_the_base_exactly(method: MergeMethod, seed: int) -> None:
+@given(data=st.data(), seed=seeds)
+def test_scaling_zero_returns_the_base_exactly(method: MergeMethod, data: st.DataObject, seed: int) -> None:
     if "scaling_coefficient" not in method.card.parameters["properties"]:
         pytest.skip("the method has no scaling coefficient")
     base, models = draw_normal(seed, 3)
-    _assert_equal(MemoryMerge(method, {"scaling_coefficient": 0.0})(base, models), base)
+    parameters = data.draw(_some_parameters(method)) | {"scaling_coefficient": 0.0}
+    _assert_equal(MemoryMerge(method, parameters)(base, models), base)
 
 
 @every_method

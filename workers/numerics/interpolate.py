@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 1 << 14  # dot products are summed block by block, whatever the
 
 def interpolate_linearly(first: Tensor, second: Tensor, t: float) -> Tensor:
     """Return (1 − t)·first + t·second, float32; exact at both ends and where the tensors are equal."""
-    return precision.round_to_float32(first.double().mul_(1.0 - t).add_(second, alpha=t))
+    return _combine(first, second, 1.0 - t, t)
 
 
 def interpolate_spherically(first: Tensor, second: Tensor, t: float) -> Tensor:
@@ -31,9 +31,11 @@ def interpolate_spherically(first: Tensor, second: Tensor, t: float) -> Tensor:
     if abs(cosine) > NEARLY_PARALLEL:
         return interpolate_linearly(first, second, t)
     angle = acos(cosine)
-    share = sin((1.0 - t) * angle) / sin(angle)
-    merged = first.double().mul_(share).add_(second, alpha=sin(t * angle) / sin(angle))
-    return precision.round_to_float32(merged)
+    return _combine(first, second, sin((1.0 - t) * angle) / sin(angle), sin(t * angle) / sin(angle))
+
+
+def _combine(first: Tensor, second: Tensor, share: float, other_share: float) -> Tensor:
+    return precision.round_to_float32(precision.weighted_sum((first, second), (share, other_share)))
 
 
 def _inner(first: Tensor, second: Tensor) -> float:

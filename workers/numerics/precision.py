@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 
-def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
+def weighted_sum(tensors: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of weights[i] · tensors[i], accumulated in float64.
 
-    tensors: [n, *shape]; result: [*shape] float64.
+    tensors: [n, *shape], or n of [*shape], any floating dtype; result: [*shape] float64.
     """
     total = tensors[0].to(torch.float64, copy=True)
     if weights[0] != 1.0:

@@ -5,6 +5,8 @@ Source: Ilharco et al. 2022, arXiv:2212.04089, section 2.
 
 from torch import Tensor
 
+from workers.numerics import precision
+
 
 def subtract(finetuned: Tensor, base: Tensor) -> Tensor:
     """Return the task vectors.
@@ -19,4 +21,4 @@ def add(base: Tensor, delta: Tensor, *, scaling_coefficient: float) -> Tensor:
 
     base, delta: [*shape] in any floating dtype; result: [*shape] float32. A coefficient of 0 gives the base.
     """
-    return base.double().add_(delta, alpha=scaling_coefficient).float()
+    return precision.round_to_float32(precision.weighted_sum((base, delta), (1.0, scaling_coefficient)))

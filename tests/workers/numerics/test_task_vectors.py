@@ -1,5 +1,6 @@
 """Task vectors: what is subtracted can be added back."""
 
+import pytest
 import torch
 
 from workers.numerics import task_vectors
@@ -22,8 +23,9 @@ def test_the_sum_is_rounded_once() -> None:
     assert added.dtype == torch.float32
 
 
-def test_adding_changes_no_argument() -> None:
-    base, delta = torch.ones(3), torch.ones(3, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_adding_changes_no_argument(dtype: torch.dtype) -> None:
+    base, delta = torch.ones(3, dtype=dtype), torch.ones(3, dtype=torch.float64)
     task_vectors.add(base, delta, scaling_coefficient=2.0)
     assert base.tolist() == [1.0, 1.0, 1.0]
     assert delta.tolist() == [1.0, 1.0, 1.0]
