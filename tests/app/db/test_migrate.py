@@ -1,4 +1,4 @@
-"""The migrations: up, down, no drift from the tables, several processes at once, rows kept, on SQLite and PostgreSQL."""
+"""The migrations: up, down, no drift from the tables, several at once; on SQLite and PostgreSQL."""
 
 import threading
 from collections.abc import Iterator
