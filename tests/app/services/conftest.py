@@ -1,20 +1,17 @@
-"""A database with jobs (`world`, on SQLite and on PostgreSQL), and a whole service (`house`), of each test's own."""
+"""`house`: a whole service on SQLite. `world`: jobs alone, over each database in turn.
+
+The databases of `world` are made once and emptied for each test.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from tests.app.api.house import House, open_house
-from tests.app.api.house import House, open_house
-from tests.app.services.job_world import JobWorld, job_world
-
-
-@pytest.fixture
-def world(database_url: str) -> Iterator[JobWorld]:
-    """A migrated database with a silent queue, on SQLite, then on PostgreSQL."""
-    with job_world(database_url) as made:
-        yield made
+from tests.app.services.job_world import JobWorld, emptied, made
+from tests.servers import fresh_database
 
 
 @pytest.fixture
@@ -24,8 +21,19 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield opened
 
 
-@pytest.fixture
-def any_house(tmp_path: Path, database_url: str) -> Iterator[House]:
-    """A service on SQLite, then on PostgreSQL."""
-    with open_house(tmp_path / "house", database_url) as opened:
-        yield opened
+@pytest.fixture(scope="session")
+def sqlite_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder: Path = tmp_path_factory.mktemp("jobs")
+    with made(f"sqlite:///{folder / 'jobs.db'}") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def postgresql_jobs(postgresql_server: str) -> Iterator[Engine]:
+    with fresh_database(postgresql_server) as url, made(url) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def world(request: pytest.FixtureRequest) -> JobWorld:
+    return emptied(request.getfixturevalue(f"{request.param}_jobs"))
