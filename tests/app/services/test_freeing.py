@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,15 @@ from app.domain.errors import Unavailable
 from app.services import freeing
 from app.services.actors import Actor
 from app.storage.folders import ObjectFolder
-from tests.app.api.house import House
+from tests.app.api.house import House, open_house
 from tests.app.storage.contents import write_folder
+
+
+@pytest.fixture
+def any_house(tmp_path: Path, database_url: str) -> Iterator[House]:
+    """A service on SQLite, then on PostgreSQL."""
+    with open_house(tmp_path / "house", database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
