@@ -55,6 +55,9 @@ def demo(
             claims = check_claims(result)
             say_verdict(claims, console)
             say_where(result, settings, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; the service has stopped. Run the demo again to go on from here.")
+        raise typer.Exit(130) from None
     except (DemoFailed, ServiceProblem, ServiceUnreachable) as error:
         raise stop(f"{error}\nLogs: {settings.home / 'logs'}. Run the demo again to go on from here.") from error
     console.print(f"\nThe service has stopped. It took {seconds_text(time.monotonic() - started)}.")

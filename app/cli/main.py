@@ -51,10 +51,7 @@ def run() -> int:
     except ServiceUnreachable as error:
         err.print(str(error), style="red")
         return 3
-    except KeyboardInterrupt:
-        err.print("Interrupted.")
-        return 130
-    except SystemExit as leaving:
+    except SystemExit as leaving:  # typer's way to end, also after Ctrl-C
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
 
