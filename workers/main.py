@@ -9,7 +9,8 @@ import pkgutil
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -37,18 +38,6 @@ from workers.runtime import Runtime
 from workers.tasks import Kind, Supervisor
 from workers.warm import WarmServer
 
-KINDS: Mapping[JobKind, Kind] = {
-    JobKind.IMPORT: Kind(importing.import_steps, "merge", takes_free_cores=True),
-    JobKind.MERGE: Kind(merges.steps, "merge", takes_free_cores=True),
-    JobKind.ANALYZE: Kind(analyses.steps, "merge", takes_free_cores=True),
-    JobKind.EVALUATE: Kind(evaluations.steps, "model"),
-    JobKind.FINETUNE: Kind(finetunes.steps, "model"),
-}
-ENTRY = "workers.runner"
-PRELOADED = {
-    "merge": ("workers.pipelines.importing", "workers.pipelines.merge", "workers.pipelines.analyze"),
-    "model": ("transformers", "workers.pipelines.evaluate", "workers.pipelines.finetune"),
-}
 log = structlog.get_logger(__name__)
 
 
@@ -63,11 +52,48 @@ def main(arguments: list[str] | None = None) -> int:
     return run(settings)
 
 
-def run(settings: Settings, *, kinds: Mapping[JobKind, Kind] = KINDS, entry: str = ENTRY) -> int:
+def modules_of(package: str) -> tuple[str, ...]:
+    """Return the names of a package's modules, sorted, without importing them."""
+    spec = find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    return tuple(sorted(f"{package}.{module.name}" for module in pkgutil.iter_modules(folders)))
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What kinds of jobs a worker runs, and what its warm processes are made of."""
+
+    kinds: Mapping[JobKind, Kind]
+    entry: str  # the module that does the work
+    preloaded: Mapping[str, tuple[str, ...]]  # warm process -> modules it imports
+
+
+TRADE = Trade(
+    kinds={
+        JobKind.IMPORT: Kind(importing.import_steps, "merge", takes_free_cores=True),
+        JobKind.MERGE: Kind(merges.steps, "merge", takes_free_cores=True),
+        JobKind.ANALYZE: Kind(analyses.steps, "merge", takes_free_cores=True),
+        JobKind.EVALUATE: Kind(evaluations.steps, "model"),
+        JobKind.FINETUNE: Kind(finetunes.steps, "model"),
+    },
+    entry="workers.runner",
+    preloaded={
+        "merge": (
+            "workers.pipelines.importing",
+            "workers.pipelines.merge",
+            "workers.pipelines.analyze",
+            *modules_of("workers.methods"),
+        ),
+        "model": ("transformers", "workers.pipelines.evaluate", "workers.pipelines.finetune"),
+    },
+)
+
+
+def run(settings: Settings, trade: Trade = TRADE) -> int:
     """Run a worker until it is told to stop; return its exit code (1: it cannot work as it is)."""
     try:
         with take_name(settings.home / "workers", settings.worker_name) as name:
-            return _Worker(settings, name, kinds, entry).run()
+            return _Worker(settings, name, trade).run()
     except NameTaken as error:
         sys.stderr.write(f"AMALGAM_WORKER_NAME: {error}\n")
         return 2
@@ -76,7 +102,7 @@ def run(settings: Settings, *, kinds: Mapping[JobKind, Kind] = KINDS, entry: str
 class _Worker:
     """Everything that lives as long as the worker."""
 
-    def __init__(self, settings: Settings, name: str, kinds: Mapping[JobKind, Kind], entry: str) -> None:
+    def __init__(self, settings: Settings, name: str, trade: Trade) -> None:
         self._settings = settings
         self._sessions = Sessions(make_engine(settings.database_url))
         self._storage = open_storage(
@@ -93,10 +119,10 @@ class _Worker:
         )
         runtime = self._make_runtime()
         self._servers = {
-            server: WarmServer(entry, (*modules, *_methods()), threads=settings.threads or os.cpu_count() or 1)
-            for server, modules in PRELOADED.items()
+            server: WarmServer(trade.entry, modules, threads=settings.threads or os.cpu_count() or 1)
+            for server, modules in trade.preloaded.items()
         }
-        self._supervisor = Supervisor(runtime, kinds, self._servers, merges.complete_waiter)
+        self._supervisor = Supervisor(runtime, trade.kinds, self._servers, merges.complete_waiter)
         self._lookout = Lookout(self._supervisor, runtime, self._servers, every_seconds=settings.poll_seconds)
         self._housekeeping = Housekeeping(self._supervisor, runtime, self._facts)
 
@@ -208,13 +234,6 @@ class _Worker:
 
 def _keep_our_logging(**_facts: object) -> None:
     """Being connected is enough: Celery then sets up no logging of its own."""
-
-
-def _methods() -> Iterator[str]:
-    """Yield the names of the merge method modules without importing them."""
-    spec = find_spec("workers.methods")
-    for path in (spec.submodule_search_locations or []) if spec is not None else []:
-        yield from sorted(f"workers.methods.{module.name}" for module in pkgutil.iter_modules([path]))
 
 
 if __name__ == "__main__":
