@@ -1,21 +1,22 @@
 """Exact selection by rank among magnitudes that are never held: a sample says where to look, one pass counts there.
 
 Magnitudes are compared as integers: the bits of non-negative float32 numbers are ordered like the numbers. For each
-rank a *window* of bits is guessed from a sample; a pass counts what lies above it and, in a histogram, what lies
-within. If the rank lies within and a bin is one single value, it is found; else the window shrinks to the bin, or moves
-to the side where the rank lies, and another pass follows. Nearly always one pass does; memory is bounded by constants.
+rank a *window* of bits is guessed from a sample; a pass counts what lies above it and, bin by bin, what lies within. If
+the rank lies within and a bin is one single value, it is found; else the window shrinks to the bin, or moves to the
+side where the rank lies, and another pass follows. Nearly always one pass does; memory is bounded by constants.
 """
 
+import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import sqrt
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import task_vectors
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 
 Keys = NDArray[np.int32]  # bits of magnitudes
@@ -23,7 +24,6 @@ Counts = NDArray[np.int64]
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
-N_BLOCKS = 32  # parts of a scope with a histogram each, so that a tie is found again by reading one part
 TIE_READ_ELEMENTS = 1 << 17
 
 
@@ -31,11 +31,12 @@ TIE_READ_ELEMENTS = 1 << 17
 class Effort:
     """How much memory and reading a search may spend; no result depends on it."""
 
-    small_scope: int = 1 << 18  # entries of a scope that is simply held and sorted
-    histogram_bytes: int = 1 << 26  # of all histograms of one scope
-    sample_runs: int = 2048  # of one scope, at most
+    small_scope: int = 1 << 18  # entries of a scope that is simply held
+    n_counts: int = 1 << 21  # numbers kept of all windows of one scope
     sample_run_elements: int = 1024
-    sampled_share: float = 1 / 32  # of one scope, at most
+    elements_per_sample_run: int = 1 << 17
+    min_sample_runs: int = 32  # of one scope
+    max_sample_runs: int = 2048
     margin: float = 6.0  # standard errors of the sample's quantile on each side
 
 
@@ -58,44 +59,97 @@ class Scope:
 
 @dataclass(frozen=True)
 class _Window:
-    """Where one rank of one model is looked for: keys from `low` to `high`, 2^shift of them to a bin."""
+    """Where one rank of one model is looked for: keys from `low` to `high`."""
 
     model: int
     rank: int
     low: int
     high: int
-    shift: int
 
 
 @dataclass(frozen=True)
-class _Count:
-    """What one piece has of one window: how many keys above it, and the bins that occur within."""
+class _Scratch:
+    """Arrays that one thread uses for one piece after the other."""
 
-    n_above: int
-    bins: NDArray[np.int64]
+    keys: Keys  # [n_models, m]
+    from_low: Keys  # [m]
+    mask: NDArray[np.bool_]  # [m]
+
+
+_of_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class _Tie:
+    """The n-th entry of one model that has a key, counted from the start of a block."""
+
+    model: int
+    key: int
+    n_ties: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What consecutive entries of a scope have within one window: the bins that occur, ascending, and how often."""
+
+    first: int  # index within the scope
+    behind: int
+    bins: Keys
     counts: Counts
 
 
 class _Tally:
-    """What a pass has counted of one scope so far."""
+    """What a pass has counted of one window so far: keys above it, and blocks of bins of 2^shift keys each.
 
-    def __init__(self, windows: Sequence[_Window]) -> None:
-        self.n_seen = 0
-        self.above = [0] * len(windows)
-        self.within: list[Counts] = [
-            np.zeros((N_BLOCKS, (window.high - window.low >> window.shift) + 1), dtype=np.int64) for window in windows
-        ]
-        self.blocks: dict[int, tuple[int, int]] = {}  # block -> indices [first, behind) of its pieces
+    Blocks, not one sum, so that a tie is found again by reading the block that holds it. When there are too many
+    numbers, neighboring blocks are joined; when only one block is left, its bins are made coarser.
+    """
 
-    def add(self, start: int, n_elements: int, counts: Sequence[_Count], scope: Scope) -> None:
-        """Count one more piece; pieces come in the order of their indices."""
-        block = start * N_BLOCKS // scope.n_elements
-        first, _ = self.blocks.get(block, (start, start))
-        self.blocks[block] = (first, start + n_elements)
-        for index, count in enumerate(counts):
-            self.above[index] += count.n_above
-            self.within[index][block, count.bins] += count.counts
-        self.n_seen += n_elements
+    def __init__(self, max_counts: int) -> None:
+        self.n_above = 0
+        self.blocks: list[_Block] = []
+        self.shift = 0
+        self._n_counts = 0
+        self._max_counts = max_counts
+
+    def add(self, n_above: int, block: _Block) -> None:
+        """Count one more piece; pieces come in the order of their indices.
+
+        What is kept is copied, into memory of this thread: kept between the temporaries of a worker thread it would
+        leave holes that nothing fits into, and memory would grow with the model after all.
+        """
+        self.n_above += n_above
+        self.blocks.append(_coarsen(_copy(block), self.shift))
+        self._n_counts += len(self.blocks[-1].bins)
+        while self._n_counts > self._max_counts:
+            if len(self.blocks) == 1:
+                self.shift += 1
+                self.blocks = [_coarsen(self.blocks[0], 1)]
+            else:
+                self.blocks = [_join(self.blocks[index : index + 2]) for index in range(0, len(self.blocks), 2)]
+            self._n_counts = sum(len(block.bins) for block in self.blocks)
+
+
+def _join(blocks: Sequence[_Block]) -> _Block:
+    """Return neighboring blocks as one."""
+    bins = np.concatenate([block.bins for block in blocks])
+    order = np.argsort(bins, kind="stable")  # merges runs that are sorted already
+    counts = np.concatenate([block.counts for block in blocks])[order]
+    return _Block(blocks[0].first, blocks[-1].behind, *_sum_equal(bins[order], counts))
+
+
+def _copy(block: _Block) -> _Block:
+    return _Block(block.first, block.behind, block.bins.copy(), block.counts.copy())
+
+
+def _coarsen(block: _Block, shift: int) -> _Block:
+    return block if shift == 0 else _Block(block.first, block.behind, *_sum_equal(block.bins >> shift, block.counts))
+
+
+def _sum_equal(bins: Keys, counts: Counts) -> tuple[Keys, Counts]:
+    """Return each of the ascending bins once, with the sum of its counts."""
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    return bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
 
 
 def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
@@ -106,21 +160,20 @@ def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list
     searched = [index for index, scope in enumerate(scopes) if scope.searched_ranks]
     small = [index for index in searched if scopes[index].n_elements <= effort.small_scope]
     found: dict[tuple[int, int, int], Boundary] = {}  # (scope, model, rank)
-    for index, keys in _hold(source, scopes, small):
+    for index, keys in _hold(source, scopes, small) if small else ():
         for model, row in enumerate(keys):
             found.update({(index, model, rank): _select_held(row, rank) for rank in scopes[index].searched_ranks})
     windows = {index: _guess(source, scopes[index], effort) for index in searched if index not in small}
     while windows:
         open_windows: dict[int, list[_Window]] = {}
-        for index, tally in _count(source, scopes, windows):
-            scope = scopes[index]
-            for row, window in enumerate(windows[index]):
-                settled = _settle(source, scope, window, tally, row)
+        for index, tallies in _count(source, scopes, windows, effort):
+            for window, tally in zip(windows[index], tallies, strict=True):
+                settled = _settle(source, scopes[index], window, tally)
                 if isinstance(settled, Boundary):
                     found[index, window.model, window.rank] = settled
                 else:
                     open_windows.setdefault(index, []).append(settled)
-        windows = {index: _bin(rest, effort) for index, rest in open_windows.items()}
+        windows = open_windows
     return [_boundaries(index, scope, source.n_models, found) for index, scope in enumerate(scopes)]
 
 
@@ -168,14 +221,15 @@ def _guess(source: PieceSource, scope: Scope, effort: Effort) -> list[_Window]:
         ordered = np.sort(np.concatenate(of_model))
         for rank in scope.searched_ranks:
             low, high = _bracket(of_model, ordered, rank / scope.n_elements, effort.margin)
-            windows.append(_Window(model, rank, low, high, 0))
-    return _bin(windows, effort)
+            windows.append(_Window(model, rank, low, high))
+    return windows
 
 
 def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, int, int]]:
     """Yield (tensor, offset, elements) of runs that lie evenly over the scope."""
     starts = [start for _, _, start in scope.tensors]
-    n_runs = ceil(min(effort.sample_runs, scope.n_elements * effort.sampled_share / effort.sample_run_elements))
+    n_runs = scope.n_elements // effort.elements_per_sample_run
+    n_runs = min(max(n_runs, effort.min_sample_runs), effort.max_sample_runs)
     for run in range(n_runs):
         index = (2 * run + 1) * scope.n_elements // (2 * n_runs)
         name, size, start = scope.tensors[bisect_right(starts, index) - 1]
@@ -190,87 +244,98 @@ def _bracket(runs: Sequence[Keys], ordered: Keys, share: float, margin: float) -
     """
     n = len(ordered)
     middle = ordered[min(n - 1, int((1 - share) * n))]
-    excess = [int(np.count_nonzero(run >= middle)) - share * len(run) for run in runs]
+    n_above = [int(np.count_nonzero(run >= middle)) for run in runs]
+    excess = [count - sum(n_above) / n * len(run) for count, run in zip(n_above, runs, strict=True)]
     reach = margin * sqrt(sum(value * value for value in excess)) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
     return int(ordered[below]) if below >= 0 else 0, int(ordered[above]) if above < n else LARGEST_KEY
 
 
-def _bin(windows: Sequence[_Window], effort: Effort) -> list[_Window]:
-    """Return the windows with bins as fine as their histograms may be."""
-    bits = max(8, (effort.histogram_bytes // (8 * N_BLOCKS * len(windows))).bit_length() - 1)
-    return [
-        _Window(
-            window.model,
-            window.rank,
-            window.low,
-            window.high,
-            max(0, (window.high - window.low).bit_length() - bits),
-        )
-        for window in windows
-    ]
-
-
 def _count(
-    source: PieceSource, scopes: Sequence[Scope], windows: dict[int, list[_Window]]
-) -> Iterator[tuple[int, _Tally]]:
-    """Read the scopes once; yield each with its tally when all its pieces were counted."""
+    source: PieceSource, scopes: Sequence[Scope], windows: dict[int, list[_Window]], effort: Effort
+) -> Iterator[tuple[int, list[_Tally]]]:
+    """Read the scopes once; yield each with a tally per window when all its pieces were counted."""
     places = {name: (index, start) for index in windows for name, _, start in scopes[index].tensors}
-
-    def count(piece: Piece) -> tuple[Piece, int, list[_Count]]:
-        keys = _keys(piece)
-        return piece, keys.shape[1], [_count_row(keys[w.model], w) for w in windows[places[piece.tensor][0]]]
-
-    tallies: dict[int, _Tally] = {}
-    for piece, n_elements, counts in source.map(count, places):
-        index, start = places[piece.tensor]
-        tally = tallies[index] if index in tallies else tallies.setdefault(index, _Tally(windows[index]))
-        tally.add(start + piece.offset, n_elements, counts, scopes[index])
-        if tally.n_seen == scopes[index].n_elements:
+    tallies: dict[int, list[_Tally]] = {}
+    for index, counts in source.map(lambda piece: _count_piece(piece, places, windows), places):
+        if index not in tallies:
+            tallies[index] = [_Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
+        for tally, (n_above, block) in zip(tallies[index], counts, strict=True):
+            tally.add(n_above, block)
+        if counts[0][1].behind == scopes[index].n_elements:
             yield index, tallies.pop(index)
 
 
-def _count_row(keys: Keys, window: _Window) -> _Count:
-    n_above = int(np.count_nonzero(keys > window.high))
-    within = keys - window.low
-    within = within[within.view(np.uint32) <= window.high - window.low] >> window.shift
-    bins, counts = np.unique(within, return_counts=True)
-    return _Count(n_above, bins.astype(np.int64), counts.astype(np.int64))
+def _count_piece(
+    piece: Piece, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
+) -> tuple[int, list[tuple[int, _Block]]]:
+    index, start = places[piece.tensor]
+    scratch = _scratch(*piece.finetuned.shape)
+    _fill_keys(piece, scratch.keys)
+    first = start + piece.offset
+    return index, [_count_row(scratch, window, first) for window in windows[index]]
 
 
-def _settle(source: PieceSource, scope: Scope, window: _Window, tally: _Tally, row: int) -> Boundary | _Window:
+def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, _Block]:
+    keys = scratch.keys[window.model]
+    n_above = int(np.count_nonzero(np.greater(keys, window.high, out=scratch.mask)))
+    from_low = np.subtract(keys, np.int32(window.low), out=scratch.from_low)
+    is_within = np.less_equal(from_low.view(np.uint32), window.high - window.low, out=scratch.mask)
+    bins, counts = np.unique(from_low[is_within], return_counts=True)
+    return n_above, _Block(first, first + len(keys), bins, counts)
+
+
+def _scratch(n_models: int, n_elements: int) -> _Scratch:
+    """Return this thread's arrays for a piece; the usual size is allocated once."""
+    found: _Scratch | None = getattr(_of_thread, "scratch", None)
+    if found is None or found.keys.shape != (n_models, n_elements):
+        found = _Scratch(
+            np.empty((n_models, n_elements), dtype=np.int32),
+            np.empty(n_elements, dtype=np.int32),
+            np.empty(n_elements, dtype=np.bool_),
+        )
+        _of_thread.scratch = found
+    return found
+
+
+def _settle(source: PieceSource, scope: Scope, window: _Window, tally: _Tally) -> Boundary | _Window:
     """Return the boundary, or the smaller window in which it lies."""
-    per_bin = tally.within[row].sum(axis=0)
-    behind = window.rank - tally.above[row]  # rank within the window, from its top
+    total = _join(tally.blocks)
+    behind = window.rank - tally.n_above  # rank within the window, from its top
     if behind <= 0:
-        return _Window(window.model, window.rank, window.high + 1, LARGEST_KEY, 0)
-    if behind > int(per_bin.sum()):
-        return _Window(window.model, window.rank, 0, window.low - 1, 0)
-    from_top = np.cumsum(per_bin[::-1])
+        return _Window(window.model, window.rank, window.high + 1, LARGEST_KEY)
+    if behind > int(total.counts.sum()):
+        return _Window(window.model, window.rank, 0, window.low - 1)
+    from_top = np.cumsum(total.counts[::-1])
     step = int(np.searchsorted(from_top, behind))
-    index = len(per_bin) - 1 - step
-    low = window.low + (index << window.shift)
-    if window.shift:
-        return _Window(window.model, window.rank, low, min(window.high, low + (1 << window.shift) - 1), 0)
+    bin_ = int(total.bins[len(total.bins) - 1 - step])
+    low = window.low + (bin_ << tally.shift)
+    if tally.shift:
+        return _Window(window.model, window.rank, low, min(window.high, low + (1 << tally.shift) - 1))
     n_ties = behind - (int(from_top[step - 1]) if step else 0)
-    if n_ties == int(per_bin[index]):
-        return Boundary(_magnitude(low), scope.n_elements)
-    return Boundary(_magnitude(low), _find_tie(source, scope, window.model, low, n_ties, tally, row, index))
+    block, n_ties = _find_block(tally, bin_, n_ties)
+    return Boundary(_magnitude(low), _find_tie(source, scope, _Tie(window.model, low, n_ties), block))
 
 
-def _find_tie(  # noqa: PLR0913 where to look, for what, and what was counted
-    source: PieceSource, scope: Scope, model: int, key: int, n_ties: int, tally: _Tally, row: int, bin_index: int
-) -> int:
-    """Return the index right behind the n-th tie, by reading again the one block that holds it."""
-    up_to = np.cumsum(tally.within[row][:, bin_index])
-    block = int(np.searchsorted(up_to, n_ties))
-    missing = n_ties - (int(up_to[block - 1]) if block else 0)
-    for name, offset, n_elements, start in _runs_between(scope, *tally.blocks[block]):
-        ties = np.flatnonzero(_keys(source.read(name, offset, n_elements))[model] == key)
-        if len(ties) >= missing:
-            return start + int(ties[missing - 1]) + 1
-        missing -= len(ties)
-    raise ValueError(f"no {n_ties}-th tie in block {block}")
+def _find_block(tally: _Tally, bin_: int, n_ties: int) -> tuple[_Block, int]:
+    """Return the block that holds the n-th tie, and which of that block's ties it is."""
+    for block in tally.blocks:
+        n_held = int(block.counts[block.bins == bin_].sum())
+        if n_ties <= n_held:
+            return block, n_ties
+        n_ties -= n_held
+    raise ValueError(f"{n_ties} ties are missing from what was counted")
+
+
+def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: _Block) -> int:
+    """Return the index right behind the tie, by reading its block again."""
+    missing = tie.n_ties
+    for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):
+        found = np.flatnonzero(_keys(source.read(name, offset, n_elements))[tie.model] == tie.key)
+        if missing <= len(found):
+            return start + int(found[missing - 1]) + 1
+        missing -= len(found)
+    raise ValueError(f"{missing} ties are missing from entries {block.first} to {block.behind}")
 
 
 def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, int, int, int]]:
@@ -282,11 +347,18 @@ def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, 
 
 def _keys(piece: Piece) -> Keys:
     """Return the bits of |τ|, [n_models, m]; without a base model τ is the model itself."""
-    finetuned = piece.finetuned
-    deltas = finetuned.clone() if piece.base is None else task_vectors.subtract(finetuned, piece.base)
-    bits: Keys = deltas.numpy().view(np.int32)
-    np.bitwise_and(bits, LARGEST_KEY, out=bits)
-    return bits
+    keys = np.empty(piece.finetuned.shape, dtype=np.int32)
+    _fill_keys(piece, keys)
+    return keys
+
+
+def _fill_keys(piece: Piece, keys: Keys) -> None:
+    deltas = torch.from_numpy(keys.view(np.float32))
+    if piece.base is None:
+        deltas.copy_(piece.finetuned)
+    else:
+        torch.sub(piece.finetuned, piece.base, out=deltas)
+    np.bitwise_and(keys, LARGEST_KEY, out=keys)
 
 
 def _magnitude(key: int) -> float:
