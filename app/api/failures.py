@@ -50,7 +50,8 @@ def on_problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, AmalgamError):
         return on_fault(request, error)
     if problems.status_of(type(error)) >= 500:
-        log.warning("request_failed", code=error.code, detail=error.detail, path=request.url.path, exc_info=error)
+        cause = None if error.__cause__ is None else repr(error.__cause__)
+        log.warning("request_failed", code=error.code, detail=error.detail, path=request.url.path, cause=cause)
     return problems.answer(error, request)
 
 

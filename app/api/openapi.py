@@ -1,15 +1,17 @@
-"""The OpenAPI document: what FastAPI makes of the routes, with our problems in place of its own.
+"""The OpenAPI document: what FastAPI makes of the routes, with our problems, and the parameters of every method.
 
-Every operation answers 400, 422 and 503; those with a body also 413 and 415, those that compute an answer 500.
+Every operation can answer 400, 413, 422, 500 and 503; those with a body also 415.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api.problems import Problem, add_response
+from app.domain.catalog import Catalog, EvaluatorCard, FinetunerCard, MethodCard
 from app.domain.errors import (
     AmalgamError,
     BadRequest,
@@ -37,7 +39,7 @@ def describe(app: FastAPI) -> Document:
             tags=app.openapi_tags,
             license_info=app.license_info,
         )
-        app.openapi_schema = _with_problems(document)
+        app.openapi_schema = _with_parameters(_with_problems(document), app.state.wiring.catalog)
     return app.openapi_schema
 
 
@@ -52,6 +54,23 @@ def _with_problems(document: Document) -> Document:
         for verb in VERBS:
             if verb in path:
                 _add_problems(path[verb])
+    return document
+
+
+def _with_parameters(document: Document, catalog: Catalog) -> Document:
+    """Say what `parameters` and `preprocessing` may hold: one schema per method, technique and evaluator."""
+    schemas = document["components"]["schemas"]
+    bodies: tuple[tuple[str, str, Sequence[MethodCard | FinetunerCard | EvaluatorCard]], ...] = (
+        ("MergeBody", "parameters", catalog.methods),
+        ("FinetuneBody", "parameters", catalog.finetuners),
+        ("TaskBody", "preprocessing", catalog.evaluators),
+    )
+    for body, field, cards in bodies:
+        names = [f"{card.name}_{field}" for card in cards]
+        schemas.update({name: card.parameters for name, card in zip(names, cards, strict=True)})
+        described = schemas[body]["properties"][field]
+        arms = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+        schemas[body]["properties"][field] = {"anyOf": arms, "title": described["title"], "default": {}}
     return document
 
 

@@ -1,15 +1,18 @@
 """The query parameters that every list shares: limit, cursor, order, created_after, created_before, tag.KEY."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
+from pydantic import AwareDatetime, BeforeValidator
 
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Order, PageRequest
 
 MAX_TAG_FILTERS = 16
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 
 
 def page_request(
@@ -34,21 +37,23 @@ def tag_filters(request: Request) -> Mapping[str, str]:
     return filters
 
 
-def _aware(name: str, value: datetime | None) -> datetime | None:
-    if value is not None and value.tzinfo is None:
-        message = "must carry a zone, as in 2026-01-31T12:00:00Z"
-        raise Invalid(f"{name} {message}.", errors=[FieldProblem(f"/query/{name}", message)])
+def _refuse_numbers(value: object) -> object:
+    if isinstance(value, str) and _DATE.match(value) is None:
+        raise ValueError("must be an instant with a zone, as in 2026-01-31T12:00:00Z")
     return value
 
 
-def created_after(created_after: Annotated[datetime | None, Query()] = None) -> datetime | None:
+Instant = Annotated[AwareDatetime, BeforeValidator(_refuse_numbers)]  # elsewhere a number is taken for an instant
+
+
+def created_after(created_after: Annotated[Instant | None, Query()] = None) -> datetime | None:
     """Return the instant after which items were created."""
-    return _aware("created_after", created_after)
+    return created_after
 
 
-def created_before(created_before: Annotated[datetime | None, Query()] = None) -> datetime | None:
+def created_before(created_before: Annotated[Instant | None, Query()] = None) -> datetime | None:
     """Return the instant before which items were created."""
-    return _aware("created_before", created_before)
+    return created_before
 
 
 PageDep = Annotated[PageRequest, Depends(page_request)]

@@ -27,6 +27,10 @@ PART_BYTES = 16 << 20
 SINGLE_PUT_BYTES = 8 << 20
 
 
+class BucketMissing(Unavailable):
+    """There is no bucket of that name."""
+
+
 class ObjectChanged(Exception):
     """The object is no longer the one with this ETag."""
 
@@ -119,6 +123,10 @@ def _translated(bucket: str) -> Iterator[None]:
     try:
         yield
     except BaseError as error:
+        if "NoSuchBucket" in str(error):
+            raise BucketMissing(
+                f"There is no bucket {bucket!r} where AWS_ENDPOINT_URL leads. Make it first."
+            ) from error
         detail = (
             f"The bucket {bucket!r} cannot be used ({type(error).__name__}). Look at AWS_ENDPOINT_URL, AWS_REGION and"
             " the credentials in the service's environment; then try again."

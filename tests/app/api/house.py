@@ -29,7 +29,7 @@ from app.services.merges import complete_waiter
 from app.services.running import Claim, Keepers, WorkerIdentity
 from app.services.wiring import Wiring
 from tests.workers import tiny_bert
-from workers.main import KINDS
+from workers.main import TRADE
 from workers.runner import WorkOrder, perform
 
 Document = dict[str, Any]
@@ -104,7 +104,7 @@ class House:
         scratch = self.folder / "scratch" / claim.job.id
         (scratch / "output").mkdir(parents=True)
         try:
-            steps = KINDS[claim.job.kind].steps
+            steps = TRADE.kinds[claim.job.kind].steps
             work = steps.prepare(self.keepers, claim, scratch)
             outcome = perform(WorkOrder(work=work), lambda _progress: None)
             self.keepers.storage.publish(scratch / "output", _files(outcome))

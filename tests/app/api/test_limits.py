@@ -10,6 +10,7 @@ import pytest
 
 from app.api.middleware import MAX_DEPTH
 from tests.app.api.house import Document, House, open_house
+from tests.servers import S3Bucket
 
 JSON = {"Content-Type": "application/json"}
 
@@ -241,6 +242,19 @@ def test_an_unknown_evaluator_gives_the_nearest_names(house: House) -> None:
     problem = problem_of(house.get("/v1/evaluators/text-clasification"), 404, "evaluator_not_found")
 
     assert "'text-classification'" in problem["detail"]
+
+
+def test_a_bucket_that_is_not_there_is_not_found(
+    house: House, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+
+    problem = problem_of(
+        house.post("/v1/checkpoints", {"uri": "s3://nothing-here/minilm", "name": "a"}), 404, "uri_not_found"
+    )
+
+    assert "no bucket 'nothing-here'" in problem["detail"]
 
 
 # --- request ids ------------------------------------------------------------------------------------------------------
