@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from workers.contract import Piece, PieceSource
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
+from workers.statistics.tallies import Block, Keys, Tally, join
 
-Keys = NDArray[np.int32]  # bits of magnitudes
-Counts = NDArray[np.int64]
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
@@ -86,70 +85,6 @@ class _Tie:
     model: int
     key: int
     n_ties: int
-
-
-@dataclass(frozen=True)
-class _Block:
-    """What consecutive entries of a scope have within one window: the bins that occur, ascending, and how often."""
-
-    first: int  # index within the scope
-    behind: int
-    bins: Keys
-    counts: Counts
-
-
-class _Tally:
-    """What a pass has counted of one window so far: keys above it, and blocks of bins of 2^shift keys each.
-
-    Blocks, not one sum, so that a tie is found again by reading the block that holds it. When there are too many
-    numbers, neighboring blocks are joined; when only one block is left, its bins are made coarser.
-    """
-
-    def __init__(self, max_counts: int) -> None:
-        self.n_above = 0
-        self.blocks: list[_Block] = []
-        self.shift = 0
-        self._n_counts = 0
-        self._max_counts = max_counts
-
-    def add(self, n_above: int, block: _Block) -> None:
-        """Count one more piece; pieces come in the order of their indices.
-
-        What is kept is copied, into memory of this thread: kept between the temporaries of a worker thread it would
-        leave holes that nothing fits into, and memory would grow with the model after all.
-        """
-        self.n_above += n_above
-        self.blocks.append(_coarsen(_copy(block), self.shift))
-        self._n_counts += len(self.blocks[-1].bins)
-        while self._n_counts > self._max_counts:
-            if len(self.blocks) == 1:
-                self.shift += 1
-                self.blocks = [_coarsen(self.blocks[0], 1)]
-            else:
-                self.blocks = [_join(self.blocks[index : index + 2]) for index in range(0, len(self.blocks), 2)]
-            self._n_counts = sum(len(block.bins) for block in self.blocks)
-
-
-def _join(blocks: Sequence[_Block]) -> _Block:
-    """Return neighboring blocks as one."""
-    bins = np.concatenate([block.bins for block in blocks])
-    order = np.argsort(bins, kind="stable")  # merges runs that are sorted already
-    counts = np.concatenate([block.counts for block in blocks])[order]
-    return _Block(blocks[0].first, blocks[-1].behind, *_sum_equal(bins[order], counts))
-
-
-def _copy(block: _Block) -> _Block:
-    return _Block(block.first, block.behind, block.bins.copy(), block.counts.copy())
-
-
-def _coarsen(block: _Block, shift: int) -> _Block:
-    return block if shift == 0 else _Block(block.first, block.behind, *_sum_equal(block.bins >> shift, block.counts))
-
-
-def _sum_equal(bins: Keys, counts: Counts) -> tuple[Keys, Counts]:
-    """Return each of the ascending bins once, with the sum of its counts."""
-    starts = np.flatnonzero(np.diff(bins, prepend=-1))
-    return bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
 
 
 def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
@@ -253,13 +188,13 @@ def _bracket(runs: Sequence[Keys], ordered: Keys, share: float, margin: float) -
 
 def _count(
     source: PieceSource, scopes: Sequence[Scope], windows: dict[int, list[_Window]], effort: Effort
-) -> Iterator[tuple[int, list[_Tally]]]:
+) -> Iterator[tuple[int, list[Tally]]]:
     """Read the scopes once; yield each with a tally per window when all its pieces were counted."""
     places = {name: (index, start) for index in windows for name, _, start in scopes[index].tensors}
-    tallies: dict[int, list[_Tally]] = {}
+    tallies: dict[int, list[Tally]] = {}
     for index, counts in source.map(lambda piece: _count_piece(piece, places, windows), places):
         if index not in tallies:
-            tallies[index] = [_Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
+            tallies[index] = [Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
         for tally, (n_above, block) in zip(tallies[index], counts, strict=True):
             tally.add(n_above, block)
         if counts[0][1].behind == scopes[index].n_elements:
@@ -268,7 +203,7 @@ def _count(
 
 def _count_piece(
     piece: Piece, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
-) -> tuple[int, list[tuple[int, _Block]]]:
+) -> tuple[int, list[tuple[int, Block]]]:
     index, start = places[piece.tensor]
     scratch = _scratch(*piece.finetuned.shape)
     _fill_keys(piece, scratch.keys)
@@ -276,13 +211,13 @@ def _count_piece(
     return index, [_count_row(scratch, window, first) for window in windows[index]]
 
 
-def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, _Block]:
+def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Block]:
     keys = scratch.keys[window.model]
     n_above = int(np.count_nonzero(np.greater(keys, window.high, out=scratch.mask)))
     from_low = np.subtract(keys, np.int32(window.low), out=scratch.from_low)
     is_within = np.less_equal(from_low.view(np.uint32), window.high - window.low, out=scratch.mask)
     bins, counts = np.unique(from_low[is_within], return_counts=True)
-    return n_above, _Block(first, first + len(keys), bins, counts)
+    return n_above, Block(first, first + len(keys), bins, counts)
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:
@@ -298,9 +233,9 @@ def _scratch(n_models: int, n_elements: int) -> _Scratch:
     return found
 
 
-def _settle(source: PieceSource, scope: Scope, window: _Window, tally: _Tally) -> Boundary | _Window:
+def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) -> Boundary | _Window:
     """Return the boundary, or the smaller window in which it lies."""
-    total = _join(tally.blocks)
+    total = join(tally.blocks)
     behind = window.rank - tally.n_above  # rank within the window, from its top
     if behind <= 0:
         return _Window(window.model, window.rank, window.high + 1, LARGEST_KEY)
@@ -317,7 +252,7 @@ def _settle(source: PieceSource, scope: Scope, window: _Window, tally: _Tally) -
     return Boundary(_magnitude(low), _find_tie(source, scope, _Tie(window.model, low, n_ties), block))
 
 
-def _find_block(tally: _Tally, bin_: int, n_ties: int) -> tuple[_Block, int]:
+def _find_block(tally: Tally, bin_: int, n_ties: int) -> tuple[Block, int]:
     """Return the block that holds the n-th tie, and which of that block's ties it is."""
     for block in tally.blocks:
         n_held = int(block.counts[block.bins == bin_].sum())
@@ -327,7 +262,7 @@ def _find_block(tally: _Tally, bin_: int, n_ties: int) -> tuple[_Block, int]:
     raise ValueError(f"{n_ties} ties are missing from what was counted")
 
 
-def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: _Block) -> int:
+def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: Block) -> int:
     """Return the index right behind the tie, by reading its block again."""
     missing = tie.n_ties
     for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):

@@ -1,0 +1,74 @@
+"""Counts of keys within a window, piece by piece: exact as long as they are few, coarser when they would be many."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.int32]  # bits of magnitudes, or bins of them
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What consecutive entries of a scope have within one window: the bins that occur, ascending, and how often."""
+
+    first: int  # index within the scope
+    behind: int
+    bins: Keys
+    counts: Counts
+
+
+class Tally:
+    """What a pass has counted of one window so far: keys above it, and blocks of bins of 2^shift keys each.
+
+    Blocks, not one sum, so that a tie is found again by reading the block that holds it. When there are too many
+    numbers, neighboring blocks are joined; when only one block is left, its bins are made coarser.
+    """
+
+    def __init__(self, max_counts: int) -> None:
+        self.n_above = 0
+        self.blocks: list[Block] = []
+        self.shift = 0
+        self._n_counts = 0
+        self._max_counts = max_counts
+
+    def add(self, n_above: int, block: Block) -> None:
+        """Count one more piece; pieces come in the order of their indices.
+
+        What is kept is copied, into memory of this thread: kept between the temporaries of a worker thread it would
+        leave holes that nothing fits into, and memory would grow with the model after all.
+        """
+        self.n_above += n_above
+        self.blocks.append(_coarsen(_copy(block), self.shift))
+        self._n_counts += len(self.blocks[-1].bins)
+        while self._n_counts > self._max_counts:
+            if len(self.blocks) == 1:
+                self.shift += 1
+                self.blocks = [_coarsen(self.blocks[0], 1)]
+            else:
+                self.blocks = [join(self.blocks[index : index + 2]) for index in range(0, len(self.blocks), 2)]
+            self._n_counts = sum(len(block.bins) for block in self.blocks)
+
+
+def join(blocks: Sequence[Block]) -> Block:
+    """Return neighboring blocks as one."""
+    bins = np.concatenate([block.bins for block in blocks])
+    order = np.argsort(bins, kind="stable")  # merges runs that are sorted already
+    counts = np.concatenate([block.counts for block in blocks])[order]
+    return Block(blocks[0].first, blocks[-1].behind, *_sum_equal(bins[order], counts))
+
+
+def _copy(block: Block) -> Block:
+    return Block(block.first, block.behind, block.bins.copy(), block.counts.copy())
+
+
+def _coarsen(block: Block, shift: int) -> Block:
+    return block if shift == 0 else Block(block.first, block.behind, *_sum_equal(block.bins >> shift, block.counts))
+
+
+def _sum_equal(bins: Keys, counts: Counts) -> tuple[Keys, Counts]:
+    """Return each of the ascending bins once, with the sum of its counts."""
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    return bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
