@@ -146,9 +146,9 @@ def _ensure_base(client: Client, script: DemoScript, console: Console) -> Docume
     if found is not None:
         console.print(f"  {label}: there already")
         return found
-    answer = client.post("/v1/checkpoints", {**body, "tags": {"demo": digest}})
-    _follow_all(client, {label: answer["job"]["id"]}, console)
-    return client.get(f"/v1/checkpoints/{answer['checkpoint']['id']}")
+    job_id = submit_once(client, "/v1/checkpoints", {**body, "tags": {"demo": digest}})
+    ended = _follow_all(client, {label: job_id}, console)
+    return client.get(f"/v1/checkpoints/{ended[label]['result']['checkpoint']}")
 
 
 def _ensure_experts(
@@ -203,7 +203,7 @@ def _ensure_made(
             made[key] = found
         else:
             output = {**body["output"], "tags": {"demo": digest}}
-            jobs[words.format(key)] = _submit(client, path, {**body, "output": output})
+            jobs[words.format(key)] = submit_once(client, path, {**body, "output": output})
     ended = _follow_all(client, jobs, console)
     for key in bodies:
         if key not in made:
@@ -218,7 +218,7 @@ def _ensure_measured(client: Client, checkpoints: Mapping[str, Document], tasks:
         missing = [task for task in tasks if row["values"].get(task) is None]
         if missing:
             body = {"checkpoint": row["checkpoint"], "tasks": missing, "split": "test"}
-            jobs[f"measure {label}"] = _submit(client, "/v1/evaluations", body)
+            jobs[f"measure {label}"] = submit_once(client, "/v1/evaluations", body)
     if len(jobs) < len(checkpoints):
         console.print(f"  {len(checkpoints) - len(jobs)} of {len(checkpoints)} models were measured before")
     _follow_all(client, jobs, console)
@@ -244,18 +244,22 @@ def _find(client: Client, name: str, digest: str) -> Document | None:
     return next(client.items("/v1/checkpoints", filters, limit=1), None)
 
 
-def _submit(client: Client, path: str, body: Document) -> str:
-    """Hand in work; what an earlier run handed in is found by its key, and tried again if it had failed."""
-    job = client.post(path, body, idempotency_key=f"demo-{_digest(body)}")
-    job = client.get(f"/v1/jobs/{job['id']}")
-    is_over = job["state"] in ("failed", "canceled") or (job["state"] == "succeeded" and not _stands(client, job))
-    if is_over:
-        job = client.post(path, body)
+def submit_once(client: Client, path: str, body: Document) -> str:
+    """Hand in work and return its job's id; what an interrupted run handed in is found by its key, unless it failed."""
+    accepted = _job_of(client.post(path, body, idempotency_key=f"demo-{_digest(body)}"))
+    job = client.get(f"/v1/jobs/{accepted['id']}")
+    if job["state"] in ("failed", "canceled") or not _stands(client, job):
+        job = _job_of(client.post(path, body))
     return str(job["id"])
 
 
+def _job_of(answer: Document) -> Document:
+    job: Document = answer.get("job", answer)
+    return job
+
+
 def _stands(client: Client, job: Document) -> bool:
-    """Tell whether what a job made is still there."""
+    """Tell whether what a job made, if it has made something, is still there."""
     checkpoint = (job.get("result") or {}).get("checkpoint")
     return checkpoint is None or client.find(f"/v1/checkpoints/{checkpoint}") is not None
 

@@ -98,7 +98,8 @@ def worker(
     settings_in_force()
     refuse_without_torch()
     end_with(supervisor)
-    os.execv(sys.executable, [sys.executable, "-m", "workers.main"])  # `app` never imports the workers
+    # Another program: `app` never imports the workers. -P: a folder `workers` of the user's is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.main"])
 
 
 def migrate() -> None:

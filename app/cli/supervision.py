@@ -60,7 +60,7 @@ class EmbeddedService:
         self._stop_requested = threading.Event()
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
-        program = (sys.executable, "-m", "app.cli.main")
+        program = (sys.executable, "-P", "-m", "app.cli.main")  # -P: a folder `app` of the user's is not ours
         supervisor = ("--supervisor", str(os.getpid()))
         fd = self._socket.fileno()
         api = (*program, "api", "--host", host, "--port", str(self.port), "--fd", str(fd), *supervisor)

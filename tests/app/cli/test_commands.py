@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from app.cli.client import Client
 from tests.embedded import Serve, run_amalgam, run_inside
 from tests.workers.tiny_bert import CLASSES, PROMPTS, make_encoder, make_rows, write_rows
 
@@ -261,3 +262,21 @@ def test_no_service_at_the_address_leaves_with_its_own_status() -> None:
 
     assert ended.returncode == 3
     assert "Start one with `amalgam serve`" in ended.stderr
+
+
+def test_watching_survives_the_loss_of_the_api_without_losing_an_event(registered: Serve) -> None:
+    words = ("finetune", "base", "animals", "-p", "steps=100000", "-p", "batch_size=4", "--name", "watched")
+    job = answered(registered, *words)
+    seen = []
+
+    with Client(registered.url, patience_seconds=60) as client:
+        for event in client.events(job["id"]):
+            seen.append(event)
+            if event["type"] == "job.started":
+                api = registered.child("api")
+                assert api is not None
+                api.kill()
+                client.post(f"/v1/jobs/{job['id']}/cancel")
+
+    assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1]["type"] == "job.canceled"

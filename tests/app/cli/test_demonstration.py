@@ -20,6 +20,7 @@ from app.cli.demonstration import (
     DemoScript,
     check_claims,
     perform,
+    submit_once,
 )
 from tests.embedded import Serve
 from tests.workers.tiny_bert import CLASSES, PROMPTS, make_encoder, make_rows, write_rows
@@ -144,6 +145,42 @@ def test_a_job_that_fails_ends_the_story_with_its_reason(service: Serve, tiny: D
 
     with pytest.raises(DemoFailed, match=r"register broken failed: model\.safetensors"):
         play(service, replace(tiny, model_name="broken", model_folder=broken))
+
+
+def test_work_that_was_handed_in_before_is_found_again(service: Serve, tiny: DemoScript) -> None:
+    play(service, tiny)
+    body = {"checkpoint": "tiny", "tasks": ["kind"], "split": "validation"}
+
+    with Client(service.url) as client:
+        first = submit_once(client, "/v1/evaluations", body)
+
+        assert submit_once(client, "/v1/evaluations", body) == first
+
+
+def test_work_that_was_canceled_is_handed_in_anew(service: Serve, tiny: DemoScript) -> None:
+    play(service, tiny)
+    body = {"base_model": "tiny", "task": "kind", "parameters": {"steps": 100_000}, "output": {"name": "long"}}
+
+    with Client(service.url) as client:
+        first = submit_once(client, "/v1/finetunes", body)
+        client.post(f"/v1/jobs/{first}/cancel")
+        client.wait(first)
+        second = submit_once(client, "/v1/finetunes", body)
+        client.post(f"/v1/jobs/{second}/cancel")
+        client.wait(second)
+
+    assert second != first
+
+
+def test_what_was_deleted_is_made_anew(service: Serve, tiny: DemoScript) -> None:
+    other = replace(tiny, recipes=(DemoRecipe("average"), DemoRecipe("task_arithmetic", {"scaling_coefficient": 0.25})))
+    first, _ = play(service, other)
+    with Client(service.url) as client:
+        client.delete(f"/v1/checkpoints/{first.checkpoints['task_arithmetic']['id']}")
+
+    again, _ = play(service, other)
+
+    assert again.checkpoints["task_arithmetic"]["id"] != first.checkpoints["task_arithmetic"]["id"]
 
 
 def test_the_recipes_of_the_demo_are_those_of_the_issue() -> None:
