@@ -93,7 +93,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TiesParameters, context: 
     start = context.position if parameters.trim_scope == "global" else context.offset
     deltas = signs.orient(task_vectors.subtract(finetuned, base), context.weights)  # [n, m]
     trimmed = sparsify.trim(deltas, kept, start=start)  # [n, m]
-    votes = signs.votes(context.weights, is_weighted=parameters.vote == "weighted")
+    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
     elected = signs.elect(trimmed, votes, balanced_sign=balanced_sign)  # [m]
     strengths = [abs(weight) for weight in context.weights]
     merged = signs.reduce_agreeing(trimmed, elected, strengths, reduction=parameters.reduce)

@@ -26,7 +26,7 @@ def orient(deltas: Tensor, weights: Sequence[float]) -> Tensor:
     return deltas * turns.view(-1, *([1] * (deltas.dim() - 1)))
 
 
-def votes(weights: Sequence[float], *, is_weighted: bool) -> list[float]:
+def weigh_votes(weights: Sequence[float], *, is_weighted: bool) -> list[float]:
     """Return how much each oriented task vector counts in the election: its weight's magnitude, or 1."""
     return [abs(weight) if is_weighted else 1.0 for weight in weights]
 

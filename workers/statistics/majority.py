@@ -8,6 +8,8 @@ Source: Yadav et al. 2023, arXiv:2306.01708, and the authors' code (sign of the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from workers.contract import Piece, PieceSource
 from workers.numerics import signs, sparsify, task_vectors
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
@@ -45,5 +47,5 @@ class TrimmedMajority:
         start = piece.position if self.boundaries.scope == "global" else piece.offset
         kept = [boundaries[0] for boundaries in table.of(piece.tensor)]
         trimmed = sparsify.trim(signs.orient(deltas, weights), kept, start=start)
-        elected = signs.elect(trimmed, signs.votes(weights, is_weighted=self.is_weighted))
-        return int(elected.sum())
+        elected = signs.elect(trimmed, signs.weigh_votes(weights, is_weighted=self.is_weighted))
+        return int(elected.sum(dtype=torch.float64))  # float32 counts to 2^24 only

@@ -68,5 +68,5 @@ def test_a_negative_weight_turns_a_task_vector_and_zero_removes_it() -> None:
 
 
 def test_votes_are_magnitudes_of_weights_or_one_each() -> None:
-    assert signs.votes([-0.5, 2.0], is_weighted=True) == [0.5, 2.0]
-    assert signs.votes([-0.5, 2.0], is_weighted=False) == [1.0, 1.0]
+    assert signs.weigh_votes([-0.5, 2.0], is_weighted=True) == [0.5, 2.0]
+    assert signs.weigh_votes([-0.5, 2.0], is_weighted=False) == [1.0, 1.0]
