@@ -108,6 +108,7 @@ class _Worker:
         self._storage = open_storage(
             settings.store_url, settings.cache, settings.scratch, cache_bytes=settings.cache_bytes
         )
+        self._sources = Sources(settings.file_roots, settings.cache, cache_bytes=settings.cache_bytes)
         self._queue = JobQueue(settings.broker_url)
         self._facts = WorkerFacts(
             id=new_id("wrk"),
@@ -156,11 +157,7 @@ class _Worker:
     def _make_runtime(self) -> Runtime:
         settings = self._settings
         return Runtime(
-            keepers=Keepers(
-                self._sessions,
-                self._storage,
-                Sources(settings.file_roots, settings.cache, cache_bytes=settings.cache_bytes),
-            ),
+            keepers=Keepers(self._sessions, self._storage, self._sources),
             queue=self._queue,
             identity=WorkerIdentity(self._facts.id, self._facts.name, settings.queues),
             scratch=settings.scratch / "jobs",
@@ -197,11 +194,12 @@ class _Worker:
         return threads
 
     def _sweep(self, stop: threading.Event) -> None:
-        """Free bytes that nothing names any more."""
+        """Free bytes that nothing names any more, and what was fetched and is not used."""
+        grace_seconds = self._settings.sweep_grace_seconds
         while not stop.wait(self._settings.sweep_seconds):
             try:
-                freeing.sweep(self._sessions, self._storage, grace_seconds=self._settings.sweep_grace_seconds)
-                self._storage.sweep_temp(older_than_seconds=self._settings.sweep_grace_seconds)
+                freeing.sweep(self._sessions, self._storage, grace_seconds=grace_seconds)
+                self._sources.sweep(older_than_seconds=grace_seconds)
             except (AmalgamError, OSError) as error:
                 log.warning("sweep_failed", error=repr(error))
 

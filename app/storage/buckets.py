@@ -45,8 +45,16 @@ class Bucket:
             name,
             prefix=prefix or None,
             config={"endpoint": endpoint} if endpoint else {},
-            client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=5)},
-            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+            client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=3)},
+            retry_config={
+                "max_retries": 3,
+                "retry_timeout": timedelta(seconds=30),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=2),
+                    "base": 2,
+                },
+            },
         )
 
     def head(self, key: str) -> "ObjectMeta | None":
