@@ -38,15 +38,6 @@ def test_weights_count_when_asked_to() -> None:
     assert _request(5).collect(source).majority == 1
 
 
-def test_long_pieces_are_counted_exactly() -> None:
-    # one piece of 2^24 + 2 entries: float32 can not tell such counts apart by one
-    n = (1 << 24) + 2
-    base, model = {"w": torch.zeros(n)}, {"w": torch.ones(n)}
-    model["w"][: n // 2 + 1] = -1.0  # one more - than +
-    request = TrimmedMajority("majority", MagnitudeBoundaries("trim", "global", lambda n: (n,)), is_weighted=False)
-    assert request.collect(MemorySource(base, [model], piece_elements=n)).majority == -1
-
-
 def test_a_negative_weight_turns_the_signs() -> None:
     assert _request(5).collect(MemorySource(BASE, [FIRST], (-1.0,))).majority == 1
 
