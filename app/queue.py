@@ -66,7 +66,7 @@ def make_celery(broker_url: str) -> Celery:
     is_local = urlsplit(broker_url).scheme == "filesystem"
     celery = Celery("amalgam", set_as_current=False)
     celery.conf.update(
-        broker_url="filesystem://" if is_local else broker_url,
+        broker_url="filesystem://localhost" if is_local else broker_url,
         broker_transport="app.filebroker:Transport" if is_local else None,
         broker_transport_options=_local_options(broker_url) if is_local else REDIS_OPTIONS,
         broker_connection_timeout=2.0,

@@ -34,6 +34,10 @@ QUICK = {
 }
 
 
+class DidNotStart(Exception):
+    """The worker ended at once; the message is its log."""
+
+
 class Worker:
     """A worker process and its log."""
 
@@ -44,6 +48,12 @@ class Worker:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def has_started(self) -> bool:
+        if self.process.poll() is not None:
+            raise DidNotStart(self.log)
+        return "worker_started" in self.log
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -86,7 +96,7 @@ class Plant:
             )
         worker = Worker(process, log)
         self._workers.append(worker)
-        wait_until(lambda: "worker_started" in worker.log, deadline_seconds=START_SECONDS, reason=str(log))
+        wait_until(lambda: worker.has_started, deadline_seconds=START_SECONDS, reason=str(log))
         return worker
 
     def add(
