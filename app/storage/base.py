@@ -60,7 +60,7 @@ class Storage(Protocol):
     def fetch(self, files: Sequence[FileEntry]) -> Path:
         """Return a folder with these files under their paths; read it, do not write into it.
 
-        The folder is kept for at least an hour after the last fetch. Raises: ArtifactGone, OutOfDisk, Unavailable.
+        The folder is kept for at least two hours after the last fetch. Raises: ArtifactGone, OutOfDisk, Unavailable.
         """
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:

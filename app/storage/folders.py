@@ -18,6 +18,7 @@ from app.domain.checkpoints import FileEntry, digest_json
 from app.domain.errors import ArtifactGone, OutOfDisk, Unavailable
 from app.storage.base import object_key
 
+KEEP_SECONDS = 2 * 3600.0  # what was fetched within this time is kept: a job (default time limit 2 h) may still open it
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
 
 

@@ -12,10 +12,8 @@ from typing import BinaryIO
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone
 from app.storage.base import CHUNK_BYTES, TempObject
-from app.storage.folders import ObjectFolder, Views, sweep_files, translated
+from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
-
-KEEP_VIEWS_SECONDS = 6 * 3600.0  # a fetched folder is kept this long after its last fetch; its links cost no room
 
 
 class LocalStorage:
@@ -67,7 +65,7 @@ class LocalStorage:
     def sweep_temp(self, *, older_than_seconds: float) -> int:
         """Remove what crashes left behind, and views nobody uses."""
         removed = sweep_files(self._objects.temp, older_than_seconds=older_than_seconds)
-        return removed + self._views.sweep(unused_seconds=max(older_than_seconds, KEEP_VIEWS_SECONDS))
+        return removed + self._views.sweep(unused_seconds=KEEP_SECONDS)
 
     def free_bytes(self) -> int | None:
         """Return the room left on the store's file system."""

@@ -14,11 +14,10 @@ from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
 from app.storage.base import TempObject, object_key
 from app.storage.buckets import Bucket
-from app.storage.folders import ObjectFolder, Views, sweep_files, translated
+from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
 
 PREFIX = "objects/sha256"
-KEEP_SECONDS = 6 * 3600.0  # what was used within this time is never evicted: a job may still open it
 PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no sweep takes it for forgotten
 
 
@@ -96,7 +95,7 @@ class S3Storage:
         with translated("sweeping the cache"):
             removed = sweep_files(self._incoming, older_than_seconds=older_than_seconds)
             removed += sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
-            removed += self._views.sweep(unused_seconds=max(older_than_seconds, KEEP_SECONDS))
+            removed += self._views.sweep(unused_seconds=KEEP_SECONDS)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
             return removed
 

@@ -9,11 +9,9 @@ from app.domain.checkpoints import FileEntry
 from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
 from app.domain.sources import SourceFile, SourceListing
 from app.storage.buckets import Bucket, BucketMissing, ObjectChanged
-from app.storage.folders import ObjectFolder, Views, sweep_files, translated
+from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.local_sources import MAX_FILES, FileRoots
 from app.storage.uris import FileUri, ObjectUri, parse_uri
-
-KEEP_SECONDS = 6 * 3600.0  # what was used within this time is never evicted
 
 
 class Sources:
@@ -90,7 +88,7 @@ class Sources:
         """Remove what crashes left in the cache, and what was not used for hours; return how many things."""
         with translated("sweeping the cache"):
             removed = sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
-            removed += self._views.sweep(unused_seconds=max(older_than_seconds, KEEP_SECONDS))
+            removed += self._views.sweep(unused_seconds=KEEP_SECONDS)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
             return removed
 
