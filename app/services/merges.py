@@ -14,7 +14,7 @@ from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
-from app.domain.errors import AmalgamError, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
+from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.plans import MergePlan, make_plan
@@ -170,7 +170,10 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
         return jobs.add(session, actor, **common), ()
     if source.state is not JobState.SUCCEEDED:
         return jobs.add(session, actor, **common, waits_for=source.id), ()
-    checkpoint_id, files = equal_merges.made_by(session, source.id)
+    try:
+        checkpoint_id, files = equal_merges.made_by(session, source.id)
+    except ArtifactGone:  # deleted a moment ago
+        return jobs.add(session, actor, **common), ()
     manifest = checkpoint_rows.load_manifest(session, checkpoint_id)
     kept = _keep(session, actor, _Made(new_id("job"), spec, manifest, files))
     common |= {"job_id": kept.job_id, "result": kept.result(source), "deduplicated_from": source.id}

@@ -17,7 +17,7 @@ from app.db import events as event_log
 from app.db import jobs as rows
 from app.db.engine import Sessions
 from app.db.tables import IdempotencyKey, Job, Worker
-from app.domain.errors import AmalgamError, Unavailable
+from app.domain.errors import AmalgamError, ArtifactGone, Unavailable
 from app.domain.jobs import JobState
 from app.domain.views.jobs import JobView
 from app.queue import JobQueue
@@ -218,19 +218,31 @@ def _free_waiters(sessions: Sessions) -> None:
 
 
 def _settle(sessions: Sessions, queue: JobQueue, complete: CompleteWaiter, job_id: str) -> bool:
+    try:
+        followers = _complete(sessions, complete, job_id)
+    except ArtifactGone:  # what the other made was deleted meanwhile: this one runs itself
+        with sessions.begin() as session:
+            rows.move(session, job_id, rows.in_state(JobState.QUEUED), values={"waits_for": None, "hinted_at": None})
+        return False
+    if followers is None:
+        return False
+    hint(queue, followers)
+    return True
+
+
+def _complete(sessions: Sessions, complete: CompleteWaiter, job_id: str) -> list[JobView] | None:
+    """End a waiter with its share of the result; return the jobs that follow, or None when it waits no more."""
     with sessions.begin() as session:
         guards = (rows.in_state(JobState.QUEUED), Job.waits_for.is_not(None))
         row = rows.move(session, job_id, *guards, values={})
         source = session.get(Job, row.waits_for) if row is not None else None
         if row is None or source is None or source.state != JobState.SUCCEEDED:
-            return False
+            return None
         row.deduplicated_from = source.id
         session.flush()
         made = complete(session, rows.view(session, row), rows.view(session, source))
         conclude(session, job_id, *guards, ending=Ending(JobState.SUCCEEDED, made.result))
-        followers = list(made.followers)
-    hint(queue, followers)
-    return True
+        return list(made.followers)
 
 
 def _stamp(sessions: Sessions, project_id: str) -> int:

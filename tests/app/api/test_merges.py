@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from app.db.engine import Sessions
+from app.queue import JobQueue
+from app.services import reaping, running
 from tests.app.api.house import Document, House, draw
 
 
@@ -151,6 +154,28 @@ def test_a_waiting_merge_runs_itself_when_the_first_is_canceled(house: House) ->
     assert house.post(f"/v1/jobs/{first['id']}/cancel").status_code == 202
     house.work()
 
+    second = house.read(f"/v1/jobs/{second['id']}")
+    assert (second["state"], second["deduplicated_from"]) == ("succeeded", None)
+
+
+def test_a_waiting_merge_runs_itself_when_what_it_waited_for_is_deleted(
+    any_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = any_house
+    house.family()
+    first = house.made("/v1/merges", average("model-0", "model-1"))
+    second = house.made("/v1/merges", average("model-0", "model-1"))
+    settle = reaping.settle_waiters
+
+    def delete_then_settle(sessions: Sessions, queue: JobQueue, complete: running.CompleteWaiter) -> int:
+        monkeypatch.undo()
+        (artifact,) = house.read(f"/v1/jobs/{first['id']}")["result"]["artifacts"]
+        assert house.client.delete(f"/v1/artifacts/{artifact}").status_code == 204
+        return settle(sessions, queue, complete)
+
+    monkeypatch.setattr(reaping, "settle_waiters", delete_then_settle)
+
+    assert [job["id"] for job in house.work()] == [first["id"], second["id"]]
     second = house.read(f"/v1/jobs/{second['id']}")
     assert (second["state"], second["deduplicated_from"]) == ("succeeded", None)
 
