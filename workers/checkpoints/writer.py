@@ -29,6 +29,7 @@ class WeightsWriter:
         self._files = {file.path: file for file in plan.files}
         self._descriptor: int | None = None
         self._file: str | None = None
+        self._begun: list[Path] = []
         self._of_files = _Hasher()
         self._of_tensors = _Hasher()
 
@@ -59,8 +60,8 @@ class WeightsWriter:
         self._of_tensors.finish()
         if self._descriptor is not None:
             os.close(self._descriptor)
-        for file in self._plan.files:
-            (self._folder / file.path).unlink(missing_ok=True)
+        for path in self._begun:
+            path.unlink(missing_ok=True)
 
     def _enter(self, file: str) -> None:
         if file == self._file:
@@ -68,6 +69,7 @@ class WeightsWriter:
         self._leave()
         path = self._folder / file
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._begun.append(path)
         self._file = file
         with _clear_when_full(file, self._files[file].size_bytes):
             os.posix_fallocate(self._descriptor, 0, self._files[file].size_bytes)

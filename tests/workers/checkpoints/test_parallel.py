@@ -1,0 +1,53 @@
+"""Threads: order kept, few results ahead, the first error ends everything."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from workers.checkpoints.parallel import map_in_order, n_threads, one_torch_thread
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    assert list(map_in_order(lambda item: item * item, range(50), threads=threads)) == [i * i for i in range(50)]
+
+
+def test_items_are_taken_only_a_few_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = map_in_order(lambda item: item, items(), threads=2)
+    assert next(results) == 0
+    assert len(taken) <= 4
+    results.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 4
+
+
+def test_an_error_arrives_and_no_thread_is_left() -> None:
+    def fail(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    with pytest.raises(ValueError, match="three"):
+        list(map_in_order(fail, range(100), threads=3))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
+
+
+def test_threads_are_those_asked_for_or_the_cores() -> None:
+    assert n_threads(3) == 3
+    assert n_threads(0) == 1
+    assert n_threads(None) >= 1
+
+
+def test_torch_uses_one_thread_inside_and_as_many_as_before_outside() -> None:
+    before = torch.get_num_threads()
+    with one_torch_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

@@ -1,0 +1,86 @@
+"""Writing: sizes known beforehand, digests on the way, and a full disk that leaves nothing behind."""
+
+import hashlib
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from app.domain.checkpoints import digest_weights
+from app.domain.errors import OutOfDisk
+from app.domain.plans import MergePlan, make_plan
+from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
+from workers.checkpoints.hashing import hash_file, hash_tensors
+from workers.checkpoints.writer import WeightsWriter
+
+
+def plan_of(shard_bytes: int = 5_000_000_000, size: int = 100) -> MergePlan:
+    manifest = manifest_of({"a": (size,), "empty": (0,), "s": (), "z": (3, 4)})
+    return make_plan(recipe_of(shard_bytes=shard_bytes), manifest, [manifest], card_of())
+
+
+def write_all(plan: MergePlan, folder: Path, step: int = 64) -> WeightsWriter:
+    writer = WeightsWriter(plan, folder)
+    for index, tensor in enumerate(plan.tensors):
+        size = tensor.end - tensor.begin
+        content = bytes([index + 1]) * size
+        for offset in range(0, size, step) or [0]:
+            writer.write(tensor, offset, memoryview(content[offset : offset + step]))
+    return writer
+
+
+@pytest.mark.parametrize("shard_bytes", [50, 420, 5_000_000_000])
+def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_path: Path) -> None:
+    plan = plan_of(shard_bytes)
+    entries, sha256_of = write_all(plan, tmp_path).finish()
+    assert [entry.path for entry in entries] == [file.path for file in plan.files]
+    for entry in entries:
+        content = (tmp_path / entry.path).read_bytes()
+        assert (entry.size_bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert entry.sha256 == hash_file(tmp_path / entry.path, lambda _: None)
+        tensors = [tensor.spec for tensor in plan.tensors if tensor.file == entry.path]
+        hashed = hash_tensors(tmp_path / entry.path, tensors, lambda _: None)
+        assert hashed == {tensor.name: sha256_of[tensor.name] for tensor in tensors}
+    arrays = {name: array for entry in entries for name, array in load_file(tmp_path / entry.path).items()}
+    assert {name: array.shape for name, array in arrays.items()} == {"a": (100,), "empty": (0,), "s": (), "z": (3, 4)}
+    assert len(digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)) == 64
+
+
+@contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond n bytes, as a full disk or a quota would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_before_a_byte_is_computed(tmp_path: Path) -> None:
+    plan = plan_of(size=1 << 20)
+    writer = WeightsWriter(plan, tmp_path)
+    with largest_file(1 << 16), pytest.raises(OutOfDisk, match=r"model\.safetensors: no room for its 4194\d+ bytes"):
+        writer.write(plan.tensors[0], 0, memoryview(b"x" * 8))
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_abandoning_removes_every_shard_that_was_begun(tmp_path: Path) -> None:
+    write_all(plan_of(shard_bytes=50), tmp_path).abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    writer = WeightsWriter(plan_of(), tmp_path)
+    with pytest.raises(FileExistsError):
+        writer.write(plan_of().tensors[0], 0, memoryview(b"yours"))
+    writer.abandon()
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"

@@ -1,0 +1,34 @@
+"""Progress: fractions that never pass 1, speeds and what is left, not too often."""
+
+import pytest
+
+from app.domain.jobs import Progress
+from workers.pipelines.progress import ProgressMeter
+
+
+def test_a_stage_is_reported_at_once_and_units_now_and_then() -> None:
+    reports: list[Progress] = []
+    meter = ProgressMeter(reports.append, total=10)
+    meter.enter("reading")
+    for _ in range(10):
+        meter.advance(1)
+    assert [(report.stage, report.done) for report in reports] == [("reading", 0)]
+    meter.enter("done")
+    assert (reports[-1].done, reports[-1].fraction) == (10, 1.0)
+    assert reports[-1].bytes_per_second is not None
+    assert reports[-1].eta_seconds == 0.0
+
+
+def test_more_than_planned_does_not_exceed_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pipelines.progress.INTERVAL_SECONDS", 0.0)
+    reports: list[Progress] = []
+    meter = ProgressMeter(reports.append, total=4, unit="steps")
+    meter.advance(6)
+    assert (reports[-1].fraction, reports[-1].done, reports[-1].total) == (1.0, 6, 6)
+    assert reports[-1].bytes_per_second is None
+
+
+def test_nothing_to_do_has_no_fraction() -> None:
+    reports: list[Progress] = []
+    ProgressMeter(reports.append, total=0).enter("reading")
+    assert (reports[0].fraction, reports[0].eta_seconds) == (0.0, None)
