@@ -17,7 +17,7 @@ import psutil
 from app.cli.main import run
 from tests.waiting import wait_until
 
-PROGRAM = (sys.executable, "-m", "app.cli.main")
+PROGRAM = (sys.executable, "-P", "-m", "app.cli.main")  # -P: as the script `amalgam` does
 ROOT = Path(__file__).parents[1]
 
 
@@ -76,14 +76,14 @@ def environment(home: Path, settings: Mapping[str, str] | None = None) -> dict[s
 
 
 @contextlib.contextmanager
-def start_serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Serve]:
+def start_serving(home: Path, settings: Mapping[str, str] | None = None, *, cwd: Path = ROOT) -> Iterator[Serve]:
     """Start `amalgam serve` and yield it at once, before it is ready; kill what is left of it at the end."""
     home.mkdir(parents=True, exist_ok=True)
     log = home / "serve.log"
     with log.open("wb") as output:
         command = (*PROGRAM, "serve", "--port", "0")
         process = subprocess.Popen(
-            command, env=environment(home, settings), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment(home, settings), cwd=cwd, stdout=output, stderr=subprocess.STDOUT
         )
     serve = Serve(process, log, home)
     try:
@@ -101,9 +101,9 @@ def start_serving(home: Path, settings: Mapping[str, str] | None = None) -> Iter
 
 
 @contextlib.contextmanager
-def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Serve]:
+def serving(home: Path, settings: Mapping[str, str] | None = None, *, cwd: Path = ROOT) -> Iterator[Serve]:
     """Start `amalgam serve`, and yield it when it is ready."""
-    with start_serving(home, settings) as serve:
+    with start_serving(home, settings, cwd=cwd) as serve:
         serve.url = wait_until(serve.find_url, deadline_seconds=60, every_seconds=0.05, reason="the service") or ""
         yield serve
 

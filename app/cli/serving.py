@@ -98,8 +98,8 @@ def worker(
     settings_in_force()
     refuse_without_torch()
     end_with(supervisor)
-    # Another program: `app` never imports the workers. -P: a folder `workers` of the user's is not ours.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.main"])
+    os.environ["PYTHONSAFEPATH"] = "1"  # a folder `workers` where the user happens to be is not ours
+    os.execv(sys.executable, [sys.executable, "-m", "workers.main"])  # `app` never imports the workers
 
 
 def migrate() -> None:

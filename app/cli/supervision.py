@@ -55,12 +55,13 @@ class EmbeddedService:
     ) -> None:
         self._host = host
         self._grace_seconds = grace_seconds
-        self._environment = dict(environment)
+        # A folder `app` where the user happens to be is not ours: the current folder is not searched for modules.
+        self._environment = {**environment, "PYTHONSAFEPATH": "1"}
         self._logs = logs
         self._stop_requested = threading.Event()
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
-        program = (sys.executable, "-P", "-m", "app.cli.main")  # -P: a folder `app` of the user's is not ours
+        program = (sys.executable, "-m", "app.cli.main")
         supervisor = ("--supervisor", str(os.getpid()))
         fd = self._socket.fileno()
         api = (*program, "api", "--host", host, "--port", str(self.port), "--fd", str(fd), *supervisor)

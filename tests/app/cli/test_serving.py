@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from app.cli.serving import is_loopback
-from tests.embedded import Serve, environment, run_amalgam, serving, start_serving
+from tests.embedded import Serve, environment, run_amalgam, run_inside, serving, start_serving
 from tests.waiting import wait_until
 
 
@@ -142,6 +142,21 @@ def test_a_signal_ends_it_cleanly_and_leaves_no_process(number: int, tmp_path: P
 
         assert serve.end(number) == 0
         assert [process for process in family if not is_gone(process)] == []
+
+
+def test_folders_named_like_our_packages_are_not_taken_for_them(tmp_path: Path) -> None:
+    for name in ("app", "workers", "migrations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a stranger')")
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model.safetensors").touch()
+
+    with serving(tmp_path / "home", cwd=tmp_path) as serve:
+        ended = run_inside("checkpoints", "register", str(tmp_path / "empty"), "-n", "x", "--wait", url=serve.url)
+
+    assert "(invalid_header)" in ended.stderr  # a job process ran
+    assert "a stranger" not in serve.output
 
 
 def test_killing_it_takes_its_children_along(tmp_path: Path) -> None:
