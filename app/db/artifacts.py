@@ -55,10 +55,9 @@ def name_checkpoint(session: Session, artifact_id: str, checkpoint_id: str) -> N
     session.flush()
 
 
-def find(session: Session, project_id: str, artifact_id: str, *, is_locked: bool = False) -> Artifact:
-    """Return an artifact's row; `is_locked` keeps others from changing it. Raises: NotFound."""
-    statement = select(Artifact).where(Artifact.project_id == project_id, Artifact.id == artifact_id)
-    row = session.scalar(statement.with_for_update() if is_locked else statement)
+def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
+    """Return an artifact's row. Raises: NotFound."""
+    row = session.scalar(select(Artifact).where(Artifact.project_id == project_id, Artifact.id == artifact_id))
     if row is None:
         raise NotFound(f"No artifact has the id {artifact_id!r}. GET /v1/artifacts lists what there is.")
     return row

@@ -52,7 +52,9 @@ def delete_checkpoint(session: Session, row: Checkpoint) -> list[str]:
 
 
 def delete_artifact(session: Session, row: Artifact) -> list[str]:
-    """Delete an artifact, whose row is locked, with the checkpoint it is; return the digests of its files.
+    """Delete an artifact with the checkpoint it is; return the digests of its files.
+
+    The checkpoint's row is locked first, as `delete_checkpoint`'s callers do: nobody waits in a circle.
 
     Raises: ResourceInUse naming what still needs the checkpoint.
     """

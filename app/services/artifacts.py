@@ -92,7 +92,7 @@ def delete(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: str)
     Raises: NotFound; ResourceInUse while a job, a checkpoint, a task or an alias needs the checkpoint.
     """
     with sessions.begin() as session:
-        row = rows.find(session, actor.project_id, artifact_id, is_locked=True)
+        row = rows.find(session, actor.project_id, artifact_id)
         unnamed = deletion.find_unnamed(session, deletion.delete_artifact(session, row))
     freeing.free_bytes(storage, unnamed)
 

@@ -3,25 +3,30 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+from app.db import artifacts, deletion
 from app.db import checkpoints as rows
-from app.db import deletion
 from app.db import models as model_rows
 from app.db.engine import Sessions, make_engine
 from app.db.migrate import upgrade
 from app.db.models import AliasKey
-from app.db.tables import Checkpoint, JobInput
+from app.db.tables import Artifact, Checkpoint, JobInput
 from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest, TensorSpec
 from app.domain.errors import NotFound, PreconditionFailed, ResourceInUse, UnknownCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, ResourceClass
 from app.domain.registrations import AliasRequest
 from app.domain.views.jobs import JobInputRef
+from app.services import artifacts as artifact_service
+from app.services import checkpoints as checkpoint_service
 from app.services import jobs, models
 from app.services.actors import Actor
+from app.storage.local import LocalStorage
 
 ACTOR = Actor(name="tester")
 MANIFEST = Manifest(
@@ -166,3 +171,23 @@ def test_deleting_twice_is_not_found(sessions: Sessions) -> None:
 
     raised = _both(delete, delete)
     assert sorted(type(error).__name__ for error in raised) == sorted(["NoneType", NotFound.__name__])
+
+
+def test_deleting_a_checkpoint_and_its_artifact_at_once_deletes_both(sessions: Sessions, tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "store")
+    for _ in range(6):
+        checkpoint = _add(sessions)
+        with sessions.begin() as session:
+            artifact = artifacts.add(
+                session, ACTOR, kind="checkpoint", job_id=None, checkpoint_id=checkpoint, files=MANIFEST.files
+            ).id
+            session.get_one(Checkpoint, checkpoint).artifact_id = artifact
+        raised = _both(
+            partial(artifact_service.delete, sessions, storage, ACTOR, artifact),
+            partial(checkpoint_service.delete, sessions, storage, ACTOR, checkpoint, if_revision=None),
+        )
+        assert all(error is None or isinstance(error, NotFound) for error in raised)
+        with sessions.read() as session:
+            assert session.get(Artifact, artifact) is None
+            assert session.get_one(Checkpoint, checkpoint).deleted_at is not None
+            assert deletion.find_unnamed(session, [MANIFEST.files[0].sha256]) == [MANIFEST.files[0].sha256]
