@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from app.cli.client import FINAL_STATES, Client, Document
@@ -100,12 +101,12 @@ def _fraction(job: Document) -> float:
 class _Bars:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("  {task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=console,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         self._progress.start()
@@ -113,12 +114,8 @@ class _Bars:
     def show(self, label: str, job: Document) -> None:
         """Update the job's bar."""
         if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=1.0, start=False, state="")
+            self._tasks[label] = self._progress.add_task(label, total=1.0, state="")
         task = self._tasks[label]
-        if job["state"] == "running":
-            self._progress.start_task(task)  # the clock runs from the start of the work, not of the waiting
-        if job["state"] in FINAL_STATES:
-            self._progress.stop_task(task)
         fraction = 1.0 if job["state"] == "succeeded" else _fraction(job)
         self._progress.update(task, completed=fraction, state=describe_progress(job))
 
