@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError, PreconditionError
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import S3Store
 
 from app.domain.errors import Unavailable, UriNotAllowed
@@ -25,10 +25,15 @@ RANGE_BYTES = 16 << 20
 PARALLEL_RANGES = 4
 PART_BYTES = 16 << 20
 SINGLE_PUT_BYTES = 8 << 20
+_INSTANCE_METADATA = "169.254.169.254"  # asked for credentials last, where nothing else names any
 
 
 class BucketMissing(Unavailable):
     """There is no bucket of that name."""
+
+
+class BucketForbidden(Unavailable):
+    """Our credentials, or the lack of them, do not open the bucket."""
 
 
 class ObjectChanged(Exception):
@@ -134,6 +139,11 @@ def _translated(bucket: str) -> Iterator[None]:
         if "NoSuchBucket" in str(error):
             raise BucketMissing(
                 f"There is no bucket {bucket!r} where AWS_ENDPOINT_URL leads. Make it first."
+            ) from error
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _INSTANCE_METADATA in str(error):
+            raise BucketForbidden(
+                f"The service's credentials do not open the bucket {bucket!r}. Set AWS_ACCESS_KEY_ID and"
+                " AWS_SECRET_ACCESS_KEY in its environment, or let them read it."
             ) from error
         detail = (
             f"The bucket {bucket!r} cannot be used ({type(error).__name__}). Look at AWS_ENDPOINT_URL, AWS_REGION and"

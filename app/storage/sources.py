@@ -8,7 +8,7 @@ from pathlib import Path
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
 from app.domain.sources import SourceFile, SourceListing
-from app.storage.buckets import Bucket, BucketMissing, ObjectChanged
+from app.storage.buckets import Bucket, BucketForbidden, BucketMissing, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.local_sources import MAX_FILES, FileRoots
 from app.storage.uris import FileUri, ObjectUri, parse_uri
@@ -37,6 +37,8 @@ class Sources:
             return self._look_objects(uri, parsed)
         except BucketMissing as error:
             raise UriNotFound(f"Nothing lies at {uri!r}: there is no bucket {parsed.bucket!r}.") from error
+        except BucketForbidden as error:
+            raise UriNotAllowed(f"{uri!r} cannot be read. {error.detail}") from error
 
     def check(self, uri: str, listing: SourceListing) -> None:
         """Return if what was listed is unchanged. Raises: InputChanged naming the file, Unavailable."""

@@ -8,12 +8,13 @@ import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import PermissionDeniedError
 
 from app.domain.errors import InputChanged, Unavailable, UriNotAllowed, UriNotFound
 from app.domain.sources import SourceListing
 from app.storage.sources import Sources
 from tests.app.storage.contents import read_folder, write_folder
-from tests.servers import S3Bucket
+from tests.servers import S3Bucket, free_port
 
 CONTENTS = {"model.safetensors": b"weights", "config.json": b"{}", "tokenizer/vocab.txt": b"a\n"}
 
@@ -307,7 +308,23 @@ def test_nothing_under_a_prefix_is_not_found(sources: Sources, put: Callable[[st
         sources.look(uri)
 
 
-def test_a_bucket_that_is_not_there_is_said_plainly(sources: Sources, put: Callable[[str, bytes], str]) -> None:
+def test_a_bucket_that_is_not_there_is_not_found(sources: Sources, put: Callable[[str, bytes], str]) -> None:
     put("m", b"")
-    with pytest.raises((Unavailable, UriNotFound)):
+    with pytest.raises(UriNotFound, match="there is no bucket 'no-such-bucket-here'"):
         sources.look("s3://no-such-bucket-here/m")
+
+
+def test_without_credentials_a_bucket_is_refused(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise PermissionDeniedError("403")
+
+    monkeypatch.setattr("obstore.head", refuse)
+    with pytest.raises(UriNotAllowed, match="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in its environment"):
+        sources.look("s3://models/m")
+
+
+def test_an_endpoint_that_is_away_is_said_plainly(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in S3Bucket("models", f"http://127.0.0.1:{free_port()}").environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable, match="Look at AWS_ENDPOINT_URL"):
+        sources.look("s3://models/m")
