@@ -1,0 +1,62 @@
+"""A merge's memory does not grow with the model: whole processes, two sizes, peak anonymous memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+MERGE = """
+import sys, threading, time
+from pathlib import Path
+from app.domain.checkpoints import LocalCheckpoint
+from tests.workers.files import FileMerge, ignore
+from workers.pipelines.importing import import_checkpoint
+
+def anonymous_bytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous_bytes())
+        time.sleep(0.005)
+
+folder, method = Path(sys.argv[1]), sys.argv[2]
+found = [LocalCheckpoint(id=name, path=folder / name, manifest=import_checkpoint(folder / name, ignore))
+         for name in ("base", "first", "second")]
+peak = 0
+threading.Thread(target=watch, daemon=True).start()
+FileMerge(method, threads=2)(found[0], found[1:], folder / "out")
+print(peak)
+"""
+
+
+def write_models(folder: Path, n_tensors: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {f"w{index}": torch.randn(1024, 1024, generator=generator).bfloat16() for index in range(n_tensors)}
+    for name in ("base", "first", "second"):
+        moved = {key: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for key, tensor in base.items()}
+        (folder / name).mkdir(parents=True)
+        save_file({key: tensor.bfloat16() for key, tensor in moved.items()}, folder / name / "model.safetensors")
+
+
+def peak_bytes(folder: Path, method: str) -> int:
+    command = [sys.executable, "-c", MERGE, str(folder), method]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=240)
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "limit"), [("task_arithmetic", 400_000_000), ("ties", 600_000_000)])
+def test_peak_anonymous_memory_stays_below_its_limit_and_does_not_grow(method: str, limit: int, tmp_path: Path) -> None:
+    write_models(tmp_path / "small", 4)  # 8 MB a model
+    write_models(tmp_path / "large", 40)  # 80 MB a model: 160 MB in float32
+    small, large = (peak_bytes(tmp_path / size, method) for size in ("small", "large"))
+    assert large < limit
+    assert large - small < 60_000_000
