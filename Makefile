@@ -75,9 +75,12 @@ format: setup ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Every folder of benchmarks/ that can be run, but parity, which measures no speed.
+BENCHMARKS = $(filter-out parity,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
+
 .PHONY: bench
 bench: setup ## measure engine and service (benchmarks/README.md)
-	$(BIN)/python -m benchmarks
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .PHONY: parity
 parity: setup ## compare the methods with mergekit and fusion-bench (in a venv of their own)
