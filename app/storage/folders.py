@@ -47,18 +47,22 @@ class ObjectFolder:
             return self._touch(self.path(sha256))
 
     def add(self, file: Path, sha256: str) -> None:
-        """Make a file of ours an object; the file itself may go or stay afterwards. What is there already stays."""
+        """Make a file an object; what is there already stays.
+
+        The object is a link to the file, which becomes read-only; a file that has other links is copied and left alone.
+        """
         target = self.path(sha256)
-        size = file.stat().st_size
+        status = file.stat()
+        _sync(file)  # before the lock: it may take long
         with self._lock(fcntl.LOCK_SH):
-            if self._touch(target) == size:
+            if self._touch(target) == status.st_size:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            file.chmod(0o444)
-            _sync(file)
-            self._place(file, target)
+            if target.exists() or status.st_nlink > 1 or not self._link(file, target):
+                self._copy(file, target)
             os.utime(target)
             _sync(target.parent)
+            _sync(target.parent.parent)  # its folder may be new
 
     def remove(self, sha256: str, *, min_age_seconds: float, only_unlinked: bool = False) -> bool:
         """Remove an object not added for so long; `only_unlinked` spares those that a view shows."""
@@ -96,17 +100,20 @@ class ObjectFolder:
         self.temp.mkdir(parents=True, exist_ok=True)
         return self.temp / uuid.uuid4().hex
 
-    def _place(self, file: Path, target: Path) -> None:
-        if not target.exists():
-            try:
-                os.link(file, target)
-            except FileExistsError:
-                return  # another process published the same bytes
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-            else:
-                return
+    def _link(self, file: Path, target: Path) -> bool:
+        """Link an object to a file; False where the file system has no hard links."""
+        try:
+            file.chmod(0o444)
+            os.link(file, target)
+        except FileExistsError:
+            return True  # another process published the same bytes
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
+    def _copy(self, file: Path, target: Path) -> None:
         temp = self.new_temp_path()
         try:
             shutil.copyfile(file, temp)

@@ -101,7 +101,6 @@ def check_compatibility(
     body: Annotated[CompatibilityRequest, Body(openapi_examples=COMPATIBILITY_EXAMPLES)],
     sessions: SessionsDep,
     actor: ActorDep,
-    _idempotency: IdempotencyDep,
 ) -> CompatibilityView:
     """Compare the tensors of checkpoints from their headers alone: missing, extra, other shapes, other dtypes."""
     return checkpoints.compare(sessions, actor, body)

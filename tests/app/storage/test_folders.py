@@ -42,6 +42,17 @@ def test_an_object_is_a_link_not_a_copy(objects: ObjectFolder, tmp_path: Path) -
     assert objects.path(FILE.sha256).stat().st_mode & 0o222 == 0
 
 
+def test_a_file_that_somebody_else_links_to_is_copied_and_left_as_it_is(objects: ObjectFolder, tmp_path: Path) -> None:
+    theirs = _file(tmp_path)
+    os.utime(theirs, ns=(1, 1))
+    os.link(theirs, tmp_path / "ours")
+    before = theirs.stat()
+    objects.add(tmp_path / "ours", FILE.sha256)
+    assert not objects.path(FILE.sha256).samefile(theirs)
+    assert objects.path(FILE.sha256).read_bytes() == CONTENT
+    assert (theirs.stat().st_mtime_ns, theirs.stat().st_mode) == (before.st_mtime_ns, before.st_mode)
+
+
 def test_without_hard_links_an_object_is_copied(
     objects: ObjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
