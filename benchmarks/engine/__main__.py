@@ -1,0 +1,137 @@
+"""Compares our merges with mergekit's on the same files, whole processes in turn (`python -m benchmarks.engine -h`)."""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.engine.generate import SHAPES, generate
+from benchmarks.engine.merge_once import PARAMETERS, import_all
+from benchmarks.engine.processes import Run, run
+from benchmarks.parity.environments import prepare
+
+METHODS = ("task_arithmetic", "ties")
+# what must be reached: our whole process against mergekit's, and anonymous memory
+GOALS = {"task_arithmetic": (5.0, 400_000_000), "ties": (15.0, 600_000_000)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of one method."""
+
+    method: str
+    ours: list[Run]
+    theirs: list[Run]
+
+    def render(self) -> str:
+        """Return the method's rows of the table, and its ratios."""
+        lines = [_row(f"{self.method}, ours", self.ours)]
+        inner = [json.loads(one.last_line)["seconds"] for one in self.ours]
+        if self.theirs:
+            lines.append(_row(f"{self.method}, mergekit", self.theirs))
+            theirs = statistics.median(one.wall_seconds for one in self.theirs)
+            ours = statistics.median(one.wall_seconds for one in self.ours)
+            merge = statistics.median(inner)
+            lines.append(
+                f"{'':28}the merge alone {merge:.2f} s; mergekit takes {theirs / merge:.1f} x as long as the merge, "
+                f"{theirs / ours:.1f} x as long as the process (goal {GOALS.get(self.method, ('-', 0))[0]})"
+            )
+        else:
+            lines.append(f"{'':28}the merge alone {statistics.median(inner):.2f} s ({min(inner):.2f}–{max(inner):.2f})")
+        return "\n".join(lines)
+
+
+def main() -> None:
+    """Generate, merge in turn, print the table."""
+    arguments = _parse()
+    with _folder(arguments.data) as folder:
+        models = folder / arguments.shape
+        if not models.exists():
+            print(f"generating {arguments.shape} into {models}", flush=True)
+            generate(SHAPES[arguments.shape], models, n_models=arguments.models)
+        import_all(models)
+        mergekit = None if arguments.without_mergekit else prepare("mergekit").parent / "mergekit-yaml"
+        comparisons = [Comparison(method, [], []) for method in arguments.method]
+        for turn in range(arguments.rounds):
+            for comparison in comparisons:
+                comparison.ours.append(_run_ours(models, comparison.method, folder, arguments.threads))
+                if mergekit is not None:
+                    comparison.theirs.append(_run_mergekit(mergekit, models, comparison.method, folder))
+                print(f"round {turn + 1}: {comparison.method} done, load {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"\n{arguments.shape}, base + {arguments.models}, {arguments.rounds} rounds, {os.cpu_count()} cores")
+        print(f"{'':28}{'wall s (least–most)':>26}{'CPU s':>9}{'anonymous MB':>15}")
+        print("\n".join(comparison.render() for comparison in comparisons))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="0.1b")
+    parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
+    parser.add_argument("--method", choices=PARAMETERS, nargs="+", default=METHODS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of our merge; default: one per core")
+    parser.add_argument("--without-mergekit", action="store_true")
+    parser.add_argument("--data", type=Path, help="folder that keeps the generated models; default: a temporary one")
+    return parser.parse_args()
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="amalgam-engine-") as folder:
+        yield Path(folder)
+
+
+def _run_ours(models: Path, method: str, folder: Path, threads: int | None) -> Run:
+    output = folder / "out"
+    command = [sys.executable, "-m", "benchmarks.engine.merge_once", str(models), method, str(output)]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    try:
+        return run(command, environment={"OMP_NUM_THREADS": "1"})
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def _run_mergekit(program: Path, models: Path, method: str, folder: Path) -> Run:
+    output, config = folder / "out", folder / "mergekit.yaml"
+    names = sorted(path.name for path in models.iterdir() if path.is_dir())
+    of_model = {"weight": 1.0, **({"density": 0.2} if method != "task_arithmetic" else {})}
+    document = {
+        "merge_method": "linear" if method == "average" else method,
+        "base_model": str(models / "base"),
+        "models": [{"model": str(models / name), "parameters": of_model} for name in names if name != "base"],
+        "parameters": {"lambda": 0.3 if method == "task_arithmetic" else 1.0},
+        "dtype": "bfloat16",
+    }
+    if method == "average":
+        del document["base_model"], document["parameters"]
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    try:
+        return run([program, config, output], environment={"HF_HUB_OFFLINE": "1"})
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def _row(name: str, runs: list[Run]) -> str:
+    walls = [one.wall_seconds for one in runs]
+    wall = f"{statistics.median(walls):.2f} ({min(walls):.2f}–{max(walls):.2f})"
+    cpu = statistics.median(one.cpu_seconds for one in runs)
+    peak = max(one.anonymous_bytes for one in runs) / 1e6
+    return f"{name:28}{wall:>26}{cpu:>9.1f}{peak:>15.0f}"
+
+
+if __name__ == "__main__":
+    main()
