@@ -1,7 +1,7 @@
-"""Makes a base model and fine-tuned ones of Llama's shape, bfloat16, random but repeatable: `python -m … --help`.
+"""Makes a base model and fine-tuned ones of Llama's shape, bfloat16, random but repeatable.
 
 A fine-tuned model is the base plus noise of a twentieth of the weights' size, and three entries in ten are untouched,
-as fine-tuning in bfloat16 leaves them. Every tensor's stream is seeded by its name and model, not by its place in a file.
+as fine-tuning in bfloat16 leaves them. A tensor's stream is seeded by its name and model, not by its place in a file.
 """
 
 import argparse
