@@ -7,10 +7,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import structlog
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 
-from app.domain.errors import NotAcceptable
+from app.domain.errors import AmalgamError, NotAcceptable
 from app.domain.views.jobs import EventView
 
 MEDIA_TYPE = "text/event-stream"
@@ -19,6 +20,7 @@ HEARTBEAT_SECONDS = 15.0
 LONGEST_SECONDS = 1800.0  # then the client reconnects and resumes
 RETRY_MILLISECONDS = 2000
 
+log = structlog.get_logger(__name__)
 Look = Callable[[int], tuple[Sequence[EventView], bool]]
 """(after_seq) -> the next events, and whether no more will come after them."""
 
@@ -48,7 +50,11 @@ async def _write(look: Look, after_seq: int) -> AsyncIterator[bytes]:
     started = last_written = time.monotonic()
     yield format_sse_event(data_str=None, retry=RETRY_MILLISECONDS)
     while time.monotonic() - started < LONGEST_SECONDS:
-        events, is_over = await asyncio.to_thread(look, after_seq)
+        try:
+            events, is_over = await asyncio.to_thread(look, after_seq)
+        except AmalgamError as error:  # the database is away: the client reconnects and resumes
+            log.warning("stream_cut", code=error.code, detail=error.detail)
+            return
         for event in events:
             after_seq = event.seq
             yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))

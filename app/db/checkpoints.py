@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Insert, Select, insert, select, update
+from sqlalchemy import Insert, Select, Text, cast, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -90,8 +90,10 @@ def load_manifest(session: Session, checkpoint_id: str) -> Manifest:
 
 def load_manifests(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Manifest]:
     """Return the manifests of ready checkpoints by id, read at once. Raises: NotFound."""
-    statement = select(CheckpointManifest).where(CheckpointManifest.checkpoint_id.in_(checkpoint_ids))
-    found = {row.checkpoint_id: Manifest.model_validate(row.document) for row in session.scalars(statement)}
+    text = cast(CheckpointManifest.document, Text)  # parsed once, by pydantic: a manifest may name 200,000 tensors
+    wanted = CheckpointManifest.checkpoint_id.in_(checkpoint_ids)
+    statement = select(CheckpointManifest.checkpoint_id, text).where(wanted)
+    found = {name: Manifest.model_validate_json(document) for name, document in session.execute(statement)}
     for checkpoint_id in checkpoint_ids:
         if checkpoint_id not in found:
             raise NotFound(f"{checkpoint_id} has no manifest: it is not imported yet, or its import failed.")

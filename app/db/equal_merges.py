@@ -20,18 +20,20 @@ def find(session: Session, project_id: str, recipe_digest: str) -> JobView | Non
     Two merges of one recipe that are accepted at the same time do not miss each other.
     """
     lock(session, "recipe", project_id, recipe_digest)
-    equal = select(Job).where(
-        Job.project_id == project_id, Job.kind == str(JobKind.MERGE), Job.recipe_digest == recipe_digest
-    )
+    equal = (Job.project_id == project_id, Job.kind == str(JobKind.MERGE), Job.recipe_digest == recipe_digest)
+    if session.scalar(select(Job.id).where(*equal).limit(1)) is None:
+        return None  # as most merges: the first of its kind
     made = (
-        equal.join(Artifact, Artifact.job_id == Job.id)
+        select(Job)
+        .join(Artifact, Artifact.job_id == Job.id)
         .join(Checkpoint, Checkpoint.artifact_id == Artifact.id)
-        .where(Job.state == str(JobState.SUCCEEDED), Checkpoint.deleted_at.is_(None))
+        .where(*equal, Job.state == str(JobState.SUCCEEDED), Checkpoint.deleted_at.is_(None))
     )
     row = session.scalars(made.order_by(Job.id.desc()).limit(1)).first()
     if row is None:
-        live = equal.where(Job.state.in_([str(JobState.QUEUED), str(JobState.RUNNING)]), Job.waits_for.is_(None))
-        row = session.scalars(live.order_by(Job.id).limit(1)).first()
+        live = Job.state.in_([str(JobState.QUEUED), str(JobState.RUNNING)])
+        first = select(Job).where(*equal, live, Job.waits_for.is_(None)).order_by(Job.id).limit(1)
+        row = session.scalars(first).first()
     return jobs.view(session, row) if row is not None else None
 
 
