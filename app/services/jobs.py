@@ -277,7 +277,8 @@ def conclude(session: Session, job_id: str, *guards: ColumnElement[bool], ending
     rows.close_attempt(session, row, ending.outcome or str(ending.state), at, ending.problem)
     event_log.append(session, job_id, f"job.{ending.state}", _event_data(ending))
     if ending.state is not JobState.SUCCEEDED:
-        session.execute(update(Job).where(Job.waits_for == job_id).values(waits_for=None, hinted_at=None))
+        waiting = (Job.waits_for == job_id, rows.in_state(JobState.QUEUED))
+        session.execute(update(Job).where(*waiting).values(waits_for=None, hinted_at=None))
         if row.kind == JobKind.IMPORT:
             _close_import(session, row, ending.problem)
     return row
