@@ -49,7 +49,12 @@ def set_up_logging(log_format: Literal["console", "json"], level: str = "info") 
 def _renderers(log_format: str) -> list[structlog.typing.Processor]:
     if log_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=True)]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="at")]
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        timestamp_key="at",
+        exception_formatter=structlog.dev.plain_traceback,  # without local variables: they hold secrets
+    )
+    return [renderer]
 
 
 def _drop_color_message(

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
-from pydantic import AwareDatetime, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Order, PageRequest
@@ -43,7 +43,15 @@ def _refuse_numbers(value: object) -> object:
     return value
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_refuse_numbers)]  # elsewhere a number is taken for an instant
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
+
+
+# Without the first, a number is taken for an instant; without the second, the ends of the calendar overflow.
+Instant = Annotated[AwareDatetime, BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
 
 
 def created_after(created_after: Annotated[Instant | None, Query()] = None) -> datetime | None:

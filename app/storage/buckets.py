@@ -6,9 +6,11 @@ Downloads run in ranges, a few at a time, so that no single request lasts long a
 import contextlib
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,14 +95,14 @@ class Bucket:
 
         Raises: FileNotFoundError; ObjectChanged when it does not have this ETag any more; Unavailable.
         """
-        ranges = [(at, min(at + RANGE_BYTES, end)) for at in range(start, end, RANGE_BYTES)]
+        spans = iter([(at, min(at + RANGE_BYTES, end)) for at in range(start, end, RANGE_BYTES)])
         with ThreadPoolExecutor(PARALLEL_RANGES) as pool:
-            pending = [pool.submit(self._read_range, key, span, etag) for span in ranges[:PARALLEL_RANGES]]
+            pending = deque(pool.submit(self._read_range, key, span, etag) for span in islice(spans, PARALLEL_RANGES))
             try:
-                for index in range(len(ranges)):
-                    data = pending[index].result()
-                    if index + PARALLEL_RANGES < len(ranges):
-                        pending.append(pool.submit(self._read_range, key, ranges[index + PARALLEL_RANGES], etag))
+                while pending:
+                    data = pending.popleft().result()  # forgotten once yielded: an object may outgrow the memory
+                    if (span := next(spans, None)) is not None:
+                        pending.append(pool.submit(self._read_range, key, span, etag))
                     yield data
             finally:
                 for future in pending:

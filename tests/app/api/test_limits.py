@@ -193,6 +193,13 @@ def test_an_instant_without_a_zone_is_refused(house: House) -> None:
     problem_of(house.get("/v1/jobs?created_after=2026-01-01T00:00:00"), 422, "validation_failed")
 
 
+@pytest.mark.parametrize("instant", ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00"])
+def test_an_instant_beyond_the_calendar_is_refused(house: House, instant: str) -> None:
+    problem = problem_of(house.get(f"/v1/jobs?created_after={instant}"), 422, "validation_failed")
+
+    assert problem["errors"][0]["pointer"] == "/query/created_after"
+
+
 def test_a_name_that_looks_like_an_id_is_refused(house: House) -> None:
     body = {"method": "average", "models": [{"checkpoint": "a"}], "output": {"name": "ckpt_mine"}}
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import multiprocessing
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone
+from app.storage import buckets
 from app.storage.base import Storage
 from app.storage.factory import open_storage
 from tests.app.storage.contents import entry, read_folder, write_folder
@@ -98,6 +100,23 @@ def test_read_gives_any_range(store: Storage, tmp_path: Path) -> None:
     assert b"".join(store.read(file.sha256, start=7, end=1234)) == content[7:1234]
     assert b"".join(store.read(file.sha256, start=5000)) == content[5000:]
     assert b"".join(store.read(file.sha256, start=3, end=3)) == b""
+
+
+def test_reading_holds_a_few_ranges_and_never_the_file(
+    store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "RANGE_BYTES", 1 << 20)
+    content = bytes(range(256)) * (48 << 12)  # 48 MiB
+    [file] = write_folder(tmp_path / "output", {"large.bin": content})
+    store.publish(tmp_path / "output", [file])
+    tracemalloc.start()
+    try:
+        n_bytes = sum(len(data) for data in store.read(file.sha256))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_bytes == len(content)
+    assert peak < 20 << 20
 
 
 def test_what_is_not_there_has_no_size_and_cannot_be_read(store: Storage) -> None:
