@@ -131,8 +131,8 @@ def check_claims(result: DemoResult) -> list[Claim]:
         ),
         Claim(
             f"One merged model keeps {percent((best.average or 0) / (individual.average or 1))} % of the accuracy of "
-            f"{len(result.tasks)} separate models ({percent(individual.average)} %), {gap:.1f} points below; expected "
-            f"not more than {INDIVIDUAL_MARGIN_POINTS} points above.",
+            f"{len(result.tasks)} separate models ({percent(individual.average)} %), which are {gap:.1f} points ahead; "
+            f"expected to be at most {INDIVIDUAL_MARGIN_POINTS} behind.",
             gap >= -INDIVIDUAL_MARGIN_POINTS,
         ),
     ]
