@@ -143,7 +143,7 @@ def say_where(result: DemoResult, settings: "Settings", console: Console) -> Non
     console.print("  API documentation:        http://127.0.0.1:8000/docs")
     console.print(f"  The best merged model:    {best['name']}@{best['version']}, {best['id']}")
     console.print(f"  Its artifact:             {artifact}")
-    console.print(f"  Download it:              curl -OJ {artifact}/archive", soft_wrap=True)
+    console.print(f"  Download it:              curl -o merged.tar {artifact}/archive", soft_wrap=True)
     console.print(f"  Files and logs:           {settings.home}", soft_wrap=True)
 
 

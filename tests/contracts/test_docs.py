@@ -70,7 +70,7 @@ def read_curl(page: str, words: list[str]) -> Call:
             verb = next(remaining)
         elif word in ("-d", "--data"):
             body = json.loads(next(remaining))
-        elif word in ("-H", "--header"):
+        elif word in ("-H", "--header", "-o"):
             next(remaining)
         elif word.startswith(SERVICE):
             url = urlsplit(word)
