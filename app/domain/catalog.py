@@ -202,7 +202,7 @@ def load_catalog() -> Catalog:
 def fill_defaults(
     schema: Mapping[str, Any], values: Mapping[str, JsonValue], *, n_models: int | None = None
 ) -> dict[str, JsonValue]:
-    """Return the values with the schema's defaults filled in, sorted by name.
+    """Return the values with the schema's defaults filled in, sorted by name; equal numbers in one form (1 is 1.0).
 
     A parameter whose best default is another one for a single model says so as `x-default-for-one-model`.
     """
@@ -213,13 +213,16 @@ def fill_defaults(
         elif "default" in rule:
             defaults[name] = rule["default"]
     merged = {**defaults, **values}
-    return {name: merged[name] for name in sorted(merged)}
+    rules = schema.get("properties", {})
+    return {name: _one_form(rules.get(name, {}), merged[name]) for name in sorted(merged)}
 
 
 def schema_faults(schema: Mapping[str, Any], document: object, *, pointer: str) -> list[FieldProblem]:
     """Return every fault of a document under a JSON Schema, unknown names with their near matches."""
     validator = jsonschema.Draft202012Validator(schema)
-    faults: list[FieldProblem] = []
+    faults = _number_faults(document, pointer)
+    if faults:
+        return faults
     for error in sorted(validator.iter_errors(document), key=lambda error: [str(step) for step in error.path]):
         where = "".join(f"/{step}" for step in error.path)
         if error.validator == "additionalProperties":
@@ -236,6 +239,28 @@ def schema_faults(schema: Mapping[str, Any], document: object, *, pointer: str) 
         else:
             faults.append(FieldProblem(f"{pointer}{where}", _describe(error)))
     return faults
+
+
+def _number_faults(document: object, pointer: str) -> list[FieldProblem]:
+    """Return the integers that no 64-bit number holds; a JSON text may have any number of digits."""
+    if isinstance(document, Mapping):
+        return [fault for name, value in document.items() for fault in _number_faults(value, f"{pointer}/{name}")]
+    if isinstance(document, list):
+        return [fault for at, value in enumerate(document) for fault in _number_faults(value, f"{pointer}/{at}")]
+    if isinstance(document, int) and not -(2**63) <= document < 2**63:
+        return [FieldProblem(pointer, "the number is out of range; expected at most 64 bits")]
+    return []
+
+
+def _one_form(rule: Mapping[str, Any], value: JsonValue) -> JsonValue:
+    """Return the value as its type has it, so that equal requests have equal digests: 1 and 1.0 are one number."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    kind = rule.get("type")
+    if is_number and kind == "number":
+        return float(value)  # type: ignore[arg-type]  # it is a number
+    if is_number and kind == "integer":
+        return int(value)  # type: ignore[arg-type]  # JSON Schema takes 3.0 for an integer
+    return value
 
 
 def _describe(error: jsonschema.ValidationError) -> str:

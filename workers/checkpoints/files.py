@@ -1,7 +1,8 @@
 """Which files make up a checkpoint, and what their headers say; no weight is read here.
 
 A checkpoint is a Hugging Face folder (one safetensors file, or shards with an index; config and tokenizer beside them)
-or one bare safetensors file. Links that leave the folder, pickled weights and hidden files are not followed or taken.
+or one bare safetensors file. Pickled weights and hidden files are not taken. Links to files are followed, as the caches
+of model hubs have them: where a link may lead is judged by whoever admits the folder (app/storage/local_sources.py).
 """
 
 import json
@@ -45,7 +46,7 @@ class CheckpointFiles:
 def find_files(source: Path) -> CheckpointFiles:
     """Return the files of the checkpoint at `source`, a folder or one safetensors file.
 
-    Raises: MissingWeights, UnsafeFormat, CheckpointInvalid for a link that leaves the folder or a file beyond a limit.
+    Raises: MissingWeights, UnsafeFormat, CheckpointInvalid for a file beyond a limit.
     """
     if source.is_file():
         return _find_bare_file(source)
@@ -126,30 +127,20 @@ def _find_bare_file(source: Path) -> CheckpointFiles:
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
     """Yield (relative path, size) of every file that is not hidden, at most MAX_DEPTH folders down."""
-    for n_files, path in enumerate(_walk_folder(root, inside=root.resolve(), depth=0)):
+    for n_files, path in enumerate(_walk_folder(root, depth=0)):
         if n_files >= MAX_FILES:
             raise CheckpointInvalid(f"Found more than {MAX_FILES} files, expected the folder of one checkpoint.")
         yield path.relative_to(root).as_posix(), path.stat().st_size
 
 
-def _walk_folder(folder: Path, *, inside: Path, depth: int) -> Iterator[Path]:
+def _walk_folder(folder: Path, *, depth: int) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_symlink():
-            _check_link(path, inside=inside)
         if path.is_file():
             yield path
         elif path.is_dir() and not path.is_symlink() and depth < MAX_DEPTH:
-            yield from _walk_folder(path, inside=inside, depth=depth + 1)
-
-
-def _check_link(path: Path, *, inside: Path) -> None:
-    if not path.resolve().is_relative_to(inside):
-        raise CheckpointInvalid(
-            f"{path.name}: found a symbolic link that leaves the checkpoint's folder, expected a file inside it; "
-            "copy the folder with its links followed (cp -rL)."
-        )
+            yield from _walk_folder(path, depth=depth + 1)
 
 
 def _find_weights(root: Path, sizes: dict[str, int]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import pytest
 
 from app.domain.catalog import Catalog, MethodCard
+from app.domain.checkpoints import digest_json
 from app.domain.errors import EvaluatorNotFound, Invalid, InvalidParameters, MethodNotFound, UnknownMethod
 
 SCHEMA = {
@@ -114,3 +115,16 @@ def test_parameters_per_model_are_refused_with_the_place() -> None:
     with pytest.raises(Invalid) as caught:
         CATALOG.check("ties", {}, has_base_model=True, weights=[1.0], model_parameters=[{"density": 0.1}])
     assert caught.value.errors[0].pointer == "/models/0/parameters/density"
+
+
+def test_equal_numbers_have_one_form() -> None:
+    _, as_integer = CATALOG.check("ties", {"density": 1}, has_base_model=True, weights=[1.0])
+    _, as_float = CATALOG.check("ties", {"density": 1.0}, has_base_model=True, weights=[1.0])
+    assert digest_json(as_integer) == digest_json(as_float)
+
+
+def test_an_integer_of_many_digits_is_out_of_range() -> None:
+    with pytest.raises(InvalidParameters) as caught:
+        CATALOG.check("ties", {"density": 10**400}, has_base_model=True, weights=[1.0])
+    assert [fault.pointer for fault in caught.value.errors] == ["/parameters/density"]
+    assert "out of range" in caught.value.errors[0].message

@@ -152,21 +152,15 @@ def test_a_broken_index(text: str, tmp_path: Path) -> None:
         find_files(tmp_path)
 
 
-def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
-    inside, outside = tmp_path / "inside", tmp_path / "outside"
-    inside.mkdir()
-    outside.mkdir()
-    save_file(A, outside / "secret.safetensors")
-    save_file(A, inside / "kept.safetensors")
-    (inside / "model.safetensors").symlink_to(inside / "kept.safetensors")
-    assert find_files(inside).weights == ("model.safetensors",)
-    (inside / "config.json").symlink_to(outside / "secret.safetensors")
-    with pytest.raises(CheckpointInvalid, match=r"config\.json: found a symbolic link that leaves"):
-        find_files(inside)
-    (inside / "config.json").unlink()
-    (inside / "folder").symlink_to(outside)
-    with pytest.raises(CheckpointInvalid, match="folder: found a symbolic link that leaves"):
-        find_files(inside)
+def test_links_to_files_are_followed_as_in_the_cache_of_a_hub(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    save_file(A, blobs / "0a1b")
+    (snapshot / "model.safetensors").symlink_to(Path("../../blobs/0a1b"))
+    found = find_files(snapshot)
+    assert found.weights == ("model.safetensors",)
+    assert [tensor.name for tensor in read_headers(found)] == sorted(A)
 
 
 def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
