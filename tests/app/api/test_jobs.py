@@ -50,7 +50,8 @@ def test_a_job_in_full(house: House) -> None:
     assert "project_id" not in found
 
 
-def test_jobs_are_filtered(house: House) -> None:
+def test_jobs_are_filtered(any_house: House) -> None:
+    house = any_house
     job = begin(house)
     house.family()
     merge = house.made(

@@ -133,7 +133,8 @@ def test_an_evaluation_makes_metrics(any_house: House) -> None:
     assert house.read("/v1/metrics")["items"] == [metric]
 
 
-def test_metrics_are_filtered(house: House) -> None:
+def test_metrics_are_filtered(any_house: House) -> None:
+    house = any_house
     house.bert()
     house.made("/v1/tasks", house.task_body())
     job = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
@@ -150,7 +151,8 @@ def test_metrics_are_filtered(house: House) -> None:
     assert house.get("/v1/metrics?checkpoint=nothing").status_code == 422
 
 
-def test_evaluations_are_found_by_their_task(house: House) -> None:
+def test_evaluations_are_found_by_their_task(any_house: House) -> None:
+    house = any_house
     house.bert()
     house.made("/v1/tasks", house.task_body())
     job = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
@@ -415,8 +417,9 @@ def compared(house: House, **query: object) -> Document:
 
 
 @pytest.fixture
-def measured(house: House) -> House:
+def measured(any_house: House) -> House:
     """`root` measured on both tasks, `expert` (of task `kind`) on `kind` alone."""
+    house = any_house
     house.bert("root")
     house.bert("expert", seed=3, base_checkpoint="root", task="kind")
     house.made("/v1/tasks", house.task_body())
