@@ -111,6 +111,7 @@ def test_ready_means_ready_with_the_docs_and_both_parts(service: Serve) -> None:
     assert service.child("worker") is not None
 
 
+@pytest.mark.slow
 def test_a_killed_part_is_started_again_while_callers_wait(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as serve:
         for name in ("api", "worker"):
@@ -124,6 +125,7 @@ def test_a_killed_part_is_started_again_while_callers_wait(tmp_path: Path) -> No
         assert httpx.get(f"{serve.url}/readyz", timeout=20).status_code == 200  # the socket stayed open
 
 
+@pytest.mark.slow
 def test_a_part_that_does_not_stay_up_ends_the_whole_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "broker").write_text("a file where the worker wants a folder")
