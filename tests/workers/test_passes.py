@@ -12,7 +12,7 @@ from workers.catalog import load_method
 def test_no_choice_of_options_reads_the_inputs_more_often_than_the_card_says(card) -> None:  # type: ignore[no-untyped-def]
     method = load_method(card.name)
     options = {
-        name: rule["enum"] if "enum" in rule else [False, True]
+        name: rule.get("enum", [False, True])
         for name, rule in card.parameters["properties"].items()
         if "enum" in rule or rule.get("type") == "boolean"
     }
