@@ -15,6 +15,7 @@ from pathlib import Path
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import OutOfDisk
 from app.domain.plans import MergePlan, PlannedTensor
+from workers.checkpoints.writeback import EVERY_BYTES, start_writeback
 
 QUEUE_LENGTH = 8
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -30,6 +31,7 @@ class WeightsWriter:
         self._descriptor: int | None = None
         self._file: str | None = None
         self._begun: list[Path] = []
+        self._sent = 0  # bytes of the open file that are on their way to the disk
         self._of_files = _Hasher()
         self._of_tensors = _Hasher()
 
@@ -71,6 +73,7 @@ class WeightsWriter:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._begun.append(path)
         self._file = file
+        self._sent = 0
         with _clear_when_full(file, self._files[file].size_bytes):
             os.posix_fallocate(self._descriptor, 0, self._files[file].size_bytes)
         header = self._plan.header(file)
@@ -95,6 +98,9 @@ class WeightsWriter:
                 n_bytes = os.pwrite(self._descriptor, content, position)
                 content = content[n_bytes:]
                 position += n_bytes
+        if position - self._sent >= EVERY_BYTES:
+            start_writeback(self._descriptor, self._sent, position - self._sent)
+            self._sent = position
 
 
 class _Hasher:

@@ -15,6 +15,7 @@ from app.domain.errors import OutOfDisk
 from app.domain.plans import MergePlan, make_plan
 from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
 from workers.checkpoints.hashing import hash_file, hash_tensors
+from workers.checkpoints.writeback import start_writeback
 from workers.checkpoints.writer import WeightsWriter
 
 
@@ -84,3 +85,12 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
         writer.write(plan_of().tensors[0], 0, memoryview(b"yours"))
     writer.abandon()
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
+
+
+def test_writing_a_range_early_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 10_000)
+    with path.open("rb") as stream:
+        start_writeback(stream.fileno(), 0, 10_000)
+        start_writeback(stream.fileno(), 4_096, 1 << 40)  # beyond the end: still only a hint
+    assert path.read_bytes() == b"x" * 10_000
