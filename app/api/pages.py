@@ -8,10 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
-from app.domain.errors import FieldProblem, Invalid
+from app.domain.errors import BadCursor, FieldProblem, Invalid
 from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Order, PageRequest
 
 MAX_TAG_FILTERS = 16
+MAX_SEQUENCE = 2**53
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 
 
@@ -35,6 +36,21 @@ def tag_filters(request: Request) -> Mapping[str, str]:
         message = f"at most {MAX_TAG_FILTERS} tag filters, found {len(filters)}"
         raise Invalid(f"The query has too many tag filters: {message}.", errors=[FieldProblem("/query/tag", message)])
     return filters
+
+
+def events_after(
+    after_seq: Annotated[int, Query(ge=0, le=MAX_SEQUENCE, description="Only events after this one.")] = 0,
+    cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
+) -> int:
+    """Return the sequence number after which events are asked for; a log's cursor is the number of its last event.
+
+    Raises: BadCursor.
+    """
+    if cursor is None:
+        return after_seq
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= len(str(MAX_SEQUENCE))):
+        raise BadCursor("The cursor was not given out by this list. Use `next_cursor` of the page before unchanged.")
+    return max(after_seq, int(cursor))
 
 
 def _refuse_numbers(value: object) -> object:
@@ -65,6 +81,7 @@ def created_before(created_before: Annotated[Instant | None, Query()] = None) ->
 
 
 PageDep = Annotated[PageRequest, Depends(page_request)]
+EventsAfterDep = Annotated[int, Depends(events_after)]
 TagFiltersDep = Annotated[Mapping[str, str], Depends(tag_filters)]
 CreatedAfterDep = Annotated[datetime | None, Depends(created_after)]
 CreatedBeforeDep = Annotated[datetime | None, Depends(created_before)]

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.api import problems as problem_details
 from app.api import streams
 from app.api.dependencies import ActorDep, IdempotencyDep, QueueDep, SessionsDep, require_positive_sequence
-from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep, TagFiltersDep
+from app.api.pages import CreatedAfterDep, CreatedBeforeDep, EventsAfterDep, PageDep, TagFiltersDep
 from app.api.problems import problems
-from app.domain.errors import Conflict, JobIsFinal, JobNotFinal, NotAcceptable, NotFound
+from app.domain.errors import BadCursor, Conflict, JobIsFinal, JobNotFinal, NotAcceptable, NotFound
 from app.domain.jobs import JobKind, JobState
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import EventView, GlobalEventView, JobView
@@ -22,7 +22,6 @@ MAX_EVENTS = 1000
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
-AfterSeq = Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")]
 EventLimit = Annotated[int, Query(ge=1, le=MAX_EVENTS, description="Events in a list.")]
 LastEventId = Annotated[str | None, Header(max_length=64, description="Resumes a stream after this event.")]
 STREAM: dict[int | str, dict[str, object]] = {
@@ -139,7 +138,7 @@ def get_job_recipe(job_id: str, sessions: SessionsDep, actor: ActorDep) -> Merge
     responses={
         **STREAM,
         204: {"description": "The stream has ended: the job is final and all its events were sent."},
-        **problems(NotFound, NotAcceptable),
+        **problems(BadCursor, NotFound, NotAcceptable),
     },
 )
 def list_job_events(
@@ -147,7 +146,7 @@ def list_job_events(
     request: Request,
     sessions: SessionsDep,
     actor: ActorDep,
-    after_seq: AfterSeq = 0,
+    after_seq: EventsAfterDep,
     limit: EventLimit = 200,
     last_event_id: LastEventId = None,
 ) -> Response | Page[EventView]:
@@ -172,13 +171,13 @@ def list_job_events(
     operation_id="list_events",
     summary="The log of all jobs",
     response_model=Page[GlobalEventView],
-    responses={**STREAM, **problems(NotAcceptable)},
+    responses={**STREAM, **problems(BadCursor, NotAcceptable)},
 )
 def list_events(
     request: Request,
     sessions: SessionsDep,
     actor: ActorDep,
-    after_seq: AfterSeq = 0,
+    after_seq: EventsAfterDep,
     limit: EventLimit = 200,
     last_event_id: LastEventId = None,
 ) -> Response | Page[GlobalEventView]:

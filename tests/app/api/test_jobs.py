@@ -12,6 +12,8 @@ import uvicorn
 from sqlalchemy.pool import QueuePool
 
 from app.api import streams
+from app.cli.client import Client
+from app.db import events as event_log
 from app.domain.errors import WorkerLost
 from app.services import running
 from tests.app.api.house import Document, House, draw
@@ -216,6 +218,32 @@ def test_a_log_is_read_in_pages(house: House) -> None:
 
     assert [event["seq"] for event in (*first["items"], *second["items"])] == [1, 2, 3]
     assert (first["next_cursor"], second["next_cursor"]) == ("2", None)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}/events", "/v1/events"])
+def test_a_log_is_paged_like_every_list(house: House, path: str) -> None:
+    path = path.format(begin(house)["id"])
+    house.work()
+
+    first = house.read(f"{path}?limit=2")
+    second = house.read(f"{path}?limit=2&cursor={first['next_cursor']}")
+
+    assert [event["seq"] for event in (*first["items"], *second["items"])] == [1, 2, 3]
+    for cursor in ("x", "-1", "9" * 30, "%C2%B2"):
+        refused = house.get(f"{path}?cursor={cursor}")
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_cursor")
+
+
+def test_the_client_reads_a_log_of_many_pages(house: House) -> None:
+    job = begin(house)
+    with house.wiring.sessions.begin() as session:
+        for number in range(450):
+            event_log.append(session, job["id"], "job.progress", {"done": number})
+
+    with serving(house) as url, Client(url) as client:
+        found = list(client.items(f"/v1/jobs/{job['id']}/events"))
+
+    assert [event["seq"] for event in found] == list(range(1, 452))
 
 
 def test_the_log_of_all_jobs_has_a_sequence_of_its_own(any_house: House) -> None:
