@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import pkgutil
+import threading
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
@@ -18,6 +19,8 @@ from app.db.engine import Sessions, make_engine
 from app.domain.catalog import load_catalog
 from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
+from app.services import merges, reaping
+from app.services.reaping import Reaper, ReapLimits
 from app.services.wiring import Defaults, Wiring
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
@@ -46,6 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(refuse_unknown_query)],
         lifespan=_lifespan,
     )
+    app.state.settings = settings
     app.state.wiring = wire(settings)
     app.state.http_metrics = HttpMetrics()
     for resource in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
@@ -86,6 +90,28 @@ def wire(settings: Settings) -> Wiring:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    stop = threading.Event()
+    # Workers reap more often; here it keeps the states honest while no worker runs.
+    every_seconds = 5 * app.state.settings.reap_seconds
+    reaper = threading.Thread(
+        target=reaping.keep_reaping,
+        args=(_reaper(app.state.settings, app.state.wiring), stop),
+        kwargs={"every_seconds": every_seconds},
+        name="reaper",
+        daemon=True,
+    )
+    reaper.start()
     yield
+    stop.set()
+    reaper.join(1.0)
     app.state.wiring.queue.close()
     app.state.wiring.sessions.engine.dispose()
+
+
+def _reaper(settings: Settings, wiring: Wiring) -> Reaper:
+    limits = ReapLimits(
+        hint_seconds=settings.hint_seconds,
+        cancel_grace_seconds=settings.cancel_grace_seconds,
+        worker_seconds=max(60.0, settings.lease_seconds),
+    )
+    return Reaper(wiring.sessions, wiring.queue, merges.complete_waiter, limits)
