@@ -5,9 +5,10 @@ torch and hashlib let go of the interpreter lock while they work, so threads are
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 2  # results that may wait, per thread
+AHEAD = 2  # groups of results that may wait, per thread
+PIECES_AT_ONCE = 8
 
 
 def n_threads(threads: int | None) -> int:
@@ -23,20 +25,37 @@ def n_threads(threads: int | None) -> int:
     return max(1, threads if threads is not None else len(os.sched_getaffinity(0)))
 
 
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Yield function(item) in the order of the items; the first error ends everything."""
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, at_once: int = 1
+) -> Iterator[Result]:
+    """Yield function(item) in the order of the items; the first error ends everything.
+
+    at_once: how many items a thread is handed together; a handover costs about half a millisecond of CPU.
+    """
+    groups = batched(items, at_once)
     with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
-        pending: deque[Future[Result]] = deque()
+        pending: deque[Future[list[Result]]] = deque()
         try:
-            for item in items:
-                pending.append(pool.submit(function, item))
+            for group in groups:
+                pending.append(pool.submit(_apply, function, group))
                 if len(pending) >= threads * AHEAD:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Yield the items in groups of `size`; the last one may be smaller."""
+    iterator = iter(items)
+    while group := tuple(islice(iterator, size)):
+        yield group
+
+
+def _apply(function: Callable[[Item], Result], group: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in group]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
-from workers.checkpoints.parallel import map_in_order
+from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import TensorReader
 from workers.contract import Piece
 
@@ -81,7 +81,9 @@ class CheckpointSource:
         """Apply a function to every piece (of some tensors), on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in cut(tensor, self.piece_elements))
-        return map_in_order(lambda run: function(self.read_run(run)), runs, threads=self.threads)
+        return map_in_order(
+            lambda run: function(self.read_run(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
+        )
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""

@@ -13,6 +13,7 @@ from app.domain.errors import JobInternal, NotFinite
 from app.domain.parameters import Parameters
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
+from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
 from workers.contract import MergeContext, MergeMethod, Piece
@@ -37,12 +38,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Step:
-    """A run of bytes of the result: merged from a run of elements, or copied from the reference."""
+    """A run of bytes of one tensor of the result: merged from runs of elements, or copied from the reference."""
 
     target: PlannedTensor
     offset: int  # byte offset within the tensor
-    run: Run | None
     n_bytes: int
+    runs: tuple[Run, ...] = ()  # none: copied
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
     """Cut a tensor of the result into steps; an empty tensor is one step of no bytes."""
     size = target.end - target.begin
     if size == 0:
-        yield Step(target, 0, None, 0)
+        yield Step(target, 0, 0)
     elif target.copied_because is not None:
         for offset in range(0, size, COPY_BYTES):
-            yield Step(target, offset, None, min(COPY_BYTES, size - offset))
+            yield Step(target, offset, min(COPY_BYTES, size - offset))
     else:
         item = size // target.spec.n_elements
-        for run in _cut(merger.inputs.merged[target.source], merger):
-            yield Step(target, run.offset * item, run, run.n_elements * item)
+        for runs in batched(_cut(merger.inputs.merged[target.source], merger), PIECES_AT_ONCE):
+            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
 def _cut(tensor: MergedTensor, merger: Merger) -> Iterator[Run]:
@@ -85,15 +86,17 @@ def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
     """Return the step's bytes, and whether the models disagree about what is copied."""
     if step.n_bytes == 0:
         return memoryview(b""), False
-    if step.run is None:
+    if not step.runs:
         return _copy(step, merger)
-    piece = merger.source.read_run(step.run)
-    result = _merge(piece, merger)
-    if step.target.source.endswith(VARIANCE_SUFFIX):
-        result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
-    out = torch.empty(result.numel(), dtype=TORCH_DTYPES[step.target.dtype])
-    out.copy_(result)  # also where dtypes agree: the piece's buffers are used again
-    _check_result(out, step.run)
+    out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
+    for run in step.runs:
+        begin = run.offset - step.runs[0].offset
+        part = out[begin : begin + run.n_elements]
+        result = _merge(merger.source.read_run(run), merger)
+        if step.target.source.endswith(VARIANCE_SUFFIX):
+            result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+        part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
+        _check_result(part, run)
     return out.view(torch.uint8).numpy().data, False
 
 

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from workers.checkpoints.parallel import map_in_order, n_threads, one_torch_thread
+from workers.checkpoints.parallel import batched, map_in_order, n_threads, one_torch_thread
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_results_come_in_the_order_of_the_items(threads: int) -> None:
-    assert list(map_in_order(lambda item: item * item, range(50), threads=threads)) == [i * i for i in range(50)]
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_results_come_in_the_order_of_the_items(threads: int, at_once: int) -> None:
+    squares = map_in_order(lambda item: item * item, range(50), threads=threads, at_once=at_once)
+    assert list(squares) == [item * item for item in range(50)]
+
+
+def test_groups_are_full_but_for_the_last() -> None:
+    assert list(batched(range(7), 3)) == [(0, 1, 2), (3, 4, 5), (6,)]
+    assert list(batched([], 3)) == []
 
 
 def test_items_are_taken_only_a_few_ahead() -> None:
