@@ -36,6 +36,8 @@ class Housekeeping:
                 self.sweep_scratch()
             except Unavailable:
                 log.warning("housekeeping_failed", reason="the database is away")
+            except Exception:  # the next round may do better; without any, the worker would seem dead
+                log.exception("housekeeping_broken")
 
     def sweep_scratch(self) -> int:
         """Remove the folders of attempts that nobody holds any more; return how many."""

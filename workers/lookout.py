@@ -52,6 +52,8 @@ class Lookout:
                     self._start()
             except Unavailable:
                 log.warning("lookout_failed", reason="the database is away")
+            except Exception:  # the next look may do better
+                log.exception("lookout_broken")
             self._judge()
 
     def join(self) -> None:

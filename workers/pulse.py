@@ -75,6 +75,8 @@ class Pulse:
                 self._beat()
             except Unavailable:
                 log.warning("heartbeat_failed", job=self._claim.job.id, fence=self._claim.fence)
+            except Exception:  # were this thread to end, nobody would see a cancel, the time limit or a lost lease
+                log.exception("heartbeat_broken", job=self._claim.job.id, fence=self._claim.fence)
             self._judge()
 
     def _beat(self) -> None:

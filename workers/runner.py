@@ -66,10 +66,9 @@ def run(order_path: Path, reports: int) -> None:
         order = order.model_copy(update={"device": _device(order.device)})
         _limit_threads(order.threads)
         outcome = perform(order, reporter.progress)
+        reporter.say(WorkSucceeded(outcome=outcome, stages=reporter.stages()))
     except Exception as error:  # noqa: BLE001 (the last word of a job that failed, whatever the reason)
         reporter.say(WorkFailed(problem=_stored(to_problem(error))))
-    else:
-        reporter.say(WorkSucceeded(outcome=outcome, stages=reporter.stages()))
 
 
 def perform(order: WorkOrder, on_progress: OnProgress) -> Outcome:

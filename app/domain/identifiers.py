@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 ID_PREFIXES = ("ckpt", "job", "art", "task", "trg", "whk", "key", "upl", "wrk", "met")
+MAX_NAME = 128
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID = re.compile(rf"({'|'.join(ID_PREFIXES)})_[0-9a-f]{{32}}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

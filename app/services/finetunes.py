@@ -11,6 +11,7 @@ from app.db import tasks as task_rows
 from app.db.tables import Checkpoint, Task
 from app.domain.checkpoints import CheckpointKind, Value
 from app.domain.errors import FieldProblem, Invalid
+from app.domain.identifiers import MAX_NAME
 from app.domain.jobs import JobKind
 from app.domain.requests import FinetuneRequest
 from app.domain.views.jobs import JobInputRef, JobView
@@ -52,6 +53,7 @@ def submit(
         pinned = measuring.pin_bases(
             session, [(task, "train")], default=measuring.base_behind(session, base.id), pointer="/task"
         )
+        name = request.output.name or _default_name(task.name, card.name)
         spec = FinetuneSpec(
             base_model=base.id,
             head_base_model=pinned[0].base_model or base.id,
@@ -60,7 +62,7 @@ def submit(
             technique=card.name,
             parameters=parameters,
             seed=request.seed,
-            output={"name": request.output.name or f"{task.name}-{card.name}", "tags": dict(request.output.tags)},
+            output={"name": name, "tags": dict(request.output.tags)},
         )
         job = jobs.add(
             session,
@@ -145,6 +147,11 @@ class FinetuneSteps:
 
 
 steps = FinetuneSteps()
+
+
+def _default_name(task: str, technique: str) -> str:
+    suffix = f"-{technique.replace('_', '-')}"
+    return task[: MAX_NAME - len(suffix)] + suffix
 
 
 def _check_trainable(base: Checkpoint, task: Task) -> None:

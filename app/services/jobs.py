@@ -274,6 +274,8 @@ def conclude(session: Session, job_id: str, *guards: ColumnElement[bool], ending
     row = rows.move(session, job_id, *guards, values=values)
     if row is None:
         return None
+    if ending.state is JobState.SUCCEEDED and row.progress is not None:  # the last heartbeat came before the end
+        row.progress = row.progress | {"fraction": 1.0, "done": row.progress["total"], "eta_seconds": 0.0}
     rows.close_attempt(session, row, ending.outcome or str(ending.state), at, ending.problem)
     event_log.append(session, job_id, f"job.{ending.state}", _event_data(ending))
     if ending.state is not JobState.SUCCEEDED:
@@ -324,7 +326,11 @@ def _close_import(session: Session, row: Job, problem: Mapping[str, JsonValue] |
     session.execute(
         update(Checkpoint)
         .where(Checkpoint.job_id == row.id, Checkpoint.state == CheckpointState.IMPORTING)
-        .values(state=str(CheckpointState.INVALID), problem=dict(problem or CheckpointInvalid(detail).to_json()))
+        .values(
+            state=str(CheckpointState.INVALID),
+            problem=dict(problem or CheckpointInvalid(detail).to_json()),
+            revision=Checkpoint.revision + 1,
+        )
     )
 
 
@@ -333,8 +339,11 @@ def _reopen_import(session: Session, row: Job, job_id: str) -> None:
         raise Conflict(
             f"Import {row.id} succeeded; there is nothing to retry. Register the URI again for a new version."
         )
-    session.execute(
-        update(Checkpoint)
-        .where(Checkpoint.job_id == row.id, Checkpoint.state == CheckpointState.INVALID)
-        .values(state=str(CheckpointState.IMPORTING), problem=None, job_id=job_id)
-    )
+    waits = (Checkpoint.job_id == row.id, Checkpoint.state == CheckpointState.INVALID, Checkpoint.deleted_at.is_(None))
+    values = {"state": str(CheckpointState.IMPORTING), "problem": None, "job_id": job_id}
+    reopened = update(Checkpoint).where(*waits).values(**values, revision=Checkpoint.revision + 1)
+    if session.execute(reopened.returning(Checkpoint.id)).one_or_none() is None:
+        raise Conflict(
+            f"Import {row.id} cannot run again: its checkpoint was deleted, or another retry has it. Look at the job that"
+            " was made last, or register the URI again."
+        )

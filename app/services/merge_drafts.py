@@ -179,7 +179,8 @@ def _digests(row: Checkpoint) -> dict[str, Any]:
 def specify(request: MergeRequest, made: Draft) -> MergeSpec:
     """Return the job's spec of a request."""
     document = request.model_dump(mode="json", exclude={"priority", "max_attempts", "timeout_seconds"})
-    name = request.output.name or f"{made.card.name}-{made.recipe.digest[:8]}"
+    # Hyphens: `task_arithmetic-…` would begin like the id of a task.
+    name = request.output.name or f"{made.card.name.replace('_', '-')}-{made.recipe.digest[:8]}"
     models = [
         {**model.model_dump(mode="json"), "checkpoint": row.id}
         for model, row in zip(request.models, made.models, strict=True)

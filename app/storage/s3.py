@@ -4,7 +4,6 @@
 hard link; the cache is kept below a size, longest unused first, sparing what was used within the last hours.
 """
 
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -100,9 +99,8 @@ class S3Storage:
             return removed
 
     def free_bytes(self) -> int | None:
-        """Return the room left for fetched and outgoing files; the bucket itself has no limit that can be seen."""
-        self._cache.root.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self._cache.root).free
+        """Return None: a bucket has no limit that can be seen, and this machine's disk says nothing of the workers'."""
+        return None
 
     def check(self) -> None:
         """Return if the bucket answers."""

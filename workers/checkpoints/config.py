@@ -10,6 +10,8 @@ from workers.checkpoints.files import read_json
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 16_000_000
+MAX_WORD = 128  # characters of an architecture or a model type
+MAX_VOCAB_SIZE = 2**31
 DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5 and 4
 
 _OUTPUT = "lm_head.weight"
@@ -53,9 +55,9 @@ def read_config(root: Path) -> ModelConfig:
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     model_type, vocab_size, ties = (text.get(key) for key in ("model_type", "vocab_size", "tie_word_embeddings"))
     return ModelConfig(
-        architecture=architecture if isinstance(architecture, str) else None,
-        model_type=model_type if isinstance(model_type, str) else None,
-        vocab_size=vocab_size if isinstance(vocab_size, int) and not isinstance(vocab_size, bool) else None,
+        architecture=_word(architecture),
+        model_type=_word(model_type),
+        vocab_size=vocab_size if type(vocab_size) is int and 0 <= vocab_size <= MAX_VOCAB_SIZE else None,
         ties_embeddings=ties if isinstance(ties, bool) else None,
     )
 
@@ -98,6 +100,13 @@ def with_dtype(config: bytes, dtype: str) -> bytes:
     present = [key for key in DTYPE_KEYS if key in document] or [DTYPE_KEYS[1]]
     document.update(dict.fromkeys(present, dtype))
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _word(value: object) -> str | None:
+    """Return a class name or the like. Nothing beyond that is recorded: it reaches tables and pages."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_WORD:
+        return None
+    return value if value.isascii() and value.isprintable() else None
 
 
 def _ends_with(name: str, suffix: str) -> bool:

@@ -353,6 +353,16 @@ def test_a_fine_tuning_makes_a_checkpoint_of_its_task(any_house: House) -> None:
     assert house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")["checkpoint"] == expert["id"]
 
 
+def test_a_fine_tuning_of_a_task_with_a_long_name_has_a_name_that_fits(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body() | {"name": "t" * 128})
+
+    job = house.finish("/v1/finetunes", {"base_model": "bert", "task": "t" * 128, "parameters": {"steps": 1}})
+
+    name = house.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["name"]
+    assert name == "t" * 123 + "-full"
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "pointer"),
     [

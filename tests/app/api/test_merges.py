@@ -85,6 +85,17 @@ def test_a_merge_without_a_name_is_named_by_its_recipe(house: House) -> None:
     assert checkpoint["name"] == f"average-{job['recipe_digest'][:8]}"
 
 
+def test_the_name_a_merge_is_given_is_one_that_may_be_asked_for(house: House) -> None:
+    house.family()
+    given = house.finish("/v1/merges", arithmetic("model-0", "model-1"))
+    name = house.read(f"/v1/checkpoints/{given['result']['checkpoint']}")["name"]
+
+    asked = house.finish("/v1/merges", arithmetic("model-0", "model-1") | {"output": {"name": name}})
+
+    assert house.read(f"/v1/checkpoints/{asked['result']['checkpoint']}")["name"] == name
+    assert name.startswith("task-arithmetic-")
+
+
 def test_the_merged_checkpoint_has_the_base_of_its_inputs(house: House) -> None:
     house.family()
     base = house.read("/v1/checkpoints/base")["id"]

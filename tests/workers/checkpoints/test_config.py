@@ -33,6 +33,16 @@ def test_values_of_the_wrong_kind_are_not_believed(tmp_path: Path) -> None:
     assert found == ModelConfig()
 
 
+@pytest.mark.parametrize("word", ["\ud800", "a\0b", "x" * 129, "", "Bert\nModel"])
+def test_words_that_no_table_could_keep_are_not_believed(tmp_path: Path, word: str) -> None:
+    assert write(tmp_path, {"architectures": [word], "model_type": word}) == ModelConfig()
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 10**40])
+def test_a_vocabulary_beyond_reason_is_not_believed(tmp_path: Path, vocab_size: int) -> None:
+    assert write(tmp_path, {"vocab_size": vocab_size}) == ModelConfig()
+
+
 def test_no_config_says_nothing(tmp_path: Path) -> None:
     assert read_config(tmp_path) == ModelConfig()
 
