@@ -136,8 +136,8 @@ def _matching(session: Session, project_id: str, reference: Reference) -> Select
 
 def _unknown(session: Session, project_id: str, pointer: str, text: str) -> FieldProblem:
     name = text.split("@", 1)[0]
-    names = select(Model.name).where(Model.project_id == project_id).order_by(Model.name).limit(NEAR_NAMES)
-    known = list(session.scalars(names))
+    names = select(Checkpoint.name).where(Checkpoint.project_id == project_id, Checkpoint.deleted_at.is_(None))
+    known = list(session.scalars(names.distinct().order_by(Checkpoint.name).limit(NEAR_NAMES)))
     if name in known and "@" in text:
         return FieldProblem(pointer, f"{name!r} has no version or alias {text.split('@', 1)[1]!r}.")
     near = near_match(name, known)

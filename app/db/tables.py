@@ -158,6 +158,7 @@ class Checkpoint(Owned, Table):
         Index(None, "content_digest"),
         Index(None, "weights_digest"),
         Index(None, "base_checkpoint_id"),
+        Index(None, "job_id"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)

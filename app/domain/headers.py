@@ -186,7 +186,11 @@ def _check_layout(tensors: Sequence[TensorSpec], *, file: str, data_begin: int, 
             )
         position = tensor.end
     if position != file_size:
-        _refuse(file, f"found {file_size - position} bytes after the last tensor, expected none. {_ADVICE}")
+        _refuse(
+            file,
+            f"found {file_size - position} bytes after the last tensor, expected none. {_ADVICE}",
+            tensor=tensors[-1].name if tensors else None,
+        )
 
 
 def _is_count(value: object) -> bool:

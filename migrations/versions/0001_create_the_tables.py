@@ -147,6 +147,7 @@ def _create_models() -> None:
     )
     op.create_index(op.f("ix_checkpoints_base_checkpoint_id"), "checkpoints", ["base_checkpoint_id"])
     op.create_index(op.f("ix_checkpoints_content_digest"), "checkpoints", ["content_digest"])
+    op.create_index(op.f("ix_checkpoints_job_id"), "checkpoints", ["job_id"])
     op.create_index(op.f("ix_checkpoints_project_id_id"), "checkpoints", ["project_id", "id"])
     op.create_index(op.f("ix_checkpoints_weights_digest"), "checkpoints", ["weights_digest"])
     op.create_table(

@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[object, int, str]] = {
     "hole at the front": ({"a": entry(data_offsets=[4, 12])}, 12, "'a'.*leaves a gap"),
     "overlap": ({"a": F32, "b": entry(data_offsets=[4, 12])}, 12, "'b'.*overlaps"),
     "same bytes twice": ({"a": F32, "b": F32}, 8, "'b'.*overlaps"),
-    "trailing bytes": ({"a": F32}, 9, "1 bytes after the last tensor"),
+    "trailing bytes": ({"a": F32}, 9, "tensor 'a': found 1 bytes after the last tensor"),
     "cut short": ({"a": F32}, 7, "'a'.*cut short"),
     "size is not dtype x shape": ({"a": entry(shape=[3])}, 8, "'a': found 8 bytes, expected 12 for F32"),
     "shape overflow": ({"a": entry(shape=[2**40, 2**40, 2**40])}, 8, "'a': found 8 bytes, expected"),

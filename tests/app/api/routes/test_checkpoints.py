@@ -119,6 +119,34 @@ def test_a_retried_import_makes_the_checkpoint_ready(house: House) -> None:
     assert (found["state"], found["problem"], found["job"]) == ("ready", None, again["id"])
 
 
+def test_each_turn_of_an_import_has_an_etag_of_its_own(any_house: House) -> None:
+    begun = any_house.made(REGISTER, {"uri": any_house.write("model", draw(0)), "name": "m"})
+    seen = [any_house.get("/v1/checkpoints/m").headers["etag"]]
+    for step in ("cancel", "retry"):
+        any_house.made(f"/v1/jobs/{begun['job']['id']}/{step}", None)
+        seen.append(any_house.get("/v1/checkpoints/m").headers["etag"])
+    any_house.work()
+    seen.append(any_house.get("/v1/checkpoints/m").headers["etag"])
+    assert len(set(seen)) == len(seen) == 4
+
+
+def test_an_import_that_was_retried_already_is_not_retried(any_house: House) -> None:
+    job = any_house.made(REGISTER, {"uri": any_house.write("model", draw(0)), "name": "m"})["job"]["id"]
+    any_house.made(f"/v1/jobs/{job}/cancel", None)
+    any_house.made(f"/v1/jobs/{job}/retry", None)
+    problem = _problem(any_house.post(f"/v1/jobs/{job}/retry"), 409, "conflict")
+    assert "another retry has it" in problem["detail"]
+    assert len(any_house.read("/v1/jobs")["items"]) == 2
+
+
+def test_an_import_of_a_deleted_checkpoint_is_not_retried(any_house: House) -> None:
+    job = any_house.made(REGISTER, {"uri": any_house.write("model", draw(0)), "name": "m"})["job"]["id"]
+    any_house.made(f"/v1/jobs/{job}/cancel", None)
+    assert any_house.client.delete("/v1/checkpoints/m").status_code == 204
+    problem = _problem(any_house.post(f"/v1/jobs/{job}/retry"), 409, "conflict")
+    assert "its checkpoint was deleted" in problem["detail"]
+
+
 @pytest.mark.parametrize(
     ("uri", "status", "code"),
     [
@@ -336,7 +364,8 @@ def test_what_is_no_etag_is_refused(house: House) -> None:
 def test_deleting_forgets_the_checkpoint_but_not_its_number(any_house: House) -> None:
     any_house.register("m", draw(0))
     assert any_house.client.delete("/v1/checkpoints/m").status_code == 204
-    _problem(any_house.get("/v1/checkpoints/m"), 404, "not_found")
+    problem = _problem(any_house.get("/v1/checkpoints/m"), 404, "not_found")
+    assert "Did you mean" not in problem["detail"]
     assert any_house.read("/v1/checkpoints")["items"] == []
     assert any_house.read(f"/v1/checkpoints/{any_house.register('m', draw(1))}")["version"] == 2
 
