@@ -66,7 +66,8 @@ class Server:
                 _kill_group(message["kill"])
             return True
         try:
-            self._fork(message, descriptors[0])
+            if _is_heard(descriptors[0]):
+                self._fork(message, descriptors[0])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -151,6 +152,13 @@ def receive(channel: socket.socket) -> tuple[dict[str, object] | None, list[int]
         body += part
     message: dict[str, object] = json.loads(body)
     return message, descriptors
+
+
+def _is_heard(reports: int) -> bool:
+    """Tell whether anybody reads a pipe still: a job stopped while this process warmed up is not begun."""
+    poll = select.poll()
+    poll.register(reports, 0)
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def die_with_parent(parent: int) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,6 @@ import structlog
 
 from workers import forkserver
 
-START_SECONDS = 120.0  # a cold import of the largest libraries on a slow disk
 CANNOT_WARM_UP = 1  # exit code of a warm process that fails before it serves
 END_SECONDS = 10.0  # from a process's last word to its end
 log = structlog.get_logger(__name__)
@@ -65,10 +65,9 @@ class JobProcess:
         return lines
 
     def kill(self) -> None:
-        """Kill the process and whatever it started; returns once it is gone."""
+        """Kill the process and whatever it started; returns once it is gone. One not forked yet will never be."""
         if not self.ended.done():
-            with contextlib.suppress(NotYet):
-                self._server.kill(self.pid.result(START_SECONDS))
+            self._server.kill(self)
         with contextlib.suppress(NotYet):
             self.ended.result(END_SECONDS)
 
@@ -118,12 +117,16 @@ class WarmServer:
             os.close(write)
         return job
 
-    def kill(self, pid: int) -> None:
-        """Kill a job process of this server."""
+    def kill(self, job: JobProcess) -> None:
+        """Kill a job process of this server, or forget one that it has not forked yet: it may still be warming up."""
         with self._lock:
-            if self._channel is not None and pid in self._running:
+            ticket = next((ticket for ticket, waiting in self._waiting.items() if waiting is job), None)
+            if ticket is not None:
+                del self._waiting[ticket]
+                job.ended.set_result(Exit(-signal.SIGKILL))
+            elif self._channel is not None and job in self._running.values():
                 with contextlib.suppress(OSError):
-                    forkserver.send(self._channel, {"kill": pid})
+                    forkserver.send(self._channel, {"kill": job.pid.result(0)})
 
     def stop(self) -> None:
         """End the warm process at once; its children die with it."""
@@ -175,12 +178,17 @@ class WarmServer:
     def _note(self, message: dict[str, object]) -> None:
         pid = message.get("pid")
         if isinstance(pid, int):
-            job = self._waiting.pop(int(str(message["started"])))
-            self._running[pid] = job
-            job.pid.set_result(pid)
+            job = self._waiting.pop(int(str(message["started"])), None)
+            if job is not None:
+                self._running[pid] = job
+                job.pid.set_result(pid)
+            elif self._channel is not None:  # forgotten while it was forked
+                with contextlib.suppress(OSError):
+                    forkserver.send(self._channel, {"kill": pid})
             return
-        ended = self._running.pop(int(str(message["ended"])))
-        ended.ended.set_result(Exit(int(str(message["exit_code"])), int(str(message["max_rss_bytes"]))))
+        ended = self._running.pop(int(str(message["ended"])), None)
+        if ended is not None:
+            ended.ended.set_result(Exit(int(str(message["exit_code"])), int(str(message["max_rss_bytes"]))))
 
 
 def _messages(channel: socket.socket) -> Iterator[dict[str, object]]:

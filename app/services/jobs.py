@@ -344,6 +344,6 @@ def _reopen_import(session: Session, row: Job, job_id: str) -> None:
     reopened = update(Checkpoint).where(*waits).values(**values, revision=Checkpoint.revision + 1)
     if session.execute(reopened.returning(Checkpoint.id)).one_or_none() is None:
         raise Conflict(
-            f"Import {row.id} cannot run again: its checkpoint was deleted, or another retry has it. Look at the job that"
-            " was made last, or register the URI again."
+            f"Import {row.id} cannot run again: its checkpoint was deleted, or another retry has it. Look at the job"
+            " that was made last, or register the URI again."
         )

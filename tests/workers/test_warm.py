@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,24 @@ def test_a_job_process_is_alone_in_its_session_and_killed_when_ended_early(serve
     wait_until(lambda: os.getsid(pid) == pid)
     assert job.end().exit_code == -signal.SIGKILL
     assert not is_alive(pid)
+
+
+def test_a_job_stopped_while_the_libraries_are_still_imported_is_gone_at_once_and_never_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(5)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = WarmServer("tests.faults.work", ("slow_to_import",))
+    try:
+        stopped, wanted = server.launch(order(tmp_path, "a")), server.launch(order(tmp_path, "b"))
+        began_at = time.monotonic()
+        assert stopped.end().exit_code == -signal.SIGKILL
+        assert time.monotonic() - began_at < 1.0
+        assert read_all(wanted)[-1]["kind"] == "succeeded"
+        assert wanted.end().exit_code == 0
+        assert not (tmp_path / "a" / "pid").exists()
+    finally:
+        server.stop()
 
 
 def test_several_run_at_once(server: WarmServer, tmp_path: Path) -> None:
