@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         default=(), description="Origins, separated by commas, whose pages may call the API."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("*",), description="Host names, separated by commas, that requests may address; * allows all."
+        default=(), description="Host names, separated by commas, that requests may address beside loopback; * for all."
     )
     body_limit_bytes: int = Field(default=2**20, ge=1024, description="Largest JSON body.")
     upload_expires_seconds: Seconds = Field(default=86400.0, description="How long an upload may stay open.")

@@ -17,6 +17,7 @@ from app.api.middleware import Intake, RequestContext
 from app.config import Settings, load_settings
 from app.db.engine import Sessions, make_engine
 from app.domain.catalog import load_catalog
+from app.domain.hosts import answered_hosts
 from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
 from app.services import merges, reaping
@@ -34,8 +35,11 @@ with a job; follow it with `GET /v1/jobs/{id}?wait_seconds=30` or its event stre
 """
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application; nothing is reached over the network before the first request."""
+def create_app(settings: Settings | None = None, host: str = "127.0.0.1") -> FastAPI:
+    """Return the application; nothing is reached over the network before the first request.
+
+    `host`: the address that it is served on, which decides what Host headers it answers to.
+    """
     settings = settings or load_settings()
     app = FastAPI(
         title="Amalgam",
@@ -55,15 +59,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
         app.include_router(importlib.import_module(f"{routes.__name__}.{resource}").router)
     failures.install(app)
-    if settings.cors_origins:
+    hosts = answered_hosts(settings.allowed_hosts, host)
+    app.add_middleware(Intake, allowed_hosts=hosts, body_limit_bytes=settings.body_limit_bytes)
+    if settings.cors_origins:  # around the intake, whose problems a page must be able to read
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-ID"],
+            expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "Traceparent", "X-Request-ID"],
         )
-    app.add_middleware(Intake, allowed_hosts=settings.allowed_hosts, body_limit_bytes=settings.body_limit_bytes)
     app.add_middleware(RequestContext)
     app.add_middleware(Measured, metrics=app.state.http_metrics)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's own way to replace it

@@ -108,7 +108,8 @@ class Supervisor:
             "job": claim.job.id,
             "kind": str(claim.job.kind),
             "fence": claim.fence,
-            "request": claim.job.request_id,
+            "request_id": claim.job.request_id,
+            "traceparent": claim.job.traceparent,
         }
         with structlog.contextvars.bound_contextvars(**facts):
             log.info("job_started", attempt=claim.job.attempts)

@@ -70,4 +70,5 @@ class Measured:
             status=status,
             seconds=round(seconds, 4),
             request_id=scope.get("state", {}).get("request_id"),
+            traceparent=scope.get("state", {}).get("traceparent"),
         )

@@ -6,6 +6,7 @@ duplicate names, lone surrogates, NUL, numbers and nesting without bounds.
 
 import json
 import re
+import secrets
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +18,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
 from app.domain.errors import AmalgamError, BadRequest, FieldProblem, Invalid, TooLarge
+from app.domain.hosts import host_of, is_answered
 
 MAX_DEPTH = 64
 BODY_STATE = "json_body"  # the parsed body, for the fingerprint of an Idempotency-Key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C Trace Context: version (not ff), trace, span (neither all zeros), flags.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _UPLOADED_FILE = re.compile(r"/v1/checkpoints/uploads/[^/]+/files/.+")
 
 
 class RequestContext:
-    """Accepts or makes the request id, echoes it, and binds it to the log."""
+    """Accepts or makes the request id and the trace, echoes them, and binds them to the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,19 +44,22 @@ class RequestContext:
         if _REQUEST_ID.fullmatch(request_id) is None:
             request_id = uuid.uuid4().hex
         traceparent = request.headers.get("traceparent", "")
+        if _TRACEPARENT.fullmatch(traceparent) is None:
+            traceparent = f"00-{uuid.uuid4().hex}-{secrets.token_hex(8)}-00"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
+        state["traceparent"] = traceparent
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_ids(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                headers["Traceparent"] = traceparent
                 headers.setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self.app(scope, receive, send_with_id)
+        with structlog.contextvars.bound_contextvars(request_id=request_id, traceparent=traceparent):
+            await self.app(scope, receive, send_with_ids)
 
 
 class Intake:
@@ -84,8 +90,8 @@ class Intake:
         await self.app(scope, receive, send)
 
     def _check_host(self, request: Request) -> None:
-        host = (request.headers.get("host") or "").rsplit(":", 1)[0] if request.headers.get("host") else ""
-        if "*" in self.allowed_hosts or any(_matches(host, pattern) for pattern in self.allowed_hosts):
+        host = host_of(request.headers.get("host", ""))
+        if is_answered(host, self.allowed_hosts):
             return
         raise BadRequest(
             f"The Host header names {host!r}, which this service does not answer to. Add it to AMALGAM_ALLOWED_HOSTS."
@@ -195,7 +201,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def _is_json(request: Request) -> bool:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-
-
-def _matches(host: str, pattern: str) -> bool:
-    return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))

@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-import ipaddress
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.output import err, out, print_json
+from app.domain.hosts import is_loopback
 
 if TYPE_CHECKING:
     from app.config import Settings
@@ -73,7 +73,7 @@ def api(
     refuse_open_host(host, settings)
     set_up_logging(settings.log_format, settings.log_level)
     configuration = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, host),
         host=host,
         port=port,
         log_config=None,
@@ -158,14 +158,6 @@ def refuse_open_host(host: str, settings: "Settings") -> None:
         "Serve on 127.0.0.1, or set AMALGAM_AUTH=off if the network itself keeps strangers out.",
         status=2,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def refuse_without_torch() -> None:

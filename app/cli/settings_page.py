@@ -18,6 +18,7 @@ _DERIVED = {
     "file_roots": "the current folder and the home",
     "scratch": "beside a local store, else in the home",
     "cache": "a folder in the home",
+    "allowed_hosts": "this machine's own; all where another host is served",
     "worker_name": "a new one at each start",
 }
 

@@ -110,6 +110,11 @@ def view(session: Session, row: Job) -> JobView:
     return views(session, [row])[0]
 
 
+def view_new(row: Job) -> JobView:
+    """Return a job that was added in this transaction; it has no children yet."""
+    return _view(row, ())
+
+
 def views(session: Session, rows: Sequence[Job]) -> list[JobView]:
     """Return jobs as callers see them, in this order."""
     children: dict[str, list[str]] = {row.id: [] for row in rows}
@@ -151,6 +156,7 @@ def _view(row: Job, children: Sequence[str]) -> JobView:
         problem=row.problem,
         actor=row.actor,
         request_id=row.request_id,
+        traceparent=row.traceparent,
         created_at=row.created_at,
         updated_at=row.updated_at,
         revision=row.revision,

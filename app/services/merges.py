@@ -222,7 +222,7 @@ def complete_waiter(session: Session, waiter: JobView, source: JobView) -> JobRe
     Raises: ArtifactGone when it was deleted meanwhile.
     """
     spec = MergeSpec.model_validate(waiter.spec)
-    actor = Actor(waiter.project_id, waiter.actor, waiter.request_id)
+    actor = Actor(waiter.project_id, waiter.actor, waiter.request_id, waiter.traceparent)
     checkpoint_id, files = equal_merges.made_by(session, source.id)
     made = _Made(waiter.id, spec, checkpoint_rows.load_manifest(session, checkpoint_id), files)
     kept = _keep(session, actor, made)

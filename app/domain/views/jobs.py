@@ -73,6 +73,7 @@ class JobView(View):
     problem: dict[str, JsonValue] | None = None
     actor: str
     request_id: str | None = None
+    traceparent: str | None = None
     created_at: Instant
     updated_at: Instant
     revision: int

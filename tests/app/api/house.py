@@ -48,7 +48,7 @@ class House:
         self.settings = Settings(home=home, database_url=database_url, file_roots=(self.data,), **settings)
         upgrade(self.settings.database_url)
         self.app: FastAPI = create_app(self.settings)
-        self.client = TestClient(self.app, raise_server_exceptions=False)
+        self.client = TestClient(self.app, base_url="http://localhost", raise_server_exceptions=False)
         self.wiring: Wiring = self.app.state.wiring
         self.keepers = Keepers(self.wiring.sessions, self.wiring.storage, self.wiring.sources)
         self.worker = WorkerIdentity(new_id("wrk"), "here", tuple(ResourceClass))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from app.api.middleware import MAX_DEPTH
 from tests.app.api.house import Document, House, open_house
@@ -283,7 +284,33 @@ def test_a_job_carries_the_id_of_its_request(house: House) -> None:
     body = {"method": "average", "models": [{"checkpoint": "model-0"}]}
     headers = {"X-Request-ID": "mine-2", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
-    assert house.made("/v1/merges", body, headers=headers)["request_id"] == "mine-2"
+    job = house.made("/v1/merges", body, headers=headers)
+
+    assert (job["request_id"], job["traceparent"]) == ("mine-2", headers["traceparent"])
+
+
+def test_a_trace_is_echoed(house: House) -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert house.get("/healthz", headers={"traceparent": given}).headers["traceparent"] == given
+
+
+@pytest.mark.parametrize(
+    "given", ["", "x", f"ff-{'a' * 32}-{'b' * 16}-01", f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'0' * 16}-01"]
+)
+def test_another_trace_is_made_where_none_can_be_used(house: House, given: str) -> None:
+    answers = [house.get("/healthz", headers={"traceparent": given}).headers["traceparent"] for _ in range(2)]
+
+    assert all(re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", made) for made in answers)
+    assert answers[0] != answers[1]
+
+
+def test_a_request_is_logged_with_its_id_and_its_trace(house: House) -> None:
+    with structlog.testing.capture_logs() as lines:
+        answer = house.post("/v1/merges", {})
+
+    logged = next(line for line in lines if line["event"] == "request_answered")
+    assert logged["request_id"] == answer.headers["x-request-id"]
+    assert logged["traceparent"] == answer.headers["traceparent"]
 
 
 # --- hosts and origins ------------------------------------------------------------------------------------------------
@@ -298,11 +325,24 @@ def test_another_host_is_refused(tmp_path: Path) -> None:
             assert "AMALGAM_ALLOWED_HOSTS" in problem["detail"]
 
 
+def test_a_service_on_loopback_answers_to_its_own_names_only(house: House) -> None:
+    for host in ("localhost", "LocalHost:8000", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
+        assert house.get("/healthz", headers={"Host": host}).status_code == 200
+    problem_of(house.get("/healthz", headers={"Host": "evil.example"}), 400, "malformed_request")
+
+
 def test_no_origin_may_call_unless_it_is_named(house: House, tmp_path: Path) -> None:
     asked = {"Origin": "https://dashboard.example"}
     assert "access-control-allow-origin" not in house.get("/healthz", headers=asked).headers
     with open_house(tmp_path / "other", cors_origins=("https://dashboard.example",)) as other:
         assert other.get("/healthz", headers=asked).headers["access-control-allow-origin"] == asked["Origin"]
+        for problem in (
+            other.get("/healthz", headers={**asked, "Host": "evil.example"}),
+            other.client.post("/v1/plans", content=b'{"seed": NaN}', headers={**asked, **JSON}),
+            other.client.post("/v1/plans", content=b" " * 2**21, headers={**asked, **JSON}),
+        ):
+            assert problem.status_code in (400, 413, 422)
+            assert problem.headers["access-control-allow-origin"] == asked["Origin"]
         foreign = other.get("/healthz", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in foreign.headers
 

@@ -11,7 +11,6 @@ import httpx
 import psutil
 import pytest
 
-from app.cli.serving import is_loopback
 from tests.embedded import Serve, environment, run_amalgam, run_inside, serving, start_serving
 from tests.waiting import wait_until
 
@@ -26,16 +25,6 @@ def is_gone(process: psutil.Process) -> bool:
 def has_successor(serve: Serve, name: str, before: psutil.Process) -> bool:
     now = serve.child(name)
     return now is not None and now.pid != before.pid
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_loopback_hosts_are_told_from_others(host: str) -> None:
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_other_hosts_are_not_loopback(host: str) -> None:
-    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("command", ["serve", "api"])
