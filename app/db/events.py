@@ -25,6 +25,14 @@ def append(session: Session, job_id: str, kind: str, data: dict[str, JsonValue] 
     session.flush()
 
 
+def first_lines(job: Job, lines: Sequence[tuple[str, dict[str, JsonValue]]]) -> list[Event]:
+    """Return the lines that a new job's log begins with; the job's `last_seq` is their number."""
+    return [
+        Event(job_id=job.id, seq=seq, project_id=job.project_id, type=kind, at=utc_now(), data=data)
+        for seq, (kind, data) in enumerate(lines, start=1)
+    ]
+
+
 def of_job(session: Session, job_id: str, *, after_seq: int, limit: int) -> list[EventView]:
     """Return a job's events after a sequence number, oldest first."""
     rows = session.scalars(

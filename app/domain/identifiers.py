@@ -18,10 +18,13 @@ _REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@([A-Za-z0-9][A-Z
 
 
 def new_id(prefix: str) -> str:
-    """Return `<prefix>_<32 hex digits>`: a UUIDv7, so ids sort by the millisecond they were made in."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
+    """Return `<prefix>_<32 hex digits>`: a UUIDv7 whose 12 bits after the millisecond are its fraction.
+
+    So ids sort by when they were made, to a quarter of a microsecond (RFC 9562, section 6.2, method 3).
+    """
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    random = int.from_bytes(os.urandom(8), "big")
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (nanoseconds * 4096 // 1_000_000) << 64
     value |= 0b10 << 62 | random & (1 << 62) - 1
     return f"{prefix}_{uuid.UUID(int=value).hex}"
 

@@ -106,15 +106,18 @@ def add(  # noqa: PLR0913 (one row, an argument a column)
         queued_at=at,
         finished_at=None if result is None else at,
     )
+    log_lines: list[tuple[str, dict[str, JsonValue]]] = [("job.queued", {"kind": str(kind)})]
+    if result is not None:
+        log_lines.append(("job.succeeded", {"result": dict(result)}))
+    row.last_seq = len(log_lines)
     session.add(row)
     session.flush()
     session.add_all(
         JobInput(job_id=row.id, role=ref.role, position=ref.position, checkpoint_id=ref.checkpoint_id) for ref in inputs
     )
-    event_log.append(session, row.id, "job.queued", {"kind": str(kind)})
-    if result is not None:
-        event_log.append(session, row.id, "job.succeeded", {"result": dict(result)})
-    return rows.view(session, row)
+    session.add_all(event_log.first_lines(row, log_lines))
+    session.flush()
+    return rows.view_new(row)
 
 
 def hint(queue: JobQueue, jobs: Iterable[JobView]) -> None:

@@ -67,3 +67,11 @@ def test_any_text_is_a_ref_or_a_value_error(text: str) -> None:
 def test_is_id_knows_its_own() -> None:
     assert is_id(new_id("task"))
     assert not is_id("task_123")
+
+
+def test_ids_made_one_after_another_within_a_millisecond_keep_their_order() -> None:
+    made: list[str] = []
+    for _ in range(200):
+        made.append(new_id("job"))
+        time.sleep(1e-6)  # the fraction of the millisecond has a quarter of a microsecond
+    assert made == sorted(made)
