@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged
+from workers.checkpoints.finiteness import has_finite_bits
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
@@ -33,18 +34,23 @@ class TensorReader:
             self.close()
             raise
 
-    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor) -> None:
-        """Fill `out`, a contiguous float32 tensor on the CPU, with elements offset, offset + 1, … of the tensor."""
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor) -> bool:
+        """Fill `out` with elements offset, offset + 1, … of the tensor, and tell whether all of them are finite.
+
+        out: [m] float32, contiguous, on the CPU. Judged here, where the bytes still lie in the processor's cache.
+        """
         if out.numel() == 0:
-            return
+            return True
         item = DTYPE_BYTES[tensor.dtype]
         begin = tensor.begin + offset * item
         if tensor.dtype == "F32":
             self._read(tensor.file, begin, out.numpy().data.cast("B"))
-            return
+            return has_finite_bits(out)
         raw = self._buffer(out.numel() * item)
         self._read(tensor.file, begin, raw.numpy().data.cast("B"))
-        out.copy_(raw.view(TORCH_DTYPES[tensor.dtype]))
+        numbers = raw.view(TORCH_DTYPES[tensor.dtype])
+        out.copy_(numbers)
+        return has_finite_bits(out if tensor.dtype == "F64" else numbers)  # float64 may overflow float32
 
     def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
         """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""

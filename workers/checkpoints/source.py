@@ -98,12 +98,13 @@ class CheckpointSource:
         """
         tensor = run.tensor
         rows = self._rows(run.n_elements)  # [1 + n, m], the base model's first
+        is_finite = True
         if self.base is not None and tensor.base is not None:
-            self.base.read_floats(tensor.base, run.offset, rows[0])
+            is_finite = self.base.read_floats(tensor.base, run.offset, rows[0])
         for reader, spec, row in zip(self.models, tensor.finetuned, rows[1:], strict=True):
-            reader.read_floats(spec, run.offset, row)
-        first = 0 if self.base is not None else 1
-        self._check_finite(run, rows[first:], first)
+            is_finite = reader.read_floats(spec, run.offset, row) and is_finite
+        if not is_finite:
+            self._refuse_or_zero(run, rows, first=0 if self.base is not None else 1)
         self.on_bytes(run.n_bytes)
         base = rows[0] if self.base is not None else None
         return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
@@ -116,26 +117,19 @@ class CheckpointSource:
             self._buffers.rows = buffer
         return buffer[: n_rows * n_elements].view(n_rows, n_elements)
 
-    def _check_finite(self, run: Run, rows: Tensor, first: int) -> None:
-        """Refuse NaN and infinity, or set them to zero.
-
-        A sum that is finite proves that all its terms are; one that is not (it may have overflowed) is looked into.
-        """
-        if bool(torch.isfinite(rows.sum())):
-            return
+    def _refuse_or_zero(self, run: Run, rows: Tensor, *, first: int) -> None:
+        """Set what is not finite to zero if the policy says so, else name the first of it."""
         if self.nan_policy == "zero":
-            torch.nan_to_num_(rows, nan=0.0, posinf=0.0, neginf=0.0)
+            torch.nan_to_num_(rows[first:], nan=0.0, posinf=0.0, neginf=0.0)
             return
-        found = torch.isfinite(rows).logical_not_().nonzero()
-        if len(found) == 0:
-            return
+        found = torch.isfinite(rows[first:]).logical_not_().nonzero()
         row, index = found[0].tolist()
         model = row + first - 1
         which = "the base model" if model < 0 else f"models[{model}]"
         reader = self.base if model < 0 else self.models[model]
         identity = reader.checkpoint.id if reader is not None else ""
         raise NotFinite(
-            f"Tensor {run.tensor.name!r} of {which} ({identity}) is {rows[row, index].item()} at flat index "
+            f"Tensor {run.tensor.name!r} of {which} ({identity}) is {rows[first + row, index].item()} at flat index "
             f"{run.offset + index}, expected a finite number; repair the model, exclude the tensor, or set nan_policy "
             "to 'zero'."
         )
