@@ -9,7 +9,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,12 +32,14 @@ from app.domain.work import (
 from app.services import jobs, running
 from app.services.running import Claim, ClaimLost, JobSteps
 from workers.memory import out_of_memory_kills
-from workers.pulse import Pulse, StopReason
+from workers.pulse import Pulse, Stopped, StopReason
 from workers.runtime import Runtime
+from workers.transfers import Transfers
 from workers.warm import Exit, JobProcess, WarmServer
 
 LOOK_SECONDS = 0.05  # between looks at whether to stop
 DATABASE_RETRY_SECONDS = 0.5
+PREPARED_FRACTION = 0.5  # of a job whose inputs had to be moved here first
 REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
@@ -52,19 +54,13 @@ class Place:
     threads: int
 
 
-class Stopped(Exception):
-    """The attempt was stopped before its work was done."""
-
-    def __init__(self, reason: StopReason) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Attempt:
     """One attempt of a job under a claim."""
 
     def __init__(self, runtime: Runtime, claim: Claim, pulse: Pulse, place: Place) -> None:
         self._runtime = runtime
+        self._transfers = Transfers(pulse)
+        self._keepers = replace(runtime.keepers, watch=self._transfers)
         self._sessions = runtime.keepers.sessions
         self._claim = claim
         self._pulse = pulse
@@ -90,16 +86,16 @@ class Attempt:
             jobs.hint(self._runtime.queue, followers)
 
     def _succeed(self, steps: JobSteps) -> list[JobView]:
-        with self._stage("preparing"):
-            work = steps.prepare(self._runtime.keepers, self._claim, self._place.scratch)
-        self._look()
+        with self._stage("preparing", 0.0, PREPARED_FRACTION):
+            work = steps.prepare(self._keepers, self._claim, self._place.scratch)
+        self._pulse.look()
         outcome = self._perform(work)
         files = _files(outcome)
         if files:
-            with self._stage("publishing", fraction=1.0):
+            with self._stage("publishing", 1.0, 1.0):
                 running.check(self._sessions, self._claim)
-                self._runtime.keepers.storage.publish(self._place.scratch / "output", files)
-        self._look()
+                self._keepers.storage.publish(self._place.scratch / "output", files, watch=self._transfers)
+        self._pulse.look()
         record = steps.record
         return self._persist(
             lambda: running.finish(
@@ -127,18 +123,14 @@ class Attempt:
     def _relay(self, process: JobProcess) -> WorkSucceeded | WorkFailed | None:
         """Pass progress on until the last word; None when the process ended without one. Raises: Stopped."""
         while (lines := process.read(LOOK_SECONDS)) is not None:
-            self._look()
+            self._transfers.moved()
             for line in lines:
                 report = _parse(line)
                 if isinstance(report, ProgressReport):
-                    self._pulse.note(report.progress)
+                    self._pulse.note(self._transfers.after(report.progress))
                 else:
                     return report
         return None
-
-    def _look(self) -> None:
-        if self._pulse.reason is not None:
-            raise Stopped(self._pulse.reason)
 
     def _stop(self, reason: StopReason) -> None:
         log.info("job_stopped", reason=str(reason))
@@ -172,8 +164,8 @@ class Attempt:
                 time.sleep(DATABASE_RETRY_SECONDS)
 
     @contextlib.contextmanager
-    def _stage(self, name: str, fraction: float = 0.0) -> Iterator[None]:
-        self._pulse.enter(name, fraction)
+    def _stage(self, name: str, first: float, last: float) -> Iterator[None]:
+        self._transfers.enter(name, first, last)
         began_at = time.monotonic()
         yield
         self._stages.append((name, time.monotonic() - began_at))

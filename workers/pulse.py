@@ -25,6 +25,14 @@ class StopReason(StrEnum):
     LOST = "lost"
 
 
+class Stopped(Exception):
+    """The attempt was stopped before its work was done."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Pulse:
     """Renews the lease and stores progress at every beat; `reason` says why to stop, once there is a reason."""
 
@@ -64,6 +72,11 @@ class Pulse:
     def enter(self, stage: str, fraction: float = 0.0) -> None:
         """Begin a stage of the supervisor's own."""
         self.note(Progress(stage=stage, fraction=fraction))
+
+    def look(self) -> None:
+        """Return while the attempt may go on. Raises: Stopped."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
 
     def drain(self, grace_seconds: float) -> None:
         """Let the attempt go on for this long, then stop it."""

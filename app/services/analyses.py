@@ -70,7 +70,7 @@ class AnalysisSteps:
         """Bring the models here."""
         spec = AnalysisSpec.model_validate(claim.job.spec)
         here = {
-            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models])
         }
         return AnalyzeWork(

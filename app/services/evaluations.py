@@ -49,14 +49,12 @@ class EvaluationSteps:
         spec = EvaluationSpec.model_validate(claim.job.spec)
         bases = {item.task_id: item.base_model or spec.checkpoint for item in spec.tasks}
         here = {
-            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([spec.checkpoint, *bases.values()])
         }
         return EvaluateWork(
             checkpoint=here[spec.checkpoint],
-            tasks=tuple(
-                task_files.fetch(keepers.sessions, keepers.sources, item.task_id, [item.split]) for item in spec.tasks
-            ),
+            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in spec.tasks),
             base_models={task_id: here[base] for task_id, base in bases.items()},
             split={item.task_id: item.split for item in spec.tasks},
         )

@@ -88,13 +88,13 @@ class FinetuneSteps:
         """Bring the base models and the task's files here."""
         spec = FinetuneSpec.model_validate(claim.job.spec)
         here = {
-            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([spec.base_model, spec.head_base_model])
         }
         return FinetuneWork(
             base_model=here[spec.base_model],
             head_base_model=here[spec.head_base_model],
-            task=task_files.fetch(keepers.sessions, keepers.sources, spec.task_id, ["train", "validation"]),
+            task=task_files.fetch(keepers, spec.task_id, ["train", "validation"]),
             technique=spec.technique,
             parameters=spec.parameters,
             seed=spec.seed,

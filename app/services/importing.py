@@ -99,11 +99,11 @@ class ImportSteps:
             upload_id = claim.job.spec.get("upload")
             files = uploads.list_files(session, str(upload_id)) if uri is None else []
         if uri is None:
-            return ImportWork(source=_fetch_upload(keepers.storage, files))
+            return ImportWork(source=_fetch_upload(keepers, files))
         listing = SourceListing.model_validate(document)
-        keepers.sources.check(uri, listing)
+        keepers.sources.check(uri, listing, watch=keepers.watch)
         if storage == "reference":
-            return ImportWork(source=keepers.sources.fetch(uri, listing))
+            return ImportWork(source=keepers.sources.fetch(uri, listing, watch=keepers.watch))
         return ImportWork(source=_fetch_copy(keepers, uri, listing))
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
@@ -152,24 +152,24 @@ def _find(session: Session, claim: Claim) -> Checkpoint:
 def _fetch_copy(keepers: Keepers, uri: str, listing: SourceListing) -> Path:
     """Put the listed files into the store and fetch them from there: what is checked is what is kept."""
     check_room(keepers.storage, listing.size_bytes, f"A copy of {uri!r}")
+    wanted = [file for file in listing.files if not file.path.endswith(PICKLE_SUFFIXES)]
+    keepers.watch.expect(sum(file.size_bytes for file in wanted))
     files: list[FileEntry] = []
-    for file in listing.files:
-        if file.path.endswith(PICKLE_SUFFIXES):
-            continue
-        with keepers.storage.new_temp() as temp:
-            for data in keepers.sources.read_listed(uri, listing, file):
+    for file in wanted:
+        with keepers.storage.new_temp(watch=keepers.watch) as temp:
+            for data in keepers.sources.read_listed(uri, listing, file, watch=keepers.watch):
                 temp.write(data)
             temp.publish()
             files.append(FileEntry(path=file.path, size_bytes=temp.size_bytes, sha256=temp.sha256))
-    keepers.sources.check(uri, listing)
-    folder = keepers.storage.fetch(files)
+    keepers.sources.check(uri, listing, watch=keepers.watch)
+    folder = keepers.storage.fetch(files, watch=keepers.watch)
     return folder / files[0].path if listing.is_file else folder
 
 
-def _fetch_upload(storage: Storage, files: list[FileEntry]) -> Path:
+def _fetch_upload(keepers: Keepers, files: list[FileEntry]) -> Path:
     if not files:
         raise Conflict("The files of the upload are gone: it ended too long ago. Upload them again.")
-    return storage.fetch(files)
+    return keepers.storage.fetch(files, watch=keepers.watch)
 
 
 def _narrow(listing: SourceListing, manifest: Manifest) -> SourceListing:

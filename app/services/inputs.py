@@ -3,36 +3,35 @@
 from typing import Any
 
 from app.db import checkpoints as checkpoint_rows
-from app.db.engine import Sessions
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import InputChanged
 from app.domain.sources import SourceListing
-from app.storage.base import Storage
-from app.storage.sources import Sources
+from app.services.running import Keepers
 
 
-def local(sessions: Sessions, storage: Storage, sources: Sources, checkpoint_id: str) -> LocalCheckpoint:
+def local(keepers: Keepers, checkpoint_id: str) -> LocalCheckpoint:
     """Return a ready checkpoint with a folder of its files; no transaction is open while bytes move.
 
     Raises: NotFound when there is no such checkpoint; InputChanged when a referenced file is not the one that was
     registered; ArtifactGone, OutOfDisk, Unavailable from the store.
     """
-    with sessions.read() as session:
+    with keepers.sessions.read() as session:
         row = session.get(Checkpoint, checkpoint_id)
         if row is None or row.deleted_at is not None:
             raise InputChanged(f"{checkpoint_id} was deleted after this job was accepted; submit the job without it.")
         manifest = checkpoint_rows.load_manifest(session, checkpoint_id)
         uri, storage_kind, listing = row.uri, row.storage, row.sources
     if storage_kind == "copy" or uri is None:
-        return LocalCheckpoint(id=checkpoint_id, path=storage.fetch(manifest.files), manifest=manifest)
-    return _referenced(sources, checkpoint_id, uri, listing, manifest)
+        folder = keepers.storage.fetch(manifest.files, watch=keepers.watch)
+        return LocalCheckpoint(id=checkpoint_id, path=folder, manifest=manifest)
+    return _referenced(keepers, checkpoint_id, uri, listing, manifest)
 
 
 def _referenced(
-    sources: Sources, checkpoint_id: str, uri: str, listing: dict[str, Any] | None, manifest: Manifest
+    keepers: Keepers, checkpoint_id: str, uri: str, listing: dict[str, Any] | None, manifest: Manifest
 ) -> LocalCheckpoint:
     registered = SourceListing.model_validate(listing)
-    sources.check(uri, registered)
-    path = sources.fetch(uri, registered)
+    keepers.sources.check(uri, registered, watch=keepers.watch)
+    path = keepers.sources.fetch(uri, registered, watch=keepers.watch)
     return LocalCheckpoint(id=checkpoint_id, path=path.parent if registered.is_file else path, manifest=manifest)

@@ -178,7 +178,8 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
     kept = _keep(session, actor, _Made(new_id("job"), spec, manifest, files))
     common |= {"job_id": kept.job_id, "result": kept.result(source), "deduplicated_from": source.id}
     job = jobs.add(session, actor, **common)
-    return job, _add_evaluations(session, actor, kept, terms)
+    evaluations = _add_evaluations(session, actor, kept, terms)
+    return job.model_copy(update={"children": tuple(child.id for child in evaluations)}), evaluations
 
 
 # --- the job ------------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class MergeSteps:
         spec = MergeSpec.model_validate(claim.job.spec)
         ids = [str(model["checkpoint"]) for model in spec.models]
         here = {
-            checkpoint_id: inputs.local(keepers.sessions, keepers.storage, keepers.sources, checkpoint_id)
+            checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([*ids, *([spec.base_model] if spec.base_model else [])])
         }
         return MergeWork(

@@ -25,7 +25,7 @@ from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import Outcome, Work
 from app.services.actors import Actor
 from app.services.jobs import Ending, conclude
-from app.storage.base import Storage
+from app.storage.base import UNWATCHED, Storage, Watch
 from app.storage.sources import Sources
 
 
@@ -77,6 +77,7 @@ class Keepers:
     sessions: Sessions
     storage: Storage
     sources: Sources
+    watch: Watch = UNWATCHED  # is told of the bytes that steps move, and stops them when the attempt must stop
 
 
 class JobSteps(Protocol):

@@ -7,10 +7,10 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db import tasks as task_rows
-from app.db.engine import Sessions
 from app.db.tables import Task
 from app.domain.errors import AmalgamError, FieldProblem, InputChanged, UriNotAllowed
 from app.domain.tasks import DataFile, LocalTask, TaskSpec
+from app.services.running import Keepers
 from app.storage.sources import Sources
 
 UNREADABLE = {
@@ -51,16 +51,16 @@ def refuse_unreadable(uri: str, pointer: str) -> None:
         raise UriNotAllowed(message, errors=[FieldProblem(pointer, message)])
 
 
-def fetch(sessions: Sessions, sources: Sources, task_id: str, splits: Iterable[str]) -> LocalTask:
+def fetch(keepers: Keepers, task_id: str, splits: Iterable[str]) -> LocalTask:
     """Return a task with the files of some of its splits on this machine.
 
     Raises: InputChanged when the task was deleted, or a file is gone or has another size; who reads a file checks its
         digest.
     """
-    with sessions.read() as session:
+    with keepers.sessions.read() as session:
         spec = _read_spec(session, task_id)
-    files = {split: _locate(sources, spec, spec.dataset[split]) for split in splits if split in spec.dataset}
-    head_weights = _locate(sources, spec, spec.head_weights) if spec.head_weights is not None else None
+    files = {split: _locate(keepers, spec, spec.dataset[split]) for split in splits if split in spec.dataset}
+    head_weights = _locate(keepers, spec, spec.head_weights) if spec.head_weights is not None else None
     return LocalTask(id=task_id, spec=spec, files=files, head_weights=head_weights)
 
 
@@ -73,11 +73,11 @@ def _read_spec(session: Session, task_id: str) -> TaskSpec:
     return task_rows.spec(row)
 
 
-def _locate(sources: Sources, spec: TaskSpec, file: DataFile) -> Path:
-    listing = sources.look(file.uri)
+def _locate(keepers: Keepers, spec: TaskSpec, file: DataFile) -> Path:
+    listing = keepers.sources.look(file.uri)
     if not listing.is_file or listing.size_bytes != file.size_bytes:
         raise InputChanged(
             f"{file.uri} of task {spec.name!r} had {file.size_bytes} bytes when the task was made and has"
             f" {listing.size_bytes} now. Restore it, or make a task with the new file under another name."
         )
-    return sources.fetch(file.uri, listing)
+    return keepers.sources.fetch(file.uri, listing, watch=keepers.watch)

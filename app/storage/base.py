@@ -22,6 +22,22 @@ def object_key(sha256: str) -> str:
     return f"objects/sha256/{sha256[:2]}/{sha256}"
 
 
+class Watch:
+    """Told of bytes on their way; what it raises stops them. This one lets everything pass."""
+
+    def expect(self, n_bytes: int) -> None:
+        """So many more bytes are going to move."""
+
+    def moved(self, n_bytes: int = 0) -> None:
+        """So many bytes have moved since the last call; asked several times a second, even while nothing moves."""
+
+    def uses(self, folder: Path) -> None:
+        """What was fetched lies in this folder, which is swept if it is not touched for two hours."""
+
+
+UNWATCHED = Watch()
+
+
 class TempObject(Protocol):
     """Bytes on their way in, hashed as they come. Leaving the context without `publish` leaves nothing behind."""
 
@@ -51,16 +67,18 @@ class TempObject(Protocol):
 class Storage(Protocol):
     """A content-addressed store."""
 
-    def publish(self, directory: Path, files: Sequence[FileEntry]) -> None:
+    def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the store; what is there already stays. Can be repeated after a crash.
 
-        Raises: OutOfDisk, Unavailable; ValueError when a file is missing or does not have its size.
+        Raises: OutOfDisk, Unavailable; ValueError when a file is missing or does not have its size; what the watch
+            raises.
         """
 
-    def fetch(self, files: Sequence[FileEntry]) -> Path:
+    def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder with these files under their paths; read it, do not write into it.
 
-        The folder is kept for at least two hours after the last fetch. Raises: ArtifactGone, OutOfDisk, Unavailable.
+        The folder is kept for two hours after it was last fetched or touched (`Watch.uses`).
+        Raises: ArtifactGone, OutOfDisk, Unavailable; what the watch raises.
         """
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -78,7 +96,7 @@ class Storage(Protocol):
     def list_objects(self) -> Iterator[tuple[str, float]]:
         """Yield (sha256, age in seconds since it was last published) of every object. Raises: Unavailable."""
 
-    def new_temp(self) -> TempObject:
+    def new_temp(self, *, watch: Watch = UNWATCHED) -> TempObject:
         """Return a place to write bytes whose digest is not known yet. Raises: OutOfDisk."""
 
     def sweep_temp(self, *, older_than_seconds: float) -> int:

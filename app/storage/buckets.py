@@ -7,18 +7,19 @@ import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import S3Store
 
 from app.domain.errors import Unavailable, UriNotAllowed
+from app.storage.base import CHUNK_BYTES, UNWATCHED, Watch
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -27,6 +28,8 @@ RANGE_BYTES = 16 << 20
 PARALLEL_RANGES = 4
 PART_BYTES = 16 << 20
 SINGLE_PUT_BYTES = 8 << 20
+LOOK_SECONDS = 0.2  # between looks at the watch while the network is waited for
+Result = TypeVar("Result")
 _INSTANCE_METADATA = "169.254.169.254"  # asked for credentials last, where nothing else names any
 
 
@@ -40,6 +43,10 @@ class BucketForbidden(Unavailable):
 
 class ObjectChanged(Exception):
     """The object is no longer the one with this ETag."""
+
+
+class PutStopped(Exception):
+    """What was being put is not wanted any more; its parts are removed."""
 
 
 class Bucket:
@@ -78,43 +85,45 @@ class Bucket:
             for chunk in obstore.list(self._store, prefix=prefix or None):
                 yield from chunk
 
-    def put_file(self, key: str, file: Path) -> None:
-        """Store a file; large ones in parts. Content-addressed keys make an overwrite harmless."""
-        with _translated(self.name):
-            obstore.put(
-                self._store,
-                key,
-                file,
-                use_multipart=file.stat().st_size > SINGLE_PUT_BYTES,
-                chunk_size=PART_BYTES,
-                max_concurrency=PARALLEL_RANGES,
-            )
+    def put_file(self, key: str, file: Path, *, watch: Watch = UNWATCHED) -> None:
+        """Store a file; large ones in parts. Content-addressed keys make an overwrite harmless.
 
-    def read(self, key: str, start: int, end: int, *, etag: str | None = None) -> Iterator[bytes]:
-        """Yield the bytes [start, end) of an object.
+        Raises: Unavailable; what the watch raises, at once: what is on its way then ends in a thread of its own.
+        """
+        outgoing = _Outgoing(file)
+        with _threads(1) as pool:
+            try:
+                _await(pool.submit(self._put, key, outgoing), watch, outgoing.take)
+            finally:
+                outgoing.is_stopped = True
 
-        Raises: FileNotFoundError; ObjectChanged when it does not have this ETag any more; Unavailable.
+    def read(
+        self, key: str, start: int, end: int, *, etag: str | None = None, watch: Watch = UNWATCHED
+    ) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of an object; whoever takes them counts them.
+
+        Raises: FileNotFoundError; ObjectChanged when it does not have this ETag any more; Unavailable; what the watch
+            raises.
         """
         spans = iter([(at, min(at + RANGE_BYTES, end)) for at in range(start, end, RANGE_BYTES)])
-        with ThreadPoolExecutor(PARALLEL_RANGES) as pool:
+        with _threads(PARALLEL_RANGES) as pool:
             pending = deque(pool.submit(self._read_range, key, span, etag) for span in islice(spans, PARALLEL_RANGES))
-            try:
-                while pending:
-                    data = pending.popleft().result()  # forgotten once yielded: an object may outgrow the memory
-                    if (span := next(spans, None)) is not None:
-                        pending.append(pool.submit(self._read_range, key, span, etag))
-                    yield data
-            finally:
-                for future in pending:
-                    future.cancel()
+            while pending:
+                data = _await(pending.popleft(), watch)  # forgotten once yielded: an object may outgrow the memory
+                if (span := next(spans, None)) is not None:
+                    pending.append(pool.submit(self._read_range, key, span, etag))
+                yield data
 
-    def download(self, key: str, size_bytes: int, target: Path, *, etag: str | None = None) -> str:
+    def download(
+        self, key: str, size_bytes: int, target: Path, *, etag: str | None = None, watch: Watch = UNWATCHED
+    ) -> str:
         """Write an object of this size into a file, synced, and return the sha256 of its bytes. Raises as `read`."""
         digest = hashlib.sha256()
         with target.open("wb") as file:
-            for data in self.read(key, 0, size_bytes, etag=etag):
+            for data in self.read(key, 0, size_bytes, etag=etag, watch=watch):
                 file.write(data)
                 digest.update(data)
+                watch.moved(len(data))
             file.flush()
             os.fsync(file.fileno())
         return digest.hexdigest()
@@ -124,6 +133,19 @@ class Bucket:
         with _translated(self.name), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
+    def _put(self, key: str, outgoing: "_Outgoing") -> None:
+        is_large = outgoing.file.stat().st_size > SINGLE_PUT_BYTES
+        data = outgoing.read() if is_large else b"".join(outgoing.read())
+        with _translated(self.name):
+            obstore.put(
+                self._store,
+                key,
+                data,
+                use_multipart=is_large,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARALLEL_RANGES,
+            )
+
     def _read_range(self, key: str, span: tuple[int, int], etag: str | None) -> bytes:
         with _translated(self.name):
             try:
@@ -131,6 +153,48 @@ class Bucket:
                 return bytes(obstore.get(self._store, key, options=options).bytes())
             except PreconditionError:
                 raise ObjectChanged(key) from None
+
+
+class _Outgoing:
+    """A file's bytes as they leave, counted for another thread, which may stop them."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.is_stopped = False
+        self._n_bytes = self._n_taken = 0
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the bytes. Raises: PutStopped."""
+        with self.file.open("rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                if self.is_stopped:
+                    raise PutStopped(self.file.name)
+                self._n_bytes += len(data)
+                yield data
+
+    def take(self) -> int:
+        """Return how many bytes left since the last call."""
+        n_bytes = self._n_bytes
+        self._n_taken, before = n_bytes, self._n_taken
+        return n_bytes - before
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads that are not waited for: what they still do when they are left, nobody needs."""
+    pool = ThreadPoolExecutor(n, thread_name_prefix="bucket")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _await(future: Future[Result], watch: Watch, count: Callable[[], int] = lambda: 0) -> Result:
+    """Return what a thread gives; meanwhile the watch is told, and may end the waiting. `count`: bytes since asked."""
+    while not wait([future], LOOK_SECONDS).done:
+        watch.moved(count())
+    watch.moved(count())
+    return future.result()
 
 
 @contextlib.contextmanager

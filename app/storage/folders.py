@@ -16,9 +16,9 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, digest_json
 from app.domain.errors import ArtifactGone, OutOfDisk, Unavailable
-from app.storage.base import object_key
+from app.storage.base import CHUNK_BYTES, UNWATCHED, Watch, object_key
 
-KEEP_SECONDS = 2 * 3600.0  # what was fetched within this time is kept: a job (default time limit 2 h) may still open it
+KEEP_SECONDS = 2 * 3600.0  # since a fetched folder was last fetched or touched; jobs touch theirs while they run
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
 
 
@@ -46,7 +46,7 @@ class ObjectFolder:
         with self._lock(fcntl.LOCK_SH):
             return self._touch(self.path(sha256))
 
-    def add(self, file: Path, sha256: str) -> None:
+    def add(self, file: Path, sha256: str, watch: Watch = UNWATCHED) -> None:
         """Make a file an object; what is there already stays.
 
         The object is a link to the file, which becomes read-only; a file that has other links is copied and left alone.
@@ -59,7 +59,7 @@ class ObjectFolder:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists() or status.st_nlink > 1 or not self._link(file, target):
-                self._copy(file, target)
+                self._copy(file, target, watch)
             os.utime(target)
             _sync(target.parent)
             _sync(target.parent.parent)  # its folder may be new
@@ -113,10 +113,10 @@ class ObjectFolder:
             return False
         return True
 
-    def _copy(self, file: Path, target: Path) -> None:
+    def _copy(self, file: Path, target: Path, watch: Watch) -> None:
         temp = self.new_temp_path()
         try:
-            shutil.copyfile(file, temp)
+            copy_file(file, temp, watch)
             temp.chmod(0o444)
             _sync(temp)
             temp.replace(target)
@@ -140,7 +140,7 @@ class Views:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def show(self, files: Sequence[FileEntry], locate: Callable[[str], Path]) -> Path:
+    def show(self, files: Sequence[FileEntry], locate: Callable[[str], Path], *, watch: Watch = UNWATCHED) -> Path:
         """Return the folder of these files; `locate` gives an object's path by its digest.
 
         Raises: ArtifactGone when an object is not there.
@@ -149,13 +149,14 @@ class Views:
         while not self._touch(view):
             building = self.root / f"{uuid.uuid4().hex}.building"
             try:
-                self._build(building, files, locate)
+                self._build(building, files, locate, watch)
                 building.rename(view)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
                     raise
             finally:
                 shutil.rmtree(building, ignore_errors=True)
+        watch.uses(view)
         return view
 
     def sweep(self, *, unused_seconds: float) -> int:
@@ -166,12 +167,12 @@ class Views:
                 removed += 1
         return removed
 
-    def _build(self, building: Path, files: Sequence[FileEntry], locate: Callable[[str], Path]) -> None:
+    def _build(self, building: Path, files: Sequence[FileEntry], locate: Callable[[str], Path], watch: Watch) -> None:
         building.mkdir(parents=True)
         for file in files:
             target = building / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            show_file(locate(file.sha256), target, path=file.path)
+            show_file(locate(file.sha256), target, path=file.path, watch=watch)
 
     def _touch(self, view: Path) -> bool:
         with locked(self.root / "views.lock", fcntl.LOCK_SH):
@@ -194,7 +195,7 @@ class Views:
         return True
 
 
-def show_file(source: Path, target: Path, *, path: str) -> None:
+def show_file(source: Path, target: Path, *, path: str, watch: Watch = UNWATCHED) -> None:
     """Link an object to a path of a view; copied where the file system has no hard links.
 
     Raises: ArtifactGone when the object is not there.
@@ -206,7 +207,16 @@ def show_file(source: Path, target: Path, *, path: str) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        shutil.copyfile(source, target)
+        copy_file(source, target, watch)
+
+
+def copy_file(source: Path, target: Path, watch: Watch = UNWATCHED) -> None:
+    """Copy a file's bytes, a piece at a time."""
+    watch.expect(source.stat().st_size)
+    with source.open("rb") as read, target.open("wb") as written:
+        while data := read.read(CHUNK_BYTES):
+            written.write(data)
+            watch.moved(len(data))
 
 
 @contextlib.contextmanager

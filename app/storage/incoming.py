@@ -6,15 +6,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from app.storage.base import UNWATCHED, Watch
 from app.storage.folders import translated
 
 
 class TempFile:
     """A base.TempObject over a local file; `keep(path, sha256)` puts the complete file into the store."""
 
-    def __init__(self, path: Path, keep: Callable[[Path, str], None]) -> None:
+    def __init__(self, path: Path, keep: Callable[[Path, str], None], watch: Watch = UNWATCHED) -> None:
         self._path = path
         self._keep = keep
+        self._watch = watch
         self._hash = hashlib.sha256()
         self._size = 0
         with translated("an upload"):
@@ -36,6 +38,7 @@ class TempFile:
             self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
+        self._watch.moved(len(data))
 
     def publish(self) -> None:
         """Make the bytes an object of the store. Raises: OutOfDisk, Unavailable."""

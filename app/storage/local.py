@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone
-from app.storage.base import CHUNK_BYTES, TempObject
+from app.storage.base import CHUNK_BYTES, UNWATCHED, TempObject, Watch
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
 
@@ -24,16 +24,17 @@ class LocalStorage:
         self._objects = ObjectFolder(root)
         self._views = Views(root / "views")
 
-    def publish(self, directory: Path, files: Sequence[FileEntry]) -> None:
+    def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the store."""
         for file in files:
+            watch.moved()
             with translated(f"publishing {file.path!r}"):
-                self._publish_file(directory / file.path, file)
+                self._publish_file(directory / file.path, file, watch)
 
-    def fetch(self, files: Sequence[FileEntry]) -> Path:
+    def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of hard links to the objects."""
         with translated("fetching a checkpoint"):
-            return self._views.show(files, self._objects.path)
+            return self._views.show(files, self._objects.path, watch=watch)
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of an object."""
@@ -58,9 +59,9 @@ class LocalStorage:
         for sha256, age_seconds, _ in self._objects.list_objects():
             yield sha256, age_seconds
 
-    def new_temp(self) -> TempObject:
+    def new_temp(self, *, watch: Watch = UNWATCHED) -> TempObject:
         """Return a place to write bytes whose digest is not known yet."""
-        return TempFile(self._objects.new_temp_path(), self._objects.add)
+        return TempFile(self._objects.new_temp_path(), self._objects.add, watch)
 
     def sweep_temp(self, *, older_than_seconds: float) -> int:
         """Remove what crashes left behind, and views nobody uses."""
@@ -79,13 +80,13 @@ class LocalStorage:
             probe.touch()
             probe.unlink()
 
-    def _publish_file(self, source: Path, file: FileEntry) -> None:
+    def _publish_file(self, source: Path, file: FileEntry, watch: Watch) -> None:
         if self._objects.touch(file.sha256) == file.size_bytes:
             return
         if not source.is_file() or source.stat().st_size != file.size_bytes:
             found = f"{source.stat().st_size} bytes" if source.is_file() else "nothing"
             raise ValueError(f"{file.path!r}: found {found}, expected {file.size_bytes} bytes; it was not published")
-        self._objects.add(source, file.sha256)
+        self._objects.add(source, file.sha256, watch)
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
-from app.storage.base import TempObject, object_key
+from app.storage.base import UNWATCHED, TempObject, Watch, object_key
 from app.storage.buckets import Bucket
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
@@ -30,27 +30,30 @@ class S3Storage:
         self._incoming = scratch / "incoming"
         self._cache_bytes = cache_bytes
 
-    def publish(self, directory: Path, files: Sequence[FileEntry]) -> None:
+    def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the bucket."""
+        watch.expect(sum(file.size_bytes for file in files))
         for file in files:
+            watch.moved()
             source = directory / file.path
             if source.is_file():
                 found = source.stat().st_size
                 if found != file.size_bytes:
                     raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
-                self._put(source, file.sha256)
+                self._put(source, file.sha256, watch)
             elif self.size(file.sha256) != file.size_bytes:
                 raise ValueError(
                     f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
                 )
 
-    def fetch(self, files: Sequence[FileEntry]) -> Path:
+    def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of the files, downloaded where the cache does not have them."""
         with translated("fetching a checkpoint"):
-            for file in files:
-                if self._cache.touch(file.sha256) != file.size_bytes:
-                    self._download(file)
-            view = self._views.show(files, self._cache.path)
+            missing = [file for file in files if self._cache.touch(file.sha256) != file.size_bytes]
+            watch.expect(sum(file.size_bytes for file in missing))
+            for file in missing:
+                self._download(file, watch)
+            view = self._views.show(files, self._cache.path, watch=watch)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
             return view
 
@@ -83,11 +86,16 @@ class S3Storage:
             if found["path"] == f"{PREFIX}/{sha256[:2]}/{sha256}":  # nothing else that somebody put there
                 yield sha256, _age_seconds(found["last_modified"])
 
-    def new_temp(self) -> TempObject:
+    def new_temp(self, *, watch: Watch = UNWATCHED) -> TempObject:
         """Return a place to write bytes whose digest is not known yet: a local file, put when it is complete."""
+
+        def put(file: Path, sha256: str) -> None:
+            watch.expect(file.stat().st_size)
+            self._put(file, sha256, watch)
+
         with translated("an upload"):
             self._incoming.mkdir(parents=True, exist_ok=True)
-            return TempFile(self._incoming / uuid.uuid4().hex, self._put)
+            return TempFile(self._incoming / uuid.uuid4().hex, put, watch)
 
     def sweep_temp(self, *, older_than_seconds: float) -> int:
         """Remove what crashes left behind and unused folders of the cache."""
@@ -106,20 +114,21 @@ class S3Storage:
         """Return if the bucket answers."""
         self._bucket.head(f"{PREFIX}/check")
 
-    def _put(self, source: Path, sha256: str) -> None:
+    def _put(self, source: Path, sha256: str, watch: Watch) -> None:
         size = source.stat().st_size
         found = self._bucket.head(object_key(sha256))
         if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
+            watch.moved(size)
             return
-        self._bucket.put_file(object_key(sha256), source)
+        self._bucket.put_file(object_key(sha256), source, watch=watch)
         stored = self._bucket.head(object_key(sha256))
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
 
-    def _download(self, file: FileEntry) -> None:
+    def _download(self, file: FileEntry, watch: Watch) -> None:
         temp = self._cache.new_temp_path()
         try:
-            found = self._bucket.download(object_key(file.sha256), file.size_bytes, temp)
+            found = self._bucket.download(object_key(file.sha256), file.size_bytes, temp, watch=watch)
             if found != file.sha256:
                 detail = f"{file.path!r} has the digest sha256:{found} in the bucket, expected sha256:{file.sha256}."
                 raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")

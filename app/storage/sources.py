@@ -8,6 +8,7 @@ from pathlib import Path
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
 from app.domain.sources import SourceFile, SourceListing
+from app.storage.base import UNWATCHED, Watch
 from app.storage.buckets import Bucket, BucketForbidden, BucketMissing, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.local_sources import MAX_FILES, FileRoots
@@ -40,28 +41,33 @@ class Sources:
         except BucketForbidden as error:
             raise UriNotAllowed(f"{uri!r} cannot be read. {error.detail}") from error
 
-    def check(self, uri: str, listing: SourceListing) -> None:
-        """Return if what was listed is unchanged. Raises: InputChanged naming the file, Unavailable."""
+    def check(self, uri: str, listing: SourceListing, *, watch: Watch = UNWATCHED) -> None:
+        """Return if what was listed is unchanged.
+
+        Raises: InputChanged naming the file, Unavailable; what the watch raises.
+        """
         parsed = parse_uri(uri)
         if isinstance(parsed, FileUri):
             self._roots.check(uri, parsed, listing)
         else:
-            self._check_objects(uri, parsed, listing)
+            self._check_objects(uri, parsed, listing, watch)
 
-    def fetch(self, uri: str, listing: SourceListing) -> Path:
+    def fetch(self, uri: str, listing: SourceListing, *, watch: Watch = UNWATCHED) -> Path:
         """Return the folder, or the one file, on this machine; objects are downloaded once per ETag.
 
-        Raises: InputChanged, UriNotAllowed, UriNotFound, OutOfDisk, Unavailable.
+        Raises: InputChanged, UriNotAllowed, UriNotFound, OutOfDisk, Unavailable; what the watch raises.
         """
         parsed = parse_uri(uri)
         if isinstance(parsed, FileUri):
             return self._roots.locate(uri, parsed)
         with translated(f"fetching {uri!r}"):
-            view = self._fetch_objects(uri, parsed, listing)
+            view = self._fetch_objects(uri, parsed, listing, watch)
         return view / listing.files[0].path if listing.is_file else view
 
-    def read_listed(self, uri: str, listing: SourceListing, file: SourceFile) -> Iterator[bytes]:
-        """Yield the bytes of one listed file.
+    def read_listed(
+        self, uri: str, listing: SourceListing, file: SourceFile, *, watch: Watch = UNWATCHED
+    ) -> Iterator[bytes]:
+        """Yield the bytes of one listed file; whoever takes them counts them, the watch may only stop them.
 
         Raises: UriNotAllowed, UriNotFound, Unavailable; InputChanged when an object has another ETag.
         """
@@ -69,7 +75,8 @@ class Sources:
         if isinstance(parsed, FileUri):
             return self._roots.read(uri, parsed, below=None if listing.is_file else file.path)
         key = _object_key(parsed, file, listing)
-        return _unchanged(uri, file, self._bucket(parsed).read(key, 0, file.size_bytes, etag=file.etag))
+        chunks = self._bucket(parsed).read(key, 0, file.size_bytes, etag=file.etag, watch=watch)
+        return _unchanged(uri, file, chunks)
 
     def stat_file(self, uri: str) -> SourceFile:
         """Return size and identity of the one file a URI names. Raises: UriNotAllowed, UriNotFound, Unavailable."""
@@ -115,9 +122,10 @@ class Sources:
             raise UriNotFound(f"Nothing lies at {uri!r}. Look at the spelling of bucket and prefix.")
         return SourceListing(is_file=False, files=tuple(sorted(files, key=lambda file: file.path)))
 
-    def _check_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing) -> None:
+    def _check_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing, watch: Watch) -> None:
         bucket = self._bucket(parsed)
         for file in listing.files:
+            watch.moved()
             found = bucket.head(_object_key(parsed, file, listing))
             if found is None:
                 raise InputChanged(f"{file.path!r} of {uri!r} is not there any more; put it back.")
@@ -125,26 +133,28 @@ class Sources:
                 detail = f"registered with ETag {file.etag}, found {found['e_tag']}"
                 raise InputChanged(f"{file.path!r} of {uri!r} changed ({detail}); register it again.")
 
-    def _fetch_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing) -> Path:
-        bucket = self._bucket(parsed)
-        entries: list[FileEntry] = []
-        for file in listing.files:
-            key = _object_key(parsed, file, listing)
-            name = hashlib.sha256(f"{parsed.bucket}\0{key}\0{file.etag}".encode()).hexdigest()  # of this version
-            entries.append(FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=name))
-            if self._cache.touch(name) != file.size_bytes:
-                self._download(uri, bucket, key, file, name)
-        view = self._views.show(entries, self._cache.path)
+    def _fetch_objects(self, uri: str, parsed: ObjectUri, listing: SourceListing, watch: Watch) -> Path:
+        entries = [_cached(parsed, file, listing) for file in listing.files]
+        missing = [
+            (file, entry.sha256)
+            for file, entry in zip(listing.files, entries, strict=True)
+            if self._cache.touch(entry.sha256) != file.size_bytes
+        ]
+        watch.expect(sum(file.size_bytes for file, _ in missing))
+        for file, name in missing:
+            self._download(self.read_listed(uri, listing, file, watch=watch), name, watch)
+        view = self._views.show(entries, self._cache.path, watch=watch)
         self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
         return view
 
-    def _download(self, uri: str, bucket: Bucket, key: str, file: SourceFile, name: str) -> None:
+    def _download(self, chunks: Iterator[bytes], name: str, watch: Watch) -> None:
         temp = self._cache.new_temp_path()
         try:
             with temp.open("wb") as copy:
-                for data in _unchanged(uri, file, bucket.read(key, 0, file.size_bytes, etag=file.etag)):
+                for data in chunks:
                     copy.write(data)
-            self._cache.add(temp, name)
+                    watch.moved(len(data))
+            self._cache.add(temp, name, watch)
         finally:
             temp.unlink(missing_ok=True)
 
@@ -160,6 +170,13 @@ def _unchanged(uri: str, file: SourceFile, chunks: Iterator[bytes]) -> Iterator[
         yield from chunks
     except (FileNotFoundError, ObjectChanged):
         raise InputChanged(f"{file.path!r} of {uri!r} changed or is gone; register it again.") from None
+
+
+def _cached(parsed: ObjectUri, file: SourceFile, listing: SourceListing) -> FileEntry:
+    """Return the entry of an object in the cache, named for this very version of it."""
+    version = f"{parsed.bucket}\0{_object_key(parsed, file, listing)}\0{file.etag}"
+    name = hashlib.sha256(version.encode()).hexdigest()
+    return FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=name)
 
 
 def _object_key(parsed: ObjectUri, file: SourceFile, listing: SourceListing) -> str:

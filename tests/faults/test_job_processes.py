@@ -124,6 +124,29 @@ def test_a_running_job_is_canceled_within_two_seconds(plant: Plant) -> None:
     assert not is_alive(pid)
 
 
+def test_a_job_whose_inputs_are_on_their_way_shows_the_bytes_and_is_canceled_within_two_seconds(plant: Plant) -> None:
+    job = plant.add(n_slow_pieces=1000)
+    view = job.until(lambda view: view.progress is not None and view.progress.done > 0)
+    progress = view.progress
+    assert progress is not None
+    assert (progress.stage, progress.unit, progress.total) == ("preparing", "bytes", 1000 << 16)
+    assert 0.0 < progress.fraction < 0.5
+    assert progress.bytes_per_second is not None
+    assert progress.eta_seconds is not None
+    assert progress.eta_seconds == pytest.approx((progress.total - progress.done) / progress.bytes_per_second)
+    asked_at = time.monotonic()
+    job.cancel()
+    assert job.until_final().state is JobState.CANCELED
+    assert time.monotonic() - asked_at < 2.0
+    assert list((plant.home / "store" / "temp").iterdir()) == []
+
+
+def test_the_time_limit_counts_while_inputs_are_on_their_way(plant: Plant) -> None:
+    job = plant.add(n_slow_pieces=1000, timeout_seconds=1)
+    assert job.until_final().state is JobState.FAILED
+    assert job.problem_code == "timeout"
+
+
 def test_the_loss_of_the_warm_process_costs_one_attempt(plant: Plant, worker: Worker) -> None:
     job = plant.add(sleep_seconds=60)
     pid = job.until_working()

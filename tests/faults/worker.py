@@ -1,6 +1,8 @@
 """A real worker whose jobs behave as told (tests/faults/work.py). Run as `python -m tests.faults.worker`."""
 
+import json
 import sys
+import time
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -10,14 +12,24 @@ from app.domain.jobs import JobKind
 from app.domain.work import ImportWork, Outcome, Work
 from app.logging import set_up_logging
 from app.services.running import Claim, JobResult, Keepers
+from tests.faults.work import BEHAVIOR
 from workers import main
 from workers.tasks import Kind
 
+PIECE_BYTES = 1 << 16
+
 
 class BehavingSteps:
-    def prepare(self, _keepers: Keepers, claim: Claim, scratch: Path) -> Work:
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> Work:
         (scratch / "output" / "half-written").write_text("something")
-        return ImportWork(source=Path(str(claim.job.spec["folder"])))
+        folder = Path(str(claim.job.spec["folder"]))
+        n_pieces = json.loads((folder / BEHAVIOR).read_text()).get("n_slow_pieces", 0)
+        keepers.watch.expect(n_pieces * PIECE_BYTES)
+        with keepers.storage.new_temp(watch=keepers.watch) as temp:
+            for _ in range(n_pieces):
+                time.sleep(0.05)
+                temp.write(bytes(PIECE_BYTES))
+        return ImportWork(source=folder)
 
     def record(self, _session: Session, claim: Claim, _outcome: Outcome) -> JobResult:
         return JobResult({"checkpoint": None, "fence": claim.fence})

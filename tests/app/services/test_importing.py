@@ -46,8 +46,7 @@ def _import(house: House, uri: str, **fields: object) -> str:
 
 
 def _local(house: House, checkpoint_id: str) -> Path:
-    wiring = house.wiring
-    return inputs.local(wiring.sessions, wiring.storage, wiring.sources, checkpoint_id).path
+    return inputs.local(house.keepers, checkpoint_id).path
 
 
 def test_a_reference_is_used_where_it_lies(house: House) -> None:
