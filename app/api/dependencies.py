@@ -4,6 +4,7 @@ The door (app/main.py) builds the wiring once and puts it into the application's
 """
 
 import hashlib
+from functools import partial
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
@@ -24,6 +25,7 @@ from app.storage.base import Storage
 from app.storage.sources import Sources
 
 MAX_KEY_CHARACTERS = 255
+KEY_WITHOUT_EFFECT = "Accepted, but nothing is stored here: every request is answered anew."
 
 
 def wiring(request: Request) -> Wiring:
@@ -60,16 +62,13 @@ def _actor(request: Request) -> Actor:
     return Actor(request_id=state["request_id"], traceparent=state["traceparent"])
 
 
+_key = partial(Header, min_length=1, max_length=MAX_KEY_CHARACTERS, pattern=r"^[\x21-\x7e]+$")
+
+
 def idempotent_request(
     request: Request,
     idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=MAX_KEY_CHARACTERS,
-            pattern=r"^[\x21-\x7e]+$",
-            description="The same key with the same body gives the first answer again; kept for 48 hours.",
-        ),
+        str | None, _key(description="The same key with the same body gives the first answer again; kept for 48 hours.")
     ] = None,
 ) -> IdempotentRequest | None:
     """Return the request's Idempotency-Key with a fingerprint of what it asks for, or None without a key."""
@@ -80,6 +79,10 @@ def idempotent_request(
     route = request.scope.get("route")
     status = (route.status_code if isinstance(route, APIRoute) else None) or 200
     return IdempotentRequest(idempotency_key, hashlib.sha256(content.encode()).hexdigest(), status)
+
+
+def accept_key(idempotency_key: Annotated[str | None, _key(description=KEY_WITHOUT_EFFECT)] = None) -> None:
+    """Accept an Idempotency-Key where nothing is stored; one that is no key is refused as everywhere."""
 
 
 def refuse_unknown_query(request: Request) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.api.dependencies import KEY_WITHOUT_EFFECT
 from app.api.problems import Problem, add_response
 from app.domain.catalog import Catalog, EvaluatorCard, FinetunerCard, MethodCard
 from app.domain.errors import (
@@ -88,6 +89,7 @@ def _everywhere(operation: Document) -> list[type[AmalgamError]]:
     kinds: list[type[AmalgamError]] = [BadRequest, Invalid, TooLarge, Unavailable, AmalgamError]
     if "requestBody" in operation:
         kinds += [UnsupportedMediaType]
-    if any(parameter["name"].lower() == "idempotency-key" for parameter in operation.get("parameters", ())):
+    keys = [found for found in operation.get("parameters", ()) if found["name"].lower() == "idempotency-key"]
+    if any(key["description"] != KEY_WITHOUT_EFFECT for key in keys):
         kinds += [IdempotencyKeyReused]
     return kinds

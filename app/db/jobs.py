@@ -1,9 +1,10 @@
 """Queries on jobs: guarded moves, what can be claimed, what is overdue, and rows as views. Nothing here commits."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.tables import Job, JobAttempt, JobInput
@@ -52,6 +53,12 @@ def runnable(at: datetime) -> ColumnElement[bool]:
         Job.waits_for.is_(None),
         Job.attempts < Job.max_attempts,
     )
+
+
+def about_task(name: str) -> ColumnElement[bool]:
+    """Condition: a fine-tuning on the task, or an evaluation that measures on it, maybe among others."""
+    items = func.replace(cast(Job.spec["tasks"], Text), " ", "")  # the databases write JSON with and without blanks
+    return or_(Job.spec["task"].as_string() == name, items.contains(f'"task":{json.dumps(name)}', autoescape=True))
 
 
 def best_runnable(classes: Sequence[ResourceClass], at: datetime) -> Select[str]:

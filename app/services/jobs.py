@@ -302,11 +302,12 @@ def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
             (Job.kind, filters.kind),
             (Job.state, filters.state),
             (Job.spec["method"].as_string(), filters.method),
-            (Job.spec["task"].as_string(), filters.task),
             (Job.parent_id, filters.parent),
         )
         if value is not None
     ]
+    if filters.task is not None:
+        conditions.append(rows.about_task(filters.task))
     conditions += [Job.tags[key].as_string() == value for key, value in filters.tags.items()]
     if filters.created_after is not None:
         conditions.append(Job.created_at > filters.created_after)

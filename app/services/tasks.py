@@ -33,6 +33,9 @@ def create(
     Raises: NameTaken for other content under the name; UnknownTaskKind, Invalid, InvalidParameters, UriNotAllowed,
         UriNotFound, UnknownCheckpoint, CheckpointNotReady; Replayed, IdempotencyKeyReused.
     """
+    if idempotency is not None:
+        with wiring.sessions.begin() as session:
+            replay(session, actor, idempotency)  # before the files are looked at: they may be gone by now
     spec = _specify(wiring, request)
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)

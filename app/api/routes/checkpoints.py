@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
-from app.api.dependencies import ActorDep, IdempotencyDep, SessionsDep, StorageDep, WiringDep
+from app.api.dependencies import ActorDep, IdempotencyDep, SessionsDep, StorageDep, WiringDep, accept_key
 from app.api.etags import etag, parse_if_match
 from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep, TagFiltersDep
 from app.api.problems import problems
@@ -95,6 +95,7 @@ def list_checkpoints(
     "/compatibility",
     operation_id="check_compatibility",
     summary="Say whether checkpoints can be merged",
+    dependencies=[Depends(accept_key)],
     responses=problems(UnknownCheckpoint, CheckpointNotReady),
 )
 def check_compatibility(

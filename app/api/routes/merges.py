@@ -1,8 +1,8 @@
 """Merges and their plans."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
-from app.api.dependencies import ActorDep, IdempotencyDep, WiringDep
+from app.api.dependencies import ActorDep, IdempotencyDep, WiringDep, accept_key
 from app.api.problems import problems
 from app.api.schemas.merges import MergeBody
 from app.domain.errors import (
@@ -51,6 +51,7 @@ def create_merge(
     "/plans",
     operation_id="plan_merge",
     summary="Say what a merge would do",
+    dependencies=[Depends(accept_key)],
     responses=problems(*REFUSALS),
 )
 def plan_merge(body: MergeBody, wiring: WiringDep, actor: ActorDep) -> PlanView:

@@ -1,6 +1,7 @@
 """Models: names with versions, and aliases that move between them."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 
@@ -78,6 +79,8 @@ def put_alias(
     changed, is_new = models.put_alias(sessions, actor, name, alias, body, condition)
     response.headers["ETag"] = etag(changed.revision)
     response.status_code = 201 if is_new else 200
+    if is_new:
+        response.headers["Location"] = f"/v1/models/{quote(name)}/aliases/{quote(alias)}"
     return changed
 
 

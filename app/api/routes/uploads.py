@@ -1,6 +1,7 @@
 """Uploads: files sent one by one, which become a checkpoint when they are complete."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -101,6 +102,8 @@ async def put_upload_file(
         await _write(request, temp)
         entry, is_new = await run_in_threadpool(uploads.keep, wiring, actor, arrival, announced_sha256=announced_sha256)
     response.status_code = 201 if is_new else 200
+    if is_new:
+        response.headers["Location"] = f"/v1/checkpoints/uploads/{upload_id}/files/{quote(entry.path)}"
     return entry
 
 

@@ -1,5 +1,6 @@
 """The same POST twice is the first answer twice, also when both come at once, on SQLite and on PostgreSQL."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -128,12 +129,36 @@ def test_every_creating_post_is_replayed(house: House) -> None:
         assert second.headers.get("location") == first.headers.get("location"), path
 
 
+def test_a_task_is_replayed_even_when_its_files_are_gone(house: House) -> None:
+    body = house.task_body()
+    first = house.post("/v1/tasks", body, headers={"Idempotency-Key": "k"})
+    shutil.rmtree(house.data / "task-kind")
+
+    second = house.post("/v1/tasks", body, headers={"Idempotency-Key": "k"})
+
+    assert (second.status_code, second.json()) == (201, first.json())
+
+
+def test_a_key_has_no_effect_where_nothing_is_stored(house: House) -> None:
+    house.family()
+    for path, first, second in (
+        ("/v1/plans", merge(house), {**merge(house), "seed": 1}),
+        ("/v1/checkpoints/compatibility", {"models": ["model-0"]}, {"models": ["model-1"]}),
+    ):
+        answers = [house.post(path, body, headers={"Idempotency-Key": "k"}) for body in (first, first, second)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
+        assert not any("idempotent-replayed" in answer.headers for answer in answers)
+        documented = house.app.openapi()["paths"][path]["post"]["responses"]["409"]["content"]
+        assert list(documented["application/problem+json"]["examples"]) == ["checkpoint_not_ready"]
+
+
+@pytest.mark.parametrize("path", ["/v1/merges", "/v1/plans", "/v1/checkpoints/compatibility"])
 @pytest.mark.parametrize("key", ["x" * 256, "a b"])
-def test_a_key_has_a_form(house: House, key: str) -> None:
-    response = house.post("/v1/merges", merge(house), headers={"Idempotency-Key": key})
+def test_a_key_has_a_form(house: House, key: str, path: str) -> None:
+    response = house.post(path, merge(house), headers={"Idempotency-Key": key})
 
     assert (response.status_code, response.json()["code"]) == (422, "validation_failed")
-    assert response.json()["errors"][0]["pointer"] == "/header/idempotency-key"
+    assert "/header/idempotency-key" in [fault["pointer"] for fault in response.json()["errors"]]
 
 
 def test_a_key_is_kept_a_day_at_least_and_free_again_after_its_time(any_house: House) -> None:

@@ -157,7 +157,23 @@ def test_evaluations_are_found_by_their_task(any_house: House) -> None:
     house.made("/v1/tasks", house.task_body())
     job = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
 
-    assert [found["id"] for found in house.read("/v1/jobs?task=kind")["items"]] == [job["id"]]
+    house.made("/v1/tasks", house.task_body("kind_2"))
+    house.made("/v1/tasks", house.task_body("kindX2"))
+    both = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind", "kind_2"]})
+
+    def ids(query: str) -> list[str]:
+        return [found["id"] for found in house.read(f"/v1/jobs?{query}&order=created_at")["items"]]
+
+    assert ids("task=kind") == [job["id"], both["id"]]
+    assert ids("task=kind_2") == [both["id"]]
+    assert (
+        ids("task=kind&state=failed")
+        == ids("task=kin")
+        == ids("task=kindX2")
+        == ids("task=%25")
+        == ids("task=%22")
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,6 +341,7 @@ def test_a_deduplicated_merge_is_measured_too(any_house: House) -> None:
 
     assert merge["state"] == "succeeded"
     (evaluation,) = merge["result"]["evaluations"]
+    assert merge["children"] == [evaluation]
     assert house.read(f"/v1/jobs/{evaluation}")["result"]["checkpoint"] == merge["result"]["checkpoint"]
 
 

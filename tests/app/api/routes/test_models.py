@@ -60,6 +60,7 @@ def test_a_misspelt_model_is_not_found_with_a_near_match(house: House) -> None:
 def test_an_alias_is_made_moved_and_deleted_with_its_history(three: House) -> None:
     made = _put(three, "best", 1, If_None_Match="*")
     assert made.status_code == 201
+    assert made.headers["location"] == made.request.url.path
     moved = _put(three, "best", 2, If_Match=made.headers["etag"])
     assert moved.status_code == 200
     assert three.read("/v1/models/m/aliases/best")["version"] == 2

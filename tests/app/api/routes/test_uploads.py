@@ -49,7 +49,8 @@ def test_an_upload_becomes_a_checkpoint(any_house: House) -> None:
     assert begun.status_code == 201
     assert begun.headers["location"] == f"{UPLOADS}/{begun.json()['id']}"
     upload = begun.json()["id"]
-    assert _put(any_house, upload, "model.safetensors", WEIGHTS).status_code == 201
+    sent = _put(any_house, upload, "model.safetensors", WEIGHTS)
+    assert (sent.status_code, sent.headers["location"]) == (201, f"{UPLOADS}/{upload}/files/model.safetensors")
     assert _put(any_house, upload, "tokenizer/vocab.txt", b"a\n").status_code == 201
     completed = any_house.post(f"{UPLOADS}/{upload}/complete")
     assert completed.status_code == 202
