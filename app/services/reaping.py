@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import delete, select, update
@@ -25,6 +25,8 @@ from app.services.jobs import Ending, conclude, hint
 from app.services.running import CompleteWaiter, lose_attempt
 
 HINTED_AT_ONCE = 50
+LOOKED_AT_AT_ONCE = 500
+LONGEST_HINT = timedelta(hours=1)
 WORKER_KEPT = timedelta(days=1)
 log = structlog.get_logger(__name__)
 
@@ -136,22 +138,32 @@ def settle_waiters(sessions: Sessions, queue: JobQueue, complete: CompleteWaiter
 
 
 def hint_again(sessions: Sessions, queue: JobQueue, hint_seconds: float) -> int:
-    """Send the messages of queued jobs that nobody has taken for a while, the most urgent first."""
+    """Send the messages of queued jobs that nobody has taken for a while, the most urgent first.
+
+    A job that waits long is hinted ever more seldom: where no worker listens, messages would pile up.
+    """
     with sessions.read() as session:
         at = clock.now(session)
-        due = rows.unhinted(at, at - timedelta(seconds=hint_seconds))
-        ids = session.scalars(
-            select(Job.id).where(due).order_by(Job.priority.desc(), Job.id).limit(HINTED_AT_ONCE)
-        ).all()
+        unhinted = rows.unhinted(at, at - timedelta(seconds=hint_seconds))
+        oldest = select(Job).where(unhinted).order_by(Job.hinted_at).limit(LOOKED_AT_AT_ONCE)
+        due = [row for row in session.scalars(oldest) if _is_due(row, at)]
+        ids = [row.id for row in sorted(due, key=lambda row: (-row.priority, row.id))[:HINTED_AT_ONCE]]
     if not ids:
         return 0
     with sessions.begin() as session:
         at = clock.now(session)
-        due = rows.unhinted(at, at - timedelta(seconds=hint_seconds))
-        moved = [rows.move(session, job_id, due, values={"hinted_at": at}) for job_id in sorted(ids)]
+        unhinted = rows.unhinted(at, at - timedelta(seconds=hint_seconds))
+        moved = [rows.move(session, job_id, unhinted, values={"hinted_at": at}) for job_id in sorted(ids)]
         jobs: list[JobView] = rows.views(session, [row for row in moved if row is not None])
     hint(queue, jobs)
     return len(jobs)
+
+
+def _is_due(row: Job, at: datetime) -> bool:
+    """Whether a job has waited as long since its last message as it had waited until then, or an hour."""
+    if row.hinted_at is None or (row.not_before is not None and row.hinted_at < row.not_before):
+        return True
+    return at - row.hinted_at >= min(row.hinted_at - row.queued_at, LONGEST_HINT)
 
 
 def stamp_events(sessions: Sessions) -> int:

@@ -94,6 +94,15 @@ def test_a_job_nobody_took_is_hinted_again_once_per_span(world: JobWorld) -> Non
     assert world.queue.sent == [job.id]
 
 
+def test_a_job_that_waits_long_is_hinted_ever_more_seldom(world: JobWorld) -> None:
+    job = world.add()
+    now = utc_now()
+    world.set(job.id, queued_at=now - timedelta(minutes=30), hinted_at=now - timedelta(minutes=10))
+    assert reaping.hint_again(world.sessions, world.queue, 60.0) == 0
+    world.set(job.id, queued_at=now - timedelta(minutes=30), hinted_at=now - timedelta(minutes=16))
+    assert reaping.hint_again(world.sessions, world.queue, 60.0) == 1
+
+
 def test_a_job_is_hinted_as_soon_as_its_backoff_is_over(world: JobWorld) -> None:
     job = world.add()
     running.fail(world.sessions, world.claim(), Unavailable("the store is away"))
