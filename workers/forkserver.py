@@ -186,7 +186,8 @@ def main() -> None:
     """Import what jobs need, then serve."""
     descriptor, entry, *modules = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the supervisor decides
-    die_with_parent(os.getppid())
+    # Not bound to its parent as its own children are: the kernel means the parent's thread, which may end long before.
+    # When the supervisor dies, the channel says so.
     channel = socket.socket(fileno=int(descriptor))
     for module in (entry, *modules):
         importlib.import_module(module)

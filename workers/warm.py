@@ -24,6 +24,7 @@ import structlog
 from workers import forkserver
 
 CANNOT_WARM_UP = 1  # exit code of a warm process that fails before it serves
+STOP_SECONDS = 1.0
 END_SECONDS = 10.0  # from a process's last word to its end
 log = structlog.get_logger(__name__)
 
@@ -129,7 +130,7 @@ class WarmServer:
                     forkserver.send(self._channel, {"kill": job.pid.result(0)})
 
     def stop(self) -> None:
-        """End the warm process at once; its children die with it."""
+        """End the warm process with all its children."""
         with self._lock:
             channel, process = self._channel, self._process
             self._channel = self._process = None
@@ -137,8 +138,11 @@ class WarmServer:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
         if process is not None:
-            process.kill()
-            process.wait()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:  # it is still importing; its children, if any, die with it
+                process.kill()
+                process.wait()
 
     def _ensure(self) -> socket.socket:
         if self._channel is not None:

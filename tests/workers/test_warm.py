@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +132,36 @@ def test_a_memory_limit_holds_for_the_job_process_alone(server: WarmServer, tmp_
 def _parent(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[1])
+
+
+def test_the_warm_process_outlives_the_thread_that_started_it(server: WarmServer, tmp_path: Path) -> None:
+    launched: list[JobProcess] = []
+
+    def launch() -> None:
+        launched.append(server.launch(order(tmp_path, sleep_seconds=1.0)))
+        launched[0].pid.result(30)
+
+    thread = threading.Thread(target=launch)
+    thread.start()
+    thread.join()
+    assert read_all(launched[0])[-1]["kind"] == "succeeded"
+    assert not launched[0].end().is_server_lost
+
+
+def test_the_warm_process_goes_with_its_supervisor_however_that_dies(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from workers.warm import WarmServer\n"
+        "job = WarmServer('tests.faults.work').launch(Path(sys.argv[1]))\n"
+        "print(job.pid.result(30), flush=True); sys.stdin.read()"
+    )
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", program, str(order(tmp_path, sleep_seconds=60))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        warm = _parent(pid)
+        supervisor.kill()
+    wait_until(lambda: not is_alive(pid) and not is_alive(warm), reason="nobody is left")
