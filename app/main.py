@@ -18,7 +18,6 @@ from app.config import Settings, load_settings
 from app.db.engine import Sessions, make_engine
 from app.domain.catalog import load_catalog
 from app.domain.hosts import answered_hosts
-from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
 from app.services import merges, reaping
 from app.services.reaping import Reaper, ReapLimits
@@ -88,7 +87,6 @@ def wire(settings: Settings) -> Wiring:
             timeout_seconds=settings.timeout_seconds,
             shard_bytes=settings.shard_bytes,
             upload_expires_seconds=settings.upload_expires_seconds,
-            compute_class=ResourceClass.GPU if settings.device.startswith("cuda") else ResourceClass.CPU,
         ),
     )
 

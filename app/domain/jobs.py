@@ -52,6 +52,16 @@ class ResourceClass(StrEnum):
     GPU = "gpu"
 
 
+RESOURCE_CLASSES = {
+    JobKind.IMPORT: ResourceClass.IO,
+    JobKind.MERGE: ResourceClass.CPU,
+    JobKind.ANALYZE: ResourceClass.CPU,
+    JobKind.EVALUATE: ResourceClass.GPU,
+    JobKind.FINETUNE: ResourceClass.GPU,
+}
+"""What each kind needs most. Models run on the GPU of the worker that serves `gpu`, and on its cores if it has none."""
+
+
 class Progress(BaseModel):
     """How far a job is: a stage of the pipeline, and units done of a total within the whole job."""
 

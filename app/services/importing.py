@@ -16,7 +16,7 @@ from app.db.tables import Checkpoint
 from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import Conflict, InputChanged, OutOfDisk
 from app.domain.identifiers import new_id
-from app.domain.jobs import JobKind, ResourceClass
+from app.domain.jobs import JobKind
 from app.domain.registrations import PICKLE_SUFFIXES, UploadRequest
 from app.domain.sources import SourceListing
 from app.domain.views.checkpoints import ImportView
@@ -68,7 +68,6 @@ def begin(session: Session, actor: Actor, defaults: Defaults, request: UploadReq
         actor,
         kind=JobKind.IMPORT,
         spec=spec,
-        resource_class=ResourceClass.IO,
         inputs=(),
         max_attempts=defaults.max_attempts,
         timeout_seconds=defaults.timeout_seconds,

@@ -24,7 +24,7 @@ from app.db.tables import Checkpoint, Job, JobInput
 from app.domain.checkpoints import CheckpointState
 from app.domain.errors import CheckpointInvalid, Conflict, JobIsFinal, JobNotFinal
 from app.domain.identifiers import new_id
-from app.domain.jobs import FINAL_STATES, JobKind, JobState, ResourceClass
+from app.domain.jobs import FINAL_STATES, RESOURCE_CLASSES, JobKind, JobState, ResourceClass
 from app.domain.views.jobs import EventView, GlobalEventView, JobInputRef, JobView
 from app.domain.views.pages import Page, PageRequest
 from app.queue import JobQueue, QueueAway
@@ -66,10 +66,10 @@ def add(  # noqa: PLR0913 (one row, an argument a column)
     *,
     kind: JobKind,
     spec: Mapping[str, JsonValue],
-    resource_class: ResourceClass,
     inputs: Sequence[JobInputRef],
     max_attempts: int,
     timeout_seconds: int,
+    resource_class: ResourceClass | None = None,
     priority: int = 0,
     recipe_digest: str | None = None,
     tags: Mapping[str, JsonValue] | None = None,
@@ -80,7 +80,10 @@ def add(  # noqa: PLR0913 (one row, an argument a column)
     result: Mapping[str, JsonValue] | None = None,
     job_id: str | None = None,
 ) -> JobView:
-    """Add a job: `queued`, or `succeeded` at once when its result is already known. Call `hint` after the commit."""
+    """Add a job: `queued`, or `succeeded` at once when its result is already known. Call `hint` after the commit.
+
+    `resource_class`: what it needs most, unless that of its kind.
+    """
     at = clock.now(session)
     row = Job(
         id=job_id or new_id("job"),
@@ -90,7 +93,7 @@ def add(  # noqa: PLR0913 (one row, an argument a column)
         traceparent=actor.traceparent,
         kind=kind,
         state=JobState.QUEUED if result is None else JobState.SUCCEEDED,
-        resource_class=resource_class,
+        resource_class=resource_class or RESOURCE_CLASSES[kind],
         priority=priority,
         spec=dict(spec),
         tags=dict(tags or {}),

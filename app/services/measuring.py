@@ -14,7 +14,7 @@ from app.db import tasks as task_rows
 from app.db.tables import Task
 from app.domain.checkpoints import Value
 from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel
-from app.domain.jobs import JobKind, ResourceClass
+from app.domain.jobs import JobKind
 from app.domain.requests import EvaluationItem, WorkRequest
 from app.domain.tasks import LabelPromptsHead
 from app.domain.views.jobs import JobInputRef, JobView
@@ -43,7 +43,6 @@ class EvaluationSpec(Value):
 class JobTerms(Value):
     """How a job is run."""
 
-    resource_class: ResourceClass
     priority: int
     max_attempts: int
     timeout_seconds: int
@@ -54,7 +53,6 @@ class JobTerms(Value):
 def terms(defaults: Defaults, request: WorkRequest) -> JobTerms:
     """Return how a request wants its job run, defaults filled in."""
     return JobTerms(
-        resource_class=defaults.compute_class,
         priority=request.priority,
         max_attempts=request.max_attempts or defaults.max_attempts,
         timeout_seconds=request.timeout_seconds or defaults.timeout_seconds,

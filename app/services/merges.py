@@ -301,7 +301,6 @@ def _add_evaluations(session: Session, actor: Actor, kept: _Kept, terms: JobTerm
 
 def _terms_of(job: JobView) -> JobTerms:
     return JobTerms(
-        resource_class=job.resource_class,
         priority=job.priority,
         max_attempts=job.max_attempts,
         timeout_seconds=job.timeout_seconds,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from app.db.engine import Sessions
 from app.domain.catalog import Catalog
-from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
 from app.storage.base import Storage
 from app.storage.sources import Sources
@@ -18,7 +17,6 @@ class Defaults:
     timeout_seconds: int = 7200
     shard_bytes: int = 5_000_000_000
     upload_expires_seconds: float = 86400.0
-    compute_class: ResourceClass = ResourceClass.CPU  # of merges, fine-tunings, evaluations and analyses
 
 
 @dataclass(frozen=True)

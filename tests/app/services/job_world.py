@@ -56,7 +56,6 @@ class JobWorld:
                 ACTOR,
                 kind=kind,
                 spec={"method": "ties", "models": []},
-                resource_class=ResourceClass.IO if kind is JobKind.IMPORT else ResourceClass.CPU,
                 inputs=(),
                 max_attempts=max_attempts,
                 timeout_seconds=60,

@@ -14,6 +14,7 @@ from app.domain.views.pages import PageRequest
 from app.services import jobs, running
 from app.services.actors import Actor
 from app.services.jobs import JobFilters
+from app.services.running import WorkerIdentity
 from tests.app.services.job_world import ACTOR, JobWorld
 
 
@@ -51,6 +52,28 @@ def test_a_job_with_its_result_is_succeeded_at_once(world: JobWorld) -> None:
     assert (job.state, job.result, job.deduplicated_from) == (JobState.SUCCEEDED, {"checkpoint": "ckpt_1"}, source.id)
     assert job.timings.finished_at is not None
     assert world.event_types(job.id) == ["job.queued", "job.succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource_class"),
+    [
+        (JobKind.IMPORT, ResourceClass.IO),
+        (JobKind.MERGE, ResourceClass.CPU),
+        (JobKind.ANALYZE, ResourceClass.CPU),
+        (JobKind.EVALUATE, ResourceClass.GPU),
+        (JobKind.FINETUNE, ResourceClass.GPU),
+    ],
+)
+def test_a_job_is_for_the_workers_that_serve_the_class_of_its_kind(
+    world: JobWorld, kind: JobKind, resource_class: ResourceClass
+) -> None:
+    job = world.add(kind)
+    others = tuple(set(ResourceClass) - {resource_class})
+    elsewhere, here = WorkerIdentity("wrk_1", "a", others), WorkerIdentity("wrk_2", "b", (resource_class,))
+    assert running.claim(world.sessions, elsewhere, lease_seconds=60) is None
+    claim = running.claim(world.sessions, here, lease_seconds=60)
+    assert claim is not None
+    assert claim.job.id == job.id
 
 
 def test_hints_go_to_queued_jobs_that_wait_for_nothing(world: JobWorld) -> None:
