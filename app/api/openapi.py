@@ -22,6 +22,7 @@ from app.domain.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from app.domain.recipes import Recipe
 
 Document = dict[str, Any]
 
@@ -40,7 +41,8 @@ def describe(app: FastAPI) -> Document:
             tags=app.openapi_tags,
             license_info=app.license_info,
         )
-        app.openapi_schema = _with_parameters(_with_problems(document), app.state.wiring.catalog)
+        described = _with_recipes(_with_problems(document))
+        app.openapi_schema = _with_parameters(described, app.state.wiring.catalog)
     return app.openapi_schema
 
 
@@ -72,6 +74,19 @@ def _with_parameters(document: Document, catalog: Catalog) -> Document:
         described = schemas[body]["properties"][field]
         arms = [{"$ref": f"#/components/schemas/{name}"} for name in names]
         schemas[body]["properties"][field] = {"anyOf": arms, "title": described["title"], "default": {}}
+    return document
+
+
+def _with_recipes(document: Document) -> Document:
+    """Say that a merge is also asked for by an artifact's recipe.json."""
+    recipe = Recipe.model_json_schema(ref_template="#/components/schemas/{model}")
+    recipe["required"] = ["format_version", *recipe["required"]]
+    schemas = document["components"]["schemas"]
+    schemas.update(recipe.pop("$defs", {}), Recipe=recipe)
+    for path in ("/v1/merges", "/v1/plans"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        content["schema"] = {"anyOf": [content["schema"], {"$ref": "#/components/schemas/Recipe"}]}
+        content["examples"] = {example["method"]: {"value": example} for example in schemas["MergeBody"]["examples"]}
     return document
 
 

@@ -1,5 +1,7 @@
 """`amalgam merge`, `finetune` and `evaluate`: work handed to the service."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,8 +21,14 @@ Priority = Annotated[int | None, typer.Option(help="Higher runs earlier.")]
 
 
 def merge(
-    method: Annotated[str, typer.Argument(help="A method's name: see `amalgam methods`.")],
-    models: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]...", help="The models to merge, with weights.")],
+    method: Annotated[str | None, typer.Argument(help="A method's name: see `amalgam methods`.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="REF[=WEIGHT]...", help="The models to merge, with weights.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Merge what a recipe.json says, in place of method, models and parameters."),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", "-b", metavar="REF", help="The base model.")] = None,
     parameters: Parameters = None,
     name: OutputName = None,
@@ -31,7 +39,7 @@ def merge(
     ] = None,
     evaluate: Annotated[list[str] | None, typer.Option("--evaluate", "-e", metavar="TASK", help="Measure it.")] = None,
     tags: Tags = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="The seed of all random draws; default: 0.")] = None,
     priority: Priority = None,
     force: Annotated[bool, typer.Option("--force", help="Run even if the same recipe was merged before.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done, and at what cost.")] = False,
@@ -40,21 +48,26 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge models: `amalgam merge ties --base minilm a=1.0 b=0.5 -p density=0.2 --name merged --wait`."""
-    output = {"name": name, "dtype": dtype, "tags": read_tags(tags)}
-    body: Document = {
+    asked: Document = {
         "method": method,
         "base_model": base,
-        "models": read_models(models),
+        "models": read_models(models or []),
         "parameters": read_parameters(parameters),
         "seed": seed,
-        "output": {key: value for key, value in output.items() if value},
         "include": include,
         "exclude": exclude,
+        "dtype": dtype,
+    }
+    asked = {key: value for key, value in asked.items() if value not in (None, [], {})}
+    recipe_document = _read_recipe(recipe, list(asked))
+    output = {"name": name, "dtype": asked.pop("dtype", None), "tags": read_tags(tags)}
+    beside: Document = {
+        "output": {key: value for key, value in output.items() if value},
         "evaluate": evaluate,
         "priority": priority,
         "force": force or None,
     }
-    body = {key: value for key, value in body.items() if value not in (None, [], {})}
+    body = recipe_document | asked | {key: value for key, value in beside.items() if value not in (None, [], {})}
     with Client(url) as client:
         if plan:
             _print_plan(client.post("/v1/plans", body), as_json)
@@ -103,6 +116,24 @@ def evaluate(
     body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split}
     with Client(url) as client:
         finish_submission(client, client.post("/v1/evaluations", body), wait=wait, as_json=as_json)
+
+
+def _read_recipe(path: Path | None, asked: list[str]) -> Document:
+    """Return an artifact's recipe.json. `asked`: what the command line says itself; a recipe leaves nothing to say."""
+    if path is None:
+        if "method" not in asked or "models" not in asked:
+            raise typer.BadParameter("Name a method and the models to merge, or a recipe with --recipe FILE.")
+        return {}
+    if asked:
+        message = f"The recipe says that itself: leave out {', '.join(asked)}."
+        raise typer.BadParameter(message, param_hint="--recipe")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as JSON: {error}", param_hint="--recipe") from None
+    if not isinstance(document, dict) or "format_version" not in document:
+        raise typer.BadParameter(f"{path} is no recipe.json of a merge.", param_hint="--recipe")
+    return document
 
 
 def _follow_merge(client: Client, job: Document, as_json: bool) -> None:

@@ -4,18 +4,20 @@ Types are strict (a number is not a string), numbers finite. What a body names (
 services.
 """
 
+import json
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from app.domain.catalog import MAX_MODELS
 from app.domain.identifiers import Name, ReferenceText
-from app.domain.recipes import NanPolicy, TensorPolicy
+from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, TensorPolicy
 from app.domain.tasks import Columns
 
 MAX_TASKS = 128
 MAX_CLASSES = 100_000
+BESIDE_A_RECIPE = ("output", "evaluate", "force", "priority", "max_attempts", "timeout_seconds")
 
 Split = Literal["train", "validation", "test"]
 TaskReference = Annotated[
@@ -124,15 +126,18 @@ class Output(Request):
 
 
 class MergeOutput(Output):
-    """What the result is called, and the dtype it is written in."""
+    """What the result is called, and how it is written."""
 
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         default=None, description="Default: each tensor keeps the base's."
     )
+    shard_bytes: int | None = Field(
+        default=None, ge=2**20, le=2**53, description="Largest weights file; default: AMALGAM_SHARD_BYTES."
+    )
 
 
 class MergeRequest(WorkRequest):
-    """A merge: method, base, models, parameters, output."""
+    """A merge: method, base, models, parameters, output; or an artifact's `recipe.json`, which is one."""
 
     method: str = Field(min_length=1, max_length=128, description="A method of GET /v1/methods.")
     base_model: ReferenceText | None = None
@@ -149,6 +154,45 @@ class MergeRequest(WorkRequest):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True
+    method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
+    engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_recipe(cls, document: object) -> object:
+        """Take the document of a recipe, alone or with what a recipe does not hold: name, evaluations, terms."""
+        if not isinstance(document, dict) or "format_version" not in document:
+            return document
+        own = {name: document[name] for name in BESIDE_A_RECIPE if name in document}
+        rest = {name: value for name, value in document.items() if name not in own}
+        try:
+            recipe = Recipe.model_validate_json(json.dumps(rest), strict=True)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = "/".join(map(str, fault["loc"]))
+            raise ValueError(f"the recipe (format_version) cannot be read: {place}: {fault['msg']}") from None
+        if recipe.format_version != RECIPE_FORMAT_VERSION:
+            known = f"expected {RECIPE_FORMAT_VERSION}, found {recipe.format_version}"
+            raise ValueError(f"format_version: {known}; another release of Amalgam reads that recipe")
+        request = request_of(recipe)
+        output = own.get("output", {})
+        return {**request, **own, "output": {**request["output"], **output} if isinstance(output, dict) else output}
+
+
+def request_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the request of a recipe: it gives the same bytes wherever the same contents are registered."""
+    document = recipe.model_dump(mode="json", exclude={"format_version", "output_dtype", "shard_bytes"})
+    base = recipe.base_model
+    models = [
+        {"checkpoint": f"sha256:{model.content_digest}"}
+        | model.model_dump(mode="json", exclude={"content_digest", "weights_digest"})
+        for model in recipe.models
+    ]
+    return document | {
+        "base_model": f"sha256:{base.content_digest}" if base is not None else None,
+        "models": models,
+        "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
+    }
 
 
 class EvaluationRequest(WorkRequest):

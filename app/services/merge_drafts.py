@@ -16,13 +16,16 @@ from app.db.tables import Checkpoint
 from app.domain.catalog import Catalog, MethodCard
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
 from app.domain.errors import FieldProblem, Invalid
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import ENGINE_VERSION, PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
 from app.services import measuring
 from app.services.actors import Actor
 from app.services.measuring import PinnedItem
 from app.services.wiring import Wiring
+
+# How the job is run has columns of its own; the versions are the recipe's.
+NOT_IN_SPEC = {"priority", "max_attempts", "timeout_seconds", "method_version", "engine_version"}
 
 
 class MergeSpec(Value):
@@ -87,6 +90,7 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
         UnknownBaseModel.
     """
     card, parameters = _check_recipe(wiring.catalog, request)
+    _check_versions(card, request)
     base, models = _resolve(session, actor, request)
     _check_kinds(card, request, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
@@ -113,6 +117,20 @@ def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, 
         weights=[model.weight for model in request.models],
         model_parameters=[model.parameters for model in request.models],
     )
+
+
+def _check_versions(card: MethodCard, request: MergeRequest) -> None:
+    pairs = (
+        ("method_version", request.method_version, card.version),
+        ("engine_version", request.engine_version, ENGINE_VERSION),
+    )
+    faults = [
+        FieldProblem(f"/{name}", f"the recipe is of {name} {asked}, this service has {here}: the bytes would differ")
+        for name, asked, here in pairs
+        if asked not in (None, here)
+    ]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}. Merge with the release it is of.", errors=faults)
 
 
 def _resolve(session: Session, actor: Actor, request: MergeRequest) -> tuple[Checkpoint | None, list[Checkpoint]]:
@@ -163,7 +181,7 @@ def _recipe(
         parameters=parameters,
         seed=request.seed,
         output_dtype=request.output.dtype,
-        shard_bytes=wiring.defaults.shard_bytes,
+        shard_bytes=request.output.shard_bytes or wiring.defaults.shard_bytes,
         include=tuple(request.include),
         exclude=tuple(request.exclude),
         nan_policy=request.nan_policy,
@@ -178,7 +196,7 @@ def _digests(row: Checkpoint) -> dict[str, Any]:
 
 def specify(request: MergeRequest, made: Draft) -> MergeSpec:
     """Return the job's spec of a request."""
-    document = request.model_dump(mode="json", exclude={"priority", "max_attempts", "timeout_seconds"})
+    document = request.model_dump(mode="json", exclude=NOT_IN_SPEC)
     # Hyphens: `task_arithmetic-…` would begin like the id of a task.
     name = request.output.name or f"{made.card.name.replace('_', '-')}-{made.recipe.digest[:8]}"
     models = [

@@ -18,7 +18,7 @@ from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.plans import MergePlan, make_plan
-from app.domain.requests import MergeModel, MergeOutput, MergeRequest
+from app.domain.requests import MergeRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
 from app.domain.work import CheckpointOutcome, MergeWork, Outcome
@@ -111,27 +111,7 @@ def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest
     if job.kind is not JobKind.MERGE:
         raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
     recipe = MergeSpec.model_validate(job.spec).recipe
-    return MergeRequest(
-        method=recipe.method,
-        base_model=f"sha256:{recipe.base_model.content_digest}" if recipe.base_model is not None else None,
-        models=[
-            MergeModel(
-                checkpoint=f"sha256:{model.content_digest}",
-                weight=model.weight,
-                task=model.task,
-                parameters=model.parameters,
-            )
-            for model in recipe.models
-        ],
-        parameters=recipe.parameters,
-        seed=recipe.seed,
-        output=MergeOutput.model_validate({"dtype": recipe.output_dtype}),
-        include=list(recipe.include),
-        exclude=list(recipe.exclude),
-        nan_policy=recipe.nan_policy,
-        tensors=recipe.tensors,
-        merge_buffers=recipe.merge_buffers,
-    )
+    return MergeRequest.model_validate(request_of(recipe))
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:

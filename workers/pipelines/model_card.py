@@ -29,7 +29,9 @@ def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
         "## Output\n",
         _output(recipe, plan),
         "## How to repeat it\n",
-        "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. "
+        "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. Where the inputs above "
+        "are registered, under whatever names, run `amalgam merge --recipe recipe.json`, or send the file as it is to "
+        "`POST /v1/merges`. "
         f"Method version {recipe.method_version}, engine version {recipe.engine_version}, "
         f"recipe digest `{recipe.digest}`.\n",
     ]

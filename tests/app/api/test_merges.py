@@ -1,6 +1,7 @@
 """Merges over HTTP: what is accepted, what is refused and how it is said, and what a merge leaves behind."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.numpy import load
 from app.db.engine import Sessions
 from app.queue import JobQueue
 from app.services import reaping, running
-from tests.app.api.house import Document, House, draw
+from tests.app.api.house import Document, House, draw, open_house
 
 
 def average(*models: str, **fields: Any) -> Document:
@@ -243,6 +244,74 @@ def test_a_recipe_posted_again_is_the_same_merge(house: House) -> None:
 
     assert recipe["models"][0]["checkpoint"].startswith("sha256:")
     assert second["deduplicated_from"] == first["id"]
+
+
+def recipe_of(house: House, job: Document) -> Document:
+    """Return recipe.json as it lies in a merge's artifact."""
+    document: Document = house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}/files/recipe.json")
+    return document
+
+
+def test_the_recipe_in_an_artifact_is_the_same_merge(any_house: House) -> None:
+    house = any_house
+    house.family()
+    asked = arithmetic("model-0", "model-1", parameters={"scaling_coefficient": 0.4}) | {
+        "seed": 3,
+        "output": {"dtype": "float16", "shard_bytes": 2**21},
+        "exclude": ["bias"],
+        "nan_policy": "zero",
+    }
+    first = house.finish("/v1/merges", asked)
+    recipe = recipe_of(house, first)
+
+    planned = house.made("/v1/plans", recipe)
+    second = house.made("/v1/merges", recipe)
+    named = house.made("/v1/merges", recipe | {"output": {"name": "again", "tags": {"a": "b"}}, "priority": 5})
+    forced = house.finish("/v1/merges", recipe | {"force": True})
+
+    assert planned["recipe_digest"] == first["recipe_digest"]
+    assert second["deduplicated_from"] == first["id"]
+    assert named["deduplicated_from"] in (first["id"], second["id"])
+    assert house.read(f"/v1/checkpoints/{named['result']['checkpoint']}")["name"] == "again"
+    assert (named["priority"], named["tags"]) == (5, {"a": "b"})
+    assert recipe_of(house, forced) == recipe
+
+
+def test_a_recipe_travels_to_a_service_with_other_names_and_settings(house: House, tmp_path: Path) -> None:
+    house.family()
+    first = house.finish("/v1/merges", arithmetic("model-0", "model-1"))
+    recipe = recipe_of(house, first)
+    with open_house(tmp_path / "other", shard_bytes=2**20) as other:
+        base = draw(0)
+        other.register("root", base)
+        for index in (1, 0):
+            near = {name: tensor + draw(index + 1)[name] for name, tensor in base.items()}
+            other.register(f"expert-{index}", near, base_checkpoint="root")
+        second = other.finish("/v1/merges", recipe)
+
+        assert second["recipe_digest"] == first["recipe_digest"]
+        assert recipe_of(other, second) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format_version": 2}, "expected 1, found 2"),
+        ({"method_version": 99}, "/method_version"),
+        ({"engine_version": 99}, "/engine_version"),
+        ({"seeds": 1}, "seeds"),
+        ({"models": [{"weight": 1.0}]}, "models/0/content_digest"),
+        ({"output": []}, "/output"),
+    ],
+)
+def test_a_recipe_that_cannot_be_repeated_is_refused(house: House, changes: Document, said: str) -> None:
+    house.family()
+    recipe = recipe_of(house, house.finish("/v1/merges", arithmetic("model-0", "model-1")))
+
+    response = house.post("/v1/merges", recipe | changes)
+
+    assert (response.status_code, response.json()["code"]) == (422, "validation_failed")
+    assert said in response.json()["detail"]
 
 
 def test_only_merges_have_a_recipe(house: House) -> None:

@@ -145,6 +145,19 @@ def merged_weights(service: Serve, reference: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(content)
 
 
+def test_a_merge_is_repeated_from_its_recipe(registered: Serve, tmp_path: Path) -> None:
+    job = answered(registered, "merge", "average", "base", "expert", "--name", "first", "--wait")
+    address = f"{registered.url}/v1/artifacts/{job['result']['artifacts'][0]}/files/recipe.json"
+    recipe = tmp_path / "recipe.json"
+    recipe.write_bytes(httpx.get(address).raise_for_status().content)
+
+    again = answered(registered, "merge", "--recipe", str(recipe), "--name", "second")
+
+    assert (again["deduplicated_from"], again["recipe_digest"]) == (job["id"], job["recipe_digest"])
+    for words in (("merge",), ("merge", "ties", "--recipe", str(recipe)), ("merge", "--recipe", str(tmp_path / "no"))):
+        assert run_inside(*words, url=registered.url).returncode == 2
+
+
 def test_a_merge_for_people_tells_progress_apart_from_the_result(registered: Serve) -> None:
     ended = run_inside("merge", "average", "base", "expert", "--evaluate", "animals", "--wait", url=registered.url)
 
