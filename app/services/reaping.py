@@ -85,7 +85,8 @@ class Reaper:
 
 def keep_reaping(reaper: Reaper, stop: threading.Event, *, every_seconds: float) -> None:
     """Reap until told to stop, each round a little earlier or later so that several reapers do not meet."""
-    while not stop.wait(every_seconds * random.uniform(0.8, 1.2)):  # not secret
+    jitter = random.Random()  # of its own: others may have seeded the shared one
+    while not stop.wait(every_seconds * jitter.uniform(0.8, 1.2)):
         try:
             reaper.reap()
         except Unavailable:

@@ -27,7 +27,7 @@ def test_an_interrupt_ends_it_soon_and_leaves_no_process(number: int, tmp_path: 
 
         process.send_signal(number)
 
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=60) == 130
         _, alive = psutil.wait_procs(family, timeout=5)
         assert alive == []
         assert "Interrupted; the service has stopped." in log.read_text()
