@@ -6,6 +6,7 @@ A job process that sees its own allocation fail says `out_of_memory` itself.
 """
 
 import contextlib
+import errno
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,16 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.checkpoints import FileEntry
-from app.domain.errors import AmalgamError, JobInternal, JobTimedOut, OutOfMemory, Unavailable, WorkerLost, from_json
+from app.domain.errors import (
+    AmalgamError,
+    JobInternal,
+    JobTimedOut,
+    OutOfDisk,
+    OutOfMemory,
+    Unavailable,
+    WorkerLost,
+    from_json,
+)
 from app.domain.views.jobs import JobView
 from app.domain.work import (
     AnalyzeOutcome,
@@ -47,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attempt runs: its folder (with an empty `output`), its warm process, its share of the cores."""
+    """Where an attempt runs: its folder (not made yet), its warm process, its share of the cores."""
 
     scratch: Path
     server: WarmServer
@@ -79,14 +89,14 @@ class Attempt:
             self._fail(problem)
         except Exception as error:
             log.exception("job_broke")
-            detail = f"The job failed with {type(error).__name__}, which it should not. The worker's log says where."
-            self._fail(JobInternal(detail))
+            self._fail(_unforeseen(error))
         else:
             log.info("job_succeeded", seconds=round(sum(seconds for _, seconds in self._stages), 3))
             jobs.hint(self._runtime.queue, followers)
 
     def _succeed(self, steps: JobSteps) -> list[JobView]:
         with self._stage("preparing", 0.0, PREPARED_FRACTION):
+            (self._place.scratch / "output").mkdir(parents=True)
             work = steps.prepare(self._keepers, self._claim, self._place.scratch)
         self._pulse.look()
         outcome = self._perform(work)
@@ -186,6 +196,13 @@ def lost(ended: Exit, *, has_oom_kill: bool) -> AmalgamError:
     else:
         how = f"ended with exit code {ended.exit_code}"
     return WorkerLost(f"The job process {how} before it was done; {peak}. The worker's log may say more.")
+
+
+def _unforeseen(error: Exception) -> AmalgamError:
+    """Return the problem of an error on the supervisor's side; the log has its traceback."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfDisk("The worker's disk is full. Free space in its scratch folder, then retry the job.")
+    return JobInternal(f"The job failed with {type(error).__name__}, which it should not. The worker's log says where.")
 
 
 def _parse(line: bytes) -> Report:

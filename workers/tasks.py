@@ -136,7 +136,6 @@ class Supervisor:
     @contextlib.contextmanager
     def _scratch(self, claim: Claim) -> Iterator[Path]:
         folder = self._runtime.scratch / f"{claim.job.id}.{claim.fence}"
-        (folder / "output").mkdir(parents=True)
         try:
             yield folder
         finally:

@@ -91,8 +91,9 @@ def test_a_job_that_asks_for_too_much_memory_is_out_of_memory_and_not_tried_agai
     assert job.problem_code == "out_of_memory"
 
 
-def test_a_full_disk_is_insufficient_storage(plant: Plant) -> None:
-    job = plant.add(fill_disk=True)
+@pytest.mark.parametrize("when", ["fill_disk", "fill_disk_before"])
+def test_a_full_disk_is_insufficient_storage_in_the_work_and_before_it(plant: Plant, when: str) -> None:
+    job = plant.add(**{when: True})
     job.until_final()
     assert job.problem_code == "insufficient_storage"
 

@@ -23,7 +23,10 @@ class BehavingSteps:
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> Work:
         (scratch / "output" / "half-written").write_text("something")
         folder = Path(str(claim.job.spec["folder"]))
-        n_pieces = json.loads((folder / BEHAVIOR).read_text()).get("n_slow_pieces", 0)
+        behavior = json.loads((folder / BEHAVIOR).read_text())
+        if behavior.get("fill_disk_before"):
+            Path("/dev/full").write_bytes(b"0" * 4096)
+        n_pieces = behavior.get("n_slow_pieces", 0)
         keepers.watch.expect(n_pieces * PIECE_BYTES)
         with keepers.storage.new_temp(watch=keepers.watch) as temp:
             for _ in range(n_pieces):
