@@ -16,9 +16,9 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # What a job process costs beside the pieces it works on, and how fast it goes: measured, see benchmarks/engine.
-PROCESS_BYTES = 220_000_000
-READ_BYTES_PER_SECOND = 1.6e9
-WRITE_BYTES_PER_SECOND = 0.9e9
+PROCESS_BYTES = 250_000_000
+READ_BYTES_PER_SECOND = 2.2e9
+WRITE_BYTES_PER_SECOND = 1.2e9
 PIECE_ELEMENTS = 1 << 17
 MIN_PIECE_ELEMENTS = 1 << 12
 PIECES_BYTES = 1 << 28  # all models' pieces that one thread holds, float32 and the method's own copies

@@ -71,8 +71,8 @@ class _Scratch:
     """Arrays that one thread uses for one piece after the other."""
 
     keys: Keys  # [n_models, m]
-    from_low: Keys  # [m]
-    mask: NDArray[np.bool_]  # [m]
+    is_above: NDArray[np.bool_]  # [m]
+    is_within: NDArray[np.bool_]  # [m]
 
 
 _of_thread = threading.local()
@@ -213,11 +213,10 @@ def _count_piece(
 
 def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Block]:
     keys = scratch.keys[window.model]
-    n_above = int(np.count_nonzero(np.greater(keys, window.high, out=scratch.mask)))
-    from_low = np.subtract(keys, np.int32(window.low), out=scratch.from_low)
-    is_within = np.less_equal(from_low.view(np.uint32), window.high - window.low, out=scratch.mask)
-    bins, counts = np.unique(from_low[is_within], return_counts=True)
-    return n_above, Block(first, first + len(keys), bins, counts)
+    is_above = np.greater(keys, window.high, out=scratch.is_above)
+    is_within = np.not_equal(np.greater_equal(keys, window.low, out=scratch.is_within), is_above, out=scratch.is_within)
+    bins, counts = np.unique(keys[is_within] - np.int32(window.low), return_counts=True)
+    return int(np.count_nonzero(is_above)), Block(first, first + len(keys), bins, counts)
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:
@@ -226,7 +225,7 @@ def _scratch(n_models: int, n_elements: int) -> _Scratch:
     if found is None or found.keys.shape != (n_models, n_elements):
         found = _Scratch(
             np.empty((n_models, n_elements), dtype=np.int32),
-            np.empty(n_elements, dtype=np.int32),
+            np.empty(n_elements, dtype=np.bool_),
             np.empty(n_elements, dtype=np.bool_),
         )
         _of_thread.scratch = found
