@@ -1,6 +1,7 @@
 """What can happen to a whole worker: killed, frozen, drained, alone without its broker or database."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,19 @@ def test_a_drained_worker_gives_its_job_back_and_leaves_no_process(plant: Plant)
     plant.start_worker()
     assert job.until_final().attempts == 1
     assert queued.until_final().state is JobState.SUCCEEDED
+
+
+def test_a_drained_worker_does_not_wait_for_inputs_on_their_way(plant: Plant) -> None:
+    worker = plant.start_worker()
+    job = plant.add(n_slow_pieces=1000)
+    job.until(lambda view: view.progress is not None and view.progress.done > 0)
+    began_at = time.monotonic()
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: job.view.state is JobState.QUEUED)
+    assert time.monotonic() - began_at < 0.5 + 2.0  # the grace, and what a stop may take
+    assert worker.wait() == 0
+    assert job.view.attempts == 0
+    assert plant.leftovers == []
 
 
 def test_a_job_that_ends_within_the_grace_is_not_disturbed(plant: Plant) -> None:
