@@ -21,7 +21,7 @@ from app.domain.checkpoints import (
     digest_weights,
     distinct_tensors,
 )
-from app.domain.errors import OutOfDisk
+from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
 from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
 from app.domain.recipes import Recipe
@@ -55,10 +55,11 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
     models: in the recipe's order. threads, chunk_elements: None lets the engine choose; no result depends on them.
-    Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged. On any error the weight files
-        that were begun are removed.
+    Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
+        not there. On any error the weight files that were begun are removed.
     """
     _check_room(plan, output)
+    on_device = _open_device(device)
     keep_freed_memory()
     reference = base or models[0]
     with ExitStack() as stack:
@@ -84,7 +85,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
             statistics[request.name] = request.collect(source)
         meter.enter("merging")
         context = _context(recipe, statistics)
-        merger = Merger(method, parameters, context, inputs, source, torch.device(device), meter)
+        merger = Merger(method, parameters, context, inputs, source, on_device, meter)
         entries, sha256_of, differing = _write_weights(plan, merger, output)
     meter.enter("finishing")
     entries += _write_companions(plan, method, recipe, reference, output)
@@ -107,6 +108,17 @@ def _check_room(plan: MergePlan, output: Path) -> None:
             f"The result needs {plan.disk_bytes} bytes of disk and {free} are free; free some, or point the service's "
             "data folder at a larger disk, and retry the job."
         )
+
+
+def _open_device(device: str) -> torch.device:
+    """Return the device once something could be put there."""
+    try:
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise JobError(
+            f"The device {device!r} cannot be used ({str(error).partition(chr(10))[0]}), expected one that torch has "
+            "here; set AMALGAM_DEVICE to auto or cpu, and retry the job."
+        ) from error
 
 
 def _open_inputs(

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from app.domain.checkpoints import LocalCheckpoint
-from app.domain.errors import InputChanged, JobInternal, NotFinite
+from app.domain.errors import InputChanged, JobError, JobInternal, NotFinite
 from app.domain.jobs import Progress
 from tests.workers.files import ignore, read_tensors, write_checkpoint
 from tests.workers.pipelines.merging import ADD_ALL, MergeOf, method_of
@@ -271,6 +271,12 @@ def test_a_config_that_changed_since_the_import_is_refused(tmp_path: Path) -> No
     (base.path / "config.json").write_text('{"model_type": "other"}')
     with pytest.raises(InputChanged, match=r"m0: config\.json is not the file that was registered"):
         MergeOf().plan(base, model).run(tmp_path / "out")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=f"The device '{device}' cannot be used .* set AMALGAM_DEVICE to auto or cpu"):
+        MergeOf().plan(*write(tmp_path, draw(0), draw(1))).run(tmp_path / "out", device=device)
 
 
 def test_the_base_may_be_a_bare_file(tmp_path: Path) -> None:
