@@ -34,6 +34,7 @@ class JobQueue:
 
     def __init__(self, broker_url: str) -> None:
         self._celery = make_celery(broker_url)
+        self._celery.conf.broker_transport_options = {**self._celery.conf.broker_transport_options, **SENDER_OPTIONS}
         self._away_until = 0.0  # monotonic; a caller does not wait for a broker that was away a moment ago
 
     def send_job(self, job_id: str, resource_class: ResourceClass) -> None:
@@ -102,6 +103,10 @@ REDIS_OPTIONS: dict[str, Any] = {
     "health_check_interval": 25,
     "global_keyprefix": "amalgam:",
 }
+
+
+# A sender does not wait for a broker that is away: the job is found without its message.
+SENDER_OPTIONS: dict[str, Any] = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
 def _local_options(broker_url: str) -> dict[str, Any]:
