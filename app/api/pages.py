@@ -38,6 +38,14 @@ def tag_filters(request: Request) -> Mapping[str, str]:
     return filters
 
 
+def short_page(
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items on a page.")] = MAX_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
+) -> PageRequest:
+    """Return the page asked for of a list that is short and sorted by name: one page, unless asked otherwise."""
+    return PageRequest(limit=limit, cursor=cursor)
+
+
 def events_after(
     after_seq: Annotated[int, Query(ge=0, le=MAX_SEQUENCE, description="Only events after this one.")] = 0,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
@@ -80,6 +88,7 @@ def created_before(created_before: Annotated[Instant | None, Query()] = None) ->
     return created_before
 
 
+ShortPageDep = Annotated[PageRequest, Depends(short_page)]
 PageDep = Annotated[PageRequest, Depends(page_request)]
 EventsAfterDep = Annotated[int, Depends(events_after)]
 TagFiltersDep = Annotated[Mapping[str, str], Depends(tag_filters)]

@@ -10,9 +10,10 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.domain.checkpoints import digest_json
@@ -29,6 +30,13 @@ class NamePage:
     start: int
     end: int
     next_cursor: str | None
+
+
+def made_between(
+    at: InstrumentedAttribute[datetime], after: datetime | None, before: datetime | None
+) -> list[ColumnElement[bool]]:
+    """Return the conditions of `created_after` and `created_before` on an instant."""
+    return [*([at > after] if after is not None else []), *([at < before] if before is not None else [])]
 
 
 def paginate(

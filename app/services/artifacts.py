@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, select
 from app.db import artifacts as rows
 from app.db import deletion
 from app.db.engine import Sessions
-from app.db.paging import paginate
+from app.db.paging import made_between, paginate
 from app.db.tables import Artifact
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, NotFound, near_match
@@ -134,8 +134,4 @@ def _conditions(filters: ArtifactFilters) -> list[ColumnElement[bool]]:
         )
         if value is not None
     ]
-    if filters.created_after is not None:
-        conditions.append(Artifact.created_at > filters.created_after)
-    if filters.created_before is not None:
-        conditions.append(Artifact.created_at < filters.created_before)
-    return conditions
+    return [*conditions, *made_between(Artifact.created_at, filters.created_after, filters.created_before)]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints as rows
 from app.db import deletion, lineage
 from app.db.engine import Sessions
-from app.db.paging import paginate, paginate_sorted
+from app.db.paging import made_between, paginate, paginate_sorted
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind, CheckpointState, check_mergeable
 from app.domain.errors import (
@@ -205,8 +205,4 @@ def _conditions(filters: CheckpointFilters) -> list[ColumnElement[bool]]:
         if value is not None
     ]
     conditions += [Checkpoint.tags[key].as_string() == value for key, value in filters.tags.items()]
-    if filters.created_after is not None:
-        conditions.append(Checkpoint.created_at > filters.created_after)
-    if filters.created_before is not None:
-        conditions.append(Checkpoint.created_at < filters.created_before)
-    return conditions
+    return [*conditions, *made_between(Checkpoint.created_at, filters.created_after, filters.created_before)]

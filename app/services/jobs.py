@@ -19,7 +19,7 @@ from app.db import clock
 from app.db import events as event_log
 from app.db import jobs as rows
 from app.db.engine import Sessions
-from app.db.paging import paginate
+from app.db.paging import made_between, paginate
 from app.db.tables import Checkpoint, Job, JobInput
 from app.domain.checkpoints import CheckpointState
 from app.domain.errors import CheckpointInvalid, Conflict, JobIsFinal, JobNotFinal
@@ -312,11 +312,7 @@ def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
     if filters.task is not None:
         conditions.append(rows.about_task(filters.task))
     conditions += [Job.tags[key].as_string() == value for key, value in filters.tags.items()]
-    if filters.created_after is not None:
-        conditions.append(Job.created_at > filters.created_after)
-    if filters.created_before is not None:
-        conditions.append(Job.created_at < filters.created_before)
-    return conditions
+    return [*conditions, *made_between(Job.created_at, filters.created_after, filters.created_before)]
 
 
 def _check_inputs(session: Session, job_id: str, inputs: Sequence[JobInputRef]) -> None:

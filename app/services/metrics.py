@@ -1,6 +1,7 @@
 """Measured numbers, looked up."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import select
 
@@ -8,7 +9,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import metrics as rows
 from app.db import tasks as task_rows
 from app.db.engine import Sessions
-from app.db.paging import paginate
+from app.db.paging import made_between, paginate
 from app.db.tables import Metric
 from app.domain.views.metrics import MetricView
 from app.domain.views.pages import Page, PageRequest
@@ -24,12 +25,15 @@ class MetricFilters:
     name: str | None = None
     job: str | None = None
     split: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
 
 def list_(sessions: Sessions, actor: Actor, filters: MetricFilters, page: PageRequest) -> Page[MetricView]:
     """Return a page of metrics. Raises: UnknownCheckpoint, CheckpointNotReady, UnknownTask, BadCursor."""
     with sessions.read() as session:
-        statement = select(Metric).where(Metric.project_id == actor.project_id)
+        between = made_between(Metric.at, filters.created_after, filters.created_before)
+        statement = select(Metric).where(Metric.project_id == actor.project_id, *between)
         if filters.checkpoint is not None:
             refs = [("/query/checkpoint", filters.checkpoint)]
             checkpoint = checkpoint_rows.resolve(session, actor.project_id, refs)[0]

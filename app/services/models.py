@@ -1,6 +1,7 @@
 """Models: names with versions, and the aliases that move between the versions."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -8,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db import models as rows
 from app.db.engine import Sessions
 from app.db.models import AliasKey
-from app.db.paging import paginate
+from app.db.paging import made_between, paginate
 from app.db.tables import Model, ModelAlias, ModelAliasChange
 from app.domain.checkpoints import CheckpointState
 from app.domain.errors import (
@@ -33,12 +34,20 @@ class Condition:
     is_new: bool = False
 
 
-def list_(sessions: Sessions, actor: Actor, *, limit: int, cursor: str | None) -> Page[ModelView]:
-    """Return a page of models, by name. Raises: BadCursor."""
-    statement = select(Model).where(Model.project_id == actor.project_id)
-    page = PageRequest(limit=limit, cursor=cursor, order="created_at")  # ascending; the key is the name
+def list_(
+    sessions: Sessions,
+    actor: Actor,
+    page: PageRequest,
+    *,
+    created_after: datetime | None,
+    created_before: datetime | None,
+) -> Page[ModelView]:
+    """Return a page of models; the key is the name, so that orders them. Raises: BadCursor."""
+    between = made_between(Model.created_at, created_after, created_before)
+    statement = select(Model).where(Model.project_id == actor.project_id, *between)
+    filters = {"created_after": created_after, "created_before": created_before}
     with sessions.read() as session:
-        found, following = paginate(session, statement, key=Model.name, request=page, filters={})
+        found, following = paginate(session, statement, key=Model.name, request=page, filters=filters)
         return Page(items=rows.views(session, actor.project_id, found), next_cursor=following)
 
 

@@ -12,10 +12,12 @@ from app.db import clock
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.migrate import is_at_head
+from app.db.paging import paginate_sorted
 from app.db.tables import Artifact, ArtifactFile, Checkpoint, Job, Metric, Model, Task, Worker
 from app.domain.errors import AmalgamError, Unavailable
 from app.domain.jobs import JobState
-from app.domain.views.operations import PartView, ReadinessView, UsageView, WorkersView, WorkerView
+from app.domain.views.operations import PartView, ReadinessView, UsageView, WorkerView
+from app.domain.views.pages import Page, PageRequest
 from app.services.actors import Actor
 from app.services.wiring import Wiring
 
@@ -45,12 +47,18 @@ def check_readiness(wiring: Wiring) -> ReadinessView:
     return ReadinessView(status="ready" if is_ready else "not_ready", parts=parts)
 
 
-def list_workers(sessions: Sessions) -> WorkersView:
-    """Return the workers seen lately, by name."""
+def list_workers(sessions: Sessions, page: PageRequest) -> Page[WorkerView]:
+    """Return a page of the workers seen lately, by name. Raises: BadCursor."""
+    workers = {f"{worker.name} {worker.id}": worker for worker in _workers(sessions)}
+    names = sorted(workers)
+    cut = paginate_sorted(names, limit=page.limit, cursor=page.cursor, filters={"list": "workers"})
+    return Page(items=[workers[name] for name in names[cut.start : cut.end]], next_cursor=cut.next_cursor)
+
+
+def _workers(sessions: Sessions) -> list[WorkerView]:
     with sessions.read() as session:
         now = clock.now(session)
-        rows = session.scalars(select(Worker).order_by(Worker.name, Worker.id)).all()
-        return WorkersView(items=[_worker(row, is_silent=row.seen_at < now - SILENT_AFTER) for row in rows])
+        return [_worker(row, is_silent=row.seen_at < now - SILENT_AFTER) for row in session.scalars(select(Worker))]
 
 
 def count_usage(sessions: Sessions, actor: Actor) -> UsageView:
@@ -147,7 +155,7 @@ def _check_broker(wiring: Wiring) -> PartView:
 
 def _check_workers(wiring: Wiring) -> PartView:
     try:
-        active = [worker for worker in list_workers(wiring.sessions).items if worker.state == "active"]
+        active = [worker for worker in _workers(wiring.sessions) if worker.state == "active"]
     except AmalgamError as error:
         return PartView(ok=False, required=False, detail=error.detail)
     if not active:

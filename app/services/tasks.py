@@ -1,6 +1,7 @@
 """Tasks: made once, immutable, unique by name; the same content again is the one that is there."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -10,7 +11,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as rows
 from app.db.engine import Sessions
 from app.db.locks import lock
-from app.db.paging import paginate
+from app.db.paging import made_between, paginate
 from app.db.tables import Job, Task
 from app.domain.catalog import Catalog
 from app.domain.errors import FieldProblem, NameTaken, ResourceInUse
@@ -23,6 +24,15 @@ from app.services import task_files
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
 from app.services.wiring import Wiring
+
+
+@dataclass(frozen=True)
+class TaskFilters:
+    """What narrows a list of tasks; None: anything."""
+
+    kind: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
 
 def create(
@@ -57,13 +67,14 @@ def get(sessions: Sessions, actor: Actor, reference: str) -> TaskView:
         return rows.view(rows.find(session, actor.project_id, reference))
 
 
-def list_(sessions: Sessions, actor: Actor, kind: str | None, page: PageRequest) -> Page[TaskView]:
+def list_(sessions: Sessions, actor: Actor, filters: TaskFilters, page: PageRequest) -> Page[TaskView]:
     """Return a page of tasks. Raises: BadCursor."""
-    statement = select(Task).where(Task.project_id == actor.project_id)
-    if kind is not None:
-        statement = statement.where(Task.kind == kind)
+    between = made_between(Task.created_at, filters.created_after, filters.created_before)
+    statement = select(Task).where(Task.project_id == actor.project_id, *between)
+    if filters.kind is not None:
+        statement = statement.where(Task.kind == filters.kind)
     with sessions.read() as session:
-        found, cursor = paginate(session, statement, key=Task.id, request=page, filters={"kind": kind})
+        found, cursor = paginate(session, statement, key=Task.id, request=page, filters=vars(filters))
         return Page(items=[rows.view(row) for row in found], next_cursor=cursor)
 
 

@@ -48,7 +48,7 @@ def house(s3_server: str) -> Iterator[House]:
         pytest.MonkeyPatch.context() as patch,
         fresh_bucket(s3_server) as bucket,
         tempfile.TemporaryDirectory() as folder,
-        open_house(Path(folder) / "house") as opened,
+        open_house(Path(folder) / "house", allowed_hosts=("testserver",)) as opened,
     ):
         for name, value in bucket.environment.items():
             patch.setenv(name, value)

@@ -1,20 +1,27 @@
 """What the service can do: methods, evaluators, fine-tuning techniques, with their parameters as JSON Schema."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from fastapi import APIRouter
 
 from app.api.dependencies import CatalogDep
+from app.api.pages import ShortPageDep
 from app.api.problems import problems
-from app.api.schemas.catalog import EvaluatorList, FinetunerList, MethodList
+from app.db.paging import paginate_sorted
 from app.domain.catalog import EvaluatorCard, FinetunerCard, MethodCard
-from app.domain.errors import EvaluatorNotFound, MethodNotFound, NotFound, near_match
+from app.domain.errors import BadCursor, EvaluatorNotFound, MethodNotFound, NotFound, near_match
+from app.domain.views.pages import Page, PageRequest
+
+Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard)
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 
-@router.get("/methods", operation_id="list_methods", summary="All merge methods")
-def list_methods(catalog: CatalogDep) -> MethodList:
+@router.get("/methods", operation_id="list_methods", responses=problems(BadCursor), summary="All merge methods")
+def list_methods(catalog: CatalogDep, page: ShortPageDep) -> Page[MethodCard]:
     """List the cards of all merge methods."""
-    return MethodList(items=list(catalog.methods))
+    return _page(catalog.methods, page)
 
 
 @router.get(
@@ -28,10 +35,10 @@ def get_method(name: str, catalog: CatalogDep) -> MethodCard:
     return catalog.method(name)
 
 
-@router.get("/evaluators", operation_id="list_evaluators", summary="All evaluators")
-def list_evaluators(catalog: CatalogDep) -> EvaluatorList:
+@router.get("/evaluators", operation_id="list_evaluators", responses=problems(BadCursor), summary="All evaluators")
+def list_evaluators(catalog: CatalogDep, page: ShortPageDep) -> Page[EvaluatorCard]:
     """List the cards of all evaluators; an evaluator's name is the `kind` of the tasks it measures."""
-    return EvaluatorList(items=list(catalog.evaluators))
+    return _page(catalog.evaluators, page)
 
 
 @router.get(
@@ -45,10 +52,12 @@ def get_evaluator(name: str, catalog: CatalogDep) -> EvaluatorCard:
     return catalog.evaluator(name)
 
 
-@router.get("/finetuners", operation_id="list_finetuners", summary="All fine-tuning techniques")
-def list_finetuners(catalog: CatalogDep) -> FinetunerList:
+@router.get(
+    "/finetuners", operation_id="list_finetuners", responses=problems(BadCursor), summary="All fine-tuning techniques"
+)
+def list_finetuners(catalog: CatalogDep, page: ShortPageDep) -> Page[FinetunerCard]:
     """List the cards of all fine-tuning techniques."""
-    return FinetunerList(items=list(catalog.finetuners))
+    return _page(catalog.finetuners, page)
 
 
 @router.get(
@@ -65,3 +74,10 @@ def get_finetuner(name: str, catalog: CatalogDep) -> FinetunerCard:
         hint = f" Did you mean {match!r}?" if match else ""
         raise NotFound(f"There is no fine-tuning technique {name!r}.{hint} Known: {', '.join(cards)}.")
     return cards[name]
+
+
+def _page(cards: Sequence[Card], page: PageRequest) -> Page[Card]:
+    listed = sorted(cards, key=lambda card: card.name)
+    names = [card.name for card in listed]
+    cut = paginate_sorted(names, limit=page.limit, cursor=page.cursor, filters={"list": names[:1]})
+    return Page(items=listed[cut.start : cut.end], next_cursor=cut.next_cursor)

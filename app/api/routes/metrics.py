@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.dependencies import ActorDep, SessionsDep
-from app.api.pages import PageDep
+from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep
 from app.api.problems import problems
 from app.domain.errors import CheckpointNotReady, FieldProblem, Invalid, UnknownCheckpoint, UnknownTask
 from app.domain.requests import Split
@@ -31,6 +31,8 @@ router = APIRouter(prefix="/v1", tags=["metrics"])
 )
 def list_metrics(
     page: PageDep,
+    created_after: CreatedAfterDep,
+    created_before: CreatedBeforeDep,
     sessions: SessionsDep,
     actor: ActorDep,
     checkpoint: Annotated[str | None, Query(max_length=257, description="A ref.")] = None,
@@ -40,7 +42,7 @@ def list_metrics(
     split: Annotated[Split | None, Query()] = None,
 ) -> Page[MetricView]:
     """List measured numbers."""
-    filters = MetricFilters(checkpoint=checkpoint, task=task, name=name, job=job, split=split)
+    filters = MetricFilters(checkpoint, task, name, job, split, created_after, created_before)
     return metrics.list_(sessions, actor, filters, page)
 
 

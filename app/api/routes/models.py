@@ -1,13 +1,13 @@
 """Models: names with versions, and aliases that move between them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 
 from app.api.dependencies import ActorDep, SessionsDep
 from app.api.etags import etag, parse_if_match, parse_if_none_match
-from app.api.pages import PageDep
+from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep
 from app.api.problems import problems
 from app.domain.errors import (
     BadCursor,
@@ -20,7 +20,7 @@ from app.domain.errors import (
 from app.domain.identifiers import Name
 from app.domain.registrations import AliasRequest
 from app.domain.views.models import AliasChangeView, AliasView, ModelDetailView, ModelView
-from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
+from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Page, PageRequest
 from app.services import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -34,11 +34,15 @@ ALIAS_EXAMPLES = {"move": {"summary": "Name version 3", "value": {"version": 3}}
 def list_models(
     sessions: SessionsDep,
     actor: ActorDep,
+    created_after: CreatedAfterDep,
+    created_before: CreatedBeforeDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     cursor: Annotated[str | None, Query(max_length=512)] = None,
+    order: Annotated[Literal["name", "-name"], Query(description="By name, forwards or backwards.")] = "name",
 ) -> Page[ModelView]:
     """List the names that checkpoints have, with their aliases; by name."""
-    return models.list_(sessions, actor, limit=limit, cursor=cursor)
+    page = PageRequest(limit=limit, cursor=cursor, order="created_at" if order == "name" else "-created_at")
+    return models.list_(sessions, actor, page, created_after=created_after, created_before=created_before)
 
 
 @router.get("/{name}", operation_id="get_model", summary="Get a model", responses=problems(NotFound))

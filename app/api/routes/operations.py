@@ -10,8 +10,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.api.dependencies import ActorDep, SessionsDep, WiringDep
+from app.api.pages import ShortPageDep
+from app.api.problems import problems
 from app.db.engine import Sessions
-from app.domain.views.operations import HealthView, ReadinessView, UsageView, WorkersView
+from app.domain.errors import BadCursor
+from app.domain.views.operations import HealthView, ReadinessView, UsageView, WorkerView
+from app.domain.views.pages import Page
 from app.services import operations
 
 router = APIRouter(tags=["operations"])
@@ -52,10 +56,10 @@ def read_gauges(request: Request, sessions: SessionsDep) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/workers", operation_id="list_workers", summary="Workers seen lately")
-def list_workers(sessions: SessionsDep) -> WorkersView:
+@router.get("/v1/workers", operation_id="list_workers", summary="Workers seen lately", responses=problems(BadCursor))
+def list_workers(sessions: SessionsDep, page: ShortPageDep) -> Page[WorkerView]:
     """List the workers: queues, device, load, when last seen."""
-    return operations.list_workers(sessions)
+    return operations.list_workers(sessions, page)
 
 
 @router.get("/v1/usage", operation_id="get_usage", summary="What the project holds")

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.dependencies import ActorDep, IdempotencyDep, SessionsDep, WiringDep
-from app.api.pages import PageDep
+from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep
 from app.api.problems import problems
 from app.api.schemas.tasks import TaskBody
 from app.domain.errors import (
@@ -22,6 +22,7 @@ from app.domain.errors import (
 from app.domain.views.pages import Page
 from app.domain.views.tasks import TaskView
 from app.services import tasks
+from app.services.tasks import TaskFilters
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -57,12 +58,14 @@ def create_task(
 @router.get("", operation_id="list_tasks", summary="All tasks")
 def list_tasks(
     page: PageDep,
+    created_after: CreatedAfterDep,
+    created_before: CreatedBeforeDep,
     sessions: SessionsDep,
     actor: ActorDep,
     kind: Annotated[str | None, Query(max_length=64, description="Only tasks of this kind.")] = None,
 ) -> Page[TaskView]:
     """List tasks."""
-    return tasks.list_(sessions, actor, kind, page)
+    return tasks.list_(sessions, actor, TaskFilters(kind, created_after, created_before), page)
 
 
 @router.get("/{task}", operation_id="get_task", summary="One task", responses=problems(NotFound))

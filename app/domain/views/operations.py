@@ -20,12 +20,6 @@ class WorkerView(View):
     seen_at: Instant
 
 
-class WorkersView(View):
-    """All workers seen lately."""
-
-    items: list[WorkerView]
-
-
 class HealthView(View):
     """The process is alive."""
 

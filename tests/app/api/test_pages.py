@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.app.api.house import Document, House
+from tests.app.api.house import Document, House, draw
+from tests.app.api.test_operations import add_worker
 
 
 def make_tasks(house: House, *names: str) -> list[str]:
@@ -72,3 +73,46 @@ def refused(house: House, path: str) -> Document:
     assert (response.status_code, response.json()["code"]) == (400, "bad_cursor")
     problem: Document = response.json()
     return problem
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/tasks", "/v1/metrics", "/v1/models", "/v1/jobs", "/v1/checkpoints", "/v1/artifacts"]
+)
+def test_every_list_is_narrowed_by_time(house: House, path: str) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    house.finish("/v1/merges", {"method": "average", "models": [{"checkpoint": "bert"}], "evaluate": ["kind"]})
+    every = house.read(path)["items"]
+    assert every
+
+    assert (
+        house.read(f"{path}?created_after=2020-01-01T00:00:00Z&created_before=2120-01-01T00:00:00Z")["items"] == every
+    )
+    assert house.read(f"{path}?created_after=2120-01-01T00:00:00Z")["items"] == []
+    assert house.read(f"{path}?created_before=2020-01-01T00:00:00Z")["items"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/methods", "/v1/evaluators", "/v1/finetuners", "/v1/workers"])
+def test_short_lists_have_pages_too(house: House, path: str) -> None:
+    add_worker(house, "a")
+    add_worker(house, "b")
+    whole = house.read(path)
+    first = house.read(f"{path}?limit=1")
+
+    assert whole["next_cursor"] is None
+    assert first["items"] == whole["items"][:1]
+    assert (first["next_cursor"] is None) == (len(whole["items"]) == 1)
+    if first["next_cursor"] is not None:
+        rest = house.read(f"{path}?cursor={first['next_cursor']}")
+        assert rest == {"items": whole["items"][1:], "next_cursor": None}
+    assert refused(house, f"{path}?cursor=x")
+
+
+def test_models_are_listed_backwards_too(house: House) -> None:
+    for name in ("a", "c", "b"):
+        house.register(name, draw(0))
+
+    first = house.read("/v1/models?order=-name&limit=2")
+    rest = house.read(f"/v1/models?order=-name&limit=2&cursor={first['next_cursor']}")
+
+    assert [item["name"] for item in (*first["items"], *rest["items"])] == ["c", "b", "a"]
