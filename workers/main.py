@@ -137,7 +137,12 @@ class _Worker:
         self._servers["merge"].start()
         stop = threading.Event()
         threads = self._start_threads(stop)
-        log.info("worker_started", worker=self._facts.id, name=self._facts.name, queues=list(self._settings.queues))
+        log.info(
+            "worker_started",
+            worker=self._facts.id,
+            name=self._facts.name,
+            queues=[str(name) for name in self._settings.queues],
+        )
         try:
             self._listen()
         finally:
