@@ -7,8 +7,6 @@ from pydantic import Field, JsonValue
 
 from app.domain.checkpoints import Value, digest_json
 
-SPLITS = ("train", "validation", "test")
-
 
 class LabelPromptsHead(Value):
     """Class vectors are the base model's embeddings of the label prompts; logits are scale x cosine."""

@@ -10,7 +10,7 @@ from app.api.pages import ShortPageDep
 from app.api.problems import problems
 from app.db.paging import paginate_sorted
 from app.domain.catalog import EvaluatorCard, FinetunerCard, MethodCard
-from app.domain.errors import BadCursor, EvaluatorNotFound, MethodNotFound, NotFound, near_match
+from app.domain.errors import BadCursor, EvaluatorNotFound, MethodNotFound, NotFound, UnknownTechnique
 from app.domain.views.pages import Page, PageRequest
 
 Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard)
@@ -68,12 +68,10 @@ def list_finetuners(catalog: CatalogDep, page: ShortPageDep) -> Page[FinetunerCa
 )
 def get_finetuner(name: str, catalog: CatalogDep) -> FinetunerCard:
     """Give the card of a fine-tuning technique."""
-    cards = {card.name: card for card in catalog.finetuners}
-    if name not in cards:
-        match = near_match(name, cards)
-        hint = f" Did you mean {match!r}?" if match else ""
-        raise NotFound(f"There is no fine-tuning technique {name!r}.{hint} Known: {', '.join(cards)}.")
-    return cards[name]
+    try:
+        return catalog.finetuner(name)
+    except UnknownTechnique as error:  # here it is the address that is wrong, not a body
+        raise NotFound(error.detail) from None
 
 
 def _page(cards: Sequence[Card], page: PageRequest) -> Page[Card]:
