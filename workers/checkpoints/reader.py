@@ -34,10 +34,11 @@ class TensorReader:
             self.close()
             raise
 
-    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor) -> bool:
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor, *, is_judged: bool = True) -> bool:
         """Fill `out` with elements offset, offset + 1, … of the tensor, and tell whether all of them are finite.
 
-        out: [m] float32, contiguous, on the CPU. Judged here, where the bytes still lie in the processor's cache.
+        out: [m] float32, contiguous, on the CPU. is_judged: False takes them for finite, as an earlier pass found them.
+        Judged here, where the bytes still lie in the processor's cache.
         """
         if out.numel() == 0:
             return True
@@ -45,11 +46,13 @@ class TensorReader:
         begin = tensor.begin + offset * item
         if tensor.dtype == "F32":
             self._read(tensor.file, begin, out.numpy().data.cast("B"))
-            return has_finite_bits(out)
+            return not is_judged or has_finite_bits(out)
         raw = self._buffer(out.numel() * item)
         self._read(tensor.file, begin, raw.numpy().data.cast("B"))
         numbers = raw.view(TORCH_DTYPES[tensor.dtype])
         out.copy_(numbers)
+        if not is_judged:
+            return True
         return has_finite_bits(out if tensor.dtype == "F64" else numbers)  # float64 may overflow float32
 
     def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:

@@ -66,6 +66,7 @@ class CheckpointSource:
     nan_policy: NanPolicy = "fail"
     on_bytes: Callable[[int], None] = lambda _: None
     _buffers: threading.local = field(default_factory=threading.local, init=False, repr=False)
+    _judged: set[str] = field(default_factory=set, init=False, repr=False)  # tensors that were read whole, all finite
 
     @property
     def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
@@ -81,9 +82,10 @@ class CheckpointSource:
         """Apply a function to every piece (of some tensors), on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in cut(tensor, self.piece_elements))
-        return map_in_order(
+        yield from map_in_order(
             lambda run: function(self.read_run(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
         )
+        self._judged.update(tensor.name for tensor in merged)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
@@ -98,11 +100,12 @@ class CheckpointSource:
         """
         tensor = run.tensor
         rows = self._rows(run.n_elements)  # [1 + n, m], the base model's first
+        is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
         is_finite = True
         if self.base is not None and tensor.base is not None:
-            is_finite = self.base.read_floats(tensor.base, run.offset, rows[0])
+            is_finite = self.base.read_floats(tensor.base, run.offset, rows[0], is_judged=is_judged)
         for reader, spec, row in zip(self.models, tensor.finetuned, rows[1:], strict=True):
-            is_finite = reader.read_floats(spec, run.offset, row) and is_finite
+            is_finite = reader.read_floats(spec, run.offset, row, is_judged=is_judged) and is_finite
         if not is_finite:
             self._refuse_or_zero(run, rows, first=0 if self.base is not None else 1)
         self.on_bytes(run.n_bytes)

@@ -87,6 +87,17 @@ def test_what_is_not_finite_is_named_with_tensor_model_and_index(
         list(source_of(model, base).map(lambda _: None))
 
 
+def test_what_a_whole_pass_found_finite_is_not_judged_again_but_zeroed_every_time(tmp_path: Path) -> None:
+    broken = torch.tensor([1.0, float("nan"), 1.0, 1.0, 1.0])
+    base, model = write_pair(tmp_path, {"a": torch.ones(5), "w": torch.ones(5)}, w=broken)
+    refusing, zeroing = source_of(base, model), source_of(base, model, nan_policy="zero")
+    assert len(list(refusing.map(lambda _: None, {"a"}))) == 2
+    for _ in range(2):
+        with pytest.raises(NotFinite, match="Tensor 'w'"):
+            list(refusing.map(lambda _: None, {"w"}))
+        assert sum(zeroing.map(lambda piece: piece.finetuned.sum().item(), {"w"})) == 4.0
+
+
 def test_numbers_whose_sum_overflows_are_finite_all_the_same(tmp_path: Path) -> None:
     large = torch.full((6,), 3e38)
     assert len(list(source_of(*write_pair(tmp_path, {"w": large})).map(lambda _: None))) == 2
