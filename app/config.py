@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -194,12 +195,16 @@ def _describe(fault: Any) -> str:  # Any: pydantic's ErrorDetails
     return f"{name}: found {_masked(fault['input'])!r}; {message[:1].lower()}{message[1:]}"
 
 
+_SECRET_IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
 def _masked(value: object) -> str:
     if isinstance(value, tuple):
         separator = os.pathsep if any(isinstance(part, Path) for part in value) else ","
         return separator.join(str(part) for part in value)
     text = "" if value is None else str(value)
-    parts = urlsplit(text) if "://" in text else None
-    if parts is not None and parts.password:
-        return text.replace(f":{parts.password}@", ":***@")
-    return text
+    if "://" not in text:
+        return text
+    password = urlsplit(text).password
+    hidden = text.replace(f":{password}@", ":***@") if password else text
+    return _SECRET_IN_QUERY.sub(r"\1***", hidden)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -82,7 +83,8 @@ def read_curl(page: str, words: list[str]) -> Call:
 
 @cache
 def openapi() -> dict[str, Any]:
-    return create_app(Settings(home=Path("unused"))).openapi()
+    with tempfile.TemporaryDirectory() as home:
+        return create_app(Settings(home=Path(home))).openapi()
 
 
 def find_operation(call: Call) -> dict[str, Any] | None:
