@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
+from app.db import bases, metrics
 from app.db import checkpoints as checkpoint_rows
-from app.db import metrics
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.requests import EvaluationRequest
 from app.domain.views.jobs import JobView
@@ -31,7 +31,7 @@ def submit(
         replay(session, actor, idempotency)
         checkpoint = checkpoint_rows.resolve(session, actor.project_id, [("/checkpoint", request.checkpoint)])[0]
         found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=request.split)
-        base = measuring.base_behind(session, checkpoint.id)
+        base = bases.root(session, checkpoint.id)
         items = measuring.pin_bases(session, found, default=base, pointer="/tasks")
         _check_once([item.task for item in items])
         spec = EvaluationSpec(checkpoint=checkpoint.id, tasks=items)
@@ -47,15 +47,15 @@ class EvaluationSteps:
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> EvaluateWork:
         """Bring the checkpoint, the base models and the tasks' files here."""
         spec = EvaluationSpec.model_validate(claim.job.spec)
-        bases = {item.task_id: item.base_model or spec.checkpoint for item in spec.tasks}
+        base_of = {item.task_id: item.base_model or spec.checkpoint for item in spec.tasks}
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([spec.checkpoint, *bases.values()])
+            for checkpoint_id in dict.fromkeys([spec.checkpoint, *base_of.values()])
         }
         return EvaluateWork(
             checkpoint=here[spec.checkpoint],
             tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in spec.tasks),
-            base_models={task_id: here[base] for task_id, base in bases.items()},
+            base_models={task_id: here[base] for task_id, base in base_of.items()},
             split={item.task_id: item.split for item in spec.tasks},
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts, metrics
+from app.db import artifacts, bases, metrics
 from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
 from app.db.tables import Checkpoint, Task
@@ -50,9 +50,7 @@ def submit(
         base = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model)])[0]
         task = task_rows.resolve(session, actor.project_id, [("/task", request.task)])[0]
         _check_trainable(base, task)
-        pinned = measuring.pin_bases(
-            session, [(task, "train")], default=measuring.base_behind(session, base.id), pointer="/task"
-        )
+        pinned = measuring.pin_bases(session, [(task, "train")], default=bases.root(session, base.id), pointer="/task")
         name = request.output.name or _default_name(task.name, card.name)
         spec = FinetuneSpec(
             base_model=base.id,

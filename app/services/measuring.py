@@ -9,7 +9,6 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import bases
 from app.db import tasks as task_rows
 from app.db.tables import Task
 from app.domain.checkpoints import Value
@@ -132,11 +131,6 @@ def add_evaluation(session: Session, actor: Actor, spec: EvaluationSpec, terms: 
         inputs=[JobInputRef(role="model", position=0, checkpoint_id=spec.checkpoint), *head_inputs(spec.tasks)],
         **terms.model_dump(),
     )
-
-
-def base_behind(session: Session, checkpoint_id: str) -> str | None:
-    """Return the base behind a checkpoint: the root of its base_checkpoint chain."""
-    return bases.root(session, checkpoint_id)
 
 
 def _item_faults(pointer: str, row: Task, split: str, count: int) -> list[FieldProblem]:

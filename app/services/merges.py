@@ -191,7 +191,12 @@ class MergeSteps:
         made = _Made(claim.job.id, spec, outcome.manifest, outcome.manifest.files)
         kept = _keep(session, claim.actor, made)
         followers = _add_evaluations(session, claim.actor, kept, _terms_of(claim.job))
-        return JobResult({**kept.document, "data": outcome.report}, followers)
+        warnings = outcome.report.get("warnings")
+        return JobResult(
+            {**kept.document, "data": outcome.report},
+            followers,
+            warnings=tuple(str(message) for message in warnings) if isinstance(warnings, list) else (),
+        )
 
 
 steps = MergeSteps()

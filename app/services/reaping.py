@@ -5,8 +5,8 @@ Each step is its own short transaction of guarded changes, so reapers do not dis
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -17,7 +17,7 @@ from app.db import events as event_log
 from app.db import jobs as rows
 from app.db.engine import Sessions
 from app.db.tables import IdempotencyKey, Job, Worker
-from app.domain.errors import AmalgamError, ArtifactGone, Unavailable
+from app.domain.errors import ArtifactGone, Unavailable
 from app.domain.jobs import JobState
 from app.domain.views.jobs import JobView
 from app.queue import JobQueue
@@ -55,15 +55,13 @@ class ReapReport:
 class Reaper:
     """One round after another of making up for losses.
 
-    `complete_waiter`: gives a merge that waited for an equal one its result. `sweeps`: further housekeeping, each a
-    function without arguments (expired uploads); one that fails is logged and does not stop the others.
+    `complete_waiter`: gives a merge that waited for an equal one its result.
     """
 
     sessions: Sessions
     queue: JobQueue
     complete_waiter: CompleteWaiter
     limits: ReapLimits = ReapLimits()
-    sweeps: Sequence[Callable[[], object]] = field(default=())
 
     def reap(self) -> ReapReport:
         """Run one round. Raises: Unavailable when the database is away."""
@@ -75,11 +73,6 @@ class Reaper:
             n_stamped=stamp_events(self.sessions),
         )
         forget_expired(self.sessions, self.limits.worker_seconds)
-        for sweep in self.sweeps:
-            try:
-                sweep()
-            except (AmalgamError, OSError) as error:
-                log.warning("sweep_failed", error=repr(error))
         return report
 
 

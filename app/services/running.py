@@ -21,7 +21,7 @@ from app.db.engine import Sessions
 from app.db.tables import Job, JobAttempt
 from app.domain.errors import AmalgamError, WorkerLost
 from app.domain.jobs import JobState, Progress, ResourceClass, retry_delay_seconds
-from app.domain.views.jobs import JobInputRef, JobView
+from app.domain.views.jobs import JobView
 from app.domain.work import Outcome, Work
 from app.services.actors import Actor
 from app.services.jobs import Ending, conclude
@@ -47,7 +47,6 @@ class Claim:
     """The right to run one attempt of a job; `fence` guards every write."""
 
     job: JobView
-    inputs: tuple[JobInputRef, ...]
     actor: Actor  # of the job's owner: what the job makes belongs to the same project
     worker: WorkerIdentity
     fence: int
@@ -68,6 +67,7 @@ class JobResult:
 
     result: dict[str, JsonValue]
     followers: tuple[JobView, ...] = ()
+    warnings: tuple[str, ...] = ()  # for the job's log
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,6 @@ def claim(sessions: Sessions, worker: WorkerIdentity, *, lease_seconds: float) -
         event_log.append(session, job_id, "job.started", {"attempt": row.attempts, "worker": worker.id})
         return Claim(
             job=rows.view(session, row),
-            inputs=rows.inputs_of(session, job_id),
             actor=Actor(row.project_id, row.actor, row.request_id, row.traceparent),
             worker=worker,
             fence=row.fence,
@@ -171,13 +170,6 @@ def heartbeat(
         return Heartbeat(cancel_requested=row.state == JobState.CANCELING, is_lost=False)
 
 
-def warn(sessions: Sessions, claim: Claim, message: str) -> None:
-    """Put a warning into the job's log."""
-    with sessions.begin() as session:
-        if rows.move(session, claim.job.id, rows.held_with(claim.fence), values={}) is not None:
-            event_log.append(session, claim.job.id, "job.warning", {"message": message})
-
-
 def check(sessions: Sessions, claim: Claim) -> None:
     """Raise ClaimLost unless the job is still this worker's; asked before anything is published."""
     with sessions.read() as session:
@@ -201,6 +193,8 @@ def finish(
         if rows.move(session, claim.job.id, guard, values={}) is None:  # takes the row's lock before anything is made
             raise ClaimLost(claim.job.id)
         made = record(session)
+        for message in made.warnings:
+            event_log.append(session, claim.job.id, "job.warning", {"message": message})
         conclude(session, claim.job.id, guard, ending=Ending(JobState.SUCCEEDED, made.result, stages=stages))
         return list(made.followers)
 

@@ -100,10 +100,12 @@ def test_a_heartbeat_without_progress_writes_no_event(world: JobWorld) -> None:
     assert world.event_types(job.id) == ["job.queued", "job.started"]
 
 
-def test_a_warning_goes_to_the_log(world: JobWorld) -> None:
+def test_warnings_go_to_the_log_before_the_end(world: JobWorld) -> None:
     job = world.add()
-    running.warn(world.sessions, world.claim(), "integer tensors differ")
-    assert world.events(job.id)[-1].data == {"message": "integer tensors differ"}
+    made = running.JobResult({}, warnings=("integer tensors differ",))
+    running.finish(world.sessions, world.claim(), lambda _session: made)
+    assert world.event_types(job.id)[-2:] == ["job.warning", "job.succeeded"]
+    assert world.events(job.id)[-2].data == {"message": "integer tensors differ"}
 
 
 # ── how it ends ───────────────────────────────────────────────────────────────────────────────────────────────────────
