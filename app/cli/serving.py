@@ -1,6 +1,7 @@
 """`amalgam serve`, `api`, `worker`, `migrate` and `config`: the service itself."""
 
 import ctypes
+import gc
 import importlib.util
 import os
 import signal
@@ -62,6 +63,7 @@ def api(
     supervisor: Supervisor = None,
 ) -> None:
     """Run the REST API alone; workers run elsewhere."""
+    gc.disable()  # what the start makes stays: looking through it for garbage takes a quarter of the time
     # The client's commands, and a machine with the worker alone, do without the web server.
     import uvicorn  # noqa: PLC0415  see above
 
@@ -72,8 +74,11 @@ def api(
     settings = settings_in_force()
     refuse_open_host(host, settings)
     set_up_logging(settings.log_format, settings.log_level)
+    app = create_app(settings, host)
+    gc.freeze()
+    gc.enable()
     configuration = uvicorn.Config(
-        create_app(settings, host),
+        app,
         host=host,
         port=port,
         log_config=None,
