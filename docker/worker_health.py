@@ -12,7 +12,7 @@ def main() -> int:
     """Look for a living worker of this host in the database."""
     engine = make_engine(load_settings().database_url)
     try:
-        workers = operations.list_workers(Sessions(engine)).items
+        workers = operations.find_workers(Sessions(engine))
     finally:
         engine.dispose()
     mine = {worker.name: worker.state for worker in workers if worker.name.startswith(f"{socket.gethostname()}-")}

@@ -49,13 +49,14 @@ def check_readiness(wiring: Wiring) -> ReadinessView:
 
 def list_workers(sessions: Sessions, page: PageRequest) -> Page[WorkerView]:
     """Return a page of the workers seen lately, by name. Raises: BadCursor."""
-    workers = {f"{worker.name} {worker.id}": worker for worker in _workers(sessions)}
+    workers = {f"{worker.name} {worker.id}": worker for worker in find_workers(sessions)}
     names = sorted(workers)
     cut = paginate_sorted(names, limit=page.limit, cursor=page.cursor, filters={"list": "workers"})
     return Page(items=[workers[name] for name in names[cut.start : cut.end]], next_cursor=cut.next_cursor)
 
 
-def _workers(sessions: Sessions) -> list[WorkerView]:
+def find_workers(sessions: Sessions) -> list[WorkerView]:
+    """Return all workers seen lately."""
     with sessions.read() as session:
         now = clock.now(session)
         return [_worker(row, is_silent=row.seen_at < now - SILENT_AFTER) for row in session.scalars(select(Worker))]
@@ -155,7 +156,7 @@ def _check_broker(wiring: Wiring) -> PartView:
 
 def _check_workers(wiring: Wiring) -> PartView:
     try:
-        active = [worker for worker in _workers(wiring.sessions) if worker.state == "active"]
+        active = [worker for worker in find_workers(wiring.sessions) if worker.state == "active"]
     except AmalgamError as error:
         return PartView(ok=False, required=False, detail=error.detail)
     if not active:

@@ -19,7 +19,13 @@ def test_an_interrupt_ends_it_soon_and_leaves_no_process(number: int, tmp_path: 
     log = tmp_path / "demo.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            (*PROGRAM, "demo"), env=environment(tmp_path / "home"), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            (*PROGRAM, "demo"),
+            env=environment(tmp_path / "home"),
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Tests that run in the background of a shell inherit that interrupts are ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
     try:
         wait_until(lambda: "fine-tune wordnet_sense" in log.read_text(), deadline_seconds=90, reason="the fine-tuning")
