@@ -79,7 +79,7 @@ format: setup ## put the code into its form
 BENCHMARKS = $(filter-out parity,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
 
 .PHONY: bench
-bench: setup ## measure engine and service (benchmarks/README.md)
+bench: setup ## measure the engine against mergekit (more in benchmarks/README.md)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .PHONY: parity
