@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from app.domain.catalog import load_catalog
 from benchmarks.parity import ours
-from benchmarks.parity.cases import FUSION_BENCH, MERGEKIT, Case
+from benchmarks.parity.case import Case, find_cases
 from benchmarks.parity.environments import REQUIREMENTS, prepare
 from benchmarks.parity.inputs import SEED, write_inputs
 
@@ -59,7 +60,8 @@ def _run(folder: Path) -> list[Row]:
     base, models = write_inputs(folder / "inputs")
     opened = ours.open_checkpoint(base), [ours.open_checkpoint(model) for model in models]
     rows: list[Row] = []
-    for tool, cases in (("mergekit", MERGEKIT), ("fusion-bench", FUSION_BENCH)):
+    for tool in SCRIPTS:
+        cases = find_cases(tool)
         theirs = _merge_with(tool, cases, [base, *models], folder / tool)
         for index, (case, other) in enumerate(zip(cases, theirs, strict=True)):
             rows.append(_compare(case, ours.merge(case, *opened, folder / f"ours-{tool}-{index}"), other))
@@ -112,7 +114,14 @@ def _render(rows: Sequence[Row]) -> str:
         f"| {row.n_different} | {row.largest:.1e} | {_verdict(row)} |\n"
         for row in rows
     ]
-    return head + "".join(lines)
+    return head + "".join(lines) + _render_rest({row.case.method for row in rows})
+
+
+def _render_rest(compared: set[str]) -> str:
+    rest = [f"`{card.name}`" for card in load_catalog().methods if card.name not in compared]
+    if not rest:
+        return ""
+    return f"\nNot compared, since neither has an implementation that fits: {', '.join(rest)}.\n"
 
 
 def _verdict(row: Row) -> str:

@@ -13,7 +13,7 @@ from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.plans import make_plan
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
-from benchmarks.parity.cases import Case
+from benchmarks.parity.case import Case
 from benchmarks.parity.inputs import FLOATS
 from workers.catalog import load_method
 from workers.pipelines.importing import import_checkpoint

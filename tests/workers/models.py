@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.workers.references import Arrays
+from tests.workers.references.arrays import Arrays
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "bias": (3,),

@@ -18,7 +18,7 @@ from torch import Tensor
 from app.domain.catalog import fill_defaults
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_integers, draw_normal, to_arrays
-from tests.workers.references import REFERENCES
+from tests.workers.references.find import load_reference, named_references
 from workers.catalog import find_methods
 from workers.contract import MergeMethod
 
@@ -75,13 +75,13 @@ def _neutral(method: MergeMethod) -> dict[str, Any]:
 
 def _by_hand(method: MergeMethod, base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> Any:
     effective = fill_defaults(method.card.parameters, {}, n_models=len(models))
-    return REFERENCES[method.card.name](
+    return load_reference(method.card.name)(
         to_arrays(base), [to_arrays(model) for model in models], [1.0] * len(models), effective
     )
 
 
 def test_every_method_has_a_reference_worked_by_hand() -> None:
-    assert sorted(REFERENCES) == [method.card.name for method in METHODS]
+    assert named_references() == [method.card.name for method in METHODS]
 
 
 @every_method

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.workers.memory import MemoryMerge
 from tests.workers.methods.golden import TASK_VECTORS, merge_example
 from tests.workers.models import assert_close, draw_integers, to_arrays
-from tests.workers.references import breadcrumbs as breadcrumbs_by_hand
+from tests.workers.references.breadcrumbs import merge as breadcrumbs_by_hand
 from workers.catalog import load_method
 from workers.methods import breadcrumbs
 

@@ -1,0 +1,37 @@
+"""One comparison with another tool: where our methods should equal it, and where they differ for a reason.
+
+The comparisons themselves lie in cases/, a file per method that has any, and are found there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+Values = Mapping[str, Any]  # parameters by name: of ours, or of the other tool
+
+
+@dataclass(frozen=True)
+class Case:
+    """One merge, done by us and by another implementation on the same files."""
+
+    method: str
+    variant: str  # what is special about it, for the table
+    oracle: Literal["mergekit", "fusion-bench"]
+    call: str  # its name for the method, or its class
+    parameters: Values = field(default_factory=dict)  # ours
+    oracle_parameters: Values = field(default_factory=dict)
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    left_out: tuple[str, ...] = ()  # tensors that another case compares
+    differs: str = ""  # why the results are not expected to be equal; empty: they are
+
+
+SCALAR, SMALL = "encoder.scale", "encoder.norm.bias"  # 1 and 3 entries
+UNEQUAL = (0.5, 0.3, 0.2)
+
+
+def find_cases(oracle: str) -> tuple[Case, ...]:
+    """Return the comparisons with one tool, by method."""
+    methods = sorted(path.stem for path in (Path(__file__).parent / "cases").glob("*.py"))
+    found = [case for method in methods for case in import_module(f"benchmarks.parity.cases.{method}").CASES]
+    return tuple(case for case in found if case.oracle == oracle)

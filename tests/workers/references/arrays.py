@@ -1,0 +1,47 @@
+"""What the references share: state dicts of float64 arrays, flattened task vectors, exact ranks by sorting."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Arrays = Mapping[str, Vector]
+Parameters = Mapping[str, Any]  # of any method: JSON values by name
+Reference = Callable[[Arrays, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]
+
+
+def task_vectors(base: Arrays, models: Sequence[Arrays]) -> list[Vector]:
+    """Return each task vector over the whole model, tensors in the order of their names."""
+    return [np.concatenate([(model[name] - base[name]).ravel() for name in sorted(base)]) for model in models]
+
+
+def add(base: Arrays, change: Vector) -> dict[str, Vector]:
+    """Return the base plus a change over the whole model."""
+    merged, begin = {}, 0
+    for name in sorted(base):
+        end = begin + base[name].size
+        merged[name] = base[name] + change[begin:end].reshape(base[name].shape)
+        begin = end
+    return merged
+
+
+def keep(vector: Vector, base: Arrays, scope: str, ranks: Callable[[int], tuple[int, int]]) -> Vector:
+    """Keep, in every run of entries that are ranked together, the ranks from the first to before the last."""
+    kept, begin = np.zeros(len(vector)), 0
+    for size in _sizes(base, scope):
+        first, last = ranks(size)
+        order = sorted(range(begin, begin + size), key=lambda index: (-abs(vector[index]), index))[first:last]
+        kept[order] = vector[order]
+        begin += size
+    return kept
+
+
+def _sizes(base: Arrays, scope: str) -> list[int]:
+    sizes: list[int] = []
+    for name in sorted(base):
+        tensor = base[name]
+        width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
+        sizes += [width] * (tensor.size // width) if width else []
+    return [sum(sizes)] if scope == "global" else sizes
