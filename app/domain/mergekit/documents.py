@@ -70,16 +70,19 @@ def read(body: bytes) -> Node:
     except UnicodeDecodeError as error:
         raise BadRequest(f"The body is not UTF-8: byte {error.start} does not belong. Send YAML in UTF-8.") from None
     try:
-        return _build(yaml.parse(text, Loader=_LOADER))
+        root = _build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         where = error.problem_mark
         place = f" at line {where.line + 1}, column {where.column + 1}" if where is not None else ""
         raise BadRequest(f"The body is not valid YAML: {error.problem}{place}. Send one YAML document.") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise BadRequest(f"The body is not valid YAML: {str(error).splitlines()[0]}. Send one YAML document.") from None
+    if root is None:
+        raise BadRequest("The body holds no YAML document. Send a merge as mergekit writes it.")
+    return root
 
 
-def _build(events: Iterator[yaml.Event]) -> Node:
+def _build(events: Iterator[yaml.Event]) -> Node | None:
     open_: list[_Open] = []
     anchors: dict[str, Node] = {}
     root: Node | None = None
@@ -104,8 +107,6 @@ def _build(events: Iterator[yaml.Event]) -> Node:
             open_[-1].items.append(node)
         else:
             root = node
-    if root is None:
-        raise BadRequest("The body holds no YAML document. Send a merge as mergekit writes it.")
     return root
 
 
