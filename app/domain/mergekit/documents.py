@@ -88,7 +88,7 @@ def _build(events: Iterator[yaml.Event]) -> Node | None:
     root: Node | None = None
     n_nodes = 0
     for event in events:
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark is not None else 1
         if isinstance(event, yaml.DocumentStartEvent) and root is not None:
             raise _refuse("a second document", line, "Send one")
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
@@ -113,9 +113,10 @@ def _build(events: Iterator[yaml.Event]) -> Node | None:
 def _finish(event: yaml.Event, line: int, open_: list[_Open], anchors: dict[str, Node]) -> Node | None:
     """Return the value that an event completes, or None."""
     if isinstance(event, yaml.AliasEvent):
-        if event.anchor not in anchors:
-            raise _refuse(f"the alias *{event.anchor[:80]} of nothing that has ended", line, "Write it out")
-        return anchors[event.anchor]
+        name = str(event.anchor)
+        if name not in anchors:
+            raise _refuse(f"the alias *{name[:80]} of nothing that has ended", line, "Write it out")
+        return anchors[name]
     if isinstance(event, yaml.ScalarEvent):
         _check(event, line, len(open_))
         node, anchor = Node(_resolve(event, line), line), event.anchor

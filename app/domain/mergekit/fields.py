@@ -23,11 +23,11 @@ class Faults:
 
     def stop(self) -> None:
         """Raise Invalid if there are any."""
-        if not self.found:
+        found = list(dict.fromkeys(self.found))  # what all models share is read once for each
+        if not found:
             return
-        more = f" (and {len(self.found) - 1} more)" if len(self.found) > 1 else ""
-        first = self.found[0]
-        raise Invalid(f"{first.pointer}: {first.message}{more}", errors=self.found[:MAX_FAULTS])
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise Invalid(f"{found[0].pointer}: {found[0].message}{more}", errors=found[:MAX_FAULTS])
 
 
 @dataclass(frozen=True)

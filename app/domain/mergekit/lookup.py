@@ -14,6 +14,7 @@ from app.domain.mergekit.settings import Condition, Setting, read_setting, resol
 WEIGHT = "weight"
 NORMALIZE = "normalize"
 ONE: Setting = (Condition(None, 1.0),)
+NO: Setting = (Condition(None, value=False),)
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,20 @@ class Lookup:
 
     def weights(self) -> list[Setting]:
         """Return each model's weight; mergekit has no default."""
-        return [self._find(WEIGHT, "number", None, model) or ONE for model in self.models]
+        return [self._find(WEIGHT, "number", default=None, model=model) or ONE for model in self.models]
 
     def normalize(self) -> Setting:
         """Return whether sums are divided by the sum of the weights."""
-        return self._find(NORMALIZE, "flag", False, None) or (Condition(None, False),)
+        return self._find(NORMALIZE, "flag", default=False) or NO
 
     def of(self, parameter: Parameter) -> Setting | None:
         """Return a parameter's value, the same for all models; None where there is a fault."""
         if not parameter.is_per_model or not self.models:
-            return self._find(parameter.theirs, parameter.kind, parameter.default, None)
-        found = [self._find(parameter.theirs, parameter.kind, parameter.default, model) for model in self.models]
+            return self._find(parameter.theirs, parameter.kind, default=parameter.default)
+        found = [
+            self._find(parameter.theirs, parameter.kind, default=parameter.default, model=model)
+            for model in self.models
+        ]
         for model, one in zip(self.models, found, strict=True):
             if one is not None and found[0] is not None and _content(one) != _content(found[0]):
                 pointer, line = one[0].place or (model.pointer, model.line)
@@ -45,7 +49,7 @@ class Lookup:
                 return None
         return found[0]
 
-    def _find(self, name: str, kind: Kind, default: JsonValue, model: Input | None) -> Setting | None:
+    def _find(self, name: str, kind: Kind, *, default: JsonValue, model: Input | None = None) -> Setting | None:
         sources = [*(model.parameters if model is not None else ()), *self.shared]
         given = [(f"{pointer}/{name}", _get(node, name)) for pointer, node in sources]
         settings = [read_setting(node, pointer, kind, self.faults) for pointer, node in given if node is not None]

@@ -88,7 +88,8 @@ SUM_ONLY = "Amalgam sums what agrees here, and does not divide by the weights"
 
 KNOWN_METHODS: tuple[KnownMethod, ...] = (
     KnownMethod(
-        "linear", "average", "input", has_weights=True, parameters=(Renamed("normalize", "normalize", True, "flag"),)
+        "linear", "average", "input", has_weights=True,
+        parameters=(Renamed("normalize", "normalize", default=True, kind="flag"),),
     ),
     KnownMethod(
         "task_arithmetic", "task_arithmetic", "required", has_weights=True,

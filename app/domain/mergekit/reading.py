@@ -86,17 +86,17 @@ def read_merge(body: bytes) -> Reading:
 
 
 def _read_method(top: Mapping[str, Node], root: Node, faults: Faults) -> KnownMethod:
-    if "merge_method" not in top:
+    given = top.get("merge_method")
+    if given is None:
         faults.add("/merge_method", root, f"merge_method is missing; known here: {', '.join(BY_NAME)}")
         faults.stop()
-    name = read_text(top["merge_method"], "/merge_method", "the name of a method", faults)
-    if name is None:
+    name = read_text(given or root, "/merge_method", "the name of a method", faults) or ""
+    if not name:
         faults.stop()
     if name not in BY_NAME:
-        text, line = str(name)[:80], top["merge_method"].line
-        message = f"line {line}: {text!r} is no method that both know; known here: {', '.join(BY_NAME)}"
-        problem = FieldProblem("/merge_method", message, near_match(text, BY_NAME))
-        raise UnknownMethod(f"/merge_method: {message}", errors=[problem])
+        message = f"{name[:80]!r} is no method that both know; known here: {', '.join(BY_NAME)}"
+        problem = FieldProblem("/merge_method", f"line {(given or root).line}: {message}", near_match(name, BY_NAME))
+        raise UnknownMethod(f"/merge_method: {problem.message}", errors=[problem])
     return BY_NAME[name]
 
 

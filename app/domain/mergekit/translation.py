@@ -11,7 +11,7 @@ from app.domain.mergekit.documents import Node
 from app.domain.mergekit.fields import Faults, Input, Settings
 from app.domain.mergekit.lookup import NORMALIZE, ONE, Lookup, check_names
 from app.domain.mergekit.methods import DENSITY, GAMMA, LAMBDA, Ineffective, KnownMethod, OneValue, Parameter, Switched
-from app.domain.mergekit.settings import Assign, Place, Setting, plain_value, say
+from app.domain.mergekit.settings import Assign, One, Place, Setting, Value, plain_value, say
 
 ALMOST_NO_WEIGHT = 1e-8  # mergekit does not divide by a sum of weights below it
 
@@ -122,7 +122,7 @@ def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], fa
 
 
 def _assign(parameter: Parameter, divisor: float) -> Assign:
-    def assign(value: float | bool) -> Mapping[str, JsonValue]:
+    def assign(value: One) -> Mapping[str, JsonValue]:
         if isinstance(parameter, Switched):
             return {parameter.ours: parameter.when[bool(value)]}
         if isinstance(parameter, Ineffective | OneValue):
@@ -186,5 +186,5 @@ def _check_band(density: Setting, gamma: Setting, faults: Faults) -> None:
             return
 
 
-def _values(value: float | bool | list[float]) -> list[float]:
+def _values(value: Value) -> list[float]:
     return value if isinstance(value, list) else [value]
