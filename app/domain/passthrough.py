@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue
 
-from app.domain.checkpoints import Manifest, TensorSpec, Value
+from app.domain.checkpoints import MERGEABLE_DTYPES, Manifest, TensorSpec, Value
 from app.domain.depth import Block, depth_of, find_blocks
 from app.domain.errors import FieldProblem, IncompatibleCheckpoints, Invalid, InvalidParameters, near_match
 from app.domain.parameters import Parameters
@@ -177,6 +177,20 @@ def find_depth(manifest: Manifest, *, pointer: str) -> Depth:
     return Depth(towers[0], next(iter(own.values())).n_blocks, own, tensors)
 
 
+def check_depth(models: Sequence[Manifest], n_blocks: int) -> None:
+    """Check that every model has a number of blocks.
+
+    Raises: IncompatibleCheckpoints for one that has not.
+    """
+    for index, manifest in enumerate(models):
+        found = find_depth(manifest, pointer=f"/models/{index}").n_blocks
+        if found != n_blocks:
+            message = f"models[{index}] has {found} blocks, expected n_blocks = {n_blocks}"
+            raise IncompatibleCheckpoints(
+                f"{message}. Only whole models are merged.", errors=[FieldProblem("/n_blocks", message)]
+            )
+
+
 def _model_of(source: Source) -> int:
     if not isinstance(source.model, int):
         raise TypeError(f"the source {source.model!r} was not pinned")
@@ -219,8 +233,8 @@ def _names_before(depth: Depth, first: Manifest) -> set[str]:
 
 def _copy(name: str, model: int, tensor: TensorSpec, scaling: Sequence[Scaling]) -> Copied:
     factors = [one.factor for one in scaling if fnmatchcase(tensor.name, one.match)]
-    is_float = tensor.dtype.startswith(("F", "BF"))
-    return Copied(name, model, tensor, factors[-1] if factors and is_float else 1.0)
+    can_scale = tensor.dtype in MERGEABLE_DTYPES
+    return Copied(name, model, tensor, factors[-1] if factors and can_scale else 1.0)
 
 
 def _check_ranges(sources: Sequence[Source], depths: Mapping[int, Depth]) -> None:
