@@ -154,8 +154,13 @@ def _check(event: Any, line: int, depth: int) -> None:  # Any: the events that b
 
 def _resolve(event: yaml.ScalarEvent, line: int) -> Scalar:
     text = str(event.value)
-    if not event.implicit[0] or event.style in ("'", '"', "|", ">"):
-        return text
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise _refuse("text with NUL or with half a character", line, "Leave it out")
+    is_plain = event.implicit[0] and event.style not in ("'", '"', "|", ">")
+    return _read_plain(text, line) if is_plain else text
+
+
+def _read_plain(text: str, line: int) -> Scalar:
     if text in _NULLS:
         return None
     if text in _FLAGS:
