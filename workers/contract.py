@@ -14,14 +14,14 @@ in the context.
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, schema_of
 
 Result = TypeVar("Result")
 
@@ -116,6 +116,14 @@ class StatisticRequest(Protocol):
 
     def collect(self, source: PieceSource) -> Any:  # each statistic has a type of its own
         """Read the source and return the statistic."""
+
+
+@runtime_checkable
+class Reported(Protocol):
+    """What a request collected, where the result of the merge shall tell of it."""
+
+    def report(self) -> JsonValue:
+        """Return what is worth knowing, as JSON."""
 
 
 class NestedMerge(Protocol):
@@ -230,7 +238,7 @@ def merge_method(
         granularity=granularity,
         order_matters=order_matters,
         is_random=is_random,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
@@ -263,7 +271,7 @@ def transform(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> Transform:
@@ -291,7 +299,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:

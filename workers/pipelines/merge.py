@@ -103,6 +103,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        "found": ready.report(),
         **_report_groups(ready),
     }
     return _manifest(plan, reference, entries, sha256_of, output), report
