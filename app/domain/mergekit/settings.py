@@ -23,7 +23,8 @@ CONDITION_KEYS = ("filter", "value")
 One = float | bool
 Value = One | list[float]
 Place = tuple[str, int]  # pointer into the document, line
-Assign = Callable[[One], Mapping[str, JsonValue]]  # one value of theirs -> parameters of ours
+Facet = str | int  # what is set: a parameter by name, or a model's weight by index
+Assign = Callable[[One], Mapping[Facet, JsonValue]]  # one value of theirs -> what is set of ours
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Override:
     """One override of the request, and where the document says it."""
 
     match: str
-    assigned: Mapping[str, JsonValue]
+    assigned: Mapping[Facet, JsonValue]
     place: Place | None
 
 
@@ -81,7 +82,7 @@ def plain_value(setting: Setting) -> One | None:
     return value if setting[0].filter is None and not isinstance(value, list) else None
 
 
-def say(setting: Setting, assign: Assign) -> tuple[Mapping[str, JsonValue], list[Override]]:
+def say(setting: Setting, assign: Assign) -> tuple[Mapping[Facet, JsonValue], list[Override]]:
     """Return what holds for every tensor, and the overrides of it, in the order of the request."""
     *conditions, rest = setting
     overrides = list(_say_gradient(rest, IN_BLOCKS, assign))
@@ -96,7 +97,7 @@ def _say_gradient(condition: Condition, match: str, assign: Assign) -> Iterator[
     if not isinstance(condition.value, list):
         return
     steps = [assign(value) for value in condition.value]
-    gradients: dict[str, JsonValue] = {name: [step[name] for step in steps] for name in steps[0]}
+    gradients: dict[Facet, JsonValue] = {name: [step[name] for step in steps] for name in steps[0]}
     yield Override(match, gradients, condition.place)
 
 

@@ -1,7 +1,8 @@
 """Models and settings of a mergekit document, put into our words: who is the base, which weights, which overrides."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import fsum
 from typing import Any
 
@@ -11,12 +12,11 @@ from app.domain.mergekit.documents import Node
 from app.domain.mergekit.fields import Faults, Input, Settings
 from app.domain.mergekit.lookup import NORMALIZE, ONE, Lookup, check_names
 from app.domain.mergekit.methods import DENSITY, GAMMA, LAMBDA, Ineffective, KnownMethod, OneValue, Parameter, Switched
-from app.domain.mergekit.settings import Assign, One, Place, Setting, Value, plain_value, say
+from app.domain.mergekit.settings import Assign, Facet, One, Override, Place, Setting, Value, plain_value, say
 
 ALMOST_NO_WEIGHT = 1e-8  # mergekit does not divide by a sum of weights below it
 
 Said = tuple[Setting, Assign]  # a setting of theirs, and what a value of it is in our parameters
-PlacedOverride = tuple[dict[str, Any], Place | None]
 
 
 @dataclass
@@ -39,11 +39,14 @@ def translate(
     if origin is not None:
         done.request["base_model"] = origin.ref
         done.origins["/base_model"] = (origin.pointer, origin.line)
-    overrides = _add_models(models, weights, done)
-    overrides += _add_parameters(known, list(_settings(known, lookup, weights, faults)), done)
+    chains = [
+        *_add_models(models, weights, done),
+        *_add_parameters(known, list(_settings(known, lookup, weights, faults)), done),
+    ]
+    overrides = _join(chains)
     if overrides:
-        done.request["overrides"] = [override for override, _ in overrides]
-    done.origins |= {f"/overrides/{at}": place for at, (_, place) in enumerate(overrides) if place is not None}
+        done.request["overrides"] = [_write_override(one, len(models)) for one in overrides]
+    done.origins |= {f"/overrides/{at}": one.place for at, one in enumerate(overrides) if one.place is not None}
     return done
 
 
@@ -63,46 +66,70 @@ def _cast(known: KnownMethod, base: Input | None, inputs: Sequence[Input]) -> tu
 # --- models and weights -------------------------------------------------------------------------------------------
 
 
-def _add_models(models: Sequence[Input], weights: Sequence[Setting], done: Translated) -> list[PlacedOverride]:
-    """Add the models with their weights; return the overrides of weights."""
-    said = [say(weight, lambda value: {"weight": value}) for weight in weights]
-    done.request["models"] = [
-        {"checkpoint": model.ref, "weight": values["weight"]} for model, (values, _) in zip(models, said, strict=True)
-    ]
+def _add_models(models: Sequence[Input], weights: Sequence[Setting], done: Translated) -> list[list[Override]]:
+    """Add the models with their weights; return the overrides of each weight, by the model's index."""
+    chains: list[list[Override]] = []
+    written: list[dict[str, JsonValue]] = []
     for at, (model, weight) in enumerate(zip(models, weights, strict=True)):
+        values, overrides = say(weight, partial(_assign_weight, at))
+        written.append({"checkpoint": model.ref, "weight": values[at]})
+        chains.append(overrides)
         done.origins[f"/models/{at}"] = (model.pointer, model.line)
         if weight[-1].place is not None:
             done.origins[f"/models/{at}/weight"] = weight[-1].place
-    matches = [[one.match for one in overrides] for _, overrides in said]
-    if all(match == matches[0] for match in matches):
-        return [
-            ({"match": rows[0].match, "weights": [row.assigned["weight"] for row in rows]}, rows[0].place)
-            for rows in zip(*(overrides for _, overrides in said), strict=True)
-        ]
-    places = range(len(models))
-    return [
-        ({"match": one.match, "weights": [one.assigned["weight"] if n == at else None for n in places]}, one.place)
-        for at, (_, overrides) in enumerate(said)
-        for one in overrides
-    ]
+    done.request["models"] = written
+    return chains
+
+
+def _assign_weight(at: int, value: One) -> Mapping[Facet, JsonValue]:
+    return {at: value}
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------
+
+
+def _join(chains: Sequence[Sequence[Override]]) -> list[Override]:
+    """Return one list of overrides; those of one glob are one where the order within each chain allows it."""
+    joined: list[Override] = []
+    for chain in chains:
+        after = 0
+        for one in chain:
+            same = [at for at in range(after, len(joined)) if joined[at].match == one.match]
+            if same:
+                joined[same[0]] = replace(joined[same[0]], assigned={**joined[same[0]].assigned, **one.assigned})
+            else:
+                joined.append(one)
+            after = same[0] + 1 if same else len(joined)
+    return joined
+
+
+def _write_override(one: Override, n_models: int) -> dict[str, Any]:
+    written: dict[str, Any] = {"match": one.match}
+    parameters = {facet: value for facet, value in one.assigned.items() if isinstance(facet, str)}
+    if parameters:
+        written["parameters"] = parameters
+    if len(parameters) < len(one.assigned):
+        written["weights"] = [one.assigned.get(at) for at in range(n_models)]
+    return written
 
 
 # --- parameters ---------------------------------------------------------------------------------------------------
 
 
-def _add_parameters(known: KnownMethod, settings: Sequence[Said], done: Translated) -> list[PlacedOverride]:
-    """Add the parameters; return the overrides of parameters."""
+def _add_parameters(known: KnownMethod, settings: Sequence[Said], done: Translated) -> list[list[Override]]:
+    """Add the parameters; return the overrides of each."""
     parameters: dict[str, JsonValue] = dict(known.fixed)
-    placed: list[PlacedOverride] = []
+    chains: list[list[Override]] = []
     for setting, assign in settings:
         values, overrides = say(setting, assign)
-        parameters |= values
+        named = {str(name): value for name, value in values.items()}
+        parameters |= named
         place = setting[-1].place
         if place is not None:
-            done.origins |= {f"/parameters/{name}": place for name in values}
-        placed += [({"match": one.match, "parameters": dict(one.assigned)}, one.place) for one in overrides]
+            done.origins |= {f"/parameters/{name}": place for name in named}
+        chains.append(overrides)
     done.request["parameters"] = parameters
-    return placed
+    return chains
 
 
 def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> Iterator[Said]:
@@ -122,7 +149,7 @@ def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], fa
 
 
 def _assign(parameter: Parameter, divisor: float) -> Assign:
-    def assign(value: One) -> Mapping[str, JsonValue]:
+    def assign(value: One) -> Mapping[Facet, JsonValue]:
         if isinstance(parameter, Switched):
             return {parameter.ours: parameter.when[bool(value)]}
         if isinstance(parameter, Ineffective | OneValue):
