@@ -312,5 +312,5 @@ def _digest(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
+def _collect_nothing(*_: object) -> Sequence[StatisticRequest]:
     return ()
