@@ -210,6 +210,7 @@ def merge_method(
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
     statistic_passes: int = 0,
+    copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -241,6 +242,7 @@ def merge_method(
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
+        copies=copies,
         nested=dict(nested or {}),
     )
 
