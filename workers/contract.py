@@ -20,10 +20,11 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import EvaluatorCard, FinetunerCard, Granularity, MethodCard
+from app.domain.catalog import EvaluatorCard, FinetunerCard, Granularity, MethodCard, PatchCodec
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters
 from app.domain.tasks import LocalTask, Measurement
+from workers.patches import Patch
 
 Result = TypeVar("Result")
 
@@ -113,12 +114,13 @@ class StatisticRequest(Protocol):
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the pipeline takes it: card, parameters class, and the two functions."""
+    """A method as the pipeline takes it: card, parameters class, and its functions."""
 
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[[Any], Sequence[StatisticRequest]]  # of the method's own parameters class
+    patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
 
 
 def merge_method(
@@ -140,6 +142,8 @@ def merge_method(
     is_scale_equivariant: bool = True,
     statistic_passes: int = 0,
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
+    patch: Callable[..., Sequence[Patch]] | None = None,
+    patch_codec: PatchCodec | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -147,6 +151,11 @@ def merge_method(
     "row": base [rows, width], whole rows along the last axis (a tensor of fewer than 2 dimensions is one row);
     "tensor", "matrix": base [*shape], finetuned [n, *shape]. All float32; base is None where no base model is given.
     It returns the merged piece in the shape of one model's piece, and changes none of its arguments.
+
+    A method with `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` produces a multitask
+    artifact: `merge` gives the shared model, and `patch`, from the same piece and the shared one [like a model's], what
+    turns it into each model's task. A patch is of one kind for all pieces of a tensor; `patch_codec` names the kind
+    that most have ("mask": over the base, which the artifact then holds too).
     """
     card = MethodCard(
         name=name,
@@ -166,10 +175,12 @@ def merge_method(
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
+        produces="dense" if patch is None else "multitask",
+        patch_codec=patch_codec,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch)
 
     return decorate
 

@@ -32,6 +32,7 @@ MAX_MODELS = 256
 DEFAULT_FOR_ONE_MODEL = "x-default-for-one-model"  # keyword in a parameters schema, beside "default"
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
 
 
 class MethodCard(Value):
@@ -52,6 +53,7 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
+    patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     accepts_adapters: bool = False
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law

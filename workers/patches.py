@@ -1,0 +1,163 @@
+"""What turns a shared tensor into one task's: the five codecs, in memory and as tensors of a patch file.
+
+A method gives a patch per task and piece (`Replacement`, `Whole`, `LowRank`, `Masked`, `Signed`); `encode` turns it
+into the parts that a file holds; `apply` and `remove` work on a whole tensor in place. The file is described in
+docs/patches.md, written and read in checkpoints/patch_files.py.
+
+Arithmetic is float64, rounded to float32 and then to the tensor's dtype; values that are replaced are copied as they
+are, so that they come out to the bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+INDICES, VALUES, MASK, SIGNS, SCALE, LEFT, RIGHT = "indices", "values", "mask", "signs", "scale", "b", "a"
+LARGEST_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Some entries of the piece get values of their own."""
+
+    indices: Tensor  # [k] int64, ascending, flat within the piece
+    values: Tensor  # [k] float32
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All entries of the piece get values of their own."""
+
+    values: Tensor  # [m] float32, flat
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A product of two thin matrices is added to a matrix, seen as [rows, columns]; only whole tensors have one."""
+
+    left: Tensor  # [rows, rank]
+    right: Tensor  # [rank, columns]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Entries kept go scale times as far from the base as the shared ones; all others are the base's."""
+
+    is_kept: Tensor  # [m] bool
+    scale: float
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Every entry moves by `scale`, up or down."""
+
+    is_positive: Tensor  # [m] bool
+    scale: float
+
+
+Patch = Replacement | Whole | LowRank | Masked | Signed
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an encoded patch: a run of numbers, or of bits that are packed when the file is written."""
+
+    role: str
+    content: Tensor | Bits
+    shape: tuple[int, ...] | None = None  # of the whole part; None: as many as the runs hold together
+    is_repeated: bool = False  # every piece of a tensor has it, and the same
+
+
+def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> list[Part]:
+    """Return the parts of a patch as they are stored, in memory of their own.
+
+    dtype: of the tensor patched; shape: of the whole tensor; offset: flat index of the piece's first element. A patch
+    that changes nothing has no parts.
+    """
+    if isinstance(patch, Replacement):
+        if patch.indices.numel() == 0:
+            return []
+        wide = np.prod(shape, dtype=np.float64) > LARGEST_INT32
+        indices = (patch.indices + offset).to(torch.int64 if wide else torch.int32)
+        return [Part(INDICES, indices), Part(VALUES, _stored(patch.values, dtype))]
+    if isinstance(patch, Whole):
+        return [Part(VALUES, _stored(patch.values.reshape(-1), dtype), shape)]
+    if isinstance(patch, LowRank):
+        if patch.left.shape[1] == 0:
+            return []
+        return [
+            Part(LEFT, _stored(patch.left, dtype), tuple(patch.left.shape)),
+            Part(RIGHT, _stored(patch.right, dtype), tuple(patch.right.shape)),
+        ]
+    bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
+    scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)
+    return [Part(role, bits.reshape(-1).numpy().copy()), scale]
+
+
+def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> None:
+    """Turn a shared tensor into a task's, in place.
+
+    tensor: [*shape] in its stored dtype, contiguous; parts: of the tensor, by role; base: [*shape], where a mask needs
+    it.
+    """
+    flat = tensor.view(-1)
+    if INDICES in parts:
+        flat[parts[INDICES].long()] = parts[VALUES]
+    elif VALUES in parts:
+        flat.copy_(parts[VALUES].view(-1))
+    elif LEFT in parts:
+        left, right = parts[LEFT].double(), parts[RIGHT].double()
+        rows = flat.view(left.shape[0], right.shape[1])
+        for begin in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[begin : begin + ROWS_AT_ONCE]
+            _round_into(some, some.double() + left[begin : begin + ROWS_AT_ONCE] @ right)
+    elif SIGNS in parts:
+        scale = float(parts[SCALE])
+        up = unpack(parts[SIGNS], flat.numel())
+        _round_into(flat, flat.double() + torch.where(up, scale, -scale).double())
+    elif MASK in parts:
+        if base is None:
+            raise ValueError("a mask is applied to a shared tensor beside its base")
+        _apply_mask(flat, unpack(parts[MASK], flat.numel()), float(parts[SCALE]), base.reshape(-1))
+
+
+def remove(tensor: Tensor, parts: Mapping[str, Tensor], shared: Tensor) -> None:
+    """Turn a task's tensor back into the shared one, in place: what the patch has touched is taken from `shared`."""
+    if INDICES in parts:
+        touched = parts[INDICES].long()
+        tensor.view(-1)[touched] = shared.reshape(-1)[touched]
+    elif parts:
+        tensor.copy_(shared)
+
+
+ROWS_AT_ONCE = 256  # of a product: fixed, so that its bits depend on nothing else
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """Return n bits, [n] bool; the first is the lowest of the first byte."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n, bitorder="little").view(np.bool_))
+
+
+def pack(bits: Bits) -> bytes:
+    """Return bits as bytes; the last byte is filled up with zeros."""
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _apply_mask(flat: Tensor, is_kept: Tensor, scale: float, base: Tensor) -> None:
+    if scale != 1.0:  # else the entries kept are the shared ones, to the bit
+        origin = base.double()
+        _round_into(flat, origin + scale * (flat.double() - origin))
+    flat.copy_(torch.where(is_kept, flat, base))
+
+
+def _round_into(tensor: Tensor, exact: Tensor) -> None:
+    tensor.copy_(exact.float())
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.float().to(dtype, copy=True).contiguous()
