@@ -20,19 +20,20 @@ from torch import Tensor
 from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged, InvalidHeader
 from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_header_length
-from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION, patch_path
+from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches
-from workers.checkpoints.reader import path_of
+from workers.checkpoints.reader import TORCH_DTYPES, path_of
 from workers.patches import Bits, Part
 
 SEPARATOR = "::"
 SPOOL_FOLDER = ".patches"
 BUFFER_BYTES = 1 << 20
-DTYPES: dict[torch.dtype, str] = {
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
+TORCH: dict[str, torch.dtype] = {
+    **TORCH_DTYPES, "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-TORCH = {name: dtype for dtype, name in DTYPES.items()}
+DTYPES = {dtype: name for name, dtype in TORCH.items()}
 _ROLES = (
     patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
 )  # fmt: skip
@@ -114,29 +115,36 @@ class _Spool:
 
 
 @dataclass(frozen=True)
+class PatchFile:
+    """A file to be written: its path within the artifact, and what its metadata says of it alone."""
+
+    path: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class WrittenPatch:
     """A finished patch file; `n_values` counts the numbers in it that are weights, not indices or bits."""
 
-    task: str
     entry: FileEntry
     n_values: int
 
 
 class PatchWriter:
-    """Takes the parts of all tasks' patches, tensors and pieces in the plan's order, and writes a file per task."""
+    """Takes the parts of all files' patches, tensors and pieces in the plan's order, and writes the files at the end."""
 
-    def __init__(self, output: Path, tasks: Sequence[str]) -> None:
+    def __init__(self, output: Path, files: Sequence[PatchFile]) -> None:
         self._output = output
-        self._tasks = tuple(tasks)
+        self._files = tuple(files)
         self._root = output / SPOOL_FOLDER
         self._begun: list[Path] = []
-        self._spools = [_Spool(self._root / str(index)) for index in range(len(tasks))]
+        self._spools = [_Spool(self._root / str(index)) for index in range(len(files))]
         for spool in self._spools:
             spool.folder.mkdir(parents=True)
 
-    def write(self, task: int, tensor: str, dtype: str, parts: Sequence[Part]) -> None:
+    def write(self, file: int, tensor: str, dtype: str, parts: Sequence[Part]) -> None:
         """Spool the next parts of a tensor's patch. dtype: the tensor's, as safetensors names it."""
-        spool = self._spools[task]
+        spool = self._spools[file]
         for part in parts:
             is_bits = not isinstance(part.content, Tensor)
             width = 1 if is_bits else part.content.itemsize
@@ -147,8 +155,8 @@ class PatchWriter:
                 spool.append_bits(key, tensor, part, part.content)
 
     def finish(self, metadata: Mapping[str, str]) -> list[WrittenPatch]:
-        """Join every task's file, in the order of the tasks; all bytes are on the disk."""
-        written = [self._join(index, metadata) for index in range(len(self._tasks))]
+        """Join every file, in the order given, and return them; all bytes are on the disk. metadata: of all of them."""
+        written = [self._join(index, metadata) for index in range(len(self._files))]
         shutil.rmtree(self._root)
         return written
 
@@ -159,15 +167,15 @@ class PatchWriter:
             path.unlink(missing_ok=True)
 
     def _join(self, index: int, metadata: Mapping[str, str]) -> WrittenPatch:
-        task, spool = self._tasks[index], self._spools[index]
+        planned, spool = self._files[index], self._spools[index]
         spool.flush_bits()
         streams = sorted(spool.streams)
         grown = [(tensor, growing) for key in streams for tensor, growing in spool.streams[key].items()]
         header = make_header(
             [growing.described(tensor) for tensor, growing in grown],
-            {"format": PATCH_FORMAT, "version": str(PATCH_FORMAT_VERSION), "task": task, **metadata},
+            {"format": PATCH_FORMAT, "version": str(PATCH_FORMAT_VERSION), **metadata, **planned.metadata},
         )
-        path = self._output / patch_path(task)
+        path = self._output / planned.path
         path.parent.mkdir(exist_ok=True)
         digest = hashlib.sha256(header)
         with path.open("xb") as file:
@@ -178,9 +186,9 @@ class PatchWriter:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            entry = FileEntry(path=patch_path(task), size_bytes=file.tell(), sha256=digest.hexdigest())
+            entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
         values = [growing for _, growing in grown if growing.role not in _NO_VALUES]
-        return WrittenPatch(task, entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
+        return WrittenPatch(entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
 
 
 class PatchReader:

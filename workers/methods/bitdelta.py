@@ -13,7 +13,7 @@ from torch import Tensor
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, merge_method
 from workers.numerics import task_vectors
-from workers.patches import Patch, Signed, Whole
+from workers.patches import Patch, Replacement, Signed, Whole
 
 
 class BitDeltaParameters(Parameters):
@@ -51,4 +51,6 @@ def merge(base: Tensor, _finetuned: Tensor, _parameters: BitDeltaParameters, _co
 def _compress(model: Tensor, base: Tensor) -> Patch:
     delta = task_vectors.subtract(model, base).reshape(-1)
     scale = float(delta.abs().mean(dtype=torch.float64)) if delta.numel() else 0.0
+    if scale == 0:
+        return Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0))
     return Signed(delta >= 0, scale)  # 0 counts as +

@@ -1,8 +1,8 @@
 """Post-pruning: the base model, and for each task the largest entries of its task vector; nothing is merged.
 
 Source: Jiang et al. 2023, arXiv:2310.01886, the baseline that PERU-FFT is compared with.
-Departs from source: entries are replaced by the model's own values, so that density 1 gives the models to the bit; where
-    entries are ranked the sources at hand do not say (docs/methods/post_pruning.md).
+Departs from source: entries are replaced by the model's own values, so that density 1 gives the models to the bit;
+    where entries are ranked the sources at hand do not say (docs/methods/post_pruning.md).
 """
 
 from collections.abc import Sequence
