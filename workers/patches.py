@@ -83,7 +83,7 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
         if patch.indices.numel() == 0:
             return []
         wide = np.prod(shape, dtype=np.float64) > LARGEST_INT32
-        indices = (patch.indices + offset).to(torch.int64 if wide else torch.int32)
+        indices = (patch.indices + offset).to(torch.int64 if wide else torch.int32).cpu()
         return [Part(INDICES, indices), Part(VALUES, _stored(patch.values, dtype))]
     if isinstance(patch, Whole):
         return [Part(VALUES, _stored(patch.values.reshape(-1), dtype), shape)]
@@ -96,7 +96,7 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
         ]
     bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
     scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)
-    return [Part(role, bits.reshape(-1).numpy().copy()), scale]
+    return [Part(role, bits.reshape(-1).cpu().numpy().copy()), scale]
 
 
 def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> None:
@@ -160,4 +160,4 @@ def _round_into(tensor: Tensor, exact: Tensor) -> None:
 
 
 def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.float().to(dtype, copy=True).contiguous()
+    return values.float().cpu().to(dtype, copy=True).contiguous()

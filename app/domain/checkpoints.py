@@ -84,7 +84,8 @@ class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
     `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
-    `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share. `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
+    `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share.
+    `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
 
     format_version: int = MANIFEST_FORMAT_VERSION

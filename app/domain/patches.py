@@ -71,7 +71,8 @@ def _bound(card: MethodCard, parameters: Mapping[str, JsonValue], tensor: Tensor
         kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
         # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
         return whole if kept == n else kept * (item + 4)
-    return min(whole, _rank(parameters, tensor, n_tasks) * sum(tensor.shape) * item) if len(tensor.shape) == 2 else whole
+    is_matrix = len(tensor.shape) == 2
+    return min(whole, _rank(parameters, tensor, n_tasks) * sum(tensor.shape) * item) if is_matrix else whole
 
 
 def _rank(parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int) -> int:

@@ -11,6 +11,7 @@ from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
 from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
+from app.domain.patches import bound_patch_bytes
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import group_tensors
 
@@ -28,6 +29,7 @@ COPIES_PER_PIECE = 6
 THREADS = 2
 WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
 WRITTEN_PER_TENSOR_BYTES = 200  # the index
+WRITTEN_PER_PATCHED_TENSOR_BYTES = 400  # the header of a patch
 
 
 class PlannedTensor(Value):
@@ -122,7 +124,8 @@ def make_plan(
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
-    bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(merge_set.reference)
+    bytes_beside, spooled = _bytes_beside(recipe, tensors, card)
+    bytes_written = sum(file.size_bytes for file in files) + bytes_beside + _companion_bytes(merge_set.reference)
     return MergePlan(
         files=files,
         tensors=tensors,
@@ -131,7 +134,7 @@ def make_plan(
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, cost, len(models)),
-        disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
+        disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
 
@@ -191,6 +194,22 @@ def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Co
         inputs += sum(tensor.size_bytes for tensor in merged.values())
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
     return inputs * cost.n_passes + copied
+
+
+def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:
+    """Return the most bytes that lie beside the weights of a multitask artifact, and those needed while it is written.
+
+    Each file lies on the disk twice while it is joined; tensors that are not merged may travel in every patch.
+    """
+    if card.patch_codec is None:
+        return 0, 0
+    n_tasks = len(recipe.models)
+    merged = [tensor.spec for tensor in tensors if tensor.copied_because is None]
+    copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
+    header = len(tensors) * WRITTEN_PER_PATCHED_TENSOR_BYTES
+    patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks) + copied + header
+    base = sum(tensor.size_bytes for tensor in merged) + header if card.patch_codec == "mask" else 0
+    return n_tasks * patch + base, max(patch, base)
 
 
 def _companion_bytes(reference: Manifest) -> int:

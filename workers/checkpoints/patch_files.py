@@ -131,7 +131,7 @@ class WrittenPatch:
 
 
 class PatchWriter:
-    """Takes the parts of all files' patches, tensors and pieces in the plan's order, and writes the files at the end."""
+    """Takes the parts of all files, tensors and pieces in the plan's order, and writes the files at the end."""
 
     def __init__(self, output: Path, files: Sequence[PatchFile]) -> None:
         self._output = output
