@@ -18,6 +18,8 @@ from torch import Tensor
 
 INDICES, VALUES, MASK, SIGNS, SCALE, LEFT, RIGHT = "indices", "values", "mask", "signs", "scale", "b", "a"
 LARGEST_INT32 = 2**31 - 1
+ROWS_AT_ONCE = 256  # of a product: fixed, so that its bits depend on nothing else
+ELEMENTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Part:
     is_repeated: bool = False  # every piece of a tensor has it, and the same
 
 
+def is_arithmetic(parts: Mapping[str, Tensor]) -> bool:
+    """Tell whether applying the parts computes numbers, where others are copied as they are stored."""
+    return not parts.keys() <= {INDICES, VALUES}
+
+
 def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> list[Part]:
     """Return the parts of a patch as they are stored, in memory of their own.
 
@@ -102,8 +109,8 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
 def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> None:
     """Turn a shared tensor into a task's, in place.
 
-    tensor: [*shape] in its stored dtype, contiguous; parts: of the tensor, by role; base: [*shape], where a mask needs
-    it.
+    tensor: [*shape] in its stored dtype, contiguous; parts: of the tensor, by role, none where the patch leaves it as
+    it is; base: [*shape], where a mask needs it.
     """
     flat = tensor.view(-1)
     if INDICES in parts:
@@ -111,15 +118,9 @@ def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> N
     elif VALUES in parts:
         flat.copy_(parts[VALUES].view(-1))
     elif LEFT in parts:
-        left, right = parts[LEFT].double(), parts[RIGHT].double()
-        rows = flat.view(left.shape[0], right.shape[1])
-        for begin in range(0, len(rows), ROWS_AT_ONCE):
-            some = rows[begin : begin + ROWS_AT_ONCE]
-            _round_into(some, some.double() + left[begin : begin + ROWS_AT_ONCE] @ right)
+        _add_product(flat, parts[LEFT].double(), parts[RIGHT].double())
     elif SIGNS in parts:
-        scale = float(parts[SCALE])
-        up = unpack(parts[SIGNS], flat.numel())
-        _round_into(flat, flat.double() + torch.where(up, scale, -scale).double())
+        _add_signs(flat, unpack(parts[SIGNS], flat.numel()), float(parts[SCALE]))
     elif MASK in parts:
         if base is None:
             raise ValueError("a mask is applied to a shared tensor beside its base")
@@ -135,9 +136,6 @@ def remove(tensor: Tensor, parts: Mapping[str, Tensor], shared: Tensor) -> None:
         tensor.copy_(shared)
 
 
-ROWS_AT_ONCE = 256  # of a product: fixed, so that its bits depend on nothing else
-
-
 def unpack(packed: Tensor, n: int) -> Tensor:
     """Return n bits, [n] bool; the first is the lowest of the first byte."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=n, bitorder="little").view(np.bool_))
@@ -148,11 +146,24 @@ def pack(bits: Bits) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
+def _add_product(flat: Tensor, left: Tensor, right: Tensor) -> None:
+    rows = flat.view(left.shape[0], right.shape[1])
+    for some, factor in zip(torch.split(rows, ROWS_AT_ONCE), torch.split(left, ROWS_AT_ONCE), strict=True):
+        _round_into(some, some.double() + factor @ right)
+
+
+def _add_signs(flat: Tensor, is_positive: Tensor, scale: float) -> None:
+    pieces = (torch.split(tensor, ELEMENTS_AT_ONCE) for tensor in (flat, is_positive))
+    for some, up in zip(*pieces, strict=True):
+        _round_into(some, some.double() + torch.where(up, scale, -scale).double())
+
+
 def _apply_mask(flat: Tensor, is_kept: Tensor, scale: float, base: Tensor) -> None:
-    if scale != 1.0:  # else the entries kept are the shared ones, to the bit
-        origin = base.double()
-        _round_into(flat, origin + scale * (flat.double() - origin))
-    flat.copy_(torch.where(is_kept, flat, base))
+    pieces = (torch.split(tensor, ELEMENTS_AT_ONCE) for tensor in (flat, is_kept, base))
+    for some, kept, origin in zip(*pieces, strict=True):
+        if scale != 1.0:  # else the entries kept are the shared ones, to the bit
+            _round_into(some, origin.double() + scale * (some.double() - origin.double()))
+        some.copy_(torch.where(kept, some, origin))
 
 
 def _round_into(tensor: Tensor, exact: Tensor) -> None:

@@ -59,11 +59,25 @@ class PlannedFile(Value):
     size_bytes: int
 
 
-class MergePlan(Value):
-    """Everything that is known about a merge before a weight is read."""
+class WeightsPlan(Value):
+    """The weight files of a checkpoint to be written."""
 
     files: tuple[PlannedFile, ...]
     tensors: tuple[PlannedTensor, ...]  # in the order of their bytes
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the files need an index."""
+        return len(self.files) > 1
+
+    def header(self, file: str) -> bytes:
+        """Return prefix and header of one weight file."""
+        return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
+
+
+class MergePlan(WeightsPlan):
+    """Everything that is known about a merge before a weight is read."""
+
     warnings: tuple[str, ...]
     n_passes: int  # over the merged inputs, the merge itself included
     bytes_read: int
@@ -81,15 +95,6 @@ class MergePlan(Value):
     def n_copied(self) -> int:
         """How many tensors are copied as they are."""
         return len(self.tensors) - self.n_merged
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the result needs an index."""
-        return len(self.files) > 1
-
-    def header(self, file: str) -> bytes:
-        """Return prefix and header of one weight file."""
-        return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,24 @@ def make_plan(
     )
 
 
+def plan_copy(manifest: Manifest) -> WeightsPlan:
+    """Return the plan of a checkpoint with the same tensors in the same files."""
+    shards: dict[str, list[PlannedTensor]] = {}
+    for tensor in manifest.tensors:
+        planned = PlannedTensor(
+            **tensor.model_dump(exclude={"file", "begin", "end"}),
+            file="",
+            begin=0,
+            end=tensor.size_bytes,
+            source=tensor.name,
+        )
+        shards.setdefault(tensor.file, []).append(planned)
+    placed = [_place(shards[path], path) for path in sorted(shards)]
+    return WeightsPlan(
+        files=tuple(file for file, _ in placed), tensors=tuple(tensor for _, tensors in placed for tensor in tensors)
+    )
+
+
 def piece_elements(n_models: int) -> int:
     """Return how many elements of each model an element-wise method is given at a time."""
     fitting = PIECES_BYTES // (4 * COPIES_PER_PIECE * (n_models + 1))
@@ -177,14 +200,21 @@ def _lay_out(
     placed: list[PlannedTensor] = []
     for index, shard in enumerate(shards):
         path = WEIGHTS_FILE if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        ordered = sorted(shard, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
-        position = len(make_header([(t.name, t.dtype, t.shape, t.end) for t in ordered]))
-        for tensor in ordered:
-            end = position + tensor.end
-            placed.append(tensor.model_copy(update={"file": path, "begin": position, "end": end}))
-            position = end
-        files.append(PlannedFile(path=path, size_bytes=position))
+        file, tensors = _place(shard, path)
+        files.append(file)
+        placed += tensors
     return tuple(files), tuple(placed)
+
+
+def _place(shard: Sequence[PlannedTensor], path: str) -> tuple[PlannedFile, list[PlannedTensor]]:
+    ordered = sorted(shard, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
+    position = len(make_header([(t.name, t.dtype, t.shape, t.end) for t in ordered]))
+    placed: list[PlannedTensor] = []
+    for tensor in ordered:
+        end = position + tensor.end
+        placed.append(tensor.model_copy(update={"file": path, "begin": position, "end": end}))
+        position = end
+    return PlannedFile(path=path, size_bytes=position), placed
 
 
 def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Cost) -> int:

@@ -26,10 +26,10 @@ from app.domain.checkpoints import (
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
 from app.domain.patches import measure_storage
-from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
+from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
-from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.companions import copy_companions, write_file, write_index
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
@@ -255,11 +255,7 @@ def _write_companions(  # noqa: PLR0913 all that the card tells
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
     entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
-    if plan.is_sharded:
-        placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
-        total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
-        entries.append(write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n"))
+    entries += write_index(plan, output)
     return entries
 
 
