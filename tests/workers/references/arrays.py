@@ -45,3 +45,10 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
         width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
         sizes += [width] * (tensor.size // width) if width else []
     return [sum(sizes)] if scope == "global" else sizes
+
+
+def truncate(matrix: Vector, rank: int) -> Vector:
+    """Return the best approximation of a matrix by one of a rank."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
+    return truncated
