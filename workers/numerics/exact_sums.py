@@ -16,11 +16,6 @@ _FRACTION_BITS = 23
 _SMALLEST_EXPONENT = -149
 
 
-def nothing() -> ExponentSums:
-    """Return the sum of no numbers."""
-    return np.zeros(256, dtype=np.int64)
-
-
 def sum_magnitudes(numbers: Tensor) -> ExponentSums:
     """Return Σ |x| over a float32 tensor of any shape; such sums may be added."""
     bits = numbers.reshape(-1).numpy().view(np.int32)
