@@ -28,7 +28,7 @@ def tasks(
         if tensor.ndim != 2 or rank * sum(tensor.shape) >= tensor.size:
             return model
         values = np.linalg.svd(model - tensor, compute_uv=False)
-        share = np.cumsum(values**2) / np.sum(values**2)
+        share = np.cumsum(values**2) / max(np.sum(values**2), 1e-300)
         needed = int(np.searchsorted(share, parameters["energy"])) + 1 if parameters["energy"] < 1 else rank
         return tensor + truncate(model - tensor, min(rank, needed))
 
