@@ -14,14 +14,14 @@ in the context.
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, schema_of
 from workers.patches import Patch
 
 Result = TypeVar("Result")
@@ -117,6 +117,14 @@ class StatisticRequest(Protocol):
 
     def collect(self, source: PieceSource) -> Any:  # each statistic has a type of its own
         """Read the source and return the statistic."""
+
+
+@runtime_checkable
+class Reported(Protocol):
+    """What a request collected, where the result of the merge shall tell of it."""
+
+    def report(self) -> JsonValue:
+        """Return what is worth knowing, as JSON."""
 
 
 class NestedMerge(Protocol):
@@ -242,7 +250,7 @@ def merge_method(
         granularity=granularity,
         order_matters=order_matters,
         is_random=is_random,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
@@ -276,7 +284,7 @@ def transform(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> Transform:
@@ -304,7 +312,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:
@@ -317,5 +325,5 @@ def _digest(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
+def _collect_nothing(*_: object) -> Sequence[StatisticRequest]:
     return ()

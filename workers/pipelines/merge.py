@@ -110,6 +110,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        "found": ready.report(),
         **_report_groups(ready),
         **({"storage": measure_storage(manifest)} if manifest.patches else {}),
     }

@@ -52,3 +52,9 @@ def truncate(matrix: Vector, rank: int) -> Vector:
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
     return truncated
+
+
+def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:
+    """Return [begin, end) of every run of entries that belong together: the whole model, each tensor, each row."""
+    ends = np.cumsum(_sizes(base, scope), dtype=int).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
