@@ -263,7 +263,7 @@ def _write_companions(  # noqa: PLR0913 all that the card tells
 def _manifest(plan: MergePlan, reference: LocalCheckpoint, written: _Written) -> Manifest:
     """Return the manifest as far as the weights decide it."""
     return Manifest(
-        kind=CheckpointKind.MULTITASK if written.beside.patches else reference.manifest.kind,
+        kind=CheckpointKind.MULTITASK if written.beside.patches else CheckpointKind.DENSE,
         files=(*written.entries, *written.beside.entries),
         tensors=tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)),
         weights_digest=written.weights_digest,
