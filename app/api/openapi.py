@@ -22,6 +22,7 @@ from app.domain.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from app.domain.parameter_checks import with_gradients
 from app.domain.recipes import Recipe
 
 Document = dict[str, Any]
@@ -70,7 +71,8 @@ def _with_parameters(document: Document, catalog: Catalog) -> Document:
     )
     for body, field, cards in bodies:
         names = [f"{card.name}_{field}" for card in cards]
-        schemas.update({name: card.parameters for name, card in zip(names, cards, strict=True)})
+        take = with_gradients if body == "MergeBody" else dict
+        schemas.update({name: take(card.parameters) for name, card in zip(names, cards, strict=True)})
         described = schemas[body]["properties"][field]
         arms = [{"$ref": f"#/components/schemas/{name}"} for name in names]
         schemas[body]["properties"][field] = {"anyOf": arms, "title": described["title"], "default": {}}
