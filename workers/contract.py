@@ -138,6 +138,7 @@ def merge_method(
     is_random: bool = False,
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
+    counts_copies_as_one: bool = True,
     statistic_passes: int = 0,
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -165,6 +166,7 @@ def merge_method(
         parameters=parameters.model_json_schema(),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
+        counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
     )
 
