@@ -26,7 +26,7 @@ class Singular:
 
 def find_left(gram: Tensor, rank: int) -> Tensor:
     """Return the first `rank` left singular vectors of X from gram = X Xᵀ, [m, ≤ rank], null directions left out."""
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     n_kept = min(rank, int((values > NULL**2 * values[-1]).sum()))
     return vectors[:, len(values) - n_kept :].flip(1)
 
@@ -52,7 +52,8 @@ def decompose_exactly(matrix: Tensor) -> Singular:
     """
     try:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # the divide-and-conquer driver fails on some inputs: give it other ones
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public all the same
+        # the divide-and-conquer driver fails on some inputs: give it others, of the same singular values
         basis, triangle = torch.linalg.qr(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT)
         right, values, left = torch.linalg.svd(triangle.mT, full_matrices=False)
         left, right = basis @ left.mT, right.mT
@@ -67,7 +68,7 @@ def polar_factor(matrix: Tensor, *, tolerance: float) -> tuple[Tensor, Tensor]:
     matrix: [m, n] float64. Directions whose singular value is at most tolerance · the largest are left out of both.
     """
     is_wide = matrix.shape[0] <= matrix.shape[1]
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT if is_wide else matrix.mT @ matrix)
+    values, vectors = _eigh(matrix @ matrix.mT if is_wide else matrix.mT @ matrix)
     if _is_benign(values):
         root = (vectors / values.sqrt()) @ vectors.mT
         return root @ matrix if is_wide else matrix @ root, values.sqrt().flip(0)
@@ -82,13 +83,18 @@ def inverse_root(gram: Tensor, rows: Callable[[], Tensor]) -> Tensor:
     gram: X Xᵀ, [k, k] float64; rows: X, [k, n], only asked for where the Gram matrix is not enough. Where rows depend
     on each other, the root is the pseudo-inverse one: R X has the span of X, and no arbitrary direction.
     """
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     if _is_benign(values):
         return (vectors / values.sqrt()) @ vectors.mT
     found = decompose_exactly(rows())
     kept = found.values > NULL * found.values[0]
     left = found.left[:, kept]
     return (left / found.values[kept]) @ left.mT
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(gram)
+    return values, vectors
 
 
 def _is_benign(eigenvalues: Tensor) -> bool:

@@ -13,7 +13,8 @@ def _draw(rows: int, columns: int, *, condition: float, seed: int = 0) -> Tensor
     left = torch.linalg.qr(torch.randn(rows, smaller, generator=generator, dtype=torch.float64)).Q
     right = torch.linalg.qr(torch.randn(columns, smaller, generator=generator, dtype=torch.float64)).Q
     values = torch.logspace(0, -torch.tensor(condition).log10().item(), smaller, dtype=torch.float64)
-    return left * values @ right.T
+    matrix: Tensor = left * values @ right.T
+    return matrix
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
@@ -71,8 +72,9 @@ def test_an_svd_that_does_not_converge_is_tried_again(shape: tuple[int, int], mo
     def fail_once(*arguments: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
         calls.append(arguments)
         if len(calls) == 1:
-            raise torch.linalg.LinAlgError("did not converge")
-        return svd(*arguments, full_matrices=full_matrices)
+            raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
+        left, values, right = svd(*arguments, full_matrices=full_matrices)
+        return left, values, right
 
     monkeypatch.setattr(torch.linalg, "svd", fail_once)
     found = spectra.decompose_exactly(matrix)

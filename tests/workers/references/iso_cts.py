@@ -16,7 +16,7 @@ def merge(
         tolerance, smaller = parameters["rank_tolerance"], min(tasks[0].shape)
         rest = smaller - floor(parameters["common_fraction"] * smaller + 1e-9)
         n_specific = min(round(rest / len(tasks)), smaller // len(tasks))
-        total = np.sum(tasks, axis=0)
+        total: Vector = np.sum(tasks, axis=0)
         triples = [matrices.truncate(total, smaller - n_specific * len(tasks), max(tolerance, matrices.NULL))]
         common = triples[0][0]
         for task in tasks:

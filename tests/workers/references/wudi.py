@@ -18,7 +18,8 @@ def merge(
             inputs = np.sum([task.T @ task / np.sum(task**2) for task in active], axis=0)
             wanted = np.sum([task @ task.T @ task / np.sum(task**2) for task in active], axis=0)
             inverse = np.linalg.pinv(inputs, rcond=1e-6, hermitian=True)
-            return total + (wanted - total @ inputs) @ inverse  # of all minima the nearest to the sum
+            nearest: Vector = total + (wanted - total @ inputs) @ inverse  # of all minima, to the sum
+            return nearest
         if np.linalg.norm(gradient(total, active)) <= 1e-12 * np.linalg.norm(gradient(0 * total, active)):
             return total  # a minimum already; what is left of the gradient is rounding
         return matrices.adam(
