@@ -11,22 +11,42 @@ from typing import Any
 
 import torch
 from fusion_bench import method  # type: ignore[import-not-found]
+from fusion_bench.method.opcm.opcm_general import OPCM  # type: ignore[import-not-found]
 from fusion_bench.modelpool import BaseModelPool  # type: ignore[import-not-found]
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 LEFT_OUT = ("lm_head.weight", "encoder.position_ids")
 DESCENDING = ("WUDIMerging",)  # they take gradients
+NOT_MATRICES = ("encoder.conv.weight", "encoder.norm.weight")  # its DOGE fails on them
 
 
 class Model(nn.Module):
     """A bag of parameters under their own names, dots replaced."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
         super().__init__()
         for name, tensor in load_file(path).items():
-            if name not in LEFT_OUT:
+            if name not in left_out:
                 self.register_parameter(name.replace(".", "__"), nn.Parameter(tensor))
+
+
+class LayeredModel(nn.Module):
+    """The same parameters in layers, for methods that look for linear ones."""
+
+    def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
+        super().__init__()
+        layers: dict[str, dict[str, nn.Parameter]] = {}
+        for name, tensor in load_file(path).items():
+            if name not in left_out:
+                layer, _, parameter = name.rpartition(".")
+                layers.setdefault(layer, {})[parameter] = nn.Parameter(tensor)
+        for layer, parameters in layers.items():
+            is_linear = "weight" in parameters and parameters["weight"].ndim == 2
+            module = nn.Linear(1, 1, bias="bias" in parameters) if is_linear else nn.Module()
+            for parameter, value in parameters.items():
+                module.register_parameter(parameter, value)
+            self.add_module(layer.replace(".", "__"), module)
 
 
 def main() -> None:
@@ -40,11 +60,14 @@ def main() -> None:
 
 
 def _merge(case: dict[str, Any]) -> nn.Module:
-    base, *models = [Model(path) for path in case["inputs"]]
+    left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else LEFT_OUT
+    make = LayeredModel if case["call"] == "OPCM" else Model
+    base, *models = [make(path, left_out) for path in case["inputs"]]
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    merged: nn.Module = getattr(method, case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    algorithm = OPCM if case["call"] == "OPCM" else getattr(method, case["call"])
+    merged: nn.Module = algorithm(**case["parameters"]).run(BaseModelPool(pool))
     return merged
 
 

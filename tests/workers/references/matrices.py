@@ -21,7 +21,7 @@ def merge(
     merged = {}
     for name, tensor in base.items():
         tasks = [weight * (model[name] - tensor) for model, weight in zip(models, weights, strict=True)]
-        if not _is_matrix(name, tensor, parameters):
+        if not is_matrix(name, tensor, parameters):
             change = {"mean": sum(tasks) / len(tasks), "sum": sum(tasks), "base": 0.0}[parameters["vector_reduce"]]
         elif all(not task.any() for task in tasks):
             change = 0.0
@@ -31,7 +31,8 @@ def merge(
     return merged
 
 
-def _is_matrix(name: str, tensor: Vector, parameters: Parameters) -> bool:
+def is_matrix(name: str, tensor: Vector, parameters: Parameters) -> bool:
+    """Whether a tensor is treated as a matrix."""
     is_shaped = tensor.ndim == 2 or (tensor.ndim > 2 and parameters["conv_as_matrix"])
     return is_shaped and tensor.size > 0 and not any(fnmatchcase(name, glob) for glob in parameters["dense_patterns"])
 
