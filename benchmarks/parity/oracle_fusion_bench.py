@@ -6,12 +6,13 @@ Integer tensors and second names of tied ones are left out: its TIES would count
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from fusion_bench import method  # type: ignore[import-not-found]
-from fusion_bench.method.opcm.opcm_general import OPCM  # type: ignore[import-not-found]
 from fusion_bench.modelpool import BaseModelPool  # type: ignore[import-not-found]
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -66,9 +67,17 @@ def _merge(case: dict[str, Any]) -> nn.Module:
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    algorithm = OPCM if case["call"] == "OPCM" else getattr(method, case["call"])
-    merged: nn.Module = algorithm(**case["parameters"]).run(BaseModelPool(pool))
+    merged: nn.Module = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
     return merged
+
+
+def _find(call: str) -> Any:
+    if call != "OPCM":
+        return getattr(method, call)
+    package = ModuleType("fusion_bench.method.opcm")  # its own __init__ fails with transformers 5
+    package.__path__ = [str(Path(method.__file__).parent / "opcm")]
+    sys.modules[package.__name__] = package
+    return import_module(f"{package.__name__}.opcm_general").OPCM
 
 
 if __name__ == "__main__":
