@@ -69,6 +69,7 @@ class MethodCard(Value):
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
+    counts_copies_as_one: bool = True  # law T4: a model named n times with weight 1/n is that model
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
     copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees

@@ -80,3 +80,46 @@ PatchScope = Annotated[
     Literal["global", "tensor"],
     Field(description="Where the largest entries are counted: over the whole model, or within each tensor."),
 ]
+RankFraction = Annotated[
+    float | None,
+    Field(
+        gt=0.0,
+        le=1.0,
+        description="Singular directions kept of each task vector, as a fraction of the smaller side; null: 1 by the "
+        "number of models.",
+    ),
+]
+RankTolerance = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        lt=1.0,
+        description="Singular values up to this fraction of the largest count as zero; their directions are left out.",
+    ),
+]
+AdamLearningRate = Annotated[float, Field(gt=0.0, le=0.1, description="Step of Adam.")]
+Steps = Annotated[int, Field(ge=0, le=10_000, description="Steps of Adam.")]
+VectorReduce = Annotated[
+    Literal["mean", "sum", "base"],
+    Field(description="What tensors that are no matrices become: base plus mean or sum of task vectors, or base."),
+]
+Glob = Annotated[str, Field(min_length=1, max_length=200)]
+DensePatterns = Annotated[
+    tuple[Glob, ...],
+    Field(max_length=100, description="Globs of tensors that are never treated as matrices: embeddings and heads."),
+]
+DENSE_PATTERNS = (
+    "*embed*", "*wte*", "*wpe*", "*shared.weight", "*lm_head*", "head.*", "*.head.*", "*classifier*",
+    "*text_projection*",
+)  # fmt: skip
+
+
+class MatrixParameters(Parameters):
+    """Parameters of every method that treats matrices as matrices, and all other tensors entry by entry."""
+
+    scaling_coefficient: ScalingCoefficient = 1.0
+    vector_reduce: VectorReduce = "mean"
+    conv_as_matrix: Annotated[
+        bool, Field(description="Treat a kernel [out, in, …] as a matrix of out rows, not entry by entry.")
+    ] = False
+    dense_patterns: DensePatterns = DENSE_PATTERNS
