@@ -18,4 +18,5 @@ def load_reference(method: str) -> Reference:
 
 def named_references() -> list[str]:
     """Return the methods that have one."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("arrays", "find"))
+    shared = ("arrays", "draws", "find", "voting")
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in shared)
