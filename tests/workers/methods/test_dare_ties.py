@@ -1,4 +1,4 @@
-"""DARE with TIES: equal to TIES where nothing is dropped, a trim and a majority of what the draws leave, a reference."""
+"""DARE with TIES: equal to TIES where nothing is dropped, a trim of what the draws leave, a reference."""
 
 import pytest
 import torch
