@@ -1,4 +1,4 @@
-"""Localize-and-stitch: golden numbers, averages where tasks overlap, tasks added later, tensors too small, a reference."""
+"""Localize-and-stitch: golden numbers, averages where tasks overlap, tasks added later, a reference."""
 
 import pytest
 import torch
