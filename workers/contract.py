@@ -127,6 +127,14 @@ class Reported(Protocol):
         """Return what is worth knowing, as JSON."""
 
 
+@runtime_checkable
+class RandomStatistic(Protocol):
+    """A request that draws random numbers: it learns the seed and the models' keys before it collects."""
+
+    def within(self, context: MergeContext) -> StatisticRequest:
+        """Return the request as it collects for a merge. context: of no tensor yet."""
+
+
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
 
