@@ -1,10 +1,18 @@
-"""Inner products of all pairs of task vectors, in one pass: norms, cosines and what is solved from them."""
+"""Inner products of all pairs of task vectors, in one pass: norms, cosines and what is solved from them.
+
+Over the whole merge set as one number each, or tensor by tensor; without a base model the models themselves stand for
+task vectors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import task_vectors
+from workers.numerics import spans, task_vectors
+from workers.numerics.spans import BLOCK_ELEMENTS, Gram
 
 
 def gram_matrix(source: PieceSource) -> Tensor:
@@ -26,7 +34,83 @@ def cosines(gram: Tensor) -> Tensor:
     return found
 
 
+@dataclass(frozen=True)
+class TensorGrams:
+    """Asks for the Gram matrix of each tensor, flattened.
+
+    The products are summed in blocks that begin at multiples of BLOCK_ELEMENTS within the tensor, and the blocks one
+    after the other: the bits depend neither on the pieces nor on the number of threads.
+    """
+
+    name: str
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return 1
+
+    def collect(self, source: PieceSource) -> Mapping[str, Gram]:
+        """Return the Gram matrix of every tensor that has elements."""
+        sums: dict[str, _BlockSum] = {}
+        for part in source.map(_multiply_blocks):
+            if part.tensor not in sums:
+                sums[part.tensor] = _BlockSum(torch.zeros(source.n_models, source.n_models, dtype=torch.float64))
+            sums[part.tensor].add(part)
+        return {name: block_sum.finish() for name, block_sum in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One piece: the products of its whole blocks, and what lies before and behind them as it is."""
+
+    tensor: str
+    head: Tensor  # [n, h], h < BLOCK_ELEMENTS: up to the next block's begin
+    blocks: Tensor  # [n, n, n_blocks] float64
+    tail: Tensor  # [n, t], t < BLOCK_ELEMENTS
+
+
+@dataclass
+class _BlockSum:
+    """The sum over one tensor's blocks so far, and the entries of the block that is not yet complete."""
+
+    total: Tensor  # [n, n] float64
+    pending: list[Tensor] = field(default_factory=list)
+
+    def add(self, part: _Part) -> None:
+        """Add the tensor's next piece."""
+        self.pending.append(part.head)
+        if part.blocks.shape[-1] or part.tail.shape[-1]:
+            self._complete_block()
+        for block in part.blocks.unbind(-1):
+            self.total += block
+        self.pending.append(part.tail)
+
+    def finish(self) -> Gram:
+        """Return the Gram matrix; the tensor's end completes its last block."""
+        self._complete_block()
+        gram: Gram = self.total.tolist()
+        return gram
+
+    def _complete_block(self) -> None:
+        block = torch.cat(self.pending, dim=1) if self.pending else self.total.new_empty(0, 0)
+        self.pending.clear()
+        if block.shape[-1]:
+            self.total += spans.inner_products(block.unsqueeze(1))[..., 0]
+
+
+def _multiply_blocks(piece: Piece) -> _Part:
+    vectors = _vectors(piece)
+    n, m = vectors.shape
+    begin = min(m, -piece.offset % BLOCK_ELEMENTS)
+    end = m - (m - begin) % BLOCK_ELEMENTS
+    blocks = vectors[:, begin:end].reshape(n, (end - begin) // BLOCK_ELEMENTS, BLOCK_ELEMENTS)
+    return _Part(piece.tensor, vectors[:, :begin].clone(), spans.inner_products(blocks), vectors[:, end:].clone())
+
+
 def _products(piece: Piece) -> Tensor:
-    deltas = piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)
-    exact = deltas.double()  # [n, m]
+    exact = _vectors(piece).double()  # [n, m]
     return exact @ exact.T
+
+
+def _vectors(piece: Piece) -> Tensor:
+    return piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)

@@ -45,3 +45,12 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
         width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
         sizes += [width] * (tensor.size // width) if width else []
     return [sum(sizes)] if scope == "global" else sizes
+
+
+def rows(tensor: Vector, scope: str) -> Vector:
+    """Return the tensor as the rows that are taken one by one: itself flattened, its rows, or its columns."""
+    if tensor.ndim < 2 or scope == "tensor":
+        return tensor.reshape(1, -1)
+    if scope == "row":
+        return tensor.reshape(int(np.prod(tensor.shape[:-1])), tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], int(np.prod(tensor.shape[1:]))).T
