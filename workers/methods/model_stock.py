@@ -10,6 +10,7 @@ from itertools import combinations
 from math import acos, cos, fsum
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -63,8 +64,9 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ModelStockParameters, con
     base: [rows, width]; finetuned: [n, rows, width]; result: [rows, width].
     """
     if parameters.scope == "row":
-        shares = [_shares(gram, parameters) for gram in spans.of_rows(finetuned, base)]
-        return spans.combine_rows(base, finetuned, shares)
+        grams = spans.row_products(finetuned, base).permute(2, 0, 1).tolist()
+        shares = torch.tensor([_shares(gram, parameters) for gram in grams], dtype=torch.float64)  # [rows, n]
+        return spans.combine_rows(base, finetuned, shares.T.unsqueeze(-1).to(finetuned.device))
     return spans.combine(base, finetuned, _shares(context.statistics[GRAMS][context.tensor], parameters))
 
 

@@ -13,6 +13,7 @@ from workers.numerics import precision, task_vectors
 
 Gram = Sequence[Sequence[float]]  # inner products of all pairs of n vectors, [n][n]
 
+BALANCED = 1e-6  # a mean of directions shorter than this is rounding: the directions cancel
 BLOCK_ELEMENTS = 1 << 12  # entries whose products are summed together, whatever the pieces are
 
 
@@ -47,14 +48,30 @@ def cosines(gram: Gram) -> list[list[float]]:
     ]
 
 
-def of_rows(finetuned: Tensor, base: Tensor | None) -> list[Gram]:
-    """Return the Gram matrix of each row of the task vectors, or of the models where there is no base model.
+def mean_direction(gram: Gram, weights: Sequence[float]) -> list[float] | None:
+    """Return the weighted mean of the vectors' directions, scaled to length 1, as a share of each vector.
 
-    finetuned: [n, rows, width]; base: [rows, width].
+    A vector of zeros has no direction and takes no part. None where the directions balance and have no mean.
     """
-    vectors = finetuned if base is None else task_vectors.subtract(finetuned, base)
-    grams: list[Gram] = inner_products(vectors).permute(2, 0, 1).tolist()
-    return grams
+    lengths = norms(gram)
+    parts = [weight / length if length > 0 else 0.0 for weight, length in zip(weights, lengths, strict=True)]
+    size = fsum(abs(part) * length for part, length in zip(parts, lengths, strict=True))
+    length = length_of(parts, gram)
+    return None if length <= BALANCED * size else [part / length for part in parts]
+
+
+def length_of(shares: Sequence[float], gram: Gram) -> float:
+    """Return the length of Σ shares[i] · vectors[i]."""
+    products = (one * other * gram[i][j] for i, one in enumerate(shares) for j, other in enumerate(shares))
+    return sqrt(max(0.0, fsum(products)))
+
+
+def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
+    """Return the inner products, row by row, of the task vectors, or of the models where there is no base model.
+
+    finetuned: [n, rows, width]; base: [rows, width]; result: [n, n, rows] float64.
+    """
+    return inner_products(finetuned if base is None else task_vectors.subtract(finetuned, base))
 
 
 def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> Tensor:
@@ -64,21 +81,17 @@ def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> 
     """
     if base is None:
         return precision.round_to_float32(precision.weighted_sum(finetuned, shares))
-    return precision.round_to_float32(
-        precision.weighted_sum((base, *finetuned), (1.0 - fsum(shares), *shares)),
-    )
+    return precision.round_to_float32(precision.weighted_sum((base, *finetuned), (1.0 - fsum(shares), *shares)))
 
 
-def combine_rows(base: Tensor | None, finetuned: Tensor, shares: Sequence[Sequence[float]]) -> Tensor:
-    """Return `combine` of each row with its own shares.
+def combine_rows(base: Tensor | None, finetuned: Tensor, shares: Tensor) -> Tensor:
+    """Return `combine` with shares of each row, or of each entry.
 
-    base: [rows, width]; finetuned: [n, rows, width]; shares: [rows][n]; result: [rows, width] float32.
+    base: [rows, width]; finetuned: [n, rows, width]; shares: [n, rows, 1 or width] float64; result: [rows, width].
     """
-    columns = torch.tensor(shares, dtype=torch.float64, device=finetuned.device).view(-1, len(finetuned), 1)
-    rest = [1.0 - fsum(row) for row in shares]
     total = torch.zeros_like(finetuned[0], dtype=torch.float64)
-    if base is not None:
-        total += base.double() * torch.tensor(rest, dtype=torch.float64, device=base.device).view(-1, 1)
-    for model, vector in enumerate(finetuned):
-        total += vector.double() * columns[:, model]
-    return precision.round_to_float32(total)
+    rest = torch.ones_like(shares[0])
+    for share, vector in zip(shares, finetuned, strict=True):
+        total += share * vector.double()
+        rest -= share
+    return precision.round_to_float32(total if base is None else total.add_(rest * base.double()))

@@ -6,6 +6,7 @@ task vectors.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -60,6 +61,34 @@ class TensorGrams:
 
 
 @dataclass(frozen=True)
+class ColumnGrams:
+    """Asks for the Gram matrices of the columns, along the first axis, of each tensor of 2 dimensions or more.
+
+    The products of a column are added one after the other, whatever the pieces are.
+    """
+
+    name: str
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return 1
+
+    def collect(self, source: PieceSource) -> Mapping[str, Tensor]:
+        """Return the inner products by tensor, [n, n, n_columns] float64; columns in the order of a flattened row."""
+        n = source.n_models
+        sums = {
+            name: torch.zeros(n, n, prod(shape[1:]), dtype=torch.float64)
+            for name, shape, _ in source.tensors
+            if len(shape) >= 2
+        }
+        parts = source.map(_multiply_entries, sums)
+        for tensor, offset, products in parts:
+            _add_to_columns(sums[tensor], offset, products)
+        return sums
+
+
+@dataclass(frozen=True)
 class _Part:
     """One piece: the products of its whole blocks, and what lies before and behind them as it is."""
 
@@ -96,6 +125,21 @@ class _BlockSum:
         self.pending.clear()
         if block.shape[-1]:
             self.total += spans.inner_products(block.unsqueeze(1))[..., 0]
+
+
+def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
+    # products: [n, n, m], of a run of entries whose first has this flat index
+    n_columns, m = total.shape[-1], products.shape[-1]
+    done = 0
+    while done < m:
+        column = (offset + done) % n_columns
+        run = min(n_columns - column, m - done)
+        total[..., column : column + run] += products[..., done : done + run]
+        done += run
+
+
+def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
+    return piece.tensor, piece.offset, spans.inner_products(_vectors(piece).unsqueeze(-1))  # [n, n, m]
 
 
 def _multiply_blocks(piece: Piece) -> _Part:

@@ -54,3 +54,9 @@ def rows(tensor: Vector, scope: str) -> Vector:
     if scope == "row":
         return tensor.reshape(int(np.prod(tensor.shape[:-1])), tensor.shape[-1])
     return tensor.reshape(tensor.shape[0], int(np.prod(tensor.shape[1:]))).T
+
+
+def has_directions(units: Vector, shares: Vector) -> bool:
+    """Return whether the weighted mean of unit vectors (and zeros) is more than rounding."""
+    sizes = np.abs(shares) * np.linalg.norm(units, axis=1)
+    return bool(np.linalg.norm(shares @ units) > 1e-6 * sizes.sum())
