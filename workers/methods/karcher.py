@@ -12,10 +12,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.errors import Invalid
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import spans
+from workers.numerics import fractions, spans
 from workers.statistics.gram import TensorGrams
 
 GRAMS = "angles"
@@ -60,10 +59,7 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: KarcherParameters,
 
     Raises: Invalid if all weights are 0.
     """
-    total = fsum(context.weights)
-    if total == 0:
-        raise Invalid(f"karcher averages by weight, and all weights of {context.tensor!r} are 0; give a model another.")
-    weights = [weight / total for weight in context.weights]
+    weights = fractions.of_sum(context.weights, method="karcher", tensor=context.tensor)
     return spans.combine(base, finetuned, shares(context.statistics[GRAMS][context.tensor], weights, parameters))
 
 

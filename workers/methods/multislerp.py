@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.domain.parameters import Normalize, Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import spans
+from workers.numerics import fractions, spans
 from workers.statistics.gram import TensorGrams
 
 GRAMS = "angles"
@@ -49,8 +49,9 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: MultislerpParamete
 
     base: [m] or None; finetuned: [n, m]; result: [m].
     """
-    total = fsum(context.weights)
-    weights = [weight / total for weight in context.weights] if parameters.normalize else context.weights
+    weights: Sequence[float] = context.weights
+    if parameters.normalize:
+        weights = fractions.of_sum(weights, method="multislerp", tensor=context.tensor)
     return spans.combine(base, finetuned, shares(context.statistics[GRAMS][context.tensor], weights))
 
 

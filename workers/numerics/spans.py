@@ -31,6 +31,12 @@ def inner_products(vectors: Tensor) -> Tensor:
     return products
 
 
+def squared_length(vector: Tensor) -> float:
+    """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
+    blocks = vector.flatten().split(BLOCK_ELEMENTS)
+    return fsum(float(block.double().square_().sum()) for block in blocks)
+
+
 def norms(gram: Gram) -> list[float]:
     """Return the lengths of the vectors."""
     return [sqrt(row[index]) for index, row in enumerate(gram)]
