@@ -64,7 +64,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ModelStockParameters, con
     base: [rows, width]; finetuned: [n, rows, width]; result: [rows, width].
     """
     if parameters.scope == "row":
-        grams = spans.row_products(finetuned, base).permute(2, 0, 1).tolist()
+        grams = spans.row_products(finetuned, base).tolist()
         shares = torch.tensor([_shares(gram, parameters) for gram in grams], dtype=torch.float64)  # [rows, n]
         return spans.combine_rows(base, finetuned, shares.T.unsqueeze(-1).to(finetuned.device))
     return spans.combine(base, finetuned, _shares(context.statistics[GRAMS][context.tensor], parameters))

@@ -61,7 +61,7 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: NuslerpParameters,
     """
     t = position(context.weights)
     if parameters.scope == "tensor":
-        gram = torch.tensor(context.statistics[GRAMS][context.tensor], dtype=torch.float64).view(2, 2, 1)
+        gram = torch.tensor(context.statistics[GRAMS][context.tensor], dtype=torch.float64).view(1, 2, 2)
         return spans.combine(base, finetuned, shares(gram, t).flatten().tolist())
     if parameters.scope == "row" or len(context.shape) < 2:
         own = shares(spans.row_products(finetuned, base), t).unsqueeze(-1)  # [2, rows, 1]
@@ -79,11 +79,11 @@ def position(weights: Sequence[float]) -> float:
 def shares(gram: Tensor, t: float) -> Tensor:
     """Return how much of each vector the point at t of the arc holds.
 
-    gram: [2, 2, n_vectors] float64, the inner products; result: [2, n_vectors] float64.
+    gram: [n_vectors, 2, 2] float64, the inner products; result: [2, n_vectors] float64.
     """
-    lengths = gram[0, 0].sqrt() * gram[1, 1].sqrt()
+    lengths = gram[:, 0, 0].sqrt() * gram[:, 1, 1].sqrt()
     has_arc = lengths > 0
-    cosine = torch.where(has_arc, gram[0, 1] / lengths.where(has_arc, 1.0), 1.0).clamp_(-1.0, 1.0)
+    cosine = torch.where(has_arc, gram[:, 0, 1] / lengths.where(has_arc, 1.0), 1.0).clamp_(-1.0, 1.0)
     sine = ((1.0 - cosine) * (1.0 + cosine)).sqrt_()
     has_arc = sine >= NO_ARC
     angle, sine = cosine.acos(), sine.where(has_arc, 1.0)

@@ -17,20 +17,6 @@ BALANCED = 1e-6  # a mean of directions shorter than this is rounding: the direc
 BLOCK_ELEMENTS = 1 << 12  # entries whose products are summed together, whatever the pieces are
 
 
-def inner_products(vectors: Tensor) -> Tensor:
-    """Return the inner products of all pairs, row by row.
-
-    vectors: [n, rows, width]; result: [n, n, rows] float64. A row's bits do not depend on the rows beside it.
-    """
-    exact = vectors.double()
-    n = len(exact)
-    products = torch.empty(n, n, exact.shape[1], dtype=torch.float64, device=vectors.device)
-    for first in range(n):
-        for second in range(first + 1):
-            products[first, second] = products[second, first] = (exact[first] * exact[second]).sum(-1)
-    return products
-
-
 def squared_length(vector: Tensor) -> float:
     """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
     blocks = vector.flatten().split(BLOCK_ELEMENTS)
@@ -75,9 +61,10 @@ def length_of(shares: Sequence[float], gram: Gram) -> float:
 def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
     """Return the inner products, row by row, of the task vectors, or of the models where there is no base model.
 
-    finetuned: [n, rows, width]; base: [rows, width]; result: [n, n, rows] float64.
+    finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64. A row's bits do not depend on those beside it.
     """
-    return inner_products(finetuned if base is None else task_vectors.subtract(finetuned, base))
+    vectors = finetuned if base is None else task_vectors.subtract(finetuned, base)
+    return precision.inner_products(vectors.double())
 
 
 def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> Tensor:

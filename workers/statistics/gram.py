@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import spans, task_vectors
+from workers.numerics import precision, task_vectors
 from workers.numerics.spans import BLOCK_ELEMENTS, Gram
 
 
@@ -33,6 +33,16 @@ def cosines(gram: Tensor) -> Tensor:
     found = (gram / torch.outer(norms, norms)).clamp(-1.0, 1.0)
     found.diagonal().copy_(torch.where(norms > 0, 1.0, torch.nan))
     return found
+
+
+def gram_matrices(source: PieceSource) -> dict[str, Tensor]:
+    """Return the Gram matrix of each tensor by name, [n, n] float64 each; an empty tensor's is zero."""
+    matrices = {
+        name: torch.zeros(source.n_models, source.n_models, dtype=torch.float64) for name, _, _ in source.tensors
+    }
+    for name, part in source.map(lambda piece: (piece.tensor, _products(piece))):
+        matrices[name] += part
+    return matrices
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,10 @@ class ColumnGrams:
         return 1
 
     def collect(self, source: PieceSource) -> Mapping[str, Tensor]:
-        """Return the inner products by tensor, [n, n, n_columns] float64; columns in the order of a flattened row."""
+        """Return the inner products by tensor, [n_columns, n, n] float64; columns in the order of a flattened row."""
         n = source.n_models
         sums = {
-            name: torch.zeros(n, n, prod(shape[1:]), dtype=torch.float64)
+            name: torch.zeros(prod(shape[1:]), n, n, dtype=torch.float64)
             for name, shape, _ in source.tensors
             if len(shape) >= 2
         }
@@ -94,7 +104,7 @@ class _Part:
 
     tensor: str
     head: Tensor  # [n, h], h < BLOCK_ELEMENTS: up to the next block's begin
-    blocks: Tensor  # [n, n, n_blocks] float64
+    blocks: Tensor  # [n_blocks, n, n] float64
     tail: Tensor  # [n, t], t < BLOCK_ELEMENTS
 
 
@@ -108,9 +118,9 @@ class _BlockSum:
     def add(self, part: _Part) -> None:
         """Add the tensor's next piece."""
         self.pending.append(part.head)
-        if part.blocks.shape[-1] or part.tail.shape[-1]:
+        if len(part.blocks) or part.tail.shape[-1]:
             self._complete_block()
-        for block in part.blocks.unbind(-1):
+        for block in part.blocks:
             self.total += block
         self.pending.append(part.tail)
 
@@ -124,22 +134,22 @@ class _BlockSum:
         block = torch.cat(self.pending, dim=1) if self.pending else self.total.new_empty(0, 0)
         self.pending.clear()
         if block.shape[-1]:
-            self.total += spans.inner_products(block.unsqueeze(1))[..., 0]
+            self.total += precision.inner_products(block.double())
 
 
 def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
-    # products: [n, n, m], of a run of entries whose first has this flat index
-    n_columns, m = total.shape[-1], products.shape[-1]
+    # products: [m, n, n], of a run of entries whose first has this flat index
+    n_columns, m = len(total), len(products)
     done = 0
     while done < m:
         column = (offset + done) % n_columns
         run = min(n_columns - column, m - done)
-        total[..., column : column + run] += products[..., done : done + run]
+        total[column : column + run] += products[done : done + run]
         done += run
 
 
 def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
-    return piece.tensor, piece.offset, spans.inner_products(_vectors(piece).unsqueeze(-1))  # [n, n, m]
+    return piece.tensor, piece.offset, precision.inner_products(_vectors(piece).double().unsqueeze(-1))  # [m, n, n]
 
 
 def _multiply_blocks(piece: Piece) -> _Part:
@@ -148,12 +158,12 @@ def _multiply_blocks(piece: Piece) -> _Part:
     begin = min(m, -piece.offset % BLOCK_ELEMENTS)
     end = m - (m - begin) % BLOCK_ELEMENTS
     blocks = vectors[:, begin:end].reshape(n, (end - begin) // BLOCK_ELEMENTS, BLOCK_ELEMENTS)
-    return _Part(piece.tensor, vectors[:, :begin].clone(), spans.inner_products(blocks), vectors[:, end:].clone())
+    products = precision.inner_products(blocks.double())
+    return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
 
 
 def _products(piece: Piece) -> Tensor:
-    exact = _vectors(piece).double()  # [n, m]
-    return exact @ exact.T
+    return precision.inner_products(_vectors(piece).double())
 
 
 def _vectors(piece: Piece) -> Tensor:

@@ -60,3 +60,9 @@ def has_directions(units: Vector, shares: Vector) -> bool:
     """Return whether the weighted mean of unit vectors (and zeros) is more than rounding."""
     sizes = np.abs(shares) * np.linalg.norm(units, axis=1)
     return bool(np.linalg.norm(shares @ units) > 1e-6 * sizes.sum())
+
+
+def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:
+    """Return [begin, end) of every run of entries that belong together: the whole model, each tensor, each row."""
+    ends = np.cumsum(_sizes(base, scope), dtype=int).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
