@@ -74,6 +74,7 @@ def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder
     orders = [
         {
             "call": case.call,
+            "is_based": case.is_based,
             "inputs": [str(path / "model.safetensors") for path in inputs],
             "output": str(output),
             "parameters": case.oracle_parameters,

@@ -25,6 +25,7 @@ class Case:
     parameters: Values = field(default_factory=dict)  # ours
     oracle_parameters: Values = field(default_factory=dict)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    is_based: bool = True  # whether the base model is given to methods that take one
     left_out: tuple[str, ...] = ()  # tensors that another case compares
     tolerance: float = TOLERANCE  # how far equal results may be apart
     differs: str = ""  # why the results are not expected to be equal; empty: they are

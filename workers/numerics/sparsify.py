@@ -74,6 +74,18 @@ def row_keys(rows: Tensor) -> Tensor:
     return rows.abs().view(torch.int32).long().mul_(1 << 32).sub_(columns)
 
 
+def mark_largest(scores: Tensor, n_kept: int) -> Tensor:
+    """Return which entries are the n_kept largest; of equal ones the first.
+
+    scores: [m], any dtype; result: [m] bool.
+    """
+    if n_kept <= 0 or n_kept >= len(scores):
+        return torch.full(scores.shape, n_kept > 0, device=scores.device)
+    last = scores.kthvalue(len(scores) - n_kept + 1).values
+    is_above, is_last = scores > last, scores == last
+    return is_above | (is_last & (is_last.cumsum(0) <= n_kept - is_above.sum()))
+
+
 def trim(deltas: Tensor, boundaries: Sequence[Boundary], *, start: int) -> Tensor:
     """Return the task vectors with everything from each one's boundary on set to zero.
 
