@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
+from app.domain.parameter_checks import fill_defaults
 from benchmarks.parity.environments import prepare
 from workers.catalog import load_method
 from workers.contract import MergeContext
@@ -89,7 +89,7 @@ def merge_with_fusion_bench(
     save_file(flat, inputs)
     order = json.dumps({"method": method, "inputs": str(inputs), "output": str(output), "threads": threads})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [prepare("fusion-bench"), THEIRS, order]
+    command = [str(prepare("fusion-bench")), str(THEIRS), order]
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1]), load_file(output)
 

@@ -142,7 +142,8 @@ def test_a_bert_of_fewer_layers_opens(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=4, num_attention_heads=2)
     source = saved(BertModel(config), tmp_path / "a")
     FileMerge("passthrough", slices((0, 0, 1), (0, 3, 4)))(source, [source], tmp_path / "out")
-    model, info = BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, info = loaded
     assert model.config.num_hidden_layers == 2
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -185,5 +186,6 @@ def test_the_report_carries_the_warnings_and_counts_copies(tmp_path: Path) -> No
     model = write_checkpoint(tmp_path / "a", blocks(1))
     merge = MergeOf(load_method("passthrough"), {"parameters": slices((0, 0, 2))}).plan(None, model)
     _, report = merge.run(tmp_path / "out")
+    warnings: Any = report["warnings"]
     assert (report["n_merged"], report["n_copied"]) == (0, len(merge.plan.tensors))
-    assert any("does not say that the model had 3 layers" in str(warning) for warning in report["warnings"])
+    assert any("does not say that the model had 3 layers" in str(warning) for warning in warnings)
