@@ -33,6 +33,7 @@ MAX_MODELS = 256
 AT_MOST_MODELS = "x-at-most-models"  # keyword in a parameters schema: the number is one of models
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]
@@ -64,11 +65,13 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
+    patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     accepts_adapters: bool = False
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
+    copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
 
 

@@ -74,7 +74,8 @@ def _span(gram: Tensor) -> Tensor:
     """Return the projection of coefficients onto those that give a vector: dependent vectors have others beside."""
     values, vectors = torch.linalg.eigh(gram)
     kept = vectors * (values > DEPENDENT * values[..., -1:]).unsqueeze(-2)
-    return kept @ kept.mT
+    projection: Tensor = kept @ kept.mT
+    return projection
 
 
 def _normalize(gram: Tensor) -> Tensor:
