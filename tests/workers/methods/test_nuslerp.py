@@ -61,7 +61,7 @@ def test_weights_may_point_beyond_a_model() -> None:
 def test_zeros_opposites_and_scalars_take_the_straight_line(scope: str) -> None:
     assert _merge([0.0, 0.0], [4.0, 8.0], (3.0, 1.0), scope=scope).tolist() == [1.0, 2.0]
     assert _merge([1.0, 2.0], [-3.0, -6.0], scope=scope).tolist() == [-1.0, -2.0]
-    assert _merge(1.0, 3.0, scope=scope).tolist() == 2.0
+    assert float(_merge(1.0, 3.0, scope=scope)) == 2.0
     assert _merge([[1.0]], [[-3.0]], scope=scope).tolist() == [[-1.0]]
 
 

@@ -112,7 +112,8 @@ def test_a_product_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_a_llama_of_more_layers_opens_and_computes(tmp_path: Path) -> None:
     first, second = llama(tmp_path / "a", n_layers=3), llama(tmp_path / "b", n_layers=4, seed=1)
     FileMerge("passthrough", slices((0, 0, 3), (1, 2, 4)))(None, [first, second], tmp_path / "out")
-    model, info = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, info = loaded
     assert model.config.num_hidden_layers == 5
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -133,7 +134,8 @@ def test_tied_embeddings_stay_one(tmp_path: Path) -> None:
     models = [llama(tmp_path / f"m{at}", n_layers=2, seed=at, tie_word_embeddings=True) for at in range(2)]
     manifest = FileMerge("passthrough", slices((0, 0, 2), (1, 0, 2)))(None, models, tmp_path / "out")
     assert manifest.tied == models[0].manifest.tied
-    _, info = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    _, info = loaded
     assert not info["missing_keys"]
 
 
