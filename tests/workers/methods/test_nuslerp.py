@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_normal, to_arrays
-from tests.workers.references.find import load_reference
+from tests.workers.references import nuslerp as reference
 from workers.catalog import load_method
 
 METHOD = load_method("nuslerp")
@@ -81,7 +81,7 @@ def test_an_empty_tensor_stays_empty(scope: str) -> None:
 def test_it_is_what_is_worked_by_hand(seed: int, weights: tuple[float, float], scope: str, is_based: bool) -> None:  # noqa: FBT001 drawn
     base, models = draw_normal(seed, 2)
     arrays, parameters = list(map(to_arrays, models)), {"scope": scope}
-    expected = load_reference("nuslerp")(to_arrays(base) if is_based else None, arrays, weights, parameters)
+    expected = reference.merge(to_arrays(base) if is_based else None, arrays, weights, parameters)
     merged = MemoryMerge(METHOD, parameters, weights)(base if is_based else None, models)
     assert_close(merged, expected, atol=1e-5)
 
