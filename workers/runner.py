@@ -28,6 +28,7 @@ from app.domain.work import (
     FinetuneWork,
     ImportOutcome,
     ImportWork,
+    MaterializeWork,
     MergeWork,
     Outcome,
     ProgressReport,
@@ -133,12 +134,14 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
     plans = import_module("app.domain.plans")
     catalog = import_module("workers.catalog")
     merge = import_module("workers.pipelines.merge")
-    method = catalog.load_method(work.recipe.method)
+    code = catalog.load_recipe(work.recipe)
     base = work.base_model.manifest if work.base_model is not None else None
-    plan = plans.make_plan(work.recipe, base, [model.manifest for model in work.models], method.card)
+    plan = plans.make_plan(
+        work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
+    )
     manifest, report = merge.merge_checkpoints(
         plan,
-        method,
+        code,
         recipe=work.recipe,
         base=work.base_model,
         models=work.models,
@@ -148,6 +151,11 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
         threads=order.threads,
     )
     return CheckpointOutcome(manifest=manifest, report=report)
+
+
+def _materialize(work: MaterializeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    materialize = import_module("workers.pipelines.materialize")
+    return CheckpointOutcome(manifest=materialize.materialize(work.checkpoint, work.task, work.output, on_progress))
 
 
 def _evaluate(work: EvaluateWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
@@ -179,6 +187,7 @@ def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Ou
 PERFORMERS: Mapping[type[Any], Callable[[Any, WorkOrder, OnProgress], Outcome]] = {
     ImportWork: _import,
     MergeWork: _merge,
+    MaterializeWork: _materialize,
     EvaluateWork: _evaluate,
     FinetuneWork: _finetune,
     AnalyzeWork: _analyze,

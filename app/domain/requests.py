@@ -118,6 +118,30 @@ class MergeModel(Request):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class OverrideRequest(Request):
+    """Other parameters or weights for some tensors; of two overrides that match a tensor, the later one wins."""
+
+    match: Glob = Field(description="Glob of tensor names.")
+    parameters: dict[str, JsonValue] = Field(default_factory=dict, description="Those that differ.")
+    weights: list[Weight | Annotated[list[Weight], Field(min_length=2, max_length=1000)] | None] | None = Field(
+        default=None,
+        max_length=MAX_MODELS,
+        description="One per model: a number, a list interpolated over depth, or null to leave it.",
+    )
+
+
+class StepRequest(Request):
+    """A transform before the method, or a post-step after it."""
+
+    name: str = Field(min_length=1, max_length=128)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
+
+
+Overrides = Annotated[list[OverrideRequest], Field(max_length=1000)]
+Steps = Annotated[list[StepRequest], Field(max_length=16)]
+
+
 class Output(Request):
     """What the result is called."""
 
@@ -154,6 +178,10 @@ class MergeRequest(WorkRequest):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True
+    overrides: Overrides = Field(default_factory=list)
+    transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
+    post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
+    n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
     engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
 
@@ -193,6 +221,13 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
     }
+
+
+class MaterializationRequest(WorkRequest):
+    """Write the dense model of one task out of a multitask artifact."""
+
+    task: Name = Field(description="A task that the artifact has a patch for.")
+    output: Output = Output()
 
 
 class EvaluationRequest(WorkRequest):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
+from app.domain.parameter_checks import fill_defaults
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_integers, draw_normal, to_arrays
 from tests.workers.references.find import load_reference, named_references
@@ -48,13 +48,12 @@ def _some_parameters(method: MergeMethod) -> st.SearchStrategy[dict[str, Any]]:
 def _some_value(rule: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in rule:
         return st.sampled_from(rule["enum"])
-    kind = rule.get("type")
-    if kind == "boolean":
-        return st.booleans()
-    if kind == "integer":
-        return st.integers(rule["minimum"], rule["minimum"] + 10)
-    if kind != "number":
+    if rule.get("type") not in ("boolean", "integer", "number"):
         return st.just(rule["default"])
+    if rule["type"] == "boolean":
+        return st.booleans()
+    if rule["type"] == "integer":
+        return st.integers(rule["minimum"], min(rule["maximum"], rule["minimum"] + 16))
     low = rule.get("minimum", rule.get("exclusiveMinimum", -1.0))
     high = rule.get("maximum", rule.get("exclusiveMaximum", 2.0))
     inner = st.floats(low + 0.01 * (high - low), high - 0.01 * (high - low))

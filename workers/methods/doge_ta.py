@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.parameters import Density, LearningRate, MatrixParameters, Steps, VectorReduce
+from app.domain.parameters import AdamLearningRate, Density, MatrixParameters, Steps, VectorReduce
 from workers.contract import MergeContext, PieceSource, StatisticRequest, merge_method
 from workers.numerics import matrices, optimize, sparsify, spectra
 from workers.numerics.matrices import TaskMatrices
@@ -40,7 +40,7 @@ class DogeTaParameters(MatrixParameters):
             description="The shared directions that learning keeps out of: the smaller side divided by this.",
         ),
     ] = 6
-    learning_rate: LearningRate = 1e-4
+    learning_rate: AdamLearningRate = 1e-4
     steps: Steps = 400
     trim_scope: Annotated[
         Literal["global", "tensor"],

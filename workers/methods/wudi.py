@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.parameters import LearningRate, MatrixParameters, Steps
+from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
 from workers.contract import MergeContext, merge_method
 from workers.numerics import matrices, optimize
 from workers.numerics.matrices import TaskMatrices
@@ -28,7 +28,7 @@ class WudiParameters(MatrixParameters):
         Literal["adam", "closed_form"],
         Field(description="adam: walk some steps from the sum towards the minimum; closed_form: go there."),
     ] = "adam"
-    learning_rate: LearningRate = 1e-5
+    learning_rate: AdamLearningRate = 1e-5
     steps: Steps = 300
 
 

@@ -8,13 +8,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import JsonValue
 
+from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
+    CheckpointKind,
     FileEntry,
     LocalCheckpoint,
     Manifest,
@@ -23,25 +25,31 @@ from app.domain.checkpoints import (
 )
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
-from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
+from app.domain.patches import measure_storage
+from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
-from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.companions import copy_companions, write_file, write_index
+from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
-from workers.contract import MergeContext, MergeMethod
+from workers.contract import MergeMethod, RecipeCode, StatisticRequest
+from workers.pipelines import program
 from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
+from workers.pipelines.patching import PatchesWritten, TaskPatches, label_tasks
+from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
+MAX_REPORTED = 1000  # names of tensors in one group of the report
 WHOLE_TENSORS_BYTES = 1 << 30  # of float32 inputs in flight, for methods that see whole tensors
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
     plan: MergePlan,
-    method: MergeMethod,
+    code: RecipeCode,
     *,
     recipe: Recipe,
     base: LocalCheckpoint | None,
@@ -64,41 +72,50 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     reference = base or models[0]
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
-        inputs = _open_inputs(stack, plan, method, base=base, models=models)
-        n_threads = _count_threads(method, inputs, parallel.n_threads(threads))
-        requests = method.collect(parameters := method.parameters.model_validate(recipe.parameters))
-        n_passes = 1 + sum(request.n_passes for request in requests)
-        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, n_passes))
+        inputs = _open_inputs(stack, plan, code, base=base, models=models)
+        granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
+        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, plan.n_passes))
         source = CheckpointSource(
             base=inputs.base,
             models=inputs.models,
             merged=inputs.merged,
             weights=[model.weight for model in recipe.models],
             piece_elements=chunk_elements or piece_elements(len(models)),
-            threads=n_threads,
+            threads=_count_threads(granularity, inputs, parallel.n_threads(threads)),
             nan_policy=recipe.nan_policy,
             on_bytes=meter.advance,
         )
-        statistics: dict[str, Any] = {}  # each request's result has a type of its own
-        for request in requests:
+        requests: list[StatisticRequest] = []
+
+        def begin(request: StatisticRequest) -> None:
+            requests.append(request)
             meter.enter(f"statistics: {request.name}")
-            statistics[request.name] = request.collect(source)
+
+        ready = program.prepare(recipe, code, source, device=on_device, on_request=begin)
         meter.enter("merging")
-        context = _context(recipe, statistics)
-        merger = Merger(method, parameters, context, inputs, source, on_device, meter)
-        entries, sha256_of, differing = _write_weights(plan, merger, output)
+        meter.expect(_total_bytes(plan, inputs, 1))
+        tasks = label_tasks(recipe) if code.method.patch is not None else ()
+        merger = Merger(ready, inputs, source, meter, tasks)
+        has_base = code.method.card.patch_codec == "mask"
+        beside = TaskPatches(recipe, output, has_base=has_base) if tasks else None
+        written = _write_weights(plan, merger, output, beside)
     meter.enter("finishing")
-    entries += _write_companions(plan, method, recipe, reference, output)
-    warnings = [*plan.warnings, *_warn_of_differing(differing)]
+    manifest = _manifest(plan, reference, written)
+    companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
+    manifest = _complete(manifest, companions, written, output)
+    warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings, *more]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "n_merged": plan.n_merged,
         "n_copied": plan.n_copied,
-        "n_passes": n_passes,
+        "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        "found": ready.report(),
+        **_report_groups(ready),
+        **({"storage": measure_storage(manifest)} if manifest.patches else {}),
     }
-    return _manifest(plan, reference, entries, sha256_of, output), report
+    return manifest, report
 
 
 def _check_room(plan: MergePlan, output: Path) -> None:
@@ -121,10 +138,26 @@ def _open_device(device: str) -> torch.device:
         ) from error
 
 
+def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
+    """Return the effective parameters and weights of each group of tensors, where there are several."""
+    if len(ready.groups) <= 1:
+        return {}
+    groups: list[JsonValue] = [
+        {
+            "parameters": group.parameters,
+            "weights": list(group.tensors.weights),
+            "n_tensors": len(group.tensors.names),
+            "tensors": list(group.tensors.names[:MAX_REPORTED]),
+        }
+        for group in ready.groups
+    ]
+    return {"groups": groups}
+
+
 def _open_inputs(
     stack: ExitStack,
     plan: MergePlan,
-    method: MergeMethod,
+    code: RecipeCode,
     *,
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
@@ -134,7 +167,7 @@ def _open_inputs(
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
     expected, found = distinct_tensors(manifest, [model.manifest for model in models])
-    is_base_read = base is not None and method.card.base_model != "unused"
+    is_base_read = base is not None and code.uses_base
     sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
     merged: dict[str, MergedTensor] = {}
     position = 0
@@ -145,12 +178,13 @@ def _open_inputs(
         )
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
-    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+    own = [{tensor.name: tensor for tensor in model.manifest.tensors} for model in models]
+    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
-def _count_threads(method: MergeMethod, inputs: Inputs, threads: int) -> int:
+def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
     """Return how many runs may be in flight: whole tensors are large, and each thread holds one of every model."""
-    if method.card.granularity in ("element", "row"):
+    if granularity in ("element", "row"):
         return threads
     largest = max(tensor.n_elements for tensor in inputs.merged.values())
     return max(1, min(threads, WHOLE_TENSORS_BYTES // max(1, 4 * largest * (1 + len(inputs.models)))))
@@ -162,73 +196,104 @@ def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
     return merged * n_passes + copied
 
 
-def _context(recipe: Recipe, statistics: Mapping[str, Any]) -> MergeContext:
-    return MergeContext(
-        tensor="",
-        shape=(),
-        offset=0,
-        position=0,
-        weights=tuple(model.weight for model in recipe.models),
-        seed=recipe.seed,
-        model_keys=tuple(model.weights_digest for model in recipe.models),
-        statistics=statistics,
-    )
+@dataclass(frozen=True)
+class _Written:
+    """The weight files, and what lies beside them in a multitask artifact."""
+
+    entries: tuple[FileEntry, ...]
+    sha256_of: Mapping[str, str]  # tensor -> of its bytes
+    weights_digest: str
+    differing: Sequence[str]  # integer tensors that differ between the models, where one had to be taken
+    beside: PatchesWritten
 
 
-def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[FileEntry], dict[str, str], list[str]]:
-    """Write every step in the order of offsets; return files, tensor digests, and the integer tensors that differ."""
+def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPatches | None) -> _Written:
+    """Write every step in the order of offsets, then the patches."""
     writer = WeightsWriter(plan, output)
     differing: list[str] = []
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
-            lambda step: (step, *produce(step, merger)), steps, threads=merger.source.threads
+            lambda step: (step, produce(step, merger)), steps, threads=merger.source.threads
         )
-        for step, content, differs in produced:
-            writer.write(step.target, step.offset, content)
-            if differs and step.target.name not in differing:
+        for step, made in produced:
+            writer.write(step.target, step.offset, made.content)
+            if beside is not None:
+                beside.write(step.target, made.patches)
+            elif made.differs and step.target.name not in differing:
                 differing.append(step.target.name)
         entries, sha256_of = writer.finish()
+        digest = digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)
+        patches = _write_patches(plan, merger, beside, digest)
     except BaseException:
         writer.abandon()
+        if beside is not None:
+            beside.abandon()
         raise
-    return entries, sha256_of, differing
+    return _Written(tuple(entries), sha256_of, digest, differing, patches)
+
+
+def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, digest: str) -> PatchesWritten:
+    if beside is None:
+        return PatchesWritten()
+    inputs = merger.inputs
+    copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
+    beside.write_copied(copied, (inputs.reference, inputs.stored), list(zip(inputs.models, inputs.found, strict=True)))
+    return beside.finish(digest)
 
 
 def _warn_of_differing(names: Sequence[str]) -> list[str]:
     return [f"Integer tensor {name} differs between the inputs; the reference's values were kept." for name in names]
 
 
-def _write_companions(
-    plan: MergePlan, method: MergeMethod, recipe: Recipe, reference: LocalCheckpoint, output: Path
-) -> list[FileEntry]:
-    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype))
+def _write_companions(  # noqa: PLR0913 all that the card tells
+    plan: MergePlan,
+    method: MergeMethod,
+    recipe: Recipe,
+    inputs: tuple[LocalCheckpoint, Sequence[LocalCheckpoint]],
+    manifest: Manifest,
+    output: Path,
+) -> tuple[list[FileEntry], list[str]]:
+    """Write the files beside the weights; return them, and warnings."""
+    reference, models = inputs
+    warnings: list[str] = []
+
+    def change_config(content: bytes) -> bytes:
+        if not plan.layers:
+            return content
+        changed, found = with_layers(content, plan.layers, plan.n_layers, read_configs(models))
+        warnings.extend(found)
+        return changed
+
+    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype, change_config=change_config))
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
-    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan).encode()))
-    if plan.is_sharded:
-        placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
-        total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
-        entries.append(write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n"))
-    return entries
+    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
+    entries += write_index(plan, output)
+    return entries, warnings
 
 
-def _manifest(
-    plan: MergePlan,
-    reference: LocalCheckpoint,
-    entries: Sequence[FileEntry],
-    sha256_of: Mapping[str, str],
-    output: Path,
-) -> Manifest:
-    tensors = sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)
+def _manifest(plan: MergePlan, reference: LocalCheckpoint, written: _Written) -> Manifest:
+    """Return the manifest as far as the weights decide it."""
     return Manifest(
-        kind=reference.manifest.kind,
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        tensors=tuple(tensors),
-        weights_digest=digest_weights(tensors, dict(sha256_of)),
-        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], sha256_of),
+        kind=CheckpointKind.MULTITASK if written.beside.patches else CheckpointKind.DENSE,
+        files=(*written.entries, *written.beside.entries),
+        tensors=tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)),
+        weights_digest=written.weights_digest,
         architecture=reference.manifest.architecture,
         model_type=reference.manifest.model_type,
         vocab_size=reference.manifest.vocab_size,
+        patches=written.beside.patches,
+        patch_base=written.beside.base_file,
+    )
+
+
+def _complete(manifest: Manifest, companions: Sequence[FileEntry], written: _Written, output: Path) -> Manifest:
+    """Return the manifest with the files beside the weights, and what the config among them says."""
+    names = [tensor.name for tensor in manifest.tensors]
+    return manifest.model_copy(
+        update={
+            "files": tuple(sorted((*manifest.files, *companions), key=lambda entry: entry.path)),
+            "tied": config.find_tied(config.read_config(output), names, written.sha256_of),
+        }
     )
