@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from workers.catalog import load_method
 from workers.contract import MergeContext
 
 SHAPES = {"attention": (768, 768), "mlp": (3072, 768)}
-PARAMETERS = {"tsv_m": {}, "wudi": {"steps": 20}}
+PARAMETERS: dict[str, dict[str, JsonValue]] = {"tsv_m": {}, "wudi": {"steps": 20}}
 GOALS = {"tsv_m": 2.0, "wudi": 5.0}
 LARGEST_DIFFERENCE = 1e-4
 THEIRS = Path(__file__).with_name("fusion_bench_once.py")
