@@ -1,12 +1,16 @@
 """Adding tasks to a merged artifact: the merge request that does it, made of the artifact's own recipe."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from app.db import artifacts
 from app.db.tables import Checkpoint
 from app.domain.catalog import Catalog, MethodCard, TaskAddition
+from app.domain.checkpoints import Manifest
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
@@ -45,6 +49,52 @@ def make_request(
         "timeout_seconds": request.timeout_seconds,
     }
     return MergeRequest.model_validate(asked)
+
+
+def check(
+    card: MethodCard,
+    request: MergeRequest,
+    parameters: Mapping[str, JsonValue],
+    inputs: tuple[Checkpoint | None, Manifest, Sequence[str | None]],
+) -> None:
+    """Check that a request's models can be added to what its `onto` names.
+
+    inputs: the base model, the manifest of what is added to, the labels of the models. Raises: Invalid.
+    """
+    base, manifest, labels = inputs
+    fault = (
+        _method_fault(card, request, parameters)
+        or _kind_fault(card, base, manifest)
+        or next(filter(None, (_label_fault(index, label, manifest) for index, label in enumerate(labels))), None)
+    )
+    if fault is not None:
+        raise Invalid(f"{fault.pointer}: {fault.message}.", errors=[fault])
+
+
+def _method_fault(card: MethodCard, request: MergeRequest, parameters: Mapping[str, JsonValue]) -> FieldProblem | None:
+    if card.task_addition is None or card.task_addition.method is not None:
+        return FieldProblem("/onto", f"{card.name} adds no models to a result; leave it out and merge all of them")
+    if request.transforms or request.post_steps:
+        return FieldProblem("/onto", "transforms and post-steps see all models at once; merge all of them together")
+    for name, value in card.task_addition.fixed.items():
+        if parameters[name] != value:
+            message = f"{card.name} adds models to a result only with {name} = {json.dumps(value)}"
+            return FieldProblem(f"/parameters/{name}", f"{message}, found {json.dumps(parameters[name])}")
+    return None
+
+
+def _kind_fault(card: MethodCard, base: Checkpoint | None, manifest: Manifest) -> FieldProblem | None:
+    if base is None:
+        return FieldProblem("/base_model", "what models add to a result is counted from their base_model; name it")
+    if manifest.kind != card.produces:
+        return FieldProblem("/onto", f"is {manifest.kind}, expected a {card.produces} result, which {card.name} gives")
+    return None
+
+
+def _label_fault(index: int, label: str | None, manifest: Manifest) -> FieldProblem | None:
+    if label not in [patch.task for patch in manifest.patches]:
+        return None
+    return FieldProblem(f"/models/{index}/task", f"the artifact has a patch for task {label!r} already; name another")
 
 
 def _check_addition(catalog: Catalog, card: MethodCard, recipe: Recipe) -> TaskAddition:
