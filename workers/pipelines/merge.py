@@ -30,6 +30,7 @@ from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
 from workers.checkpoints.companions import copy_companions, write_file, write_index
+from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
@@ -105,9 +106,9 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         written = _write_weights(plan, merger, output, beside)
     meter.enter("finishing")
     manifest = _manifest(plan, reference, written)
-    companions = _write_companions(plan, code.method, recipe, reference, manifest, output)
+    companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
     manifest = _complete(manifest, companions, written, output)
-    warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings]
+    warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings, *more]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "n_merged": plan.n_merged,
@@ -144,7 +145,7 @@ def _open_device(device: str) -> torch.device:
 
 def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
     """Return the effective parameters and weights of each group of tensors, where there are several."""
-    if len(ready.groups) == 1:
+    if len(ready.groups) <= 1:
         return {}
     groups: list[JsonValue] = [
         {
@@ -182,7 +183,8 @@ def _open_inputs(
         )
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
-    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+    own = [{tensor.name: tensor for tensor in model.manifest.tensors} for model in models]
+    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
 def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
@@ -253,16 +255,27 @@ def _write_companions(  # noqa: PLR0913 all that the card tells
     plan: MergePlan,
     method: MergeMethod,
     recipe: Recipe,
-    reference: LocalCheckpoint,
+    inputs: tuple[LocalCheckpoint, Sequence[LocalCheckpoint]],
     manifest: Manifest,
     output: Path,
-) -> list[FileEntry]:
-    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype))
+) -> tuple[list[FileEntry], list[str]]:
+    """Write the files beside the weights; return them, and warnings."""
+    reference, models = inputs
+    warnings: list[str] = []
+
+    def change_config(content: bytes) -> bytes:
+        if not plan.layers:
+            return content
+        changed, found = with_layers(content, plan.layers, plan.n_layers, read_configs(models))
+        warnings.extend(found)
+        return changed
+
+    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype, change_config=change_config))
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
     entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
     entries += write_index(plan, output)
-    return entries
+    return entries, warnings
 
 
 def _manifest(plan: MergePlan, reference: LocalCheckpoint, written: _Written) -> Manifest:
