@@ -120,10 +120,20 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=_with_patches(labels, measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate")),
-        base_checkpoint=onto.base_checkpoint_id if onto is not None else base.id if base is not None else shared,
+        evaluate=_with_patches(
+            [*(patch.task for patch in (manifests[onto.id].patches if onto is not None else ())), *labels],
+            measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        ),
+        base_checkpoint=_base_checkpoint(base, onto) or shared,
         onto=onto,
     )
+
+
+def _base_checkpoint(base: Checkpoint | None, onto: Checkpoint | None) -> str | None:
+    """Return what the result counts as fine-tuned from: the same as what it is added to, else the base."""
+    if onto is not None:
+        return onto.base_checkpoint_id
+    return base.id if base is not None else None
 
 
 @dataclass(frozen=True)

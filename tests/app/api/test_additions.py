@@ -192,3 +192,17 @@ def test_a_merge_onto_a_result_with_other_tensors_fails(house: House) -> None:
 
     assert (job["state"], job["problem"]["code"]) == ("failed", "incompatible_checkpoints")
     assert "tensor 'weight' has shape [5, 3] in it, expected [4, 3]" in job["problem"]["detail"]
+
+
+def test_old_tasks_and_new_ones_are_measured_with_their_patches(house: House) -> None:
+    house.bert("base")
+    for seed, task in ((1, "kind"), (2, "color")):
+        house.bert(task, seed=seed, base_checkpoint="base", task=task)
+        house.made("/v1/tasks", house.task_body(task))
+    one = house.finish("/v1/merges", merge("post_pruning", "kind"))
+
+    job = add(house, one, "color", evaluate=["kind", "color"])
+
+    evaluations = [house.read(f"/v1/jobs/{evaluation}") for evaluation in job["result"]["evaluations"]]
+    assert [evaluation["spec"]["tasks"][0]["patch"] for evaluation in evaluations] == ["kind", "color"]
+    assert [evaluation["state"] for evaluation in evaluations] == ["succeeded", "succeeded"]
