@@ -20,7 +20,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
 from workers.patches import Patch
 
@@ -230,6 +230,7 @@ def merge_method(
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
+    task_addition: TaskAddition | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -245,6 +246,9 @@ def merge_method(
     artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
     what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
+
+    task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
+    one is a sum over the models, or the patches apply to what stays as it is.
     """
     card = MethodCard(
         name=name,
@@ -269,6 +273,7 @@ def merge_method(
         nested=dict(nested or {}),
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
+        task_addition=task_addition,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:

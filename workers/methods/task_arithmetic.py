@@ -7,6 +7,7 @@ from math import fsum
 
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.numerics import precision
@@ -29,6 +30,7 @@ class TaskArithmeticParameters(Parameters):
     models=(1, None),
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
+    task_addition=TaskAddition(),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ (θᵢ − θ₀).
