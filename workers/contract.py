@@ -20,6 +20,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import EvaluatorCard, FinetunerCard, Granularity, MethodCard
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters
@@ -140,6 +141,8 @@ def merge_method(
     is_scale_equivariant: bool = True,
     statistic_passes: int = 0,
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
+    accepts_dense: bool = True,
+    adapter_spaces: tuple[AdapterSpace, ...] = ("delta", "factors"),
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -166,6 +169,9 @@ def merge_method(
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
+        accepts_adapters=bool(adapter_spaces),
+        accepts_dense=accepts_dense,
+        adapter_spaces=adapter_spaces,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jsonschema
 from pydantic import Field, JsonValue
 
+from app.domain.adapters import AdapterSpace
 from app.domain.checkpoints import Value
 from app.domain.errors import (
     EvaluatorNotFound,
@@ -52,7 +53,12 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
-    accepts_adapters: bool = False
+    accepts_adapters: bool = True
+    accepts_dense: bool = True  # False: its models are adapters
+    adapter_spaces: tuple[AdapterSpace, ...] = (
+        "delta",
+        "factors",
+    )  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8

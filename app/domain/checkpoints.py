@@ -72,6 +72,21 @@ class TensorSpec(Value):
         return self.end - self.begin
 
 
+class LoraConfig(Value):
+    """What an adapter's config says of its weights; read by app/domain/lora_configs.py."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)  # pattern of module paths -> rank
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    base_model_name: str | None = None  # as its author called it; nothing is looked up by it
+    task_type: str | None = None  # which model class PEFT wraps
+
+
 class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
@@ -88,6 +103,7 @@ class Manifest(Value):
     architecture: str | None = None  # config.json: architectures[0]
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
+    adapter: LoraConfig | None = None  # of a checkpoint of kind adapter
 
     @property
     def size_bytes(self) -> int:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
+from app.domain.adapters import as_dense
 from app.domain.checkpoints import (
+    CheckpointKind,
     FileEntry,
     LocalCheckpoint,
     Manifest,
@@ -26,9 +28,10 @@ from app.domain.jobs import Progress
 from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
+from workers.checkpoints.adapters import AdapterReader
 from workers.checkpoints.companions import copy_companions, write_file
 from workers.checkpoints.memory import keep_freed_memory
-from workers.checkpoints.reader import TensorReader
+from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeContext, MergeMethod
@@ -129,11 +132,11 @@ def _open_inputs(
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
 ) -> Inputs:
-    readers = [stack.enter_context(TensorReader(model)) for model in models]
     base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
+    readers = [_open_model(stack, model, base_reader) for model in models]
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
-    expected, found = distinct_tensors(manifest, [model.manifest for model in models])
+    expected, found = distinct_tensors(manifest, [as_dense(model.manifest, manifest) for model in models])
     is_base_read = base is not None and method.card.base_model != "unused"
     sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
     merged: dict[str, MergedTensor] = {}
@@ -146,6 +149,12 @@ def _open_inputs(
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
     return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+
+
+def _open_model(stack: ExitStack, model: LocalCheckpoint, base: TensorReader | None) -> FloatReader:
+    if model.manifest.kind is CheckpointKind.ADAPTER and base is not None:
+        return stack.enter_context(AdapterReader(model, base))
+    return stack.enter_context(TensorReader(model))
 
 
 def _count_threads(method: MergeMethod, inputs: Inputs, threads: int) -> int:

@@ -14,7 +14,7 @@ from app.domain.parameters import Parameters
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
-from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
 from workers.contract import MergeContext, MergeMethod, Piece
 from workers.pipelines.progress import ProgressMeter
@@ -28,9 +28,9 @@ NEGATIVE_ZERO = np.iinfo(np.int32).min  # the bits of float32 -0.0
 class Inputs:
     """The open checkpoints, and where each one stores what is merged or copied."""
 
-    reference: TensorReader
-    base: TensorReader | None
-    models: Sequence[TensorReader]
+    reference: FloatReader
+    base: FloatReader | None
+    models: Sequence[FloatReader]
     stored: Mapping[str, TensorSpec]  # the reference's tensors
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
     merged: Mapping[str, MergedTensor]
@@ -165,7 +165,7 @@ def _is_other(
     content: NDArray[np.uint8],
     step: Step,
     stored: TensorSpec,
-    reader: TensorReader,
+    reader: FloatReader,
     spec: TensorSpec | None,
 ) -> bool:
     if spec is None:

@@ -1,0 +1,122 @@
+"""Reads an adapter as the dense model it makes of its base: elements W + s·B·A, computed for any run of them.
+
+The factors of a tensor are read whole (they are thin) and kept while its runs are read; the base's elements come from
+the base's own files. Sums run over the rank in one order (numerics/low_rank.py), so no cut shows in the bits.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.domain.adapters import LoraPart, Placed, place
+from app.domain.checkpoints import LocalCheckpoint, TensorSpec
+from workers.checkpoints.finiteness import has_finite_bits
+from workers.checkpoints.reader import TensorReader
+from workers.numerics.low_rank import multiply_run
+
+KEPT_TENSORS = 8  # whose factors stay in memory
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two factors whose product, times the scaling, is added to a tensor as the base stores it."""
+
+    left: Tensor  # [rows, r] float32
+    right: Tensor  # [r, columns] float32
+    scaling: float
+
+
+class AdapterReader:
+    """An adapter on its open base, with the interface of a TensorReader; safe to share between threads."""
+
+    def __init__(self, checkpoint: LocalCheckpoint, base: TensorReader) -> None:
+        self.checkpoint = checkpoint
+        self._base = base
+        self._placed: dict[str, Placed] = place(checkpoint.manifest, base.checkpoint.manifest)
+        self._stored = {tensor.name: tensor for tensor in base.checkpoint.manifest.tensors}
+        self._files = TensorReader(checkpoint)
+        self._factors: OrderedDict[str, Factors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor, *, is_judged: bool = True) -> bool:
+        """Fill `out` with elements offset, offset + 1, … of the dense model's tensor; tell whether all are finite.
+
+        out: [m] float32, contiguous, on the CPU.
+        """
+        if out.numel() == 0:
+            return True
+        placed = self._placed.get(tensor.name, Placed())
+        is_finite = self._read_weight(tensor, placed, offset, out, is_judged=is_judged)
+        if placed.lora is None or placed.lora.rank == 0:
+            return is_finite
+        factors = self._factors_of(tensor.name, placed)
+        added = multiply_run(factors.left, factors.right, offset, out.numel()).mul_(factors.scaling)
+        out.copy_(out.double().add_(added))
+        return not is_judged or has_finite_bits(out)
+
+    def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of a tensor that no update lies on."""
+        full = self._placed.get(tensor.name, Placed()).full
+        if full is not None:
+            self._files.read_bytes(full, offset, out)
+        else:
+            self._base.read_bytes(self._stored[tensor.name], offset, out)
+
+    def close(self) -> None:
+        """Close the adapter's own files; the base's belong to whoever opened them."""
+        self._files.close()
+
+    def __enter__(self) -> "AdapterReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read_weight(self, tensor: TensorSpec, placed: Placed, offset: int, out: Tensor, *, is_judged: bool) -> bool:
+        if placed.full is not None:
+            return self._files.read_floats(placed.full, offset, out, is_judged=is_judged)
+        return self._base.read_floats(self._stored[tensor.name], offset, out, is_judged=is_judged)
+
+    def _factors_of(self, name: str, placed: Placed) -> Factors:
+        with self._lock:
+            if name in self._factors:
+                self._factors.move_to_end(name)
+                return self._factors[name]
+            if placed.lora is None:
+                raise KeyError(name)
+            factors = read_factors(self._files, placed.lora, is_transposed=placed.is_transposed)
+            self._factors[name] = factors
+            while len(self._factors) > KEPT_TENSORS:
+                self._factors.popitem(last=False)
+            return factors
+
+
+def read_factors(files: TensorReader, part: LoraPart, *, is_transposed: bool) -> Factors:
+    """Return the factors of an update, turned to how the base stores the tensor.
+
+    A linearized adapter stands for its Taylor expansion B·A₀ + B₀·A − B₀·A₀, which is again a product, of rank 3r;
+    where B₀ is zero, as PEFT starts, of rank r.
+    """
+    a, b = read_factor(files, part.a), read_factor(files, part.b)
+    if part.a_start is not None and part.b_start is not None:
+        a_start, b_start = read_factor(files, part.a_start), read_factor(files, part.b_start)
+        a, b = expand_linearized(a, b, a_start, b_start)
+    left, right = (a.T, b.T) if is_transposed else (b, a)
+    return Factors(left, right, part.scaling)
+
+
+def read_factor(files: TensorReader, spec: TensorSpec) -> Tensor:
+    """Return a factor as a matrix, float32: A [r, in], B [out, r]; a kernel's positions are columns."""
+    out = torch.empty(spec.n_elements, dtype=torch.float32)
+    files.read_floats(spec, 0, out, is_judged=False)
+    return out.view(spec.shape[0], -1)
+
+
+def expand_linearized(a: Tensor, b: Tensor, a_start: Tensor, b_start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors (A, B) whose product is B·A₀ + B₀·A − B₀·A₀, without rounding any entry."""
+    if not b_start.any():
+        return a_start, b
+    return torch.cat([a_start, a, a_start]), torch.cat([b, b_start, -b_start], dim=1)
