@@ -1,4 +1,4 @@
-"""The catalog of what workers can do, found from the files of methods/, evaluators/ and finetuning/; no list to edit.
+"""The catalog of what workers can do, found from the files of methods/, evaluators/ and the like; no list to edit.
 
 `python -m workers.catalog` writes app/domain/catalog.json, from which the API answers without any of this code;
 `python -m workers.catalog --check` fails where the committed file differs.
@@ -15,11 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from app.domain.catalog import CATALOG_PATH, Catalog, load_catalog
-from workers import evaluators, finetuning, methods
-from workers.contract import Evaluator, Finetuner, MergeMethod
+from pydantic import JsonValue
 
-Entry = TypeVar("Entry", MergeMethod, Evaluator, Finetuner)
+from app.domain.catalog import CATALOG_PATH, Catalog, load_catalog
+from app.domain.recipes import Recipe
+from workers import evaluators, finetuning, methods, post_steps, transforms
+from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
+from workers.model_contract import Evaluator, Finetuner
+
+Entry = TypeVar("Entry", MergeMethod, Evaluator, Finetuner, Transform, PostStep)
 
 
 class CatalogFault(Exception):
@@ -59,14 +63,39 @@ def find_finetuners() -> tuple[Finetuner, ...]:
     return tuple(sorted(found.values(), key=lambda finetuner: finetuner.card.name))
 
 
+def find_transforms() -> tuple[Transform, ...]:
+    """Return every transform, sorted by name.
+
+    Raises: CatalogFault for a file without its transform.
+    """
+    return tuple(sorted(_find(transforms, Transform).values(), key=lambda step: step.card.name))
+
+
+def find_post_steps() -> tuple[PostStep, ...]:
+    """Return every post-step, sorted by name.
+
+    Raises: CatalogFault for a file without its post-step.
+    """
+    return tuple(sorted(_find(post_steps, PostStep).values(), key=lambda step: step.card.name))
+
+
+def load_recipe(recipe: Recipe) -> RecipeCode:
+    """Return the code of a recipe's method, of the methods nested in it, and of its transforms and post-steps."""
+    method = load_method(recipe.method)
+    return RecipeCode(
+        method=method,
+        nested={name: load_method(_name_of(recipe.parameters[name])) for name in method.card.nested},
+        transforms=tuple(_load(transforms, step.name, Transform) for step in recipe.transforms),
+        post_steps=tuple(_load(post_steps, step.name, PostStep) for step in recipe.post_steps),
+    )
+
+
 def load_method(name: str) -> MergeMethod:
     """Return a method by name or alias, loading its file alone.
 
     Raises: MethodNotFound with the nearest name.
     """
-    card = load_catalog().method(name)
-    module = importlib.import_module(f"{methods.__name__}.{card.name}")
-    return _only(module, MergeMethod)
+    return _load(methods, load_catalog().method(name).name, MergeMethod)
 
 
 def load_evaluator(name: str) -> Evaluator:
@@ -74,9 +103,7 @@ def load_evaluator(name: str) -> Evaluator:
 
     Raises: EvaluatorNotFound with the nearest name.
     """
-    card = load_catalog().evaluator(name)
-    module = importlib.import_module(f"{evaluators.__name__}.{card.name.replace('-', '_')}")
-    return _only(module, Evaluator)
+    return _load(evaluators, load_catalog().evaluator(name).name.replace("-", "_"), Evaluator)
 
 
 def load_finetuner(name: str) -> Finetuner:
@@ -84,9 +111,7 @@ def load_finetuner(name: str) -> Finetuner:
 
     Raises: UnknownTechnique with the nearest name.
     """
-    card = load_catalog().finetuner(name)
-    module = importlib.import_module(f"{finetuning.__name__}.{card.name}")
-    return _only(module, Finetuner)
+    return _load(finetuning, load_catalog().finetuner(name).name, Finetuner)
 
 
 def build_catalog() -> Catalog:
@@ -95,6 +120,8 @@ def build_catalog() -> Catalog:
         methods=tuple(method.card for method in find_methods()),
         evaluators=tuple(evaluator.card for evaluator in find_evaluators()),
         finetuners=tuple(finetuner.card for finetuner in find_finetuners()),
+        transforms=tuple(step.card for step in find_transforms()),
+        post_steps=tuple(step.card for step in find_post_steps()),
     )
 
 
@@ -135,6 +162,14 @@ def main(arguments: Sequence[str] | None = None, *, path: Path = CATALOG_PATH) -
 def _find(package: ModuleType, kind: type[Entry]) -> dict[str, Entry]:
     names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     return {name: _only(importlib.import_module(name), kind) for name in sorted(names)}
+
+
+def _load(package: ModuleType, name: str, kind: type[Entry]) -> Entry:
+    return _only(importlib.import_module(f"{package.__name__}.{name}"), kind)
+
+
+def _name_of(nested: JsonValue) -> str:
+    return str(nested["method"]) if isinstance(nested, dict) else ""
 
 
 def _only(module: ModuleType, kind: type[Entry]) -> Entry:

@@ -1,10 +1,10 @@
-"""What a merge method, an evaluator and a fine-tuner are: functions with a card.
+"""What a merge method, a transform and a post-step are: functions with a card.
 
 A file of workers/methods/ holds one such function, decorated with `merge_method`. dtype, device, randomness, chunking
 and disk belong to the pipeline; a method sees float32 tensors on one device and returns one.
 
-An evaluator (workers/evaluators/) measures a checkpoint on tasks of one kind, and says how such a task is trained on; a
-fine-tuner (workers/finetuning/) trains whatever an evaluator hands it.
+A transform (workers/transforms/) changes task vectors before any method sees them; a post-step (workers/post_steps/)
+changes what any method has merged.
 
 Collect, then combine: a method that needs more than the piece at hand (a global threshold, a Gram matrix) names
 statistic requests with `collect=`. The pipeline computes them in earlier passes over the merge set and hands them over
@@ -21,10 +21,8 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import EvaluatorCard, FinetunerCard, Granularity, MethodCard
-from app.domain.checkpoints import LocalCheckpoint
+from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
 from app.domain.parameters import Parameters
-from app.domain.tasks import LocalTask, Measurement
 
 Result = TypeVar("Result")
 
@@ -41,6 +39,7 @@ class MergeContext:
     seed: int = 0
     model_keys: tuple[str, ...] = ()  # identity of each model's content; keys random draws
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
+    nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
@@ -70,6 +69,7 @@ class Piece:
     position: int  # flat index within the merge set
     base: Tensor | None  # [m] float32
     finetuned: Tensor  # [n, m] float32
+    merged: Tensor | None = None  # [m] float32; what the method made of them, for the statistics of post-steps
 
 
 class PieceSource(Protocol):
@@ -87,10 +87,17 @@ class PieceSource(Protocol):
     def weights(self) -> Sequence[float]:
         """One weight per model."""
 
-    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a pure function to every piece, on several threads, and yield the results in order of position.
 
-        tensors: only pieces of these; None: of all. The function keeps no view of a piece's tensors.
+        tensors: only pieces of these; None: of all. granularity: what a piece holds at least: any run of elements,
+        whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
@@ -112,6 +119,20 @@ class StatisticRequest(Protocol):
         """Read the source and return the statistic."""
 
 
+class NestedMerge(Protocol):
+    """A method that a parameter of another one names, with its own parameters and statistics."""
+
+    def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
+        """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
+
+        With scope "merge_set" the arguments are the piece that the outer method was given. With scope "local" they are
+        any tensors, base [*shape], finetuned [n, *shape]: a model of one tensor.
+        """
+
+    def of_piece(self, piece: Piece) -> Tensor:
+        """Return the merge of a piece of the merge set, [m] float32."""
+
+
 @dataclass(frozen=True)
 class MergeMethod:
     """A method as the pipeline takes it: card, parameters class, and the two functions."""
@@ -119,7 +140,49 @@ class MergeMethod:
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
-    collect: Callable[[Any], Sequence[StatisticRequest]]  # of the method's own parameters class
+    collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of the task vectors that stands before any method."""
+
+    card: StepCard
+    parameters: type[Parameters]
+    apply: Callable[..., Tensor]  # (base, finetuned, parameters, context) -> finetuned
+    collect: Callable[[Any], Sequence[StatisticRequest]]
+
+
+@dataclass(frozen=True)
+class PostStep:
+    """A change of the merged task vector that stands behind any method."""
+
+    card: StepCard
+    parameters: type[Parameters]
+    apply: Callable[..., Tensor]  # (base, finetuned, merged, parameters, context) -> merged
+    collect: Callable[[Any], Sequence[StatisticRequest]]  # its sources' pieces hold what was merged
+
+
+@dataclass(frozen=True)
+class RecipeCode:
+    """The code that a recipe names."""
+
+    method: MergeMethod
+    nested: Mapping[str, MergeMethod] = field(default_factory=dict)  # parameter -> the method it names
+    transforms: tuple[Transform, ...] = ()
+    post_steps: tuple[PostStep, ...] = ()
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the base model's weights are read; steps change task vectors, so they need it."""
+        has_steps = bool(self.transforms or self.post_steps)
+        return has_steps or any(one.card.base_model != "unused" for one in (self.method, *self.nested.values()))
+
+    @property
+    def cards_beside(self) -> tuple[MethodCard | StepCard, ...]:
+        """The cards of what sees the merge set beside the method: it decides passes, and what a piece must hold."""
+        nested = [method.card for name, method in self.nested.items() if self.method.card.nested[name] == "merge_set"]
+        return (*nested, *(step.card for step in self.transforms), *(step.card for step in self.post_steps))
 
 
 def merge_method(
@@ -140,7 +203,8 @@ def merge_method(
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
     statistic_passes: int = 0,
-    collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
+    nested: Mapping[str, NestedScope] | None = None,
+    collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] = ("delta", "factors"),
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -150,6 +214,9 @@ def merge_method(
     "row": base [rows, width], whole rows along the last axis (a tensor of fewer than 2 dimensions is one row);
     "tensor", "matrix": base [*shape], finetuned [n, *shape]. All float32; base is None where no base model is given.
     It returns the merged piece in the shape of one model's piece, and changes none of its arguments.
+
+    nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
+    takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
     """
     card = MethodCard(
         name=name,
@@ -172,10 +239,67 @@ def merge_method(
         accepts_adapters=bool(adapter_spaces),
         accepts_dense=accepts_dense,
         adapter_spaces=adapter_spaces,
+        nested=dict(nested or {}),
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
         return MergeMethod(card, parameters, function, collect or _collect_nothing)
+
+    return decorate
+
+
+def transform(
+    *,
+    name: str,
+    title: str,
+    summary: str,
+    source: str,
+    parameters: type[Parameters],
+    granularity: Granularity,
+    version: int = 1,
+    statistic_passes: int = 0,
+    collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
+) -> Callable[[Callable[..., Tensor]], Transform]:
+    """Turn `apply(base, finetuned, parameters, context) -> finetuned` into a transform with its card.
+
+    It is given what a method of its granularity is given, base model included, and returns the models that the method
+    shall see, [n, *shape] float32: the base plus the changed task vectors.
+    """
+    card = StepCard(
+        name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
+        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., Tensor]) -> Transform:
+        return Transform(card, parameters, function, collect or _collect_nothing)
+
+    return decorate
+
+
+def post_step(
+    *,
+    name: str,
+    title: str,
+    summary: str,
+    source: str,
+    parameters: type[Parameters],
+    granularity: Granularity,
+    version: int = 1,
+    statistic_passes: int = 0,
+    collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
+) -> Callable[[Callable[..., Tensor]], PostStep]:
+    """Turn `apply(base, finetuned, merged, parameters, context) -> merged` into a post-step with its card.
+
+    It is given what a method of its granularity is given, what the method made of it, [*shape], and returns what shall
+    stand in its place, [*shape] float32.
+    """
+    card = StepCard(
+        name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
+        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., Tensor]) -> PostStep:
+        return PostStep(card, parameters, function, collect or _collect_nothing)
 
     return decorate
 
@@ -186,144 +310,3 @@ def _digest(key: str) -> int:
 
 def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
     return ()
-
-
-class ModelSource(Protocol):
-    """Runnable models of one job: each checkpoint is loaded once (workers/checkpoints/model.py)."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models lie."""
-
-    def encoder(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's encoder, in evaluation mode."""
-
-    def classifier(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's model with its own classification head, in evaluation mode."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured or trained: a checkpoint on a task, under a head made with a base model."""
-
-    task: LocalTask
-    checkpoint: LocalCheckpoint
-    base_model: LocalCheckpoint
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A task as a fine-tuner sees it: a model, and its loss on any batch of training examples."""
-
-    module: torch.nn.Module  # the encoder whose parameters may be trained; in evaluation mode, so without dropout
-    embeddings: frozenset[str]  # names of the parameters that embed the input
-    n_examples: int
-    loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
-
-
-class Measure(Protocol):
-    """Measure a subject on one split of its task; `on_examples(done, total)` reports."""
-
-    def __call__(
-        self, subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
-    ) -> tuple[Measurement, ...]:
-        """Return the measurements."""
-
-
-class MakeTrainable(Protocol):
-    """Open a subject for training on its task's `train` split."""
-
-    def __call__(self, subject: Subject, models: ModelSource) -> Trainable:
-        """Return the model with its loss."""
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """An evaluator as the pipelines take it."""
-
-    card: EvaluatorCard
-    parameters: type[Parameters]
-    measure: Measure
-    make_trainable: MakeTrainable | None  # None: tasks of this kind cannot be trained on
-
-
-def evaluator(
-    *,
-    name: str,
-    title: str,
-    summary: str,
-    source: str,
-    heads: tuple[str, ...],
-    metrics: tuple[str, ...],
-    parameters: type[Parameters],
-    version: int = 1,
-    make_trainable: MakeTrainable | None = None,
-) -> Callable[[Measure], Evaluator]:
-    """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
-
-    `parameters` is the form of a task's `preprocessing`; the evaluator's name is the `kind` of the tasks it measures.
-    """
-    card = EvaluatorCard(
-        name=name,
-        version=version,
-        title=title,
-        summary=summary,
-        source=source,
-        heads=heads,
-        metrics=metrics,
-        parameters=parameters.model_json_schema(),
-    )
-
-    def decorate(function: Measure) -> Evaluator:
-        return Evaluator(card, parameters, function, make_trainable)
-
-    return decorate
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a training run, as it is reported."""
-
-    done: int  # steps done, this one included
-    total: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class Finetuner:
-    """A fine-tuning technique as the pipeline takes it.
-
-    `train(trainable, parameters, seed, on_step)` changes the trainable's module in place and returns the names of the
-    parameters it has trained.
-    """
-
-    card: FinetunerCard
-    parameters: type[Parameters]
-    train: Callable[..., frozenset[str]]
-
-
-def finetuner(
-    *,
-    name: str,
-    title: str,
-    summary: str,
-    source: str,
-    parameters: type[Parameters],
-    produces: Literal["dense", "adapter"] = "dense",
-    version: int = 1,
-) -> Callable[[Callable[..., frozenset[str]]], Finetuner]:
-    """Turn `train(trainable, parameters, seed, on_step)` into a fine-tuning technique with its card."""
-    card = FinetunerCard(
-        name=name,
-        version=version,
-        title=title,
-        summary=summary,
-        source=source,
-        produces=produces,
-        parameters=parameters.model_json_schema(),
-    )
-
-    def decorate(function: Callable[..., frozenset[str]]) -> Finetuner:
-        return Finetuner(card, parameters, function)
-
-    return decorate

@@ -133,12 +133,14 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
     plans = import_module("app.domain.plans")
     catalog = import_module("workers.catalog")
     merge = import_module("workers.pipelines.merge")
-    method = catalog.load_method(work.recipe.method)
+    code = catalog.load_recipe(work.recipe)
     base = work.base_model.manifest if work.base_model is not None else None
-    plan = plans.make_plan(work.recipe, base, [model.manifest for model in work.models], method.card)
+    plan = plans.make_plan(
+        work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
+    )
     manifest, report = merge.merge_checkpoints(
         plan,
-        method,
+        code,
         recipe=work.recipe,
         base=work.base_model,
         models=work.models,

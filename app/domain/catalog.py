@@ -10,7 +10,6 @@ from math import fsum
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonschema
 from pydantic import Field, JsonValue
 
 from app.domain.adapters import AdapterSpace
@@ -26,13 +25,25 @@ from app.domain.errors import (
     UnknownTechnique,
     near_match,
 )
+from app.domain.parameter_checks import fill_defaults, parameter_faults, schema_faults
+from app.domain.recipes import Recipe
 
 CATALOG_FORMAT_VERSION = 1
 CATALOG_PATH = Path(__file__).parent / "catalog.json"
 MAX_MODELS = 256
-DEFAULT_FOR_ONE_MODEL = "x-default-for-one-model"  # keyword in a parameters schema, beside "default"
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+# What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
+NestedScope = Literal["merge_set", "local"]
+StepKind = Literal["transforms", "post_steps"]
+
+
+_FINE_TO_COARSE: tuple[Granularity, ...] = ("element", "row", "tensor", "matrix", "model")
+
+
+def coarsest(granularities: Sequence[Granularity]) -> Granularity:
+    """Return the granularity that holds enough for all."""
+    return max(granularities, key=_FINE_TO_COARSE.index)
 
 
 class MethodCard(Value):
@@ -63,6 +74,20 @@ class MethodCard(Value):
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
+    nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
+
+
+class StepCard(Value):
+    """What a caller needs to know about a transform (before the method) or a post-step (after it)."""
+
+    name: str
+    version: int  # raised whenever the step gives other bytes for the same input
+    title: str
+    summary: str
+    source: str
+    granularity: Granularity
+    parameters: dict[str, Any]  # JSON Schema of the parameters object
+    statistic_passes: int = Field(default=0, ge=0)
 
 
 class EvaluatorCard(Value):
@@ -97,6 +122,8 @@ class Catalog(Value):
     methods: tuple[MethodCard, ...]
     evaluators: tuple[EvaluatorCard, ...]
     finetuners: tuple[FinetunerCard, ...] = ()
+    transforms: tuple[StepCard, ...] = ()
+    post_steps: tuple[StepCard, ...] = ()
 
     def method(self, name: str) -> MethodCard:
         """Return a method's card by name or alias.
@@ -143,14 +170,88 @@ class Catalog(Value):
         faults += _per_model_faults(card, model_parameters)
         if faults:
             raise Invalid(_summary(card.name, faults), errors=faults)
-        faults = schema_faults(card.parameters, dict(parameters), pointer="/parameters")
+        faults = parameter_faults(card.parameters, parameters, pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
+        for name in card.nested:
+            effective[name] = self._check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
         faults = _weight_sum_faults(card, effective, weights)
         if faults:
             raise Invalid(_summary(card.name, faults), errors=faults)
         return card, effective
+
+    def check_override(
+        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, pointer: str
+    ) -> dict[str, JsonValue]:
+        """Return the parameters that an override sets, in one form; nothing is filled in.
+
+        Raises: InvalidParameters naming every fault at once.
+        """
+        faults = parameter_faults(card.parameters, parameters, pointer=pointer)
+        faults += [
+            FieldProblem(f"{pointer}/{name}", f"{name} is a method; it cannot differ between tensors")
+            for name in card.nested
+            if name in parameters
+        ]
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
+        filled = fill_defaults(card.parameters, parameters)
+        return {name: value for name, value in filled.items() if name in parameters}
+
+    def check_step(
+        self, kind: StepKind, name: str, parameters: Mapping[str, JsonValue], *, pointer: str
+    ) -> tuple[StepCard, dict[str, JsonValue]]:
+        """Return the card and the effective parameters (defaults filled in) of a transform or a post-step.
+
+        Raises: Invalid for an unknown name; InvalidParameters naming every fault at once.
+        """
+        cards = {card.name: card for card in (self.transforms if kind == "transforms" else self.post_steps)}
+        if name not in cards:
+            what = "transform" if kind == "transforms" else "post-step"
+            problem = FieldProblem(f"{pointer}/name", _unknown(what, name, list(cards)), near_match(name, cards))
+            raise Invalid(problem.message, errors=[problem])
+        card = cards[name]
+        faults = parameter_faults(card.parameters, parameters, pointer=f"{pointer}/parameters")
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
+        return card, fill_defaults(card.parameters, parameters)
+
+    def _check_nested(
+        self, name: str, value: JsonValue, *, has_base_model: bool, weights: Sequence[float]
+    ) -> dict[str, JsonValue]:
+        """Return a method inside a method as the recipe has it: its name, version and effective parameters."""
+        pointer = f"/parameters/{name}"
+        asked = value if isinstance(value, dict) else {}
+        parameters = asked.get("parameters", {})
+        try:
+            card, effective = self.check(
+                str(asked["method"]),
+                parameters if isinstance(parameters, dict) else {},
+                has_base_model=has_base_model,
+                weights=weights,
+            )
+        except Invalid as error:
+            problems = [FieldProblem(pointer + one.pointer, one.message, one.did_you_mean) for one in error.errors]
+            raise type(error)(f"{pointer}: {error.detail}", errors=problems) from None
+        faults = [FieldProblem(f"{pointer}/method", reason) for reason in _nesting_faults(card, asked.get("version"))]
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
+        return {"method": card.name, "version": card.version, "parameters": dict(effective)}
+
+    def cards_beside(self, recipe: Recipe) -> tuple[MethodCard | StepCard, ...]:
+        """Return the cards of what sees the merge set beside a recipe's method: what is nested in it, and steps."""
+        card = self.method(recipe.method)
+        nested = [
+            self.method(_method_in(recipe.parameters[name])) for name in card.nested if card.nested[name] == "merge_set"
+        ]
+        transforms = {step.name: step for step in self.transforms}
+        post_steps = {step.name: step for step in self.post_steps}
+        return (
+            *nested,
+            *(transforms[step.name] for step in recipe.transforms),
+            *(post_steps[step.name] for step in recipe.post_steps),
+        )
 
     def check_task(
         self, kind: str, *, head: str, metric: str, preprocessing: Mapping[str, JsonValue]
@@ -205,84 +306,19 @@ def load_catalog() -> Catalog:
     return Catalog.model_validate(json.loads(CATALOG_PATH.read_text(encoding="utf-8")))
 
 
-def fill_defaults(
-    schema: Mapping[str, Any], values: Mapping[str, JsonValue], *, n_models: int | None = None
-) -> dict[str, JsonValue]:
-    """Return the values with the schema's defaults filled in, sorted by name; equal numbers in one form (1 is 1.0).
-
-    A parameter whose best default is another one for a single model says so as `x-default-for-one-model`.
-    """
-    defaults: dict[str, JsonValue] = {}
-    for name, rule in schema.get("properties", {}).items():
-        if n_models == 1 and DEFAULT_FOR_ONE_MODEL in rule:
-            defaults[name] = rule[DEFAULT_FOR_ONE_MODEL]
-        elif "default" in rule:
-            defaults[name] = rule["default"]
-    merged = {**defaults, **values}
-    rules = schema.get("properties", {})
-    return {name: _one_form(rules.get(name, {}), merged[name]) for name in sorted(merged)}
+def _method_in(nested: JsonValue) -> str:
+    return str(nested["method"]) if isinstance(nested, dict) else ""
 
 
-def schema_faults(schema: Mapping[str, Any], document: object, *, pointer: str) -> list[FieldProblem]:
-    """Return every fault of a document under a JSON Schema, unknown names with their near matches."""
-    validator = jsonschema.Draft202012Validator(schema)
-    faults = _number_faults(document, pointer)
-    if faults:
-        return faults
-    for error in sorted(validator.iter_errors(document), key=lambda error: [str(step) for step in error.path]):
-        where = "".join(f"/{step}" for step in error.path)
-        if error.validator == "additionalProperties":
-            known = list(error.schema.get("properties", {}))
-            unknown = [name for name in error.instance if name not in known]
-            faults += [
-                FieldProblem(
-                    f"{pointer}{where}/{name}",
-                    f"unknown parameter {name!r}; known: {', '.join(known) or 'none'}",
-                    near_match(name, known),
-                )
-                for name in unknown
-            ]
-        else:
-            faults.append(FieldProblem(f"{pointer}{where}", _describe(error)))
-    return faults
-
-
-def _number_faults(document: object, pointer: str) -> list[FieldProblem]:
-    """Return the integers that no 64-bit number holds; a JSON text may have any number of digits."""
-    if isinstance(document, Mapping):
-        return [fault for name, value in document.items() for fault in _number_faults(value, f"{pointer}/{name}")]
-    if isinstance(document, list):
-        return [fault for at, value in enumerate(document) for fault in _number_faults(value, f"{pointer}/{at}")]
-    if isinstance(document, int) and not -(2**63) <= document < 2**63:
-        return [FieldProblem(pointer, "the number is out of range; expected at most 64 bits")]
-    return []
-
-
-def _one_form(rule: Mapping[str, Any], value: JsonValue) -> JsonValue:
-    """Return the value as its type has it, so that equal requests have equal digests: 1 and 1.0 are one number."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    kind = rule.get("type")
-    if is_number and kind == "number":
-        return float(value)  # type: ignore[arg-type]  # it is a number
-    if is_number and kind == "integer":
-        return int(value)  # type: ignore[arg-type]  # JSON Schema takes 3.0 for an integer
-    return value
-
-
-def _describe(error: jsonschema.ValidationError) -> str:
-    rule = error.schema if isinstance(error.schema, Mapping) else {}
-    bounds = [
-        f"{word} {rule[key]}"
-        for key, word in (
-            ("exclusiveMinimum", ">"),
-            ("minimum", ">="),
-            ("exclusiveMaximum", "<"),
-            ("maximum", "<="),
-        )
-        if key in rule
-    ]
-    expected = f"; expected a number {' and '.join(bounds)}" if bounds else ""
-    return f"{error.message}{expected}"
+def _nesting_faults(card: MethodCard, version: JsonValue) -> list[str]:
+    reasons: list[str] = []
+    if card.produces != "dense":
+        reasons.append(f"{card.name} gives a {card.produces} artifact; expected a method that gives one dense model")
+    if card.nested:
+        reasons.append(f"{card.name} has a method inside itself; expected one without")
+    if version not in (None, card.version):
+        reasons.append(f"the recipe is of version {version} of {card.name}, this service has version {card.version}")
+    return reasons
 
 
 def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Sequence[float]) -> list[FieldProblem]:

@@ -5,13 +5,23 @@ A method's parameters are a frozen pydantic model that refuses unknown names; it
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Parameters(BaseModel):
     """Base of every method's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NestedMethod(BaseModel):
+    """A method inside a method, as a request writes it; in a recipe its version and defaults are filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: str = Field(min_length=1, max_length=128)
+    version: int | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 Density = Annotated[

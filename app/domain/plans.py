@@ -5,12 +5,14 @@ depends on the recipe and the reference model's tensors only: not on threads, no
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from app.domain.catalog import MethodCard
+from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
 from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
 from app.domain.recipes import Recipe
+from app.domain.tensor_parameters import group_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -88,25 +90,47 @@ class MergePlan(Value):
         return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
 
 
-def make_plan(recipe: Recipe, base: Manifest | None, models: Sequence[Manifest], card: MethodCard) -> MergePlan:
+@dataclass(frozen=True)
+class _Cost:
+    """What the cards of a recipe add up to."""
+
+    n_passes: int  # over the merged inputs, the merge itself included
+    granularity: Granularity
+    reads_base: bool
+
+
+def make_plan(
+    recipe: Recipe,
+    base: Manifest | None,
+    models: Sequence[Manifest],
+    card: MethodCard,
+    beside: Sequence[MethodCard | StepCard] = (),
+) -> MergePlan:
     """Return the plan of a recipe; without a base model, models[0] supplies what is not merged.
 
-    Raises: IncompatibleCheckpoints naming the tensors that differ; Invalid for a glob that matches nothing, or when
-        nothing is left to merge.
+    beside: the cards of what the recipe names beside its method (Catalog.cards_beside).
+    Raises: IncompatibleCheckpoints naming the tensors that differ; Invalid for a glob that matches nothing, for a
+        gradient without numbered blocks, or when nothing is left to merge.
     """
     merge_set = find_merge_set(recipe, base, models)
+    group_tensors(recipe, list(merge_set.merged))
+    cost = _Cost(
+        n_passes=1 + sum(one.statistic_passes for one in (card, *beside)),
+        granularity=coarsest([one.granularity for one in (card, *beside)]),
+        reads_base=any(isinstance(one, StepCard) or one.base_model != "unused" for one in (card, *beside)),
+    )
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
-    bytes_read = _bytes_read(merge_set, tensors, card)
+    bytes_read = _bytes_read(merge_set, tensors, cost)
     bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(merge_set.reference)
     return MergePlan(
         files=files,
         tensors=tensors,
         warnings=list_warnings(merge_set, card),
-        n_passes=card.statistic_passes + 1,
+        n_passes=cost.n_passes,
         bytes_read=bytes_read,
         bytes_written=bytes_written,
-        peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, card, len(models)),
+        peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, cost, len(models)),
         disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
@@ -160,13 +184,13 @@ def _lay_out(
     return tuple(files), tuple(placed)
 
 
-def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], card: MethodCard) -> int:
+def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Cost) -> int:
     merged = merge_set.merged
     inputs = sum(model[name].size_bytes for model in merge_set.found for name in merged)
-    if merge_set.has_base and card.base_model != "unused":
+    if merge_set.has_base and cost.reads_base:
         inputs += sum(tensor.size_bytes for tensor in merged.values())
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
-    return inputs * (card.statistic_passes + 1) + copied
+    return inputs * cost.n_passes + copied
 
 
 def _companion_bytes(reference: Manifest) -> int:
@@ -174,8 +198,8 @@ def _companion_bytes(reference: Manifest) -> int:
     return sum(file.size_bytes for file in reference.files if file.path not in weight_files)
 
 
-def _piece_bytes(merge_set: MergeSet, card: MethodCard, n_models: int) -> int:
+def _piece_bytes(merge_set: MergeSet, cost: _Cost, n_models: int) -> int:
     largest = max(tensor.n_elements for tensor in merge_set.merged.values())
-    is_cut = card.granularity in ("element", "row")
+    is_cut = cost.granularity in ("element", "row")
     elements = min(piece_elements(n_models), largest) if is_cut else largest
     return elements * 4 * COPIES_PER_PIECE * (n_models + 1) * (THREADS if is_cut else 1)

@@ -28,6 +28,22 @@ class RecipeModel(PinnedCheckpoint):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Override(Value):
+    """Parameters and weights of the tensors that a glob matches; of two overrides the later one wins."""
+
+    match: str
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)  # those that differ
+    weights: tuple[float | tuple[float, ...], ...] | None = None  # one per model, or a gradient over the depth
+
+
+class PinnedStep(Value):
+    """A transform or a post-step with its effective parameters."""
+
+    name: str
+    version: int
+    parameters: dict[str, JsonValue]
+
+
 class Recipe(Value):
     """A merge, complete: everything that decides the bytes of the result, and nothing else."""
 
@@ -37,7 +53,7 @@ class Recipe(Value):
     method_version: int
     base_model: PinnedCheckpoint | None = None
     models: tuple[RecipeModel, ...]
-    parameters: dict[str, JsonValue]  # effective: defaults filled in
+    parameters: dict[str, JsonValue]  # effective: defaults filled in; a number may be a gradient over the depth
     seed: int = 0
     output_dtype: str | None = None  # float32 | float16 | bfloat16; None: each tensor keeps the base's
     shard_bytes: int
@@ -46,6 +62,9 @@ class Recipe(Value):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True  # floating BatchNorm buffers are merged like weights
+    overrides: tuple[Override, ...] = ()
+    transforms: tuple[PinnedStep, ...] = ()  # of the task vectors, before the method, in this order
+    post_steps: tuple[PinnedStep, ...] = ()  # of the merged task vector, after the method, in this order
 
     @property
     def digest(self) -> str:

@@ -118,6 +118,28 @@ class MergeModel(Request):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class OverrideRequest(Request):
+    """Other parameters or weights for some tensors; of two overrides that match a tensor, the later one wins."""
+
+    match: Glob = Field(description="Glob of tensor names.")
+    parameters: dict[str, JsonValue] = Field(default_factory=dict, description="Those that differ.")
+    weights: list[Weight | Annotated[list[Weight], Field(min_length=2, max_length=1000)]] | None = Field(
+        default=None, max_length=MAX_MODELS, description="One per model: a number, or a list interpolated over depth."
+    )
+
+
+class StepRequest(Request):
+    """A transform before the method, or a post-step after it."""
+
+    name: str = Field(min_length=1, max_length=128)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
+
+
+Overrides = Annotated[list[OverrideRequest], Field(max_length=1000)]
+Steps = Annotated[list[StepRequest], Field(max_length=16)]
+
+
 class Output(Request):
     """What the result is called."""
 
@@ -154,6 +176,9 @@ class MergeRequest(WorkRequest):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True
+    overrides: Overrides = Field(default_factory=list)
+    transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
+    post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
     engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
 

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
-from app.domain.catalog import Catalog, MethodCard
+from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
 from app.domain.errors import FieldProblem, Invalid
-from app.domain.recipes import ENGINE_VERSION, PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
 from app.services import measuring
@@ -44,6 +44,9 @@ class MergeSpec(Value):
     nan_policy: str
     tensors: str
     merge_buffers: bool
+    overrides: tuple[dict[str, JsonValue], ...] = ()
+    transforms: tuple[dict[str, JsonValue], ...] = ()
+    post_steps: tuple[dict[str, JsonValue], ...] = ()
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
 
@@ -119,6 +122,56 @@ def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, 
     )
 
 
+def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -> tuple[Override, ...]:
+    n_models = len(request.models)
+    overrides: list[Override] = []
+    for index, one in enumerate(request.overrides):
+        pointer = f"/overrides/{index}"
+        parameters = catalog.check_override(card, one.parameters, pointer=f"{pointer}/parameters")
+        weights = None if one.weights is None else tuple(_weight_of(weight) for weight in one.weights)
+        faults = _weights_faults(card, weights, n_models, pointer=f"{pointer}/weights")
+        if faults:
+            raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
+        overrides.append(Override(match=one.match, parameters=parameters, weights=weights))
+    return tuple(overrides)
+
+
+def _weight_of(weight: float | list[float]) -> float | tuple[float, ...]:
+    return tuple(float(step) for step in weight) if isinstance(weight, list) else float(weight)
+
+
+def _weights_faults(
+    card: MethodCard, weights: Sequence[float | tuple[float, ...]] | None, n_models: int, *, pointer: str
+) -> list[FieldProblem]:
+    if weights is None:
+        return []
+    if len(weights) != n_models:
+        return [FieldProblem(pointer, f"found {len(weights)} weights, expected one for each of the {n_models} models")]
+    if card.weights == "unused":
+        return [FieldProblem(pointer, f"{card.name} uses no weights; leave them out")]
+    steps = [step for weight in weights for step in (weight if isinstance(weight, tuple) else (weight,))]
+    if card.weights == "non_negative" and min(steps) < 0:
+        return [FieldProblem(pointer, f"{card.name} needs weights >= 0, found {min(steps)}")]
+    return []
+
+
+def _check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tuple[PinnedStep, ...]:
+    asked = request.transforms if kind == "transforms" else request.post_steps
+    if asked and request.base_model is None:
+        message = f"{asked[0].name} changes task vectors, which need a base_model; name the pre-trained checkpoint"
+        raise Invalid(f"/base_model: {message}.", errors=[FieldProblem("/base_model", message)])
+    steps: list[PinnedStep] = []
+    for index, one in enumerate(asked):
+        pointer = f"/{kind}/{index}"
+        card, parameters = catalog.check_step(kind, one.name, one.parameters, pointer=pointer)
+        if one.version not in (None, card.version):
+            message = f"the recipe is of version {one.version} of {card.name}, this service has version {card.version}"
+            problem = FieldProblem(f"{pointer}/version", message)
+            raise Invalid(f"{pointer}: {message}. Merge with the release it is of.", errors=[problem])
+        steps.append(PinnedStep(name=card.name, version=card.version, parameters=parameters))
+    return tuple(steps)
+
+
 def _check_versions(card: MethodCard, request: MergeRequest) -> None:
     pairs = (
         ("method_version", request.method_version, card.version),
@@ -187,6 +240,9 @@ def _recipe(
         nan_policy=request.nan_policy,
         tensors=request.tensors,
         merge_buffers=request.merge_buffers,
+        overrides=_check_overrides(wiring.catalog, card, request),
+        transforms=_check_steps(wiring.catalog, "transforms", request),
+        post_steps=_check_steps(wiring.catalog, "post_steps", request),
     )
 
 

@@ -45,7 +45,7 @@ def submit(
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
         made = drafts.draft(session, wiring, actor, request)
-        plan = make_plan(made.recipe, made.base_manifest, made.manifests, made.card)
+        plan = _plan(wiring, made)
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
         if source is None or source.state != JobState.SUCCEEDED:
             _check_disk(wiring, plan)
@@ -76,7 +76,7 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
         "free_disk_bytes": wiring.storage.free_bytes(),
     }
     try:
-        planned = make_plan(made.recipe, made.base_manifest, made.manifests, made.card)
+        planned = _plan(wiring, made)
     except (IncompatibleCheckpoints, Invalid) as error:
         return PlanView(**common, is_runnable=False, problems=[error.to_json()], warnings=[])
     problems: list[AmalgamError] = []
@@ -112,6 +112,11 @@ def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest
         raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
     recipe = MergeSpec.model_validate(job.spec).recipe
     return MergeRequest.model_validate(request_of(recipe))
+
+
+def _plan(wiring: Wiring, made: Draft) -> MergePlan:
+    beside = wiring.catalog.cards_beside(made.recipe)
+    return make_plan(made.recipe, made.base_manifest, made.manifests, made.card, beside)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:

@@ -15,7 +15,7 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
-from workers.catalog import load_method
+from workers.catalog import load_recipe
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.merge import merge_checkpoints
 
@@ -59,7 +59,7 @@ def merge_once(folder: Path, method: str, output: Path, *, threads: int | None) 
     output.mkdir(parents=True)
     manifest, _ = merge_checkpoints(
         plan,
-        load_method(method),
+        load_recipe(recipe),
         recipe=recipe,
         base=base,
         models=models,

@@ -15,7 +15,7 @@ from app.domain.plans import make_plan
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from benchmarks.parity.case import Case
 from benchmarks.parity.inputs import FLOATS
-from workers.catalog import load_method
+from workers.catalog import load_recipe
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.merge import merge_checkpoints
 
@@ -49,7 +49,7 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
     output.mkdir(parents=True)
     merge_checkpoints(
         plan,
-        load_method(card.name),
+        load_recipe(recipe),
         recipe=recipe,
         base=base if is_based else None,
         models=used,

@@ -13,8 +13,8 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.jobs import Progress
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
-from workers.catalog import load_method
+from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from workers.catalog import load_recipe
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.merge import merge_checkpoints
 
@@ -44,6 +44,9 @@ class FileMerge:
     weights: Sequence[float] = ()
     seed: int = 0
     exclude: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    transforms: tuple[PinnedStep, ...] = ()
+    post_steps: tuple[PinnedStep, ...] = ()
     output_dtype: str | None = None
     shard_bytes: int = 5_000_000_000
     threads: int | None = None
@@ -66,14 +69,19 @@ class FileMerge:
             parameters=parameters,
             seed=self.seed,
             exclude=self.exclude,
+            overrides=self.overrides,
+            transforms=self.transforms,
+            post_steps=self.post_steps,
             output_dtype=self.output_dtype,
             shard_bytes=self.shard_bytes,
         )
-        plan = make_plan(recipe, None if base is None else base.manifest, [model.manifest for model in models], card)
+        beside = load_catalog().cards_beside(recipe)
+        manifests = [model.manifest for model in models]
+        plan = make_plan(recipe, None if base is None else base.manifest, manifests, card, beside)
         output.mkdir(parents=True)
         manifest, _ = merge_checkpoints(
             plan,
-            load_method(card.name),
+            load_recipe(recipe),
             recipe=recipe,
             base=base,
             models=models,

@@ -1,64 +1,33 @@
 """Merging state dicts in memory, piece by piece as the pipeline does: what tests and parity runs call a method with."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
-from workers.contract import MergeContext, MergeMethod, Piece
+from app.domain.parameter_checks import fill_defaults
+from app.domain.recipes import PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
+from workers.granularity import step_elements
+from workers.pipelines.program import MergeProgram, prepare
+from workers.statistics.views import TensorSource
 
-Result = TypeVar("Result")
 StateDict = Mapping[str, Tensor]
+Values = Mapping[str, Any]  # parameters by name
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class MemorySource:
-    """A merge set that lies in memory, cut into runs of at most `piece_elements` elements."""
+class MemorySource(TensorSource):
+    """A merge set that lies in memory; every model counts once unless weights are given."""
 
-    base: StateDict | None
-    models: Sequence[StateDict]
-    model_weights: Sequence[float] = ()
-    piece_elements: int = 1 << 20
+    weights: Sequence[float] = ()
 
-    @property
-    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
-        found: list[tuple[str, tuple[int, ...], int]] = []
-        position = 0
-        for name in sorted(self.models[0]):
-            shape = tuple(self.models[0][name].shape)
-            found.append((name, shape, position))
-            position += prod(shape)
-        return found
-
-    @property
-    def n_models(self) -> int:
-        return len(self.models)
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self.model_weights or (1.0,) * self.n_models
-
-    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
-        for name, shape, _ in self.tensors:
-            n = prod(shape) if tensors is None or name in tensors else 0
-            for offset in range(0, n, self.piece_elements):
-                yield function(self.read(name, offset, min(self.piece_elements, n - offset)))
-
-    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
-        shape, start = next((shape, position) for name, shape, position in self.tensors if name == tensor)
-        run = slice(offset, offset + n_elements)
-        return Piece(
-            tensor=tensor,
-            shape=shape,
-            offset=offset,
-            position=start + offset,
-            base=None if self.base is None else self.base[tensor].float().flatten()[run],
-            finetuned=torch.stack([model[tensor].float().flatten()[run] for model in self.models]),
-        )
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(self.weights) or (1.0,) * len(self.models))
 
 
 @dataclass(frozen=True)
@@ -66,69 +35,68 @@ class MemoryMerge:
     """A method with all it needs, ready to run over state dicts in memory."""
 
     method: MergeMethod
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Values = field(default_factory=dict)
     weights: Sequence[float] = ()
     seed: int = 0
     model_keys: tuple[str, ...] = ()
     piece_elements: int = 1 << 20
+    nested: Mapping[str, MergeMethod] = field(default_factory=dict)
+    transforms: Sequence[tuple[Transform, Values]] = ()
+    post_steps: Sequence[tuple[PostStep, Values]] = ()
 
     def __call__(self, base: StateDict | None, models: Sequence[StateDict]) -> dict[str, Tensor]:
         """Return the merged state dict, float32."""
         source = MemorySource(base, models, self.weights, self.piece_elements)
-        effective = fill_defaults(self.method.card.parameters, self.parameters, n_models=len(models))
-        parameters = self.method.parameters.model_validate(effective)
-        statistics = {request.name: request.collect(source) for request in self.method.collect(parameters)}
-        return {
-            name: self._merge_tensor(source, (name, shape, position), parameters, statistics)
-            for name, shape, position in source.tensors
-        }
+        code = RecipeCode(
+            _watched(self.method),
+            self.nested,
+            tuple(step for step, _ in self.transforms),
+            tuple(step for step, _ in self.post_steps),
+        )
+        program = prepare(self._recipe(source), code, source, device=CPU)
+        return {name: _merge_tensor(source, program, name, shape) for name, shape, _ in source.tensors}
 
-    def _merge_tensor(
-        self, source: MemorySource, tensor: tuple[str, tuple[int, ...], int], parameters: Any, statistics: Any
-    ) -> Tensor:
-        name, shape, position = tensor
-        n = prod(shape)
-        merged = [torch.empty(0)]
-        step = self._step(shape)
-        for offset in range(0, n, step):
-            piece = source.read(name, offset, min(step, n - offset))
-            cut = self._shape_of_piece(shape, piece.finetuned.shape[1])
-            context = MergeContext(
-                tensor=name,
-                shape=shape,
-                offset=offset,
-                position=position + offset,
-                weights=tuple(source.weights),
-                seed=self.seed,
-                model_keys=self.model_keys or tuple(f"model {index}" for index in range(source.n_models)),
-                statistics=statistics,
-            )
-            base = None if piece.base is None else piece.base.view(cut)
-            finetuned = piece.finetuned.view(source.n_models, *cut)
-            before = torch.cat([finetuned, *([] if base is None else [base.unsqueeze(0)])])
-            part = self.method.merge(base, finetuned, parameters, context)
-            after = torch.cat([finetuned, *([] if base is None else [base.unsqueeze(0)])])
-            assert torch.equal(before, after), "a method changed its argument"
-            assert part.shape == torch.Size(cut)
-            assert part.dtype == torch.float32
-            merged.append(part.flatten())
-        return torch.cat(merged).view(shape)
-
-    def _step(self, shape: tuple[int, ...]) -> int:
-        if self.method.card.granularity == "element":
-            return self.piece_elements
-        if self.method.card.granularity == "row":
-            width = _width(shape)
-            return max(1, width) * max(1, self.piece_elements // max(1, width))
-        return max(1, prod(shape))
-
-    def _shape_of_piece(self, shape: tuple[int, ...], n: int) -> tuple[int, ...]:
-        if self.method.card.granularity == "element":
-            return (n,)
-        if self.method.card.granularity == "row":
-            return (n // _width(shape), _width(shape))
-        return shape
+    def _recipe(self, source: TensorSource) -> Recipe:
+        keys = self.model_keys or tuple(f"model {index}" for index in range(source.n_models))
+        return Recipe(
+            method=self.method.card.name,
+            method_version=self.method.card.version,
+            base_model=None if source.base is None else PinnedCheckpoint(content_digest="", weights_digest=""),
+            models=tuple(
+                RecipeModel(content_digest=key, weights_digest=key, weight=weight)
+                for key, weight in zip(keys, source.weights, strict=True)
+            ),
+            parameters=fill_defaults(self.method.card.parameters, self.parameters, n_models=source.n_models),
+            seed=self.seed,
+            shard_bytes=1 << 40,
+            transforms=tuple(_pin(step, values) for step, values in self.transforms),
+            post_steps=tuple(_pin(step, values) for step, values in self.post_steps),
+        )
 
 
-def _width(shape: tuple[int, ...]) -> int:
-    return shape[-1] if len(shape) > 1 else prod(shape)
+def _pin(step: Transform | PostStep, values: Values) -> PinnedStep:
+    parameters = fill_defaults(step.card.parameters, values)
+    return PinnedStep(name=step.card.name, version=step.card.version, parameters=parameters)
+
+
+def _merge_tensor(source: TensorSource, program: MergeProgram, name: str, shape: tuple[int, ...]) -> Tensor:
+    n = prod(shape)
+    step = step_elements(program.granularity, shape, source.piece_elements)
+    merged = [torch.empty(0)]
+    merged += [program.merge(source.read(name, at, min(step, n - at))) for at in range(0, n, step)]
+    return torch.cat(merged).view(shape)
+
+
+def _watched(method: MergeMethod) -> MergeMethod:
+    """Return the method under a guard: it changes no argument, and keeps shape and dtype."""
+
+    def merge(base: Tensor | None, finetuned: Tensor, parameters: Any, context: Any) -> Tensor:
+        given = [finetuned, *(() if base is None else (base,))]
+        before = [tensor.clone() for tensor in given]
+        result: Tensor = method.merge(base, finetuned, parameters, context)
+        assert all(map(torch.equal, before, given)), "a method changed its argument"
+        assert result.shape == finetuned.shape[1:]
+        assert result.dtype == torch.float32
+        return result
+
+    return replace(method, merge=merge)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
+from app.domain.parameter_checks import fill_defaults
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_integers, draw_normal, to_arrays
 from tests.workers.references.find import load_reference, named_references

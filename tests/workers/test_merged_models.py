@@ -17,7 +17,7 @@ from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.tasks import LocalTask
 from app.domain.work import EvaluateWork, FinetuneWork
 from tests.workers import example_tasks, tiny_bert
-from workers.catalog import load_evaluator, load_finetuner, load_method
+from workers.catalog import load_evaluator, load_finetuner, load_recipe
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.finetune import finetune
 from workers.pipelines.merge import merge_checkpoints
@@ -68,7 +68,7 @@ def merge(method: str, base_model: LocalCheckpoint, models: list[LocalCheckpoint
     )
     manifest, _ = merge_checkpoints(
         make_plan(recipe, base_model.manifest, [model.manifest for model in models], card),
-        load_method(method),
+        load_recipe(recipe),
         recipe=recipe,
         base=base_model,
         models=models,

@@ -12,12 +12,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from app.domain.catalog import Granularity
 from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import FloatReader
 from workers.contract import Piece
+from workers.granularity import step_elements
 
 Result = TypeVar("Result")
 
@@ -78,14 +80,27 @@ class CheckpointSource:
         """How many models are merged."""
         return len(self.models)
 
-    def map(self, function: Callable[[Piece], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a function to every piece (of some tensors), on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
-        runs = (run for tensor in merged for run in cut(tensor, self.piece_elements))
+        runs = (run for tensor in merged for run in self.cut(tensor.name, granularity))
         yield from map_in_order(
             lambda run: function(self.read_run(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
         )
         self._judged.update(tensor.name for tensor in merged)
+
+    def cut(self, name: str, granularity: Granularity) -> Iterator[Run]:
+        """Cut a tensor into runs of about `piece_elements` elements, of whole rows, or not at all; none if empty."""
+        tensor = self.merged[name]
+        step = step_elements(granularity, tensor.shape, self.piece_elements)
+        for offset in range(0, tensor.n_elements, step):
+            yield Run(tensor, offset, min(step, tensor.n_elements - offset))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
@@ -136,15 +151,3 @@ class CheckpointSource:
             f"{run.offset + index}, expected a finite number; repair the model, exclude the tensor, or set nan_policy "
             "to 'zero'."
         )
-
-
-def cut(tensor: MergedTensor, piece_elements: int) -> Iterator[Run]:
-    """Cut a tensor into runs of at most `piece_elements` elements; an empty tensor gives none."""
-    for offset in range(0, tensor.n_elements, piece_elements):
-        yield Run(tensor, offset, min(piece_elements, tensor.n_elements - offset))
-
-
-def cut_rows(tensor: MergedTensor, piece_elements: int) -> Iterator[Run]:
-    """Cut a tensor into runs of whole rows along the last axis, at least one each; below 2 dimensions it is one row."""
-    width = tensor.shape[-1] if len(tensor.shape) >= 2 else tensor.n_elements
-    return cut(tensor, max(1, piece_elements // max(1, width)) * max(1, width))

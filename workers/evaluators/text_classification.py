@@ -21,8 +21,8 @@ from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, Not
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement
 from workers.checkpoints.model import Classifier, Encoder
-from workers.contract import ModelSource, Subject, Trainable, evaluator
 from workers.datasets import text as text_datasets
+from workers.model_contract import ModelSource, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
 Logits = Callable[[Sequence[str]], Tensor]  # n texts -> [n, n_classes] float32

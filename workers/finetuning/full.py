@@ -15,7 +15,7 @@ from pydantic import Field
 
 from app.domain.errors import NotFinite
 from app.domain.parameters import Parameters
-from workers.contract import Step, Trainable, finetuner
+from workers.model_contract import Step, Trainable, finetuner
 
 
 class FullParameters(Parameters):

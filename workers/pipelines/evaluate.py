@@ -7,7 +7,7 @@ from app.domain.jobs import Progress
 from app.domain.tasks import Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
-from workers.contract import Evaluator, Subject
+from workers.model_contract import Evaluator, Subject
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from app.domain.tasks import Measurement
 from app.domain.work import FinetuneWork
 from workers.checkpoints.model import Models
 from workers.checkpoints.trained import write_trained
-from workers.contract import Evaluator, Finetuner, Step, Subject
+from workers.model_contract import Evaluator, Finetuner, Step, Subject
 from workers.pipelines.importing import import_checkpoint
 
 FINETUNE_FORMAT_VERSION = 1

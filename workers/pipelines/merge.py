@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import JsonValue
 
 from app.domain.adapters import as_dense
+from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
     CheckpointKind,
     FileEntry,
@@ -34,17 +34,20 @@ from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
-from workers.contract import MergeContext, MergeMethod
+from workers.contract import MergeMethod, RecipeCode, StatisticRequest
+from workers.pipelines import program
 from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
+from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
+MAX_REPORTED = 1000  # names of tensors in one group of the report
 WHOLE_TENSORS_BYTES = 1 << 30  # of float32 inputs in flight, for methods that see whole tensors
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
     plan: MergePlan,
-    method: MergeMethod,
+    code: RecipeCode,
     *,
     recipe: Recipe,
     base: LocalCheckpoint | None,
@@ -67,39 +70,41 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     reference = base or models[0]
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
-        inputs = _open_inputs(stack, plan, method, base=base, models=models)
-        n_threads = _count_threads(method, inputs, parallel.n_threads(threads))
-        requests = method.collect(parameters := method.parameters.model_validate(recipe.parameters))
-        n_passes = 1 + sum(request.n_passes for request in requests)
-        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, n_passes))
+        inputs = _open_inputs(stack, plan, code, base=base, models=models)
+        granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
+        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, plan.n_passes))
         source = CheckpointSource(
             base=inputs.base,
             models=inputs.models,
             merged=inputs.merged,
             weights=[model.weight for model in recipe.models],
             piece_elements=chunk_elements or piece_elements(len(models)),
-            threads=n_threads,
+            threads=_count_threads(granularity, inputs, parallel.n_threads(threads)),
             nan_policy=recipe.nan_policy,
             on_bytes=meter.advance,
         )
-        statistics: dict[str, Any] = {}  # each request's result has a type of its own
-        for request in requests:
+        requests: list[StatisticRequest] = []
+
+        def begin(request: StatisticRequest) -> None:
+            requests.append(request)
             meter.enter(f"statistics: {request.name}")
-            statistics[request.name] = request.collect(source)
+
+        ready = program.prepare(recipe, code, source, device=on_device, on_request=begin)
         meter.enter("merging")
-        context = _context(recipe, statistics)
-        merger = Merger(method, parameters, context, inputs, source, on_device, meter)
+        meter.expect(_total_bytes(plan, inputs, 1))
+        merger = Merger(ready, inputs, source, meter)
         entries, sha256_of, differing = _write_weights(plan, merger, output)
     meter.enter("finishing")
-    entries += _write_companions(plan, method, recipe, reference, output)
+    entries += _write_companions(plan, code.method, recipe, reference, output)
     warnings = [*plan.warnings, *_warn_of_differing(differing)]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "n_merged": plan.n_merged,
         "n_copied": plan.n_copied,
-        "n_passes": n_passes,
+        "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        **_report_groups(ready),
     }
     return _manifest(plan, reference, entries, sha256_of, output), report
 
@@ -124,10 +129,26 @@ def _open_device(device: str) -> torch.device:
         ) from error
 
 
+def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
+    """Return the effective parameters and weights of each group of tensors, where there are several."""
+    if len(ready.groups) == 1:
+        return {}
+    groups: list[JsonValue] = [
+        {
+            "parameters": group.parameters,
+            "weights": list(group.tensors.weights),
+            "n_tensors": len(group.tensors.names),
+            "tensors": list(group.tensors.names[:MAX_REPORTED]),
+        }
+        for group in ready.groups
+    ]
+    return {"groups": groups}
+
+
 def _open_inputs(
     stack: ExitStack,
     plan: MergePlan,
-    method: MergeMethod,
+    code: RecipeCode,
     *,
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
@@ -137,7 +158,7 @@ def _open_inputs(
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
     expected, found = distinct_tensors(manifest, [as_dense(model.manifest, manifest) for model in models])
-    is_base_read = base is not None and method.card.base_model != "unused"
+    is_base_read = base is not None and code.uses_base
     sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
     merged: dict[str, MergedTensor] = {}
     position = 0
@@ -157,9 +178,9 @@ def _open_model(stack: ExitStack, model: LocalCheckpoint, base: TensorReader | N
     return stack.enter_context(TensorReader(model))
 
 
-def _count_threads(method: MergeMethod, inputs: Inputs, threads: int) -> int:
+def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
     """Return how many runs may be in flight: whole tensors are large, and each thread holds one of every model."""
-    if method.card.granularity in ("element", "row"):
+    if granularity in ("element", "row"):
         return threads
     largest = max(tensor.n_elements for tensor in inputs.merged.values())
     return max(1, min(threads, WHOLE_TENSORS_BYTES // max(1, 4 * largest * (1 + len(inputs.models)))))
@@ -169,19 +190,6 @@ def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
     merged = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in inputs.merged.values())
     copied = sum(tensor.end - tensor.begin for tensor in plan.tensors if tensor.copied_because is not None)
     return merged * n_passes + copied
-
-
-def _context(recipe: Recipe, statistics: Mapping[str, Any]) -> MergeContext:
-    return MergeContext(
-        tensor="",
-        shape=(),
-        offset=0,
-        position=0,
-        weights=tuple(model.weight for model in recipe.models),
-        seed=recipe.seed,
-        model_keys=tuple(model.weights_digest for model in recipe.models),
-        statistics=statistics,
-    )
 
 
 def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[FileEntry], dict[str, str], list[str]]:

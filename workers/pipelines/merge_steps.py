@@ -1,7 +1,7 @@
 """The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.checkpoints import TensorSpec
-from app.domain.errors import JobInternal, NotFinite
-from app.domain.parameters import Parameters
+from app.domain.errors import NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
-from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
-from workers.contract import MergeContext, MergeMethod, Piece
+from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
+from workers.contract import Piece
+from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
 COPY_BYTES = 1 << 20
@@ -48,14 +48,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Merger:
-    """What it takes to compute one run: the method with its arguments, the source, the device."""
+    """What it takes to compute one run: the program and the source."""
 
-    method: MergeMethod
-    parameters: Parameters
-    context: MergeContext  # of no tensor yet
+    program: MergeProgram
     inputs: Inputs
     source: CheckpointSource
-    device: torch.device
     meter: ProgressMeter
 
 
@@ -69,17 +66,8 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             yield Step(target, offset, min(COPY_BYTES, size - offset))
     else:
         item = size // target.spec.n_elements
-        for runs in batched(_cut(merger.inputs.merged[target.source], merger), PIECES_AT_ONCE):
+        for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
             yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
-
-
-def _cut(tensor: MergedTensor, merger: Merger) -> Iterator[Run]:
-    granularity = merger.method.card.granularity
-    if granularity == "element":
-        return cut(tensor, merger.source.piece_elements)
-    if granularity == "row":
-        return cut_rows(tensor, merger.source.piece_elements)
-    return cut(tensor, tensor.n_elements)
 
 
 def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
@@ -102,30 +90,8 @@ def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
 
 def _merge(piece: Piece, merger: Merger) -> Tensor:
     """Return the merged piece, [m] float32 on the CPU."""
-    shape = _shape(piece, merger.method)
-    base = None if piece.base is None else piece.base.to(merger.device).view(shape)
-    finetuned = piece.finetuned.to(merger.device).view(len(piece.finetuned), *shape)
-    context = replace(
-        merger.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
-    )
-    result: Tensor = merger.method.merge(base, finetuned, merger.parameters, context)
-    if result.numel() != piece.finetuned.shape[1] or result.dtype != torch.float32:
-        raise JobInternal(
-            f"{merger.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
-            f"expected torch.float32 {list(shape)}; report this fault."
-        )
-    flat = result.reshape(-1).cpu()
-    return flat if piece.base is None else _keep_negative_zeros(flat, piece.base)
-
-
-def _shape(piece: Piece, method: MergeMethod) -> tuple[int, ...]:
-    n_elements = piece.finetuned.shape[1]
-    if method.card.granularity == "element":
-        return (n_elements,)
-    if method.card.granularity == "row":
-        width = piece.shape[-1] if len(piece.shape) >= 2 else n_elements
-        return (n_elements // width, width)
-    return piece.shape
+    merged = merger.program.merge(piece)
+    return merged if piece.base is None else _keep_negative_zeros(merged, piece.base)
 
 
 def _keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:

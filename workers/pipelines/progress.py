@@ -28,6 +28,11 @@ class ProgressMeter:
             self._stage = stage
             self._report()
 
+    def expect(self, left: int) -> None:
+        """Say how many units are left, now that it is known."""
+        with self._lock:
+            self._total = self._done + left
+
     def advance(self, n: int) -> None:
         """Count n more units; report if the last report is old enough."""
         with self._lock:

@@ -13,7 +13,7 @@ from app.domain.errors import InputChanged, NotFinite
 from app.domain.recipes import NanPolicy
 from tests.workers.files import ignore, write_checkpoint
 from workers.checkpoints.reader import TensorReader
-from workers.checkpoints.source import CheckpointSource, MergedTensor, Run, cut, cut_rows
+from workers.checkpoints.source import CheckpointSource, MergedTensor
 from workers.pipelines.importing import import_checkpoint
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -162,8 +162,8 @@ def test_one_bare_file_is_read_where_it_lies(tmp_path: Path) -> None:
 def test_tensors_are_cut_anywhere_or_between_rows() -> None:
     def runs(shape: tuple[int, ...], *, by_rows: bool) -> list[tuple[int, int]]:
         tensor = MergedTensor("w", shape, 0, None, ())
-        found: list[Run] = list((cut_rows if by_rows else cut)(tensor, 5))
-        return [(run.offset, run.n_elements) for run in found]
+        source = CheckpointSource(base=None, models=(), merged={"w": tensor}, weights=(), piece_elements=5, threads=1)
+        return [(run.offset, run.n_elements) for run in source.cut("w", "row" if by_rows else "element")]
 
     assert runs((3, 4), by_rows=False) == [(0, 5), (5, 5), (10, 2)]
     assert runs((3, 4), by_rows=True) == [(0, 4), (4, 4), (8, 4)]

@@ -15,8 +15,8 @@ from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, Not
 from app.domain.tasks import LinearHead, LocalTask, Measurement, OwnHead
 from tests.workers import tiny_bert
 from workers.checkpoints.model import Models
-from workers.contract import Subject
 from workers.evaluators import text_classification
+from workers.model_contract import Subject
 
 OWN = OwnHead(kind="own")
 LINEAR = LinearHead(kind="linear", weights="file:///head.safetensors")

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from app.domain.errors import NotFinite
-from workers.contract import Step, Trainable
 from workers.finetuning import full
+from workers.model_contract import Step, Trainable
 
 SHORT = full.FullParameters(steps=20, learning_rate=0.05, batch_size=4)
 

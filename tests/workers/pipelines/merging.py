@@ -14,7 +14,7 @@ from app.domain.parameters import Parameters
 from app.domain.plans import MergePlan, make_plan
 from app.domain.recipes import Recipe, RecipeModel
 from tests.workers.files import ignore, pin
-from workers.contract import MergeContext, MergeMethod, merge_method
+from workers.contract import MergeContext, MergeMethod, RecipeCode, merge_method
 from workers.pipelines.merge import merge_checkpoints
 
 
@@ -59,7 +59,7 @@ class PlannedMerge:
         output.mkdir(parents=True)
         return merge_checkpoints(
             self.plan,
-            self.method,
+            RecipeCode(self.method),
             recipe=self.recipe,
             base=self.base,
             models=self.models,

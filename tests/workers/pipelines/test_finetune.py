@@ -12,9 +12,9 @@ from app.domain.jobs import Progress
 from app.domain.tasks import LocalTask, Measurement
 from app.domain.work import FinetuneWork
 from tests.workers import tiny_bert
-from workers.contract import Evaluator
 from workers.evaluators import text_classification
 from workers.finetuning import full
+from workers.model_contract import Evaluator
 from workers.pipelines.finetune import finetune
 from workers.pipelines.importing import import_checkpoint
 

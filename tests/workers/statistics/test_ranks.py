@@ -130,8 +130,8 @@ class CountingSource(MemorySource):
         counts: list[int] = self.__dict__.setdefault("_n_pieces", [])
         return counts
 
-    def map(self, function, tensors=None):  # type: ignore[no-untyped-def]
+    def map(self, function, tensors=None, *, granularity="element"):  # type: ignore[no-untyped-def]
         self.n_pieces.append(0)
-        for result in super().map(function, tensors):
+        for result in super().map(function, tensors, granularity=granularity):
             self.n_pieces[-1] += 1
             yield result

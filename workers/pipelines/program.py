@@ -1,0 +1,262 @@
+"""What is computed for each piece of a merge: transforms, the method with the tensor's own parameters, post-steps.
+
+`prepare` binds a recipe to its code and a source, and collects every statistic on the way: of each transform over what
+the ones before it left, of the method over each group of tensors with equal parameters, of each post-step over what is
+merged so far. The program then merges any piece, on any thread; it knows nothing of files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.domain.catalog import Granularity, coarsest
+from app.domain.errors import JobInternal
+from app.domain.parameters import Parameters
+from app.domain.recipes import Recipe
+from app.domain.tensor_parameters import TensorGroup, group_tensors
+from workers.contract import (
+    MergeContext,
+    MergeMethod,
+    NestedMerge,
+    Piece,
+    PieceSource,
+    PostStep,
+    RecipeCode,
+    StatisticRequest,
+    Transform,
+)
+from workers.granularity import piece_shape
+from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
+
+OnRequest = Callable[[StatisticRequest], None]
+
+
+@dataclass(frozen=True)
+class BoundMethod:
+    """A method with its parameters, its statistics, and what is nested in it; satisfies contract.NestedMerge."""
+
+    method: MergeMethod
+    parameters: Parameters
+    context: MergeContext  # of no tensor yet
+    device: torch.device
+    is_local: bool = False  # collects its statistics anew, over the tensors at hand
+
+    def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
+        """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
+        shape = tuple(finetuned.shape[1:])
+        if self.is_local:
+            return self._merge_locally(base, finetuned).view(shape).to(finetuned.device)
+        seen = piece_shape(self.method.card.granularity, context.shape, finetuned[0].numel())
+        own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
+        merged: Tensor = self.method.merge(
+            None if base is None else base.reshape(seen),
+            finetuned.reshape(len(finetuned), *seen),
+            self.parameters,
+            own,
+        )
+        return merged.reshape(shape)
+
+    def of_piece(self, piece: Piece) -> Tensor:
+        """Return the merge of a piece, [m] float32 on the CPU."""
+        base = None if piece.base is None else piece.base.to(self.device)
+        context = replace(
+            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
+        )
+        result = self(base, piece.finetuned.to(self.device), context)
+        if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
+            raise JobInternal(
+                f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
+                f"expected torch.float32 {list(piece.finetuned.shape[1:])}; report this fault."
+            )
+        return result.cpu()
+
+    def _merge_locally(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
+        source = TensorSource(
+            base=None if base is None else {"": base},
+            models=[{"": tensor} for tensor in finetuned],
+            weights=self.context.weights,
+            piece_elements=max(1, finetuned[0].numel()),
+        )
+        statistics = {request.name: request.collect(source) for request in self.method.collect(self.parameters)}
+        bound = replace(self, context=replace(self.context, statistics=statistics), is_local=False)
+        return bound.of_piece(source.read("", 0, finetuned[0].numel()))
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A transform or a post-step with its parameters and statistics."""
+
+    step: Transform | PostStep
+    parameters: Parameters
+    context: MergeContext  # of no tensor yet
+    device: torch.device
+
+    def change(self, piece: Piece) -> Piece:
+        """Return the piece with other models (transform) or another result (post-step)."""
+        shape = piece_shape(self.step.card.granularity, piece.shape, piece.finetuned.shape[1])
+        base = None if piece.base is None else piece.base.to(self.device).view(shape)
+        finetuned = piece.finetuned.to(self.device).view(len(piece.finetuned), *shape)
+        context = replace(
+            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
+        )
+        if piece.merged is None:
+            changed = self.step.apply(base, finetuned, self.parameters, context)
+            return replace(piece, finetuned=changed.reshape(piece.finetuned.shape).cpu())
+        merged = piece.merged.to(self.device).view(shape)
+        changed = self.step.apply(base, finetuned, merged, self.parameters, context)
+        return replace(piece, merged=changed.reshape(-1).cpu())
+
+
+@dataclass(frozen=True)
+class ProgramGroup:
+    """The method as it is bound for some tensors."""
+
+    tensors: TensorGroup
+    positions: Mapping[str, int]  # tensor -> flat index of its first element among these
+    bound: BoundMethod
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # of any method: JSON values by name
+        """The effective parameters."""
+        return self.tensors.parameters
+
+
+@dataclass(frozen=True)
+class MergeProgram:
+    """A recipe ready to run on pieces, in any order, on any thread."""
+
+    groups: tuple[ProgramGroup, ...]
+    transforms: tuple[BoundStep, ...]
+    post_steps: tuple[BoundStep, ...]
+    granularity: Granularity  # of the pieces it takes: the coarsest of its parts
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Return the merged piece, [m] float32 on the CPU. piece: as the source reads it."""
+        changed = self.complete(self.prepare(piece))
+        if changed.merged is None:
+            raise JobInternal(f"nothing was merged for tensor {piece.tensor!r}; report this fault.")
+        return changed.merged
+
+    def prepare(self, piece: Piece) -> Piece:
+        """Return the piece as the method sees it."""
+        for step in self.transforms:
+            piece = step.change(piece)
+        return piece
+
+    def complete(self, piece: Piece) -> Piece:
+        """Return a prepared piece with what was merged, post-steps included."""
+        group = self.group_of(piece.tensor)
+        placed = replace(piece, position=group.positions[piece.tensor] + piece.offset)
+        piece = replace(piece, merged=group.bound.of_piece(placed))
+        for step in self.post_steps:
+            piece = step.change(piece)
+        return piece
+
+    def group_of(self, tensor: str) -> ProgramGroup:
+        """Return the group that a tensor belongs to."""
+        return self._group_of[tensor]
+
+    @cached_property
+    def _group_of(self) -> dict[str, ProgramGroup]:
+        return {name: group for group in self.groups for name in group.positions}
+
+
+def prepare(
+    recipe: Recipe,
+    code: RecipeCode,
+    source: PieceSource,
+    *,
+    device: torch.device,
+    on_request: OnRequest = lambda _: None,
+) -> MergeProgram:
+    """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
+
+    Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
+    """
+    blank = _blank_context(recipe)
+    transforms: list[BoundStep] = []
+    for step, pinned in zip(code.transforms, recipe.transforms, strict=True):
+        seen = _through(source, transforms)
+        transforms.append(_bind_step(step, pinned.parameters, blank, device, seen, on_request))
+    seen = _through(source, transforms)
+    names = [name for name, _, _ in source.tensors]
+    groups = tuple(_bind_group(recipe, code, group, seen, device, on_request) for group in group_tensors(recipe, names))
+    granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
+    program = MergeProgram(groups, tuple(transforms), (), granularity)
+    for post_step, pinned in zip(code.post_steps, recipe.post_steps, strict=True):
+        merged = ChangedSource(seen, program.complete, granularity)
+        bound = _bind_step(post_step, pinned.parameters, blank, device, merged, on_request)
+        program = replace(program, post_steps=(*program.post_steps, bound))
+    return program
+
+
+# --- binding ------------------------------------------------------------------------------------------------------
+
+
+def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs on
+    recipe: Recipe,
+    code: RecipeCode,
+    group: TensorGroup,
+    source: PieceSource,
+    device: torch.device,
+    on_request: OnRequest,
+) -> ProgramGroup:
+    part = PartOfSource(source, frozenset(group.names), group.weights)
+    blank = replace(_blank_context(recipe), weights=group.weights)
+    parameters = code.method.parameters.model_validate(group.parameters)
+    nested: dict[str, NestedMerge] = {}
+    for name, method in code.nested.items():
+        is_local = code.method.card.nested[name] == "local"
+        own = method.parameters.model_validate(getattr(parameters, name).parameters)
+        requests = () if is_local else method.collect(own)
+        statistics = _collect(requests, part, on_request)
+        nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), device, is_local=is_local)
+    seen = {name: nested[name] for name, scope in code.method.card.nested.items() if scope == "merge_set"}
+    asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
+    context = replace(blank, statistics=_collect(asked, part, on_request), nested=nested)
+    return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
+
+
+def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs on
+    step: Transform | PostStep,
+    values: Mapping[str, Any],  # JSON values by name
+    blank: MergeContext,
+    device: torch.device,
+    source: PieceSource,
+    on_request: OnRequest,
+) -> BoundStep:
+    parameters = step.parameters.model_validate(values)
+    statistics = _collect(step.collect(parameters), source, on_request)
+    return BoundStep(step, parameters, replace(blank, statistics=statistics), device)
+
+
+def _collect(
+    requests: Sequence[StatisticRequest], source: PieceSource, on_request: OnRequest
+) -> dict[str, Any]:  # each request's result has a type of its own
+    collected: dict[str, Any] = {}
+    for request in requests:
+        on_request(request)
+        collected[request.name] = request.collect(source)
+    return collected
+
+
+def _through(source: PieceSource, transforms: Sequence[BoundStep]) -> PieceSource:
+    for step in transforms:
+        source = ChangedSource(source, step.change, step.step.card.granularity)
+    return source
+
+
+def _blank_context(recipe: Recipe) -> MergeContext:
+    return MergeContext(
+        tensor="",
+        shape=(),
+        offset=0,
+        position=0,
+        weights=tuple(model.weight for model in recipe.models),
+        seed=recipe.seed,
+        model_keys=tuple(model.weights_digest for model in recipe.models),
+    )

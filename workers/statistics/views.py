@@ -1,0 +1,207 @@
+"""Sources made of other sources: the same tensors seen through a change, some of the tensors, tensors in memory."""
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from app.domain.catalog import Granularity, coarsest
+from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
+from workers.granularity import run_around, step_elements
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ChangedSource:
+    """A source whose pieces are seen through a pure change, which needs pieces of some granularity."""
+
+    source: PieceSource
+    change: Callable[[Piece], Piece]
+    granularity: Granularity
+    _last: dict[tuple[str, int, int], Piece] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, position) of each tensor."""
+        return self.source.tensors
+
+    @property
+    def n_models(self) -> int:
+        """How many models are merged."""
+        return self.source.n_models
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """One weight per model."""
+        return self.source.weights
+
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
+        """Apply a function to every changed piece."""
+        needed = coarsest((granularity, self.granularity))
+        return self.source.map(lambda piece: function(self.change(piece)), tensors, granularity=needed)
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
+        shape = self._shapes[tensor]
+        first, behind = run_around(self.granularity, shape, offset, offset + n_elements)
+        key = (tensor, first, behind)
+        if key not in self._last:
+            changed = self.change(self.source.read(tensor, first, behind - first))
+            self._last.clear()
+            self._last[key] = changed
+        return _cut(self._last[key], offset - first, n_elements)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, shape, _ in self.tensors}
+
+
+@dataclass(frozen=True)
+class PartOfSource:
+    """Some of a source's tensors, as if there were no others, under weights of their own."""
+
+    source: PieceSource
+    names: frozenset[str]
+    weights: Sequence[float]
+
+    @cached_property
+    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, position) of each tensor; positions are counted anew."""
+        found: list[tuple[str, tuple[int, ...], int]] = []
+        position = 0
+        for name, shape, _ in self.source.tensors:
+            if name in self.names:
+                found.append((name, shape, position))
+                position += prod(shape)
+        return found
+
+    @property
+    def n_models(self) -> int:
+        """How many models are merged."""
+        return self.source.n_models
+
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
+        """Apply a function to every piece of these tensors."""
+        wanted = self.names if tensors is None else {name for name in self.names if name in tensors}
+        return self.source.map(lambda piece: function(self.place(piece)), wanted, granularity=granularity)
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of a tensor."""
+        return self.place(self.source.read(tensor, offset, n_elements))
+
+    def place(self, piece: Piece) -> Piece:
+        """Return a piece of the whole source with its position among these tensors."""
+        return replace(piece, position=self.positions[piece.tensor] + piece.offset)
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """Tensor name -> flat index of its first element among these tensors."""
+        return {name: position for name, _, position in self.tensors}
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A merge set that lies in memory, cut into runs of at most `piece_elements` elements."""
+
+    base: Mapping[str, Tensor] | None  # any floating dtype
+    models: Sequence[Mapping[str, Tensor]]
+    weights: Sequence[float]  # one per model
+    piece_elements: int = 1 << 20
+
+    @cached_property
+    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, position) of each tensor, sorted by name."""
+        found: list[tuple[str, tuple[int, ...], int]] = []
+        position = 0
+        for name in sorted(self.models[0]):
+            shape = tuple(self.models[0][name].shape)
+            found.append((name, shape, position))
+            position += prod(shape)
+        return found
+
+    @property
+    def n_models(self) -> int:
+        """How many models are merged."""
+        return len(self.models)
+
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
+        """Apply a function to every piece, one after the other."""
+        for name, shape, _ in self.tensors:
+            n = prod(shape) if tensors is None or name in tensors else 0
+            step = step_elements(granularity, shape, self.piece_elements)
+            for offset in range(0, n, step):
+                yield function(self.read(name, offset, min(step, n - offset)))
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of a tensor."""
+        shape, position = next((shape, position) for name, shape, position in self.tensors if name == tensor)
+        run = slice(offset, offset + n_elements)
+        return Piece(
+            tensor=tensor,
+            shape=shape,
+            offset=offset,
+            position=position + offset,
+            base=None if self.base is None else self.base[tensor].float().flatten()[run],
+            finetuned=torch.stack([model[tensor].float().flatten()[run] for model in self.models]),
+        )
+
+
+@dataclass(frozen=True)
+class AgainstNested:
+    """A statistic of what the models differ by from a nested method's result, in place of the base model."""
+
+    nested: NestedMerge
+    request: StatisticRequest
+    granularity: Granularity  # of the nested method
+
+    @property
+    def name(self) -> str:
+        """Key under which the context holds the result."""
+        return self.request.name
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return self.request.n_passes
+
+    def collect(self, source: PieceSource) -> object:
+        """Read the source and return the statistic."""
+        changed = ChangedSource(
+            source, lambda piece: replace(piece, base=self.nested.of_piece(piece)), self.granularity
+        )
+        return self.request.collect(changed)
+
+
+def _cut(piece: Piece, begin: int, n_elements: int) -> Piece:
+    run = slice(begin, begin + n_elements)
+    return replace(
+        piece,
+        offset=piece.offset + begin,
+        position=piece.position + begin,
+        base=None if piece.base is None else piece.base[run],
+        finetuned=piece.finetuned[:, run],
+        merged=None if piece.merged is None else piece.merged[run],
+    )
