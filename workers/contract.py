@@ -141,6 +141,7 @@ class MergeMethod:
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ def merge_method(
     statistic_passes: int = 0,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    coefficients: Callable[..., Sequence[float]] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] = ("delta", "factors"),
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -217,6 +219,9 @@ def merge_method(
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
+
+    coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task vectors;
+    it may then name the adapter space "concat".
     """
     card = MethodCard(
         name=name,
@@ -243,7 +248,7 @@ def merge_method(
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, coefficients)
 
     return decorate
 

@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session
 from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
 from app.domain.errors import FieldProblem, Invalid
+from app.domain.kind_checks import check_kinds
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
@@ -44,6 +46,7 @@ class MergeSpec(Value):
     nan_policy: str
     tensors: str
     merge_buffers: bool
+    adapter_space: AdapterSpace | None = None
     overrides: tuple[dict[str, JsonValue], ...] = ()
     transforms: tuple[dict[str, JsonValue], ...] = ()
     post_steps: tuple[dict[str, JsonValue], ...] = ()
@@ -95,14 +98,15 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     base, models = _resolve(session, actor, request)
-    _check_kinds(card, request, models)
+    space = _check_space(card, request, base, models)
+    _check_adapter_bases(session, base, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     behind = [base] if base is not None else models
     shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, (base, models)),
+        recipe=_recipe(wiring, request, card, parameters, (base, models)).model_copy(update={"adapter_space": space}),
         base=base,
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
@@ -194,15 +198,26 @@ def _resolve(session: Session, actor: Actor, request: MergeRequest) -> tuple[Che
     return base, models
 
 
-def _check_kinds(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> None:
-    faults = [
-        FieldProblem(
-            f"/models/{index}/checkpoint",
-            f"{model.checkpoint!r} is of kind {row.kind}; {card.name} merges dense checkpoints",
-        )
-        for index, (model, row) in enumerate(zip(request.models, models, strict=True))
-        if row.kind != CheckpointKind.DENSE and not (card.accepts_adapters and row.kind == CheckpointKind.ADAPTER)
-    ]
+def _check_space(
+    card: MethodCard, request: MergeRequest, base: Checkpoint | None, models: Sequence[Checkpoint]
+) -> AdapterSpace | None:
+    kinds = [CheckpointKind(row.kind) for row in models]
+    return check_kinds(card, request.adapter_space, base=CheckpointKind(base.kind) if base else None, models=kinds)
+
+
+def _check_adapter_bases(session: Session, base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
+    """Refuse adapters that were registered as lying on another model than the base of the request."""
+    faults: list[FieldProblem] = []
+    for index, row in enumerate(models):
+        own = session.get(Checkpoint, row.base_checkpoint_id) if row.base_checkpoint_id is not None else None
+        if base is None or own is None or row.kind != CheckpointKind.ADAPTER:
+            continue
+        if own.weights_digest != base.weights_digest:
+            message = (
+                f"models[{index}] lies on {own.name}@{own.version}, and the base model is {base.name}@{base.version}, "
+                "which has other weights; name the base the adapters share, or fuse them first (lora_fuse)"
+            )
+            faults.append(FieldProblem(f"/models/{index}/checkpoint", message))
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
 

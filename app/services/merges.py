@@ -13,11 +13,12 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
+from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
-from app.domain.plans import MergePlan, make_plan
+from app.domain.planning import plan_merge
+from app.domain.plans import MergePlan
 from app.domain.requests import MergeRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
@@ -116,7 +117,7 @@ def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest
 
 def _plan(wiring: Wiring, made: Draft) -> MergePlan:
     beside = wiring.catalog.cards_beside(made.recipe)
-    return make_plan(made.recipe, made.base_manifest, made.manifests, made.card, beside)
+    return plan_merge(made.recipe, made.base_manifest, made.manifests, made.card, beside)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
@@ -258,7 +259,7 @@ def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
         session,
         actor,
         name=made.spec.name,
-        kind=CheckpointKind.DENSE,
+        kind=made.manifest.kind,
         manifest=made.manifest,
         job_id=made.job_id,
         artifact_id=artifact.id,

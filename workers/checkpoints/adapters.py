@@ -15,7 +15,7 @@ from app.domain.adapters import LoraPart, Placed, place
 from app.domain.checkpoints import LocalCheckpoint, TensorSpec
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.reader import TensorReader
-from workers.numerics.low_rank import multiply_run
+from workers.numerics import low_rank
 
 KEPT_TENSORS = 8  # whose factors stay in memory
 
@@ -53,7 +53,7 @@ class AdapterReader:
         if placed.lora is None or placed.lora.rank == 0:
             return is_finite
         factors = self._factors_of(tensor.name, placed)
-        added = multiply_run(factors.left, factors.right, offset, out.numel()).mul_(factors.scaling)
+        added = low_rank.multiply_run(factors.left, factors.right, offset, out.numel()).mul_(factors.scaling)
         out.copy_(out.double().add_(added))
         return not is_judged or has_finite_bits(out)
 
@@ -100,10 +100,12 @@ def read_factors(files: TensorReader, part: LoraPart, *, is_transposed: bool) ->
     A linearized adapter stands for its Taylor expansion B·A₀ + B₀·A − B₀·A₀, which is again a product, of rank 3r;
     where B₀ is zero, as PEFT starts, of rank r.
     """
-    a, b = read_factor(files, part.a), read_factor(files, part.b)
-    if part.a_start is not None and part.b_start is not None:
-        a_start, b_start = read_factor(files, part.a_start), read_factor(files, part.b_start)
-        a, b = expand_linearized(a, b, a_start, b_start)
+    a, b = low_rank.expand(
+        read_factor(files, part.a),
+        read_factor(files, part.b),
+        None if part.a_start is None else read_factor(files, part.a_start),
+        None if part.b_start is None else read_factor(files, part.b_start),
+    )
     left, right = (a.T, b.T) if is_transposed else (b, a)
     return Factors(left, right, part.scaling)
 
@@ -113,10 +115,3 @@ def read_factor(files: TensorReader, spec: TensorSpec) -> Tensor:
     out = torch.empty(spec.n_elements, dtype=torch.float32)
     files.read_floats(spec, 0, out, is_judged=False)
     return out.view(spec.shape[0], -1)
-
-
-def expand_linearized(a: Tensor, b: Tensor, a_start: Tensor, b_start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors (A, B) whose product is B·A₀ + B₀·A − B₀·A₀, without rounding any entry."""
-    if not b_start.any():
-        return a_start, b
-    return torch.cat([a_start, a, a_start]), torch.cat([b, b_start, -b_start], dim=1)
