@@ -7,7 +7,7 @@ once, since adapters are small, and may hand small tensors of its own making to 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -55,11 +55,16 @@ class ModuleUpdates:
     updates: tuple[Update | None, ...]  # one per adapter; None: it leaves the module as it is
 
 
-class MergeCoordinates(Protocol):
-    """The dense method inside: merges tensors that the outer method made, around a base of zeros."""
+@dataclass(frozen=True)
+class DenseChange:
+    """What a dense model changes in one module, for methods that take dense models; read when it is needed."""
 
-    def __call__(self, models: Sequence[Coordinates]) -> dict[str, Tensor]:
-        """Return the merged tensors, float32. models: one mapping per adapter, all with the same names and shapes."""
+    name: str  # the base's tensor
+    read: Callable[[], Tensor]  # -> [out, in] float64, in PEFT's orientation; a kernel's positions are columns
+
+
+# Merges tensors that the outer method made, around a base of zeros: one mapping per adapter, all of the same shapes.
+MergeCoordinates = Callable[[Sequence[Coordinates]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def adapter_method(
 ) -> Callable[[Callable[..., Mapping[str, LowRank]]], AdapterMethod]:
     """Turn `merge(modules, parameters, context) -> {tensor: LowRank}` into an adapter method with its card.
 
-    modules: a sequence of ModuleUpdates, sorted by name. A module that the result leaves out is not adapted.
+    modules: a sequence of ModuleUpdates, sorted by name; with accepts_dense, of DenseChange. A module that the result
+    leaves out is not adapted.
     """
     card = MethodCard(
         name=name,

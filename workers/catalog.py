@@ -57,7 +57,7 @@ def find_cards() -> tuple[MethodCard, ...]:
 
     Raises: CatalogFault for a file without its method, or a name or alias used twice.
     """
-    cards = [method.card for method in (*find_methods(), *find_adapter_methods())]
+    cards = [*(one.card for one in find_methods()), *(one.card for one in find_adapter_methods())]
     refuse_collisions((name, card.name) for card in cards for name in (card.name, *card.aliases))
     return tuple(sorted(cards, key=lambda card: card.name))
 

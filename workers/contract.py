@@ -220,8 +220,8 @@ def merge_method(
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
 
-    coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task vectors;
-    it may then name the adapter space "concat".
+    coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
+    vectors; it may then name the adapter space "concat".
     """
     card = MethodCard(
         name=name,

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
-from app.domain.adapter_sets import writes_adapter
+from app.domain.adapter_sets import extracts_adapter, writes_adapter
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import Value
 from app.domain.errors import AmalgamError, JobInternal, OutOfDisk, OutOfMemory
@@ -160,7 +160,7 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
     base = work.base_model.manifest if work.base_model is not None else None
     manifests = [model.manifest for model in work.models]
     plan = planning.plan_merge(work.recipe, base, manifests, code.method.card)
-    name = "lora_extraction" if code.method.card.accepts_dense and code.dense is None else "adapter_merge"
+    name = "lora_extraction" if extracts_adapter(code.method.card) else "adapter_merge"
     pipeline = import_module(f"workers.pipelines.{name}")
     manifest, report = pipeline.merge_adapters(
         plan,

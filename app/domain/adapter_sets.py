@@ -55,6 +55,11 @@ def writes_adapter(recipe: Recipe, card: MethodCard) -> bool:
     return card.produces == "adapter" or recipe.adapter_space in ("factors", "concat")
 
 
+def extracts_adapter(card: MethodCard) -> bool:
+    """Tell whether a method makes an adapter of a dense model."""
+    return card.produces == "adapter" and card.accepts_dense
+
+
 def gather(recipe: Recipe, base: Manifest, adapters: Sequence[Manifest]) -> tuple[AdaptedModule, ...]:
     """Return the modules that any of the adapters adapts, by the names of the base's tensors.
 

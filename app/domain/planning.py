@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
-from app.domain.adapter_sets import factor_names, gather, writes_adapter
+from app.domain.adapter_sets import extracts_adapter, factor_names, gather, writes_adapter
 from app.domain.adapters import Kind
 from app.domain.catalog import MethodCard, StepCard
 from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest
@@ -46,7 +46,7 @@ def plan_merge(
     if base is None:
         message = f"{card.name} needs a base_model; name the one that the adapters lie on"
         raise IncompatibleCheckpoints(f"{message}.", errors=[FieldProblem("/base_model", message)])
-    return _plan_extraction(recipe, base, models) if card.accepts_dense else _plan_adapters(recipe, base, models)
+    return _plan_extraction(recipe, base, models) if extracts_adapter(card) else _plan_adapters(recipe, base, models)
 
 
 def _refuse_steps(recipe: Recipe, card: MethodCard) -> None:
@@ -63,8 +63,7 @@ def _plan_adapters(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -
     modules = gather(recipe, base, models)
     sizes: list[Sizes] = []
     for one in modules:
-        rank = min(_rank(recipe, one.ranks), one.n_out, one.n_in)
-        sizes += _factor_sizes(one.module, one.kind, rank, one.in_shape, one.n_out)
+        sizes += _factor_sizes(one.module, one.kind, _rank(recipe, one.ranks), one.in_shape, one.n_out)
     bytes_read = sum(part.a.size_bytes + part.b.size_bytes for one in modules for part in one.parts if part is not None)
     partial = [one.module for one in modules if None in one.parts]
     warnings = [f"Some adapters leave {len(partial)} modules as they are: {', '.join(partial[:5])}."] if partial else []

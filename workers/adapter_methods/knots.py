@@ -1,8 +1,8 @@
 """KnOTS: align adapters by one singular value decomposition of all their updates, and merge in the common basis.
 
 Source: Stoica et al. 2024, arXiv:2410.19735, section 4.
-Departs from source: singular values are dropped relative to the largest, not below an absolute bound; the product B·A is
-    never formed (docs/methods/knots.md).
+Departs from source: singular values are dropped relative to the largest, not below an absolute bound
+    (docs/methods/knots.md).
 """
 
 from collections.abc import Mapping, Sequence

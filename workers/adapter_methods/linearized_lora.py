@@ -1,7 +1,7 @@
 """Linearized LoRA: merge adapters that were trained as first-order Taylor expansions, over φ − φ₀, and fold the result.
 
 Source: Tang et al. 2023, arXiv:2310.04742 (partial linearization).
-Departs from source: where B₀ is zero, A has no influence on the model and is left out (docs/methods/linearized_lora.md).
+Departs from source: where B₀ is zero, A has no influence and is left out (docs/methods/linearized_lora.md).
 """
 
 from collections.abc import Mapping, Sequence

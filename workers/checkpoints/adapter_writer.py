@@ -86,13 +86,20 @@ def write_config(output: AdapterOutput) -> dict[str, JsonValue]:
         "use_dora": False,
         "rank_pattern": dict(others),
         "alpha_pattern": dict(others),
-        "target_modules": sorted(ranks),
-        "modules_to_save": list(output.modules_to_save) or None,
+        "target_modules": [*sorted(ranks)],
+        "modules_to_save": [*output.modules_to_save] or None,
         "bias": output.bias,
-        "fan_in_fan_out": any(one.kind == "linear" and one.is_transposed for one in output.modules),
+        "fan_in_fan_out": _is_turned(output),
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _is_turned(output: AdapterOutput) -> bool:
+    """Tell what `fan_in_fan_out` says: it decides for square weights; of others the shape shows it."""
+    linear = [one for one in output.modules if one.kind == "linear"]
+    square = [one for one in linear if one.a.shape[1] == one.b.shape[0]]
+    return any(one.is_transposed for one in square or linear)
 
 
 def config_of(output: AdapterOutput) -> LoraConfig:

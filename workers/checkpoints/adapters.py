@@ -6,15 +6,16 @@ the base's own files. Sums run over the rank in one order (numerics/low_rank.py)
 
 import threading
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from app.domain.adapters import LoraPart, Placed, place
-from app.domain.checkpoints import LocalCheckpoint, TensorSpec
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint, TensorSpec
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.checkpoints.reader import TensorReader
+from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.numerics import low_rank
 
 KEPT_TENSORS = 8  # whose factors stay in memory
@@ -92,6 +93,13 @@ class AdapterReader:
             while len(self._factors) > KEPT_TENSORS:
                 self._factors.popitem(last=False)
             return factors
+
+
+def open_model(stack: ExitStack, model: LocalCheckpoint, base: TensorReader | None) -> FloatReader:
+    """Open a model's files; an adapter as the dense model that it makes of the open base."""
+    if model.manifest.kind is CheckpointKind.ADAPTER and base is not None:
+        return stack.enter_context(AdapterReader(model, base))
+    return stack.enter_context(TensorReader(model))
 
 
 def read_factors(files: TensorReader, part: LoraPart, *, is_transposed: bool) -> Factors:

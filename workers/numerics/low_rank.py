@@ -54,7 +54,7 @@ def decompose(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     whole = matrix.double()
     is_wide = whole.shape[0] < whole.shape[1]
     tall = whole.T if is_wide else whole
-    values, vectors = torch.linalg.eigh(tall.T @ tall)
+    _, vectors = torch.linalg.eigh(tall.T @ tall)
     vectors = vectors.flip(1)[:, :rank]  # largest first
     images = tall @ vectors  # orthogonal columns, as long as the singular values
     sigma = images.norm(dim=0)

@@ -51,7 +51,7 @@ from workers.pipelines.progress import ProgressMeter
 from workers.statistics.views import TensorSource
 
 
-def merge_adapters(
+def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
     plan: MergePlan,
     code: AdapterCode,
     *,
@@ -80,7 +80,7 @@ def merge_adapters(
     return finish(made, plan, code.method, recipe=recipe, output=output)
 
 
-def finish(
+def finish(  # noqa: PLR0913 what was made, by what, and where it goes
     made: AdapterOutput,
     plan: MergePlan,
     method: AdapterMethod | MergeMethod,

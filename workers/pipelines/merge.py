@@ -16,7 +16,6 @@ from pydantic import JsonValue
 from app.domain.adapters import as_dense
 from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
-    CheckpointKind,
     FileEntry,
     LocalCheckpoint,
     Manifest,
@@ -28,10 +27,10 @@ from app.domain.jobs import Progress
 from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
-from workers.checkpoints.adapters import AdapterReader
+from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import copy_companions, write_file
 from workers.checkpoints.memory import keep_freed_memory
-from workers.checkpoints.reader import FloatReader, TensorReader
+from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
@@ -154,7 +153,7 @@ def _open_inputs(
     models: Sequence[LocalCheckpoint],
 ) -> Inputs:
     base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
-    readers = [_open_model(stack, model, base_reader) for model in models]
+    readers = [open_model(stack, model, base_reader) for model in models]
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
     expected, found = distinct_tensors(manifest, [as_dense(model.manifest, manifest) for model in models])
@@ -170,12 +169,6 @@ def _open_inputs(
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
     return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
-
-
-def _open_model(stack: ExitStack, model: LocalCheckpoint, base: TensorReader | None) -> FloatReader:
-    if model.manifest.kind is CheckpointKind.ADAPTER and base is not None:
-        return stack.enter_context(AdapterReader(model, base))
-    return stack.enter_context(TensorReader(model))
 
 
 def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
