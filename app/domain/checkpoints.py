@@ -153,7 +153,7 @@ class TensorDifference(Value):
     """One tensor that keeps models from being merged."""
 
     name: str
-    problem: str  # missing | extra | shape | dtype
+    problem: str  # missing | extra | shape | dtype; adapter: one that does not fit the base, for all of its tensors
     model: int = Field(ge=0)  # index into the request's models
     expected: str | None = None
     found: str | None = None

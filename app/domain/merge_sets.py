@@ -11,6 +11,7 @@ from app.domain.catalog import MethodCard
 from app.domain.checkpoints import (
     MERGEABLE_DTYPES,
     CheckpointKind,
+    Compatibility,
     Manifest,
     TensorDifference,
     TensorSpec,
@@ -80,6 +81,22 @@ def view_adapters(base: Manifest | None, models: Sequence[Manifest]) -> list[Man
     Raises: IncompatibleCheckpoints naming the model, for an adapter without a base or one that does not fit it.
     """
     return [_view_adapter(base, model, index) for index, model in enumerate(models)]
+
+
+def compare_manifests(base: Manifest | None, models: Sequence[Manifest]) -> Compatibility:
+    """Compare models with the base, else with the first of them; an adapter as the dense model it makes of the base."""
+    views: list[Manifest] = []
+    unfit: list[TensorDifference] = []
+    for index, model in enumerate(models):
+        try:
+            views.append(_view_adapter(base, model, index))
+        except IncompatibleCheckpoints as error:
+            unfit.append(TensorDifference(name="*", problem="adapter", model=index, found=error.detail))
+            views.append(model if base is None else base)
+    outcome = check_mergeable(base or views[0], views)
+    if not unfit:
+        return outcome
+    return outcome.model_copy(update={"is_mergeable": False, "differences": (*unfit, *outcome.differences)})
 
 
 def _view_adapter(base: Manifest | None, model: Manifest, index: int) -> Manifest:

@@ -39,6 +39,8 @@ class EvaluateWork(Value):
     tasks: tuple[LocalTask, ...]
     base_models: dict[str, LocalCheckpoint]
     split: dict[str, str]  # task id -> split
+    adapter_base: LocalCheckpoint | None = None  # what the checkpoint lies on, if it is an adapter
+    scratch: Path | None = None  # a folder that may be made
 
 
 class FinetuneWork(Value):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.domain.parameters import NestedMethod, Parameters
 from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, adapter_method
-from workers.numerics import low_rank, updates
+from workers.numerics import thin_products, updates
 
 DEFAULT = NestedMethod(method="ties", parameters={"density": 0.2})
 
@@ -57,6 +57,6 @@ def merge(
 
 def _find_basis(vectors: Tensor, tolerance: float) -> Tensor:
     """Return the left singular vectors, largest first."""
-    u, sigma, _ = low_rank.decompose(vectors, vectors.shape[1])
+    u, sigma, _ = thin_products.decompose(vectors, vectors.shape[1])
     kept = sigma > tolerance * sigma.max() if sigma.numel() else sigma > 0
-    return low_rank.fix_signs(u[:, kept])
+    return thin_products.fix_signs(u[:, kept])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.domain.parameters import NestedMethod, Parameters
 from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, adapter_method
-from workers.numerics import low_rank, updates
+from workers.numerics import thin_products, updates
 
 DEFAULT = NestedMethod(method="ties", parameters={"density": 0.2})
 
@@ -62,6 +62,6 @@ def _find_basis(pairs: Sequence[tuple[Tensor, Tensor]], tolerance: float) -> Ten
     q, r = torch.linalg.qr(torch.cat([b for _, b in pairs], dim=1))
     blocks = r.split([b.shape[1] for _, b in pairs], dim=1)
     small = torch.cat([block @ a for block, (a, _) in zip(blocks, pairs, strict=True)], dim=1)  # [k, K · in]
-    u, sigma, _ = low_rank.decompose(small, small.shape[0])
+    u, sigma, _ = thin_products.decompose(small, small.shape[0])
     kept = sigma > tolerance * sigma.max() if sigma.numel() else sigma > 0
-    return low_rank.fix_signs(q @ u[:, kept])
+    return thin_products.fix_signs(q @ u[:, kept])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.adapter_contract import AdapterContext, DenseChange, LowRank, adapter_method
-from workers.numerics import low_rank
+from workers.numerics import thin_products
 
 
 class LoraExtractParameters(Parameters):
@@ -54,9 +54,9 @@ def merge(
 
 
 def _extract(change: Tensor, parameters: LoraExtractParameters) -> LowRank:
-    u, sigma, vt = low_rank.decompose(change, parameters.rank)
+    u, sigma, vt = thin_products.decompose(change, parameters.rank)
     least = max(
         parameters.absolute_tolerance, parameters.relative_tolerance * float(sigma.max()) if sigma.numel() else 0
     )
     kept = sigma > least
-    return LowRank(*low_rank.balance(u[:, kept], sigma[kept], vt[kept]))
+    return LowRank(*thin_products.balance(u[:, kept], sigma[kept], vt[kept]))

@@ -16,7 +16,7 @@ from app.domain.errors import IncompatibleCheckpoints
 from app.domain.parameters import Density, Parameters
 from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, Update, adapter_method
 from workers.contract import MergeContext
-from workers.numerics import low_rank, randomness, sparsify, updates
+from workers.numerics import randomness, sparsify, thin_products, updates
 
 CombinationType = Literal[
     "svd", "linear", "cat", "ties", "ties_svd", "dare_ties", "dare_linear", "dare_ties_svd", "dare_linear_svd",
@@ -76,14 +76,14 @@ def _combine(
     kind = parameters.combination_type
     if kind == "svd":
         whole = updates.stack(module, context.weights)
-        return LowRank(*low_rank.truncate(whole.a, whole.b, rank))
+        return LowRank(*thin_products.truncate(whole.a, whole.b, rank))
     present = [index for index, update in enumerate(module.updates) if update is not None]
     combine = _combination(module.name, present, parameters, context)
     weights = [context.weights[index] for index in present]
     if kind.endswith("_svd"):
         dense = [b @ a for a, b in (updates.factors(update) for update in module.updates if update is not None)]
-        u, sigma, vt = low_rank.decompose(combine("delta", dense, weights), rank)
-        return LowRank(*low_rank.balance(u, sigma, vt))
+        u, sigma, vt = thin_products.decompose(combine("delta", dense, weights), rank)
+        return LowRank(*thin_products.balance(u, sigma, vt))
     return _combine_factors(module, [update for update in module.updates if update is not None], weights, combine)
 
 

@@ -1,7 +1,7 @@
 """Reads an adapter as the dense model it makes of its base: elements W + s·B·A, computed for any run of them.
 
 The factors of a tensor are read whole (they are thin) and kept while its runs are read; the base's elements come from
-the base's own files. Sums run over the rank in one order (numerics/low_rank.py), so no cut shows in the bits.
+the base's own files. Sums run over the rank in one order (numerics/thin_products.py), so no cut shows in the bits.
 """
 
 import threading
@@ -16,7 +16,7 @@ from app.domain.adapters import LoraPart, Placed, place
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint, TensorSpec
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.reader import FloatReader, TensorReader
-from workers.numerics import low_rank
+from workers.numerics import thin_products
 
 KEPT_TENSORS = 8  # whose factors stay in memory
 
@@ -54,7 +54,7 @@ class AdapterReader:
         if placed.lora is None or placed.lora.rank == 0:
             return is_finite
         factors = self._factors_of(tensor.name, placed)
-        added = low_rank.multiply_run(factors.left, factors.right, offset, out.numel()).mul_(factors.scaling)
+        added = thin_products.multiply_run(factors.left, factors.right, offset, out.numel()).mul_(factors.scaling)
         out.copy_(out.double().add_(added))
         return not is_judged or has_finite_bits(out)
 
@@ -108,7 +108,7 @@ def read_factors(files: TensorReader, part: LoraPart, *, is_transposed: bool) ->
     A linearized adapter stands for its Taylor expansion B·A₀ + B₀·A − B₀·A₀, which is again a product, of rank 3r;
     where B₀ is zero, as PEFT starts, of rank r.
     """
-    a, b = low_rank.expand(
+    a, b = thin_products.expand(
         read_factor(files, part.a),
         read_factor(files, part.b),
         None if part.a_start is None else read_factor(files, part.a_start),

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from workers.adapter_contract import LowRank, ModuleUpdates, Update
-from workers.numerics import low_rank
+from workers.numerics import thin_products
 
 
 def factors(update: Update) -> tuple[Tensor, Tensor]:
     """Return (A, B), float64, whose product is the whole update: the scaling is in B, a linearized one is expanded."""
-    a, b = low_rank.expand(update.a, update.b, update.a_start, update.b_start)
+    a, b = thin_products.expand(update.a, update.b, update.a_start, update.b_start)
     return a.double(), b.double() * update.scaling
 
 

@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
+from app.domain.errors import ModelNotRunnable
 from app.domain.jobs import Progress
 from app.domain.tasks import Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
 from workers.model_contract import Evaluator, Subject
+from workers.pipelines.fusing import fuse_adapter
 
 
 def evaluate(
@@ -24,12 +27,23 @@ def evaluate(
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch, InvalidParameters.
     """
     models = Models(device)
+    checkpoint = _runnable(work, on_progress)
     measurements: list[Measurement] = []
     for index, task in enumerate(work.tasks):
-        subject = Subject(task, work.checkpoint, work.base_models[task.id])
+        subject = Subject(task, checkpoint, work.base_models[task.id])
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
         measurements += evaluators[task.spec.kind].measure(subject, work.split[task.id], models, report)
     return tuple(measurements)
+
+
+def _runnable(work: EvaluateWork, on_progress: Callable[[Progress], None]) -> LocalCheckpoint:
+    """Return the checkpoint; an adapter as the dense model that it makes of its base."""
+    if work.checkpoint.manifest.kind is not CheckpointKind.ADAPTER:
+        return work.checkpoint
+    if work.adapter_base is None or work.scratch is None:
+        raise ModelNotRunnable("The checkpoint is an adapter without its base; register it with a base_checkpoint.")
+    on_progress(Progress(stage="fusing the adapter", fraction=0.0))
+    return fuse_adapter(work.checkpoint, work.adapter_base, work.scratch)
 
 
 class _Report:

@@ -14,7 +14,7 @@ from app.domain.errors import IncompatibleCheckpoints, InvalidParameters
 from tests.workers.adapter_files import AdapterMerge, read_fused
 from tests.workers.files import write_checkpoint
 from tests.workers.peft_folders import ALPHA, RANK, Lora, draw_base, draw_modules, write_adapter
-from workers.numerics import low_rank
+from workers.numerics import thin_products
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own jvp uses it
 BASE = draw_base()
@@ -64,10 +64,10 @@ def test_the_fold_is_the_jvp(n_zeros: int) -> None:
         return functional_call(layer, dict(zip(("a", "b"), factors, strict=True)), (x,))
 
     y0, change = jvp(run, (a0, b0), (a - a0, b - b0))
-    folded = x @ (weight + SCALING * low_rank.linearize(a, b, a0, b0)).T
+    folded = x @ (weight + SCALING * thin_products.linearize(a, b, a0, b0)).T
     torch.testing.assert_close(folded, y0 + change, rtol=1e-10, atol=1e-10)
-    left, right = low_rank.expand(a, b, a0, b0)
-    torch.testing.assert_close(right @ left, low_rank.linearize(a, b, a0, b0), rtol=1e-10, atol=1e-10)
+    left, right = thin_products.expand(a, b, a0, b0)
+    torch.testing.assert_close(right @ left, thin_products.linearize(a, b, a0, b0), rtol=1e-10, atol=1e-10)
 
 
 def test_a_whole_net_with_folded_layers_is_the_linearized_net() -> None:
@@ -86,7 +86,7 @@ def test_a_whole_net_with_folded_layers_is_the_linearized_net() -> None:
 
         out, change = jvp(run, (a0, b0), (a - a0, b - b0))
         x = torch.tanh(out + change)
-        y = torch.tanh(y @ (weight + SCALING * low_rank.linearize(a, b, a0, b0)).T)
+        y = torch.tanh(y @ (weight + SCALING * thin_products.linearize(a, b, a0, b0)).T)
     torch.testing.assert_close(y, x, rtol=1e-10, atol=1e-10)
 
 

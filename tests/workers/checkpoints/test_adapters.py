@@ -29,7 +29,7 @@ from tests.workers.peft_folders import (
 )
 from workers.checkpoints.adapters import AdapterReader
 from workers.checkpoints.reader import TensorReader
-from workers.numerics.low_rank import multiply_run
+from workers.numerics.thin_products import multiply_run
 from workers.pipelines.importing import import_checkpoint
 
 BASE = draw_base()
