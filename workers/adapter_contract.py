@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.domain.adapters import AdapterSpace, Kind
 from app.domain.catalog import MethodCard, NestedScope
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, schema_of
 from workers.contract import MergeMethod, RecipeCode
 
 Coordinates = Mapping[str, Tensor]  # tensors by a name of the method's choice
@@ -137,7 +137,7 @@ def adapter_method(
         accepts_adapters=True,
         accepts_dense=accepts_dense,
         adapter_spaces=adapter_spaces,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         nested=dict(nested or {}),

@@ -14,7 +14,7 @@ in the context.
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import JsonValue
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, schema_of
 
 Result = TypeVar("Result")
 
@@ -119,6 +119,14 @@ class StatisticRequest(Protocol):
         """Read the source and return the statistic."""
 
 
+@runtime_checkable
+class Reported(Protocol):
+    """What a request collected, where the result of the merge shall tell of it."""
+
+    def report(self) -> JsonValue:
+        """Return what is worth knowing, as JSON."""
+
+
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
 
@@ -204,6 +212,7 @@ def merge_method(
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
     statistic_passes: int = 0,
+    copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     coefficients: Callable[..., Sequence[float]] | None = None,
@@ -237,13 +246,14 @@ def merge_method(
         granularity=granularity,
         order_matters=order_matters,
         is_random=is_random,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
         accepts_adapters=bool(adapter_spaces),
         accepts_dense=accepts_dense,
         adapter_spaces=adapter_spaces,
+        copies=copies,
         nested=dict(nested or {}),
     )
 
@@ -272,7 +282,7 @@ def transform(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> Transform:
@@ -300,7 +310,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:
@@ -313,5 +323,5 @@ def _digest(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
+def _collect_nothing(*_: object) -> Sequence[StatisticRequest]:
     return ()

@@ -74,6 +74,7 @@ class MethodCard(Value):
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
+    copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
 
 

@@ -3,7 +3,7 @@
 A method's parameters are a frozen pydantic model that refuses unknown names; its JSON Schema goes into the catalog.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -12,6 +12,23 @@ class Parameters(BaseModel):
     """Base of every method's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def schema_of(parameters: type[Parameters]) -> dict[str, Any]:
+    """Return the JSON Schema of a method's parameters, complete in itself: definitions stand where they are used."""
+    schema = parameters.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inline(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inline(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+        rest = {key: inline(value) for key, value in node.items() if key != "$ref"}
+        return {**inline(definitions[name]), **rest} if name else rest
+
+    return {key: inline(value) for key, value in schema.items()}
 
 
 class NestedMethod(BaseModel):
@@ -39,6 +56,10 @@ ScalingCoefficient = Annotated[
 InterpolationPosition = Annotated[
     float,
     Field(ge=0.0, le=1.0, description="Position between the two models: 0 is models[0], 1 is models[1]."),
+]
+LearningRate = Annotated[
+    float,
+    Field(gt=0.0, le=1.0, description="Step size of the descent."),
 ]
 TaskArithmeticCoefficient = Annotated[
     float,

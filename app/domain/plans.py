@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
-from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
+from app.domain.checkpoints import DTYPE_BYTES, MERGEABLE_DTYPES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
+from app.domain.passthrough import Copied, Layer, lay_out
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import group_tensors
 
@@ -41,6 +42,8 @@ class PlannedTensor(Value):
     end: int
     source: str  # its name among the merged tensors: another one only for a further copy of a tied tensor
     copied_because: CopyReason | None = None  # None: it is merged
+    model: int | None = None  # a copy of this model's `source`; None: of the reference's tensor of the same name
+    factor: float = 1.0  # on such a copy
 
     @property
     def spec(self) -> TensorSpec:
@@ -69,6 +72,8 @@ class MergePlan(Value):
     peak_memory_bytes: int
     disk_bytes: int
     estimated_seconds: float
+    layers: tuple[Layer, ...] = ()  # of a result put together from slices: which block of which model, in order
+    n_layers: int = 0  # of the reference, in that case
 
     @property
     def n_merged(self) -> int:
@@ -112,6 +117,8 @@ def make_plan(
     Raises: IncompatibleCheckpoints naming the tensors that differ; Invalid for a glob that matches nothing, for a
         gradient without numbered blocks, or when nothing is left to merge.
     """
+    if card.copies:
+        return _plan_copies(recipe, base or models[0], models)
     merge_set = find_merge_set(recipe, base, models)
     group_tensors(recipe, list(merge_set.merged))
     cost = _Cost(
@@ -133,6 +140,46 @@ def make_plan(
         peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, cost, len(models)),
         disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+    )
+
+
+def _plan_copies(recipe: Recipe, reference: Manifest, models: Sequence[Manifest]) -> MergePlan:
+    layout = lay_out(recipe.parameters, reference, models)
+    files, tensors = _lay_out(
+        [_plan_copy(copied, recipe.output_dtype) for copied in layout.tensors], recipe.shard_bytes
+    )
+    bytes_read = sum(copied.stored.size_bytes for copied in layout.tensors)
+    bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(reference)
+    return MergePlan(
+        files=files,
+        tensors=tensors,
+        warnings=layout.warnings,
+        n_passes=1,
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        peak_memory_bytes=PROCESS_BYTES,
+        disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
+        estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+        layers=layout.layers,
+        n_layers=layout.n_layers,
+    )
+
+
+def _plan_copy(copied: Copied, output_dtype: str | None) -> PlannedTensor:
+    stored = copied.stored
+    is_changed = output_dtype is not None and stored.dtype in MERGEABLE_DTYPES
+    dtype = OUTPUT_DTYPES[output_dtype] if output_dtype is not None and is_changed else stored.dtype
+    return PlannedTensor(
+        name=copied.name,
+        dtype=dtype,
+        shape=stored.shape,
+        file="",
+        begin=0,
+        end=stored.n_elements * DTYPE_BYTES[dtype],
+        source=stored.name,
+        copied_because="passthrough",
+        model=copied.model,
+        factor=copied.factor,
     )
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
+from app.domain import passthrough
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
@@ -27,7 +28,7 @@ from app.services.measuring import PinnedItem
 from app.services.wiring import Wiring
 
 # How the job is run has columns of its own; the versions are the recipe's.
-NOT_IN_SPEC = {"priority", "max_attempts", "timeout_seconds", "method_version", "engine_version"}
+NOT_IN_SPEC = {"priority", "max_attempts", "timeout_seconds", "method_version", "engine_version", "n_blocks"}
 
 
 class MergeSpec(Value):
@@ -101,6 +102,8 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     space = _check_space(card, request, base, models)
     _check_adapter_bases(session, base, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
+    if request.n_blocks is not None:
+        passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     behind = [base] if base is not None else models
     shared = bases.shared_root(session, [row.id for row in behind])
@@ -117,13 +120,26 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
 
 
 def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
-    return catalog.check(
+    card, parameters = catalog.check(
         request.method,
         request.parameters,
         has_base_model=request.base_model is not None,
         weights=[model.weight for model in request.models],
         model_parameters=[model.parameters for model in request.models],
     )
+    if not card.copies:
+        return card, parameters
+    _refuse_changes(card, request)
+    return card, passthrough.pin_models(parameters, [model.checkpoint for model in request.models])
+
+
+def _refuse_changes(card: MethodCard, request: MergeRequest) -> None:
+    """Refuse what would change tensors that are only copied."""
+    names = ("include", "exclude", "overrides", "transforms", "post_steps")
+    message = f"{card.name} copies every tensor of the result; leave it out"
+    faults = [FieldProblem(f"/{name}", message) for name in names if getattr(request, name)]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {message}.", errors=faults)
 
 
 def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -> tuple[Override, ...]:
@@ -140,12 +156,14 @@ def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) 
     return tuple(overrides)
 
 
-def _weight_of(weight: float | list[float]) -> float | tuple[float, ...]:
+def _weight_of(weight: float | list[float] | None) -> float | tuple[float, ...] | None:
+    if weight is None:
+        return None
     return tuple(float(step) for step in weight) if isinstance(weight, list) else float(weight)
 
 
 def _weights_faults(
-    card: MethodCard, weights: Sequence[float | tuple[float, ...]] | None, n_models: int, *, pointer: str
+    card: MethodCard, weights: Sequence[float | tuple[float, ...] | None] | None, n_models: int, *, pointer: str
 ) -> list[FieldProblem]:
     if weights is None:
         return []
@@ -153,8 +171,9 @@ def _weights_faults(
         return [FieldProblem(pointer, f"found {len(weights)} weights, expected one for each of the {n_models} models")]
     if card.weights == "unused":
         return [FieldProblem(pointer, f"{card.name} uses no weights; leave them out")]
-    steps = [step for weight in weights for step in (weight if isinstance(weight, tuple) else (weight,))]
-    if card.weights == "non_negative" and min(steps) < 0:
+    given = [weight for weight in weights if weight is not None]
+    steps = [step for weight in given for step in (weight if isinstance(weight, tuple) else (weight,))]
+    if card.weights == "non_negative" and min(steps, default=0) < 0:
         return [FieldProblem(pointer, f"{card.name} needs weights >= 0, found {min(steps)}")]
     return []
 

@@ -48,8 +48,12 @@ def _some_parameters(method: MergeMethod) -> st.SearchStrategy[dict[str, Any]]:
 def _some_value(rule: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in rule:
         return st.sampled_from(rule["enum"])
+    if rule.get("type") not in ("boolean", "integer", "number"):
+        return st.just(rule["default"])
     if rule["type"] == "boolean":
         return st.booleans()
+    if rule["type"] == "integer":
+        return st.integers(rule["minimum"], min(rule["maximum"], rule["minimum"] + 16))
     low = rule.get("minimum", rule.get("exclusiveMinimum", -1.0))
     high = rule.get("maximum", rule.get("exclusiveMaximum", 2.0))
     inner = st.floats(low + 0.01 * (high - low), high - 0.01 * (high - low))

@@ -68,6 +68,8 @@ def test_t2_models_equal_to_the_base_give_the_base_to_the_bit(card: MethodCard, 
 
 @every_method
 def test_t5_integers_and_excluded_tensors_are_the_references_to_the_bit(card: MethodCard, tmp_path: Path) -> None:
+    if card.copies:
+        pytest.skip("the card says that every tensor is a copy")
     base, models = _draw(card)
     for tensors in (base, *models):
         tensors.update(positions=INTEGERS, flags=FLAGS)

@@ -1,7 +1,7 @@
 """The files beside the weights: config, tokenizer and license travel from the reference model into the result."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, LocalCheckpoint
@@ -13,7 +13,13 @@ from workers.checkpoints.reader import path_of
 WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json"})
 
 
-def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | None) -> Iterator[FileEntry]:
+def copy_companions(
+    reference: LocalCheckpoint,
+    output: Path,
+    *,
+    dtype: str | None,
+    change_config: Callable[[bytes], bytes] = lambda config: config,
+) -> Iterator[FileEntry]:
     """Copy the files beside the reference's weights; `dtype`, where given, becomes the config's dtype.
 
     Raises: InputChanged when a file is not the one that was registered.
@@ -27,8 +33,9 @@ def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | No
                 f"{reference.id}: {entry.path} is not the file that was registered, expected sha256 {entry.sha256}; "
                 "register the checkpoint again."
             )
-        is_config = entry.path == CONFIG_FILE and dtype is not None
-        yield write_file(output, entry.path, with_dtype(content, dtype) if is_config and dtype else content)
+        if entry.path == CONFIG_FILE:
+            content = change_config(content if dtype is None else with_dtype(content, dtype))
+        yield write_file(output, entry.path, content)
 
 
 def write_file(output: Path, path: str, content: bytes) -> FileEntry:

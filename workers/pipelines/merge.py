@@ -29,6 +29,7 @@ from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
 from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
@@ -94,8 +95,9 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         merger = Merger(ready, inputs, source, meter)
         entries, sha256_of, differing = _write_weights(plan, merger, output)
     meter.enter("finishing")
-    entries += _write_companions(plan, code.method, recipe, reference, output)
-    warnings = [*plan.warnings, *_warn_of_differing(differing)]
+    written, more = _write_companions(plan, code.method, recipe, (reference, models), output)
+    entries += written
+    warnings = [*plan.warnings, *_warn_of_differing(differing), *more]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "n_merged": plan.n_merged,
@@ -103,6 +105,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        "found": ready.report(),
         **_report_groups(ready),
     }
     return _manifest(plan, reference, entries, sha256_of, output), report
@@ -130,7 +133,7 @@ def _open_device(device: str) -> torch.device:
 
 def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
     """Return the effective parameters and weights of each group of tensors, where there are several."""
-    if len(ready.groups) == 1:
+    if len(ready.groups) <= 1:
         return {}
     groups: list[JsonValue] = [
         {
@@ -168,7 +171,8 @@ def _open_inputs(
         )
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
-    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+    own = [{tensor.name: tensor for tensor in model.manifest.tensors} for model in models]
+    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
 def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
@@ -210,9 +214,24 @@ def _warn_of_differing(names: Sequence[str]) -> list[str]:
 
 
 def _write_companions(
-    plan: MergePlan, method: MergeMethod, recipe: Recipe, reference: LocalCheckpoint, output: Path
-) -> list[FileEntry]:
-    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype))
+    plan: MergePlan,
+    method: MergeMethod,
+    recipe: Recipe,
+    inputs: tuple[LocalCheckpoint, Sequence[LocalCheckpoint]],
+    output: Path,
+) -> tuple[list[FileEntry], list[str]]:
+    """Write the files beside the weights; return them, and warnings."""
+    reference, models = inputs
+    warnings: list[str] = []
+
+    def change_config(content: bytes) -> bytes:
+        if not plan.layers:
+            return content
+        changed, found = with_layers(content, plan.layers, plan.n_layers, read_configs(models))
+        warnings.extend(found)
+        return changed
+
+    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype, change_config=change_config))
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
     entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan).encode()))
@@ -221,7 +240,7 @@ def _write_companions(
         total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
         index = {"metadata": {"total_size": total}, "weight_map": placed}
         entries.append(write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n"))
-    return entries
+    return entries, warnings
 
 
 def _manifest(

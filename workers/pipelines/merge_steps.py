@@ -33,12 +33,13 @@ class Inputs:
     models: Sequence[FloatReader]
     stored: Mapping[str, TensorSpec]  # the reference's tensors
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
+    own: Sequence[Mapping[str, TensorSpec]]  # each model's, under its own names
     merged: Mapping[str, MergedTensor]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run of bytes of one tensor of the result: merged from runs of elements, or copied from the reference."""
+    """A run of bytes of one tensor of the result: merged from runs of elements, or copied."""
 
     target: PlannedTensor
     offset: int  # byte offset within the tensor
@@ -116,6 +117,8 @@ def _check_result(out: Tensor, run: Run) -> None:
 
 def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
     inputs = merger.inputs
+    if step.target.model is not None:
+        return _copy_from(inputs.models[step.target.model], inputs.own[step.target.model], step, merger), False
     stored = inputs.stored[step.target.name]
     content = np.empty(step.n_bytes, dtype=np.uint8)
     inputs.reference.read_bytes(stored, step.offset, content.data)
@@ -125,6 +128,30 @@ def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
         for reader, found in zip(inputs.models, inputs.found, strict=True)
     )
     return content.data, differs
+
+
+def _copy_from(reader: TensorReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
+    """Return a model's own bytes; where a factor or another dtype is asked for, computed in float32."""
+    target, stored = step.target, tensors[step.target.source]
+    merger.meter.advance(step.n_bytes)
+    if target.factor == 1.0 and target.dtype == stored.dtype:
+        content = np.empty(step.n_bytes, dtype=np.uint8)
+        reader.read_bytes(stored, step.offset, content.data)
+        return content.data
+    dtype = TORCH_DTYPES[target.dtype]
+    values = torch.empty(step.n_bytes // dtype.itemsize, dtype=torch.float32)
+    reader.read_floats(stored, step.offset // dtype.itemsize, values, is_judged=False)
+    if merger.source.nan_policy == "zero":
+        values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    out = values.mul_(target.factor).to(dtype)
+    if not has_finite_bits(out):
+        index = int(torch.isfinite(out).logical_not_().nonzero()[0])
+        raise NotFinite(
+            f"Tensor {target.name!r}, {target.source!r} of models[{target.model}] times {target.factor:g}, is "
+            f"{out[index].item()} at flat index {step.offset // dtype.itemsize + index} in {dtype}, expected a finite "
+            "number; choose a wider output dtype, or set nan_policy to 'zero'."
+        )
+    return out.view(torch.uint8).numpy().data
 
 
 def _is_other(

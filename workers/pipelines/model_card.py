@@ -25,7 +25,8 @@ def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
         "## Inputs\n",
         _inputs(recipe),
         "## Effective parameters\n",
-        f"```json\n{json.dumps(recipe.parameters, indent=2, sort_keys=True)}\n```\n",
+        f"```json\n{_json(recipe.parameters)}\n```\n",
+        *_steps(recipe),
         "## Output\n",
         _output(recipe, plan),
         "## How to repeat it\n",
@@ -45,6 +46,25 @@ def _inputs(recipe: Recipe) -> str:
     for index, model in enumerate(recipe.models):
         rows.append(f"| models[{index}] | {model.weight:g} | `{model.content_digest}` | `{model.weights_digest}` |")
     return "\n".join(rows) + "\n"
+
+
+def _steps(recipe: Recipe) -> list[str]:
+    """Return a section for what holds for some tensors only, and for each step before or after the method."""
+    parts = (
+        ("## Before the method\n", recipe.transforms),
+        ("## For some tensors (of two that match, the later one)\n", recipe.overrides),
+        ("## After the method\n", recipe.post_steps),
+    )
+    return [
+        text
+        for title, values in parts
+        if values
+        for text in (title, f"```json\n{_json([value.model_dump(mode='json') for value in values])}\n```\n")
+    ]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True)
 
 
 def _output(recipe: Recipe, plan: MergePlan) -> str:

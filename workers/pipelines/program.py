@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
@@ -26,6 +27,7 @@ from workers.contract import (
     PieceSource,
     PostStep,
     RecipeCode,
+    Reported,
     StatisticRequest,
     Transform,
 )
@@ -156,6 +158,17 @@ class MergeProgram:
             piece = step.change(piece)
         return piece
 
+    def report(self) -> dict[str, JsonValue]:
+        """Return what the statistics have to tell, by the name of their request; of the method, one entry per group."""
+        told: dict[str, JsonValue] = {}
+        for step in (*self.transforms, *self.post_steps):
+            told |= {f"{step.step.card.name}.{name}": value for name, value in _told(step.context).items()}
+        groups = [_told(group.bound.context) for group in self.groups]
+        for name in {name for group in groups for name in group}:
+            values = [group[name] for group in groups if name in group]
+            told[name] = values[0] if len(self.groups) == 1 else values
+        return dict(sorted(told.items()))
+
     def group_of(self, tensor: str) -> ProgramGroup:
         """Return the group that a tensor belongs to."""
         return self._group_of[tensor]
@@ -242,6 +255,10 @@ def _collect(
         on_request(request)
         collected[request.name] = request.collect(source)
     return collected
+
+
+def _told(context: MergeContext) -> dict[str, JsonValue]:
+    return {name: value.report() for name, value in context.statistics.items() if isinstance(value, Reported)}
 
 
 def _through(source: PieceSource, transforms: Sequence[BoundStep]) -> PieceSource:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import task_vectors
+from workers.numerics import precision, task_vectors
 
 
 def gram_matrix(source: PieceSource) -> Tensor:
@@ -28,5 +28,14 @@ def cosines(gram: Tensor) -> Tensor:
 
 def _products(piece: Piece) -> Tensor:
     deltas = piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)
-    exact = deltas.double()  # [n, m]
-    return exact @ exact.T
+    return precision.inner_products(deltas.double())
+
+
+def gram_matrices(source: PieceSource) -> dict[str, Tensor]:
+    """Return the Gram matrix of each tensor by name, [n, n] float64 each; an empty tensor's is zero."""
+    matrices = {
+        name: torch.zeros(source.n_models, source.n_models, dtype=torch.float64) for name, _, _ in source.tensors
+    }
+    for name, part in source.map(lambda piece: (piece.tensor, _products(piece))):
+        matrices[name] += part
+    return matrices

@@ -45,3 +45,9 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
         width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
         sizes += [width] * (tensor.size // width) if width else []
     return [sum(sizes)] if scope == "global" else sizes
+
+
+def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:
+    """Return [begin, end) of every run of entries that belong together: the whole model, each tensor, each row."""
+    ends = np.cumsum(_sizes(base, scope), dtype=int).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
