@@ -21,8 +21,8 @@ def fuse_adapter(adapter: LocalCheckpoint, base: LocalCheckpoint, output: Path) 
     recipe = Recipe(
         method=method.card.name,
         method_version=method.card.version,
-        base_model=PinnedCheckpoint(**_digests(base)),
-        models=(RecipeModel(**_digests(adapter)),),
+        base_model=_pin(base),
+        models=(RecipeModel(**_pin(adapter).model_dump()),),
         parameters=method.parameters().model_dump(mode="json"),
         shard_bytes=SHARD_BYTES,
         adapter_space="delta",
@@ -41,6 +41,6 @@ def fuse_adapter(adapter: LocalCheckpoint, base: LocalCheckpoint, output: Path) 
     return LocalCheckpoint(id=adapter.id, path=output, manifest=manifest)
 
 
-def _digests(checkpoint: LocalCheckpoint) -> dict[str, str]:
+def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
     manifest = checkpoint.manifest
-    return {"content_digest": manifest.digest, "weights_digest": manifest.weights_digest}
+    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)

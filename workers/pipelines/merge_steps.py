@@ -130,7 +130,7 @@ def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
     return content.data, differs
 
 
-def _copy_from(reader: TensorReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
+def _copy_from(reader: FloatReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
     """Return a model's own bytes; where a factor or another dtype is asked for, computed in float32."""
     target, stored = step.target, tensors[step.target.source]
     merger.meter.advance(step.n_bytes)
