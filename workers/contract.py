@@ -21,8 +21,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
 from app.domain.parameters import Parameters, schema_of
+from workers.patches import Patch
 
 Result = TypeVar("Result")
 
@@ -130,6 +131,10 @@ class Reported(Protocol):
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
 
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
+
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
 
@@ -143,12 +148,13 @@ class NestedMerge(Protocol):
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the pipeline takes it: card, parameters class, and the two functions."""
+    """A method as the pipeline takes it: card, parameters class, and its functions."""
 
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
 
 
@@ -215,9 +221,11 @@ def merge_method(
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    patch: Callable[..., Sequence[Patch]] | None = None,
+    patch_codec: PatchCodec | None = None,
     coefficients: Callable[..., Sequence[float]] | None = None,
     accepts_dense: bool = True,
-    adapter_spaces: tuple[AdapterSpace, ...] = ("delta", "factors"),
+    adapter_spaces: tuple[AdapterSpace, ...] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -229,9 +237,18 @@ def merge_method(
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
 
+    patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
+    artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
+    what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
+    kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
+
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
+    adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
+    spaces = adapter_spaces
+    if spaces is None:
+        spaces = ("delta", "factors") if patch is None else ("delta",)
     card = MethodCard(
         name=name,
         version=version,
@@ -250,15 +267,17 @@ def merge_method(
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
         statistic_passes=statistic_passes,
-        accepts_adapters=bool(adapter_spaces),
+        accepts_adapters=bool(spaces),
         accepts_dense=accepts_dense,
-        adapter_spaces=adapter_spaces,
+        adapter_spaces=spaces,
         copies=copies,
         nested=dict(nested or {}),
+        produces="dense" if patch is None else "multitask",
+        patch_codec=patch_codec,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing, coefficients)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch, coefficients)
 
     return decorate
 

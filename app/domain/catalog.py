@@ -33,6 +33,7 @@ CATALOG_PATH = Path(__file__).parent / "catalog.json"
 MAX_MODELS = 256
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]
@@ -64,12 +65,10 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
+    patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     accepts_adapters: bool = True
     accepts_dense: bool = True  # False: its models are adapters
-    adapter_spaces: tuple[AdapterSpace, ...] = (
-        "delta",
-        "factors",
-    )  # where it merges adapters; the first is the default
+    adapter_spaces: tuple[AdapterSpace, ...] = ("delta",)  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8

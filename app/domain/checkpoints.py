@@ -87,10 +87,19 @@ class LoraConfig(Value):
     task_type: str | None = None  # which model class PEFT wraps
 
 
+class TaskPatch(Value):
+    """What turns a multitask checkpoint into the model of one task: a patch file (docs/patches.md)."""
+
+    task: str
+    file: str
+    n_values: int  # numbers in it that are weights, not indices or bits
+
+
 class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
     `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
+    `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share.
     `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
 
@@ -104,6 +113,8 @@ class Manifest(Value):
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
     adapter: LoraConfig | None = None  # of a checkpoint of kind adapter
+    patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models
+    patch_base: str | None = None  # the file with the base model, where patches are masks over it
 
     @property
     def size_bytes(self) -> int:

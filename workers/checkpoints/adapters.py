@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from app.domain.adapters import LoraPart, Placed, place
-from app.domain.checkpoints import CheckpointKind, LocalCheckpoint, TensorSpec
+from app.domain.checkpoints import DTYPE_BYTES, CheckpointKind, LocalCheckpoint, TensorSpec
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.checkpoints.reader import FloatReader, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader, TensorReader
 from workers.numerics import thin_products
 
 KEPT_TENSORS = 8  # whose factors stay in memory
@@ -59,10 +59,12 @@ class AdapterReader:
         return not is_judged or has_finite_bits(out)
 
     def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
-        """Fill `out` with the bytes of a tensor that no update lies on."""
-        full = self._placed.get(tensor.name, Placed()).full
-        if full is not None:
-            self._files.read_bytes(full, offset, out)
+        """Fill `out` with the bytes, from byte `offset` on, that the tensor has in its own dtype."""
+        placed = self._placed.get(tensor.name, Placed())
+        if placed.lora is not None:
+            self._compute_bytes(tensor, offset, out)
+        elif placed.full is not None:
+            self._files.read_bytes(placed.full, offset, out)
         else:
             self._base.read_bytes(self._stored[tensor.name], offset, out)
 
@@ -75,6 +77,15 @@ class AdapterReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _compute_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        item = DTYPE_BYTES[tensor.dtype]
+        first, behind = offset // item, -(-(offset + len(out)) // item)
+        values = torch.empty(behind - first, dtype=torch.float32)
+        self.read_floats(tensor, first, values, is_judged=False)
+        content = values.to(TORCH_DTYPES[tensor.dtype]).view(torch.uint8).numpy().data
+        begin = offset - first * item
+        out[:] = content[begin : begin + len(out)]
 
     def _read_weight(self, tensor: TensorSpec, placed: Placed, offset: int, out: Tensor, *, is_judged: bool) -> bool:
         if placed.full is not None:

@@ -94,7 +94,8 @@ def finish(  # noqa: PLR0913 what was made, by what, and where it goes
     entries, specs = write_adapter(made, output, dtype=OUTPUT_DTYPES[recipe.output_dtype or "float32"])
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
-    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan).encode()))
+    manifest = _manifest(made, entries, specs, output)
+    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "adapter_space": recipe.adapter_space,
@@ -104,7 +105,8 @@ def finish(  # noqa: PLR0913 what was made, by what, and where it goes
         "ranks": {one.module: one.a.shape[0] for one in made.modules},
         "warnings": [*plan.warnings, *warnings],
     }
-    return _manifest(made, entries, specs, output), report
+    files = tuple(sorted(entries, key=lambda entry: entry.path))
+    return manifest.model_copy(update={"files": files}), report
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -307,7 +309,7 @@ def _manifest(made: AdapterOutput, entries: Sequence[FileEntry], specs: Sequence
     sha256_of = hashing.hash_tensors(file, sorted(specs, key=lambda spec: spec.begin), lambda _: None)
     return Manifest(
         kind=CheckpointKind.ADAPTER,
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        files=tuple(entries),
         tensors=tuple(sorted(specs, key=lambda spec: spec.name)),
         weights_digest=digest_weights(specs, sha256_of),
         adapter=config_of(made),
