@@ -246,9 +246,8 @@ def merge_method(
     vectors; it may then name the adapter space "concat".
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
-    spaces = adapter_spaces
-    if spaces is None:
-        spaces = ("delta", "factors") if patch is None else ("delta",)
+    default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
+    spaces = default if adapter_spaces is None else adapter_spaces
     card = MethodCard(
         name=name,
         version=version,

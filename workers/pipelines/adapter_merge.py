@@ -74,7 +74,7 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
         readers = [stack.enter_context(TensorReader(model)) for model in models]
         read = [_read_module(module, readers, recipe, meter) for module in modules]
         meter.enter("merging")
-        merged = _merge(code, recipe, read, torch.device(device))
+        merged = merge_modules(code, recipe, read, torch.device(device))
     meter.enter("finishing")
     made = _output(modules, merged, models)
     return finish(made, plan, code.method, recipe=recipe, output=output)
@@ -150,9 +150,13 @@ def _read_factor(spec: TensorSpec, reader: TensorReader, recipe: Recipe, meter: 
 # --- merging --------------------------------------------------------------------------------------------------------
 
 
-def _merge(
+def merge_modules(
     code: AdapterCode, recipe: Recipe, modules: Sequence[ModuleUpdates], device: torch.device
 ) -> Mapping[str, LowRank]:
+    """Return the result's updates by the base's tensors: of an adapter method, or of a dense one in a space of factors.
+
+    Raises: IncompatibleCheckpoints for adapters that the space cannot merge.
+    """
     if isinstance(code.method, AdapterMethod):
         parameters = code.method.parameters.model_validate(recipe.parameters)
         return code.method.merge(modules, parameters, _context(code, recipe, device))
