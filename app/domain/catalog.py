@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
+from app.domain.adapters import AdapterSpace
 from app.domain.checkpoints import Value
 from app.domain.errors import (
     EvaluatorNotFound,
@@ -74,7 +75,9 @@ class MethodCard(Value):
     produces: Literal["dense", "multitask", "adapter"] = "dense"
     patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     task_addition: TaskAddition | None = None  # None: a result is what it is
-    accepts_adapters: bool = False
+    accepts_adapters: bool = True
+    accepts_dense: bool = True  # False: its models are adapters
+    adapter_spaces: tuple[AdapterSpace, ...] = ("delta",)  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
