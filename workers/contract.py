@@ -20,8 +20,9 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
 from app.domain.parameters import Parameters, schema_of
+from workers.patches import Patch
 
 Result = TypeVar("Result")
 
@@ -129,6 +130,10 @@ class Reported(Protocol):
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
 
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
+
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
 
@@ -142,12 +147,13 @@ class NestedMerge(Protocol):
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the pipeline takes it: card, parameters class, and the two functions."""
+    """A method as the pipeline takes it: card, parameters class, and its functions."""
 
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,8 @@ def merge_method(
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    patch: Callable[..., Sequence[Patch]] | None = None,
+    patch_codec: PatchCodec | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -223,6 +231,11 @@ def merge_method(
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
+
+    patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
+    artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
+    what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
+    kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
     """
     card = MethodCard(
         name=name,
@@ -244,10 +257,12 @@ def merge_method(
         statistic_passes=statistic_passes,
         copies=copies,
         nested=dict(nested or {}),
+        produces="dense" if patch is None else "multitask",
+        patch_codec=patch_codec,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch)
 
     return decorate
 

@@ -32,6 +32,7 @@ CATALOG_PATH = Path(__file__).parent / "catalog.json"
 MAX_MODELS = 256
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]
@@ -63,6 +64,7 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
+    patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     accepts_adapters: bool = False
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law

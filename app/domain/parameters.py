@@ -3,7 +3,7 @@
 A method's parameters are a frozen pydantic model that refuses unknown names; its JSON Schema goes into the catalog.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -71,4 +71,12 @@ TaskArithmeticCoefficient = Annotated[
 Normalize = Annotated[
     bool,
     Field(description="Divide by the sum of the weights, which must not be 0."),
+]
+Rank = Annotated[
+    int,
+    Field(ge=1, le=65_536, description="Rank of what is kept of a matrix, at most."),
+]
+PatchScope = Annotated[
+    Literal["global", "tensor"],
+    Field(description="Where the largest entries are counted: over the whole model, or within each tensor."),
 ]

@@ -223,6 +223,13 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+class MaterializationRequest(WorkRequest):
+    """Write the dense model of one task out of a multitask artifact."""
+
+    task: Name = Field(description="A task that the artifact has a patch for.")
+    output: Output = Output()
+
+
 class EvaluationRequest(WorkRequest):
     """Measure a checkpoint on tasks."""
 

@@ -95,22 +95,24 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     """
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
+    _refuse_post_steps(card, request)
     base, models = _resolve(session, actor, request)
     _check_kinds(card, request, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
+    labels = _label_models(card, request, models)
     behind = [base] if base is not None else models
     shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, (base, models)),
+        recipe=_recipe(wiring, request, card, parameters, (base, models, labels)),
         base=base,
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        evaluate=_with_patches(labels, measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate")),
         base_checkpoint=base.id if base is not None else shared,
     )
 
@@ -191,6 +193,12 @@ def _check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tup
     return tuple(steps)
 
 
+def _refuse_post_steps(card: MethodCard, request: MergeRequest) -> None:
+    if request.post_steps and card.produces == "multitask":
+        message = f"{card.name} keeps patches over what it merges, so that nothing may change it afterwards"
+        raise Invalid(f"/post_steps: {message}; leave them out.", errors=[FieldProblem("/post_steps", message)])
+
+
 def _check_versions(card: MethodCard, request: MergeRequest) -> None:
     pairs = (
         ("method_version", request.method_version, card.version),
@@ -231,10 +239,9 @@ def _recipe(
     request: MergeRequest,
     card: MethodCard,
     parameters: dict[str, JsonValue],
-    inputs: tuple[Checkpoint | None, Sequence[Checkpoint]],
+    inputs: tuple[Checkpoint | None, Sequence[Checkpoint], Sequence[str | None]],
 ) -> Recipe:
-    base, models = inputs
-    labels = [model.task or row.task or row.name for model, row in zip(request.models, models, strict=True)]
+    base, models, labels = inputs
     return Recipe(
         method=card.name,
         method_version=card.version,
@@ -243,9 +250,7 @@ def _recipe(
             RecipeModel(
                 **_digests(row),
                 weight=model.weight,
-                task=label
-                if card.produces == "multitask"
-                else None,  # elsewhere it would only make equal recipes differ
+                task=label,
                 parameters=model.parameters,
             )
             for model, row, label in zip(request.models, models, labels, strict=True)
@@ -263,6 +268,32 @@ def _recipe(
         transforms=_check_steps(wiring.catalog, "transforms", request),
         post_steps=_check_steps(wiring.catalog, "post_steps", request),
     )
+
+
+def _label_models(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> list[str | None]:
+    """Return the label of each model's patch; none for a dense result, where it would only make equal recipes differ.
+
+    Raises: Invalid where two models have one label.
+    """
+    if card.produces != "multitask":
+        return [None] * len(models)
+    labels = [model.task or row.task or row.name for model, row in zip(request.models, models, strict=True)]
+    faults = [
+        FieldProblem(
+            f"/models/{index}/task",
+            f"models[{labels.index(label)}] has the task {label!r}, too; each patch needs a label of its own",
+        )
+        for index, label in enumerate(labels)
+        if labels.index(label) < index
+    ]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
+    return list(labels)
+
+
+def _with_patches(labels: Sequence[str | None], items: tuple[PinnedItem, ...]) -> tuple[PinnedItem, ...]:
+    known = [label for label in labels if label is not None]
+    return measuring.pin_patches(items, known, what="the merge", pointer="/evaluate") if known else items
 
 
 def _digests(row: Checkpoint) -> dict[str, Any]:

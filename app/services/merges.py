@@ -13,7 +13,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
+from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
@@ -271,7 +271,7 @@ def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
         session,
         actor,
         name=made.spec.name,
-        kind=CheckpointKind.DENSE,
+        kind=made.manifest.kind,
         manifest=made.manifest,
         job_id=made.job_id,
         artifact_id=artifact.id,

@@ -80,7 +80,8 @@ def test_t5_integers_and_excluded_tensors_are_the_references_to_the_bit(card: Me
     for name in ("positions", "flags", "bias", "conv"):
         assert torch.equal(found[name], reference[name])
         assert found[name].dtype == reference[name].dtype
-    assert not torch.equal(found["large"], reference["large"])
+    if card.produces == "dense":  # what tasks share may be the base itself
+        assert not torch.equal(found["large"], reference["large"])
 
 
 @every_method

@@ -38,6 +38,15 @@ def keep_first(vector: Tensor, boundary: Boundary, *, start: int) -> Tensor:
     return _keep_first(vector, boundary, start=start, kept=torch.empty_like(vector))
 
 
+def is_first(vector: Tensor, boundary: Boundary, *, start: int) -> Tensor:
+    """Return which entries come before a boundary, [m] bool; of entries that are zero as of others. Else as above."""
+    magnitudes = vector.abs()
+    n_tied = min(max(boundary.index - start, 0), vector.numel())
+    found = magnitudes > boundary.magnitude
+    found[:n_tied] = magnitudes[:n_tied] >= boundary.magnitude
+    return found
+
+
 def keep_band(vector: Tensor, upper: Boundary, lower: Boundary, *, start: int) -> Tensor:
     """Return the vector with all entries but those from the upper boundary on, up to the lower one, set to zero.
 

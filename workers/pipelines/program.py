@@ -32,6 +32,7 @@ from workers.contract import (
     Transform,
 )
 from workers.granularity import piece_shape
+from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 
 OnRequest = Callable[[StatisticRequest], None]
@@ -47,12 +48,17 @@ class BoundMethod:
     device: torch.device
     is_local: bool = False  # collects its statistics anew, over the tensors at hand
 
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
+        return self.method.card.granularity
+
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
             return self._merge_locally(base, finetuned).view(shape).to(finetuned.device)
-        seen = piece_shape(self.method.card.granularity, context.shape, finetuned[0].numel())
+        seen = piece_shape(self.granularity, context.shape, finetuned[0].numel())
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
             None if base is None else base.reshape(seen),
@@ -65,16 +71,26 @@ class BoundMethod:
     def of_piece(self, piece: Piece) -> Tensor:
         """Return the merge of a piece, [m] float32 on the CPU."""
         base = None if piece.base is None else piece.base.to(self.device)
-        context = replace(
-            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
-        )
-        result = self(base, piece.finetuned.to(self.device), context)
+        result = self(base, piece.finetuned.to(self.device), _placed(self.context, piece))
         if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
                 f"expected torch.float32 {list(piece.finetuned.shape[1:])}; report this fault."
             )
         return result.cpu()
+
+    def patches_of(self, piece: Piece) -> Sequence[Patch]:
+        """Return what turns a piece that was merged into each model's task, by a method with patches."""
+        if self.method.patch is None or piece.base is None or piece.merged is None:
+            raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
+        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        return self.method.patch(
+            piece.base.to(self.device).view(seen),
+            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            piece.merged.to(self.device).view(seen),
+            self.parameters,
+            _placed(self.context, piece),
+        )
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
         source = TensorSource(
@@ -102,9 +118,7 @@ class BoundStep:
         shape = piece_shape(self.step.card.granularity, piece.shape, piece.finetuned.shape[1])
         base = None if piece.base is None else piece.base.to(self.device).view(shape)
         finetuned = piece.finetuned.to(self.device).view(len(piece.finetuned), *shape)
-        context = replace(
-            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
-        )
+        context = _placed(self.context, piece)
         if piece.merged is None:
             changed = self.step.apply(base, finetuned, self.parameters, context)
             return replace(piece, finetuned=changed.reshape(piece.finetuned.shape).cpu())
@@ -158,6 +172,11 @@ class MergeProgram:
             piece = step.change(piece)
         return piece
 
+    def patch(self, piece: Piece) -> Sequence[Patch]:
+        """Return, of a completed piece, what turns it into each model's task."""
+        group = self.group_of(piece.tensor)
+        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset))
+
     def report(self) -> dict[str, JsonValue]:
         """Return what the statistics have to tell, by the name of their request; of the method, one entry per group."""
         told: dict[str, JsonValue] = {}
@@ -205,6 +224,10 @@ def prepare(
         bound = _bind_step(post_step, pinned.parameters, blank, device, merged, on_request)
         program = replace(program, post_steps=(*program.post_steps, bound))
     return program
+
+
+def _placed(context: MergeContext, piece: Piece) -> MergeContext:
+    return replace(context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position)
 
 
 # --- binding ------------------------------------------------------------------------------------------------------

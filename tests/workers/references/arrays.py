@@ -47,6 +47,13 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
     return [sum(sizes)] if scope == "global" else sizes
 
 
+def truncate(matrix: Vector, rank: int) -> Vector:
+    """Return the best approximation of a matrix by one of a rank."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
+    return truncated
+
+
 def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:
     """Return [begin, end) of every run of entries that belong together: the whole model, each tensor, each row."""
     ends = np.cumsum(_sizes(base, scope), dtype=int).tolist()
