@@ -127,6 +127,14 @@ class Reported(Protocol):
         """Return what is worth knowing, as JSON."""
 
 
+@runtime_checkable
+class RandomStatistic(Protocol):
+    """A request that draws random numbers: it learns the seed and the models' keys before it collects."""
+
+    def within(self, context: MergeContext) -> StatisticRequest:
+        """Return the request as it collects for a merge. context: of no tensor yet."""
+
+
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
 
@@ -215,6 +223,7 @@ def merge_method(
     is_random: bool = False,
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
+    counts_copies_as_one: bool = True,
     statistic_passes: int = 0,
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
@@ -254,6 +263,7 @@ def merge_method(
         parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
+        counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
         copies=copies,
         nested=dict(nested or {}),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from app.domain.parameters import Density, Parameters, PatchScope
+from app.domain.parameters import Density, Parameters, TrimScope
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.numerics import residuals, task_vectors
 from workers.patches import Patch
@@ -22,7 +22,7 @@ class PostPruningParameters(Parameters):
     """Parameters of `post_pruning`."""
 
     density: Density = 0.1
-    scope: PatchScope = "global"
+    scope: TrimScope = "global"
 
 
 def collect(parameters: PostPruningParameters) -> Sequence[StatisticRequest]:
