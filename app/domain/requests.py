@@ -18,6 +18,8 @@ from app.domain.tasks import Columns
 
 MAX_TASKS = 128
 MAX_CLASSES = 100_000
+TAG_KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+MAX_TAG_VALUE = 255
 BESIDE_A_RECIPE = ("output", "evaluate", "force", "priority", "max_attempts", "timeout_seconds")
 
 Split = Literal["train", "validation", "test"]
@@ -29,8 +31,8 @@ TaskReference = Annotated[
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-TagKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-TagValue = Annotated[str, StringConstraints(max_length=255)]
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=TAG_KEY_PATTERN)]
+TagValue = Annotated[str, StringConstraints(max_length=MAX_TAG_VALUE)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6, description="Factor on this model's part.")]
 
