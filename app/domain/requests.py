@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import MAX_MODELS
 from app.domain.identifiers import Name, ReferenceText
 from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, TensorPolicy
@@ -178,6 +179,9 @@ class MergeRequest(WorkRequest):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True
+    adapter_space: AdapterSpace | None = Field(
+        default=None, description="Where adapters are merged; default: the first that the method's card names."
+    )
     overrides: Overrides = Field(default_factory=list)
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")

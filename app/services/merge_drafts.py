@@ -14,9 +14,11 @@ from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
 from app.domain import passthrough
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
 from app.domain.errors import FieldProblem, Invalid
+from app.domain.kind_checks import check_kinds
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
@@ -46,6 +48,7 @@ class MergeSpec(Value):
     nan_policy: str
     tensors: str
     merge_buffers: bool
+    adapter_space: AdapterSpace | None = None
     overrides: tuple[dict[str, JsonValue], ...] = ()
     transforms: tuple[dict[str, JsonValue], ...] = ()
     post_steps: tuple[dict[str, JsonValue], ...] = ()
@@ -102,7 +105,8 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
     base, onto, models = _resolve(session, actor, request)
-    _check_kinds(card, request, models)
+    space = _check_space(card, request, base, models)
+    _check_adapter_bases(session, base, models)
     known = [row for row in (base, onto, *models) if row is not None]
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in known}))
     if request.n_blocks is not None:
@@ -115,7 +119,9 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)),
+        recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
+            update={"adapter_space": space}
+        ),
         base=base,
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
@@ -254,15 +260,26 @@ def _resolve(
     return found.get("base_model"), found.get("onto"), rows[len(named) :]
 
 
-def _check_kinds(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> None:
-    faults = [
-        FieldProblem(
-            f"/models/{index}/checkpoint",
-            f"{model.checkpoint!r} is of kind {row.kind}; {card.name} merges dense checkpoints",
-        )
-        for index, (model, row) in enumerate(zip(request.models, models, strict=True))
-        if row.kind != CheckpointKind.DENSE and not (card.accepts_adapters and row.kind == CheckpointKind.ADAPTER)
-    ]
+def _check_space(
+    card: MethodCard, request: MergeRequest, base: Checkpoint | None, models: Sequence[Checkpoint]
+) -> AdapterSpace | None:
+    kinds = [CheckpointKind(row.kind) for row in models]
+    return check_kinds(card, request.adapter_space, base=CheckpointKind(base.kind) if base else None, models=kinds)
+
+
+def _check_adapter_bases(session: Session, base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
+    """Refuse adapters that were registered as lying on another model than the base of the request."""
+    faults: list[FieldProblem] = []
+    for index, row in enumerate(models):
+        own = session.get(Checkpoint, row.base_checkpoint_id) if row.base_checkpoint_id is not None else None
+        if base is None or own is None or row.kind != CheckpointKind.ADAPTER:
+            continue
+        if own.weights_digest != base.weights_digest:
+            message = (
+                f"models[{index}] lies on {own.name}@{own.version}, and the base model is {base.name}@{base.version}, "
+                "which has other weights; name the base the adapters share, or fuse them first (lora_fuse)"
+            )
+            faults.append(FieldProblem(f"/models/{index}/checkpoint", message))
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
 

@@ -18,7 +18,8 @@ from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.mergekit.writing import write_merge
-from app.domain.plans import MergePlan, make_plan
+from app.domain.planning import plan_merge
+from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
@@ -145,7 +146,7 @@ def _recipe_of(sessions: Sessions, actor: Actor, job_id: str) -> Recipe:
 
 def _plan(wiring: Wiring, made: Draft) -> MergePlan:
     beside = wiring.catalog.cards_beside(made.recipe)
-    return make_plan(made.recipe, made.base_manifest, made.manifests, made.card, beside)
+    return plan_merge(made.recipe, made.base_manifest, made.manifests, made.card, beside)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.catalog import TaskAddition
-from app.domain.parameters import Density, NestedMethod, Parameters, PatchScope
+from app.domain.parameters import Density, NestedMethod, Parameters, TrimScope
 from workers.contract import MergeContext, NestedMerge, StatisticRequest, merge_method
 from workers.numerics import residuals, task_vectors
 from workers.patches import Patch
@@ -30,7 +30,7 @@ class PeruFftParameters(Parameters):
         description="The method that merges the models into what all tasks share.",
     )
     density: Density = 0.05
-    scope: PatchScope = "global"
+    scope: TrimScope = "global"
 
 
 def collect(parameters: PeruFftParameters, nested: Mapping[str, NestedMerge]) -> Sequence[StatisticRequest]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from app.domain.catalog import TaskAddition
-from app.domain.parameters import Density, Parameters, PatchScope
+from app.domain.parameters import Density, Parameters, TrimScope
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.numerics import residuals, task_vectors
 from workers.patches import Patch
@@ -23,7 +23,7 @@ class PostPruningParameters(Parameters):
     """Parameters of `post_pruning`."""
 
     density: Density = 0.1
-    scope: PatchScope = "global"
+    scope: TrimScope = "global"
 
 
 def collect(parameters: PostPruningParameters) -> Sequence[StatisticRequest]:

@@ -19,6 +19,11 @@ class TaskArithmeticParameters(Parameters):
     scaling_coefficient: TaskArithmeticCoefficient = 0.3
 
 
+def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...]) -> list[float]:
+    """Return the factor on each model's task vector."""
+    return [parameters.scaling_coefficient * weight for weight in weights]
+
+
 @merge_method(
     name="task_arithmetic",
     title="Task arithmetic",
@@ -31,6 +36,8 @@ class TaskArithmeticParameters(Parameters):
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
     task_addition=TaskAddition(),
+    coefficients=coefficients,
+    adapter_spaces=("delta", "factors", "concat"),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ (θᵢ − θ₀).

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
+from app.domain.adapters import as_dense
 from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
     CheckpointKind,
@@ -29,6 +30,7 @@ from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
+from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import copy_companions, write_file, write_index
 from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
@@ -167,11 +169,11 @@ def _open_inputs(
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
 ) -> Inputs:
-    readers = [stack.enter_context(TensorReader(model)) for model in models]
     base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
+    readers = [open_model(stack, model, base_reader) for model in models]
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
-    expected, found = distinct_tensors(manifest, [model.manifest for model in models])
+    expected, found = distinct_tensors(manifest, [as_dense(model.manifest, manifest) for model in models])
     is_base_read = base is not None and code.uses_base
     sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
     merged: dict[str, MergedTensor] = {}

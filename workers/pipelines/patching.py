@@ -19,7 +19,7 @@ from app.domain.recipes import Recipe
 from workers import patches
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
-from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.contract import Piece
 from workers.patches import Part, Patch, Whole
 from workers.pipelines.additions import copy_patches
@@ -99,8 +99,8 @@ class TaskPatches:
     def write_copied(
         self,
         targets: Sequence[PlannedTensor],
-        reference: tuple[TensorReader, Mapping[str, TensorSpec]],
-        models: Sequence[tuple[TensorReader, Mapping[str, TensorSpec]]],
+        reference: tuple[FloatReader, Mapping[str, TensorSpec]],
+        models: Sequence[tuple[FloatReader, Mapping[str, TensorSpec]]],
     ) -> None:
         """Take the models' own tensors of those that are not merged, where they differ from the reference's."""
         for target in targets:
@@ -141,21 +141,21 @@ class TaskPatches:
             for patch in self._onto.manifest.patches:
                 (self._output / patch.file).unlink(missing_ok=True)
 
-    def _copy(self, index: int, target: PlannedTensor, reader: TensorReader, own: TensorSpec) -> None:
+    def _copy(self, index: int, target: PlannedTensor, reader: FloatReader, own: TensorSpec) -> None:
         for offset in range(0, own.size_bytes, COPY_BYTES):
             content = _read(reader, own, offset)
             numbers = torch.from_numpy(content).view(TORCH[own.dtype])
             self._writer.write(index, target.name, target.dtype, [Part(patches.VALUES, numbers, own.shape)])
 
 
-def _differ(reader: TensorReader, spec: TensorSpec, other: TensorReader, own: TensorSpec) -> bool:
+def _differ(reader: FloatReader, spec: TensorSpec, other: FloatReader, own: TensorSpec) -> bool:
     return any(
         not np.array_equal(_read(reader, spec, offset), _read(other, own, offset))
         for offset in range(0, spec.size_bytes, COPY_BYTES)
     )
 
 
-def _read(reader: TensorReader, spec: TensorSpec, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _read(reader: FloatReader, spec: TensorSpec, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     content = np.empty(min(COPY_BYTES, spec.size_bytes - offset), dtype=np.uint8)
     reader.read_bytes(spec, offset, content.data)
     return content

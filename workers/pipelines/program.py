@@ -26,6 +26,7 @@ from workers.contract import (
     Piece,
     PieceSource,
     PostStep,
+    RandomStatistic,
     RecipeCode,
     Reported,
     StatisticRequest,
@@ -57,7 +58,7 @@ class BoundMethod:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
-            return self._merge_locally(base, finetuned).view(shape).to(finetuned.device)
+            return self._merge_locally(base, finetuned, context.tensor).view(shape).to(finetuned.device)
         seen = piece_shape(self.granularity, context.shape, finetuned[0].numel())
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
@@ -92,16 +93,16 @@ class BoundMethod:
             _placed(self.context, piece),
         )
 
-    def _merge_locally(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
+    def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
         source = TensorSource(
-            base=None if base is None else {"": base},
-            models=[{"": tensor} for tensor in finetuned],
+            base=None if base is None else {name: base},
+            models=[{name: tensor} for tensor in finetuned],
             weights=self.context.weights,
             piece_elements=max(1, finetuned[0].numel()),
         )
-        statistics = {request.name: request.collect(source) for request in self.method.collect(self.parameters)}
+        statistics = _collect(self.method.collect(self.parameters), source, self.context)
         bound = replace(self, context=replace(self.context, statistics=statistics), is_local=False)
-        return bound.of_piece(source.read("", 0, finetuned[0].numel()))
+        return bound.of_piece(source.read(name, 0, finetuned[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,11 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
         is_local = code.method.card.nested[name] == "local"
         own = method.parameters.model_validate(getattr(parameters, name).parameters)
         requests = () if is_local else method.collect(own)
-        statistics = _collect(requests, part, on_request)
+        statistics = _collect(requests, part, blank, on_request)
         nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), device, is_local=is_local)
     seen = {name: nested[name] for name, scope in code.method.card.nested.items() if scope == "merge_set"}
     asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
-    context = replace(blank, statistics=_collect(asked, part, on_request), nested=nested)
+    context = replace(blank, statistics=_collect(asked, part, blank, on_request), nested=nested)
     return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
 
 
@@ -266,17 +267,21 @@ def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs o
     on_request: OnRequest,
 ) -> BoundStep:
     parameters = step.parameters.model_validate(values)
-    statistics = _collect(step.collect(parameters), source, on_request)
+    statistics = _collect(step.collect(parameters), source, blank, on_request)
     return BoundStep(step, parameters, replace(blank, statistics=statistics), device)
 
 
 def _collect(
-    requests: Sequence[StatisticRequest], source: PieceSource, on_request: OnRequest
+    requests: Sequence[StatisticRequest],
+    source: PieceSource,
+    blank: MergeContext,
+    on_request: OnRequest = lambda _: None,
 ) -> dict[str, Any]:  # each request's result has a type of its own
     collected: dict[str, Any] = {}
     for request in requests:
         on_request(request)
-        collected[request.name] = request.collect(source)
+        bound = request.within(blank) if isinstance(request, RandomStatistic) else request
+        collected[request.name] = bound.collect(source)
     return collected
 
 

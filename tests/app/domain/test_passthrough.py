@@ -15,9 +15,9 @@ PARTS = {"attn.q.weight": (4, 4), "mlp.up.weight": (8, 4), "norm.weight": (4,)}
 OUTSIDE = {"model.embed_tokens.weight": (10, 4), "model.norm.weight": (4,), "lm_head.weight": (10, 4)}
 
 
-def deep(n_blocks: int, *, prefix: str = "model.layers", **changes: Any) -> Manifest:
+def deep(n_blocks: int, *, prefix: str = "model.layers", changes: dict[str, Any] | None = None) -> Manifest:
     """Return a model of some blocks."""
-    parts: dict[str, Any] = {**PARTS, **changes}
+    parts: dict[str, Any] = {**PARTS, **(changes or {})}
     blocks = {f"{prefix}.{n}.{name}": shape for n in range(n_blocks) for name, shape in parts.items()}
     return manifest_of({**OUTSIDE, **blocks})
 
@@ -131,8 +131,9 @@ def test_a_first_block_of_its_own_stays_the_first() -> None:
         ([manifest_of({f"{tower}.{n}.{p}": (2,) for tower in "ab" for n in range(2) for p in "xy"})], [(0, 0, 1)],
          IncompatibleCheckpoints, "found a.0, …, b.0, …"),
         ([deep(4), deep(4, prefix="h")], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "its blocks are 'h'"),
-        ([deep(4), deep(4, **{"norm.weight": (5,)})], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "shapes"),
-        ([deep(4), deep(4, extra=(5,))], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "'extra' is in the blocks"),
+        ([deep(4), deep(4, changes={"norm.weight": (5,)})], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "shapes"),
+        ([deep(4), deep(4, changes={"extra": (5,)})], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints,
+         "'extra' is in the blocks"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_put_together_is_refused(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Arrays = Mapping[str, Vector]
 Parameters = Mapping[str, Any]  # of any method: JSON values by name
-Reference = Callable[[Arrays, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]
+Reference = Callable[[Any, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]  # Any: base or None
 
 
 def task_vectors(base: Arrays, models: Sequence[Arrays]) -> list[Vector]:
@@ -52,6 +52,21 @@ def truncate(matrix: Vector, rank: int) -> Vector:
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
     return truncated
+
+
+def rows(tensor: Vector, scope: str) -> Vector:
+    """Return the tensor as the rows that are taken one by one: itself flattened, its rows, or its columns."""
+    if tensor.ndim < 2 or scope == "tensor":
+        return tensor.reshape(1, -1)
+    if scope == "row":
+        return tensor.reshape(int(np.prod(tensor.shape[:-1])), tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], int(np.prod(tensor.shape[1:]))).T
+
+
+def has_directions(units: Vector, shares: Vector) -> bool:
+    """Return whether the weighted mean of unit vectors (and zeros) is more than rounding."""
+    sizes = np.abs(shares) * np.linalg.norm(units, axis=1)
+    return bool(np.linalg.norm(shares @ units) > 1e-6 * sizes.sum())
 
 
 def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:

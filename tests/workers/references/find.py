@@ -19,7 +19,8 @@ def load_reference(method: str) -> Reference:
 
 def named_references() -> list[str]:
     """Return the methods that have one."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("arrays", "find"))
+    shared = ("arrays", "draws", "find", "matrices", "voting")
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in shared)
 
 
 def load_tasks_reference(method: str) -> Callable[..., Sequence[Arrays]]:
