@@ -20,8 +20,10 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
+from app.domain.adapters import AdapterSpace
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
+from workers.patches import Patch
 
 Result = TypeVar("Result")
 
@@ -126,8 +128,20 @@ class Reported(Protocol):
         """Return what is worth knowing, as JSON."""
 
 
+@runtime_checkable
+class RandomStatistic(Protocol):
+    """A request that draws random numbers: it learns the seed and the models' keys before it collects."""
+
+    def within(self, context: MergeContext) -> StatisticRequest:
+        """Return the request as it collects for a merge. context: of no tensor yet."""
+
+
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
 
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
@@ -142,12 +156,14 @@ class NestedMerge(Protocol):
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the pipeline takes it: card, parameters class, and the two functions."""
+    """A method as the pipeline takes it: card, parameters class, and its functions."""
 
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
+    coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
 
 
 @dataclass(frozen=True)
@@ -209,10 +225,17 @@ def merge_method(
     is_random: bool = False,
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
+    counts_copies_as_one: bool = True,
     statistic_passes: int = 0,
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    patch: Callable[..., Sequence[Patch]] | None = None,
+    patch_codec: PatchCodec | None = None,
+    task_addition: TaskAddition | None = None,
+    coefficients: Callable[..., Sequence[float]] | None = None,
+    accepts_dense: bool = True,
+    adapter_spaces: tuple[AdapterSpace, ...] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -223,7 +246,20 @@ def merge_method(
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
+
+    patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
+    artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
+    what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
+    kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
+
+    task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
+    one is a sum over the models, or the patches apply to what stays as it is.
+    coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
+    vectors; it may then name the adapter space "concat".
+    adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
+    default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
+    spaces = default if adapter_spaces is None else adapter_spaces
     card = MethodCard(
         name=name,
         version=version,
@@ -241,13 +277,20 @@ def merge_method(
         parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
+        counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
+        accepts_adapters=bool(spaces),
+        accepts_dense=accepts_dense,
+        adapter_spaces=spaces,
         copies=copies,
         nested=dict(nested or {}),
+        produces="dense" if patch is None else "multitask",
+        patch_codec=patch_codec,
+        task_addition=task_addition,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch, coefficients)
 
     return decorate
 

@@ -72,10 +72,34 @@ class TensorSpec(Value):
         return self.end - self.begin
 
 
+class LoraConfig(Value):
+    """What an adapter's config says of its weights; read by app/domain/lora_configs.py."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)  # pattern of module paths -> rank
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    base_model_name: str | None = None  # as its author called it; nothing is looked up by it
+    task_type: str | None = None  # which model class PEFT wraps
+
+
+class TaskPatch(Value):
+    """What turns a multitask checkpoint into the model of one task: a patch file (docs/patches.md)."""
+
+    task: str
+    file: str
+    n_values: int  # numbers in it that are weights, not indices or bits
+
+
 class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
     `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
+    `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share.
     `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
 
@@ -88,6 +112,9 @@ class Manifest(Value):
     architecture: str | None = None  # config.json: architectures[0]
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
+    adapter: LoraConfig | None = None  # of a checkpoint of kind adapter
+    patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models
+    patch_base: str | None = None  # the file with the base model, where patches are masks over it
 
     @property
     def size_bytes(self) -> int:
@@ -137,7 +164,7 @@ class TensorDifference(Value):
     """One tensor that keeps models from being merged."""
 
     name: str
-    problem: str  # missing | extra | shape | dtype
+    problem: str  # missing | extra | shape | dtype; adapter: one that does not fit the base, for all of its tensors
     model: int = Field(ge=0)  # index into the request's models
     expected: str | None = None
     found: str | None = None

@@ -18,7 +18,8 @@ from tests.workers.memory import MemoryMerge
 from tests.workers.models import draw_normal
 from workers.catalog import load_method
 
-every_method = pytest.mark.parametrize("card", load_catalog().methods, ids=lambda card: card.name)
+CARDS = [card for card in load_catalog().methods if card.produces != "adapter"]
+every_method = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 INTEGERS = torch.arange(7).view(1, 7)
 FLAGS = torch.tensor([True, False, True])
 
@@ -80,7 +81,8 @@ def test_t5_integers_and_excluded_tensors_are_the_references_to_the_bit(card: Me
     for name in ("positions", "flags", "bias", "conv"):
         assert torch.equal(found[name], reference[name])
         assert found[name].dtype == reference[name].dtype
-    assert not torch.equal(found["large"], reference["large"])
+    if card.produces == "dense":  # what tasks share may be the base itself
+        assert not torch.equal(found["large"], reference["large"])
 
 
 @every_method

@@ -1,16 +1,18 @@
 """The files beside the weights: config, tokenizer and license travel from the reference model into the result."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, LocalCheckpoint
 from app.domain.errors import InputChanged
+from app.domain.plans import WeightsPlan
 from workers.checkpoints.config import CONFIG_FILE, with_dtype
 from workers.checkpoints.files import INDEX_FILE, WEIGHTS_SUFFIX
 from workers.checkpoints.reader import path_of
 
-WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json"})
+WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json", "materialization.json"})
 
 
 def copy_companions(
@@ -36,6 +38,16 @@ def copy_companions(
         if entry.path == CONFIG_FILE:
             content = change_config(content if dtype is None else with_dtype(content, dtype))
         yield write_file(output, entry.path, content)
+
+
+def write_index(plan: WeightsPlan, output: Path) -> Iterator[FileEntry]:
+    """Write the index that says which tensor lies where, if there are several weight files."""
+    if not plan.is_sharded:
+        return
+    placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
+    total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    yield write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n")
 
 
 def write_file(output: Path, path: str, content: bytes) -> FileEntry:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import OutOfDisk
-from app.domain.plans import MergePlan, PlannedTensor
+from app.domain.plans import PlannedTensor, WeightsPlan
 from workers.checkpoints.writeback import EVERY_BYTES, start_writeback
 
 QUEUE_LENGTH = 8
@@ -24,7 +24,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class WeightsWriter:
     """Writes planned tensors one after the other; `finish` makes the bytes durable and gives the digests."""
 
-    def __init__(self, plan: MergePlan, folder: Path) -> None:
+    def __init__(self, plan: WeightsPlan, folder: Path) -> None:
         self._plan = plan
         self._folder = folder
         self._files = {file.path: file for file in plan.files}

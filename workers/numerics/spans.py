@@ -19,7 +19,7 @@ BLOCK_ELEMENTS = 1 << 12  # entries whose products are summed together, whatever
 
 def squared_length(vector: Tensor) -> float:
     """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
-    blocks = vector.flatten().split(BLOCK_ELEMENTS)
+    blocks = torch.split(vector.flatten(), BLOCK_ELEMENTS)
     return fsum(float(block.double().square_().sum()) for block in blocks)
 
 

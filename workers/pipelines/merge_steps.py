@@ -1,7 +1,7 @@
 """The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.checkpoints import TensorSpec
-from app.domain.errors import NotFinite
+from app.domain.errors import JobInternal, NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
-from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
+from workers.pipelines.additions import Onto
+from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
@@ -28,13 +30,14 @@ NEGATIVE_ZERO = np.iinfo(np.int32).min  # the bits of float32 -0.0
 class Inputs:
     """The open checkpoints, and where each one stores what is merged or copied."""
 
-    reference: TensorReader
-    base: TensorReader | None
-    models: Sequence[TensorReader]
+    reference: FloatReader
+    base: FloatReader | None
+    models: Sequence[FloatReader]
     stored: Mapping[str, TensorSpec]  # the reference's tensors
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
     own: Sequence[Mapping[str, TensorSpec]]  # each model's, under its own names
     merged: Mapping[str, MergedTensor]
+    onto: Onto | None = None  # a dense result that the models are added to
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class Merger:
     inputs: Inputs
     source: CheckpointSource
     meter: ProgressMeter
+    patched: tuple[str, ...] = ()  # of a multitask artifact: its tasks, one per model
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What one step gives: bytes of the result and, for a multitask artifact, what lies beside them."""
+
+    content: memoryview
+    differs: bool = False  # whether the models disagree about what is copied
+    patches: list[RunPatches] = field(default_factory=list)
 
 
 def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
@@ -71,28 +84,35 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
-def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
-    """Return the step's bytes, and whether the models disagree about what is copied."""
+def produce(step: Step, merger: Merger) -> Produced:
+    """Return the step's bytes with what lies beside them."""
     if step.n_bytes == 0:
-        return memoryview(b""), False
+        return Produced(memoryview(b""))
     if not step.runs:
         return _copy(step, merger)
+    patches: list[RunPatches] = []
     out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
     for run in step.runs:
         begin = run.offset - step.runs[0].offset
         part = out[begin : begin + run.n_elements]
-        result = _merge(merger.source.read_run(run), merger)
+        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
+        result = _result_of(piece)
+        if merger.inputs.onto is not None:
+            result = merger.inputs.onto.add(result, piece, step.target.name)
         if step.target.source.endswith(VARIANCE_SUFFIX):
             result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
         _check_result(part, run)
-    return out.view(torch.uint8).numpy().data, False
+        if merger.patched:
+            patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
+    return Produced(out.view(torch.uint8).numpy().data, patches=patches)
 
 
-def _merge(piece: Piece, merger: Merger) -> Tensor:
-    """Return the merged piece, [m] float32 on the CPU."""
-    merged = merger.program.merge(piece)
-    return merged if piece.base is None else _keep_negative_zeros(merged, piece.base)
+def _result_of(piece: Piece) -> Tensor:
+    """Return what was merged of a completed piece, [m] float32 on the CPU."""
+    if piece.merged is None:
+        raise JobInternal(f"nothing was merged for tensor {piece.tensor!r}; report this fault.")
+    return piece.merged if piece.base is None else _keep_negative_zeros(piece.merged, piece.base)
 
 
 def _keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:
@@ -115,10 +135,10 @@ def _check_result(out: Tensor, run: Run) -> None:
     )
 
 
-def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
+def _copy(step: Step, merger: Merger) -> Produced:
     inputs = merger.inputs
     if step.target.model is not None:
-        return _copy_from(inputs.models[step.target.model], inputs.own[step.target.model], step, merger), False
+        return Produced(_copy_from(inputs.models[step.target.model], inputs.own[step.target.model], step, merger))
     stored = inputs.stored[step.target.name]
     content = np.empty(step.n_bytes, dtype=np.uint8)
     inputs.reference.read_bytes(stored, step.offset, content.data)
@@ -127,10 +147,10 @@ def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
         _is_other(content, step, stored, reader, found.get(step.target.source))
         for reader, found in zip(inputs.models, inputs.found, strict=True)
     )
-    return content.data, differs
+    return Produced(content.data, differs)
 
 
-def _copy_from(reader: TensorReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
+def _copy_from(reader: FloatReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
     """Return a model's own bytes; where a factor or another dtype is asked for, computed in float32."""
     target, stored = step.target, tensors[step.target.source]
     merger.meter.advance(step.n_bytes)
@@ -158,7 +178,7 @@ def _is_other(
     content: NDArray[np.uint8],
     step: Step,
     stored: TensorSpec,
-    reader: TensorReader,
+    reader: FloatReader,
     spec: TensorSpec | None,
 ) -> bool:
     if spec is None:

@@ -3,6 +3,8 @@
 import json
 
 from app.domain.catalog import MethodCard
+from app.domain.checkpoints import CheckpointKind, Manifest
+from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 
@@ -16,7 +18,7 @@ tags:
 """
 
 
-def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
+def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan, manifest: Manifest) -> str:
     """Return the card as Markdown, without clock times, ids or measurements."""
     sections = [
         _FRONT.format(method=recipe.method),
@@ -28,7 +30,8 @@ def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
         f"```json\n{_json(recipe.parameters)}\n```\n",
         *_steps(recipe),
         "## Output\n",
-        _output(recipe, plan),
+        _output(recipe, plan, manifest),
+        *(("## Tasks\n", _tasks(manifest)) if manifest.patches else ()),
         "## How to repeat it\n",
         "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. Where the inputs above "
         "are registered, under whatever names, run `amalgam merge --recipe recipe.json`, or send the file as it is to "
@@ -67,15 +70,40 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
-def _output(recipe: Recipe, plan: MergePlan) -> str:
+def _output(recipe: Recipe, plan: MergePlan, manifest: Manifest) -> str:
+    is_adapter = manifest.kind is CheckpointKind.ADAPTER
+    default = "float32" if is_adapter else "that of each tensor of the base model"
     lines = [
-        f"- dtype: {recipe.output_dtype or 'that of each tensor of the base model'}",
+        f"- dtype: {recipe.output_dtype or default}",
         f"- tensors: {plan.n_merged} merged, {plan.n_copied} copied",
         f"- seed: {recipe.seed}",
         f"- NaN and infinity in the inputs: {'set to zero' if recipe.nan_policy == 'zero' else 'refused'}",
     ]
+    if recipe.adapter_space is not None:
+        lines.append(f"- adapters are merged in the space: {recipe.adapter_space}")
     for name, globs in (("included", recipe.include), ("excluded", recipe.exclude)):
         if globs:
             lines.append(f"- {name}: {', '.join(f'`{glob}`' for glob in globs)}")
     lines += [f"- note: {warning}" for warning in plan.warnings]
     return "\n".join(lines) + "\n"
+
+
+def _tasks(manifest: Manifest) -> str:
+    storage = measure_storage(manifest)
+    sizes = {file.path: file.size_bytes for file in manifest.files}
+    rows = [f"| {patch.task} | `{patch.file}` | {sizes[patch.file]:,} |" for patch in manifest.patches]
+    base = f" The masks lie over the base model, in `{manifest.patch_base}`." if manifest.patch_base else ""
+    return "\n".join(
+        [
+            f"The weights are the model that all tasks share; a patch turns them into one task's.{base} The format of "
+            "patches is told in Amalgam's docs/patches.md.\n",
+            "| task | patch | bytes |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"- bytes stored: {storage['stored_bytes']:,}, where one dense model per task would take "
+            f"{storage['separate_bytes']:,}: a ratio of {storage['byte_ratio']}",
+            f"- ratio of parameters, indices and masks not counted: {storage['parameter_ratio']}",
+            "",
+        ]
+    )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Arrays = Mapping[str, Vector]
 Parameters = Mapping[str, Any]  # of any method: JSON values by name
-Reference = Callable[[Arrays, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]
+Reference = Callable[[Any, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]  # Any: base or None
 
 
 def task_vectors(base: Arrays, models: Sequence[Arrays]) -> list[Vector]:
@@ -45,6 +45,13 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
         width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
         sizes += [width] * (tensor.size // width) if width else []
     return [sum(sizes)] if scope == "global" else sizes
+
+
+def truncate(matrix: Vector, rank: int) -> Vector:
+    """Return the best approximation of a matrix by one of a rank."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
+    return truncated
 
 
 def rows(tensor: Vector, scope: str) -> Vector:
