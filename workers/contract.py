@@ -16,12 +16,14 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
 from app.domain.parameters import Parameters
+from workers.fusion import FLOAT32, FusedMerge, Rows
 
 Result = TypeVar("Result")
 
@@ -70,6 +72,23 @@ class Piece:
     finetuned: Tensor  # [n, m] float32
     merged: Tensor | None = None  # [m] float32; what the method made of them, for the statistics of post-steps
 
+    @property
+    def rows(self) -> Rows:
+        """The same as rows, float32."""
+        content = self.finetuned if self.base is None else torch.cat((self.base.unsqueeze(0), self.finetuned))
+        n_rows, n_elements = content.shape
+        return Rows(
+            tensor=self.tensor,
+            shape=self.shape,
+            offset=self.offset,
+            position=self.position,
+            n_elements=n_elements,
+            content=content.contiguous().view(-1).view(torch.uint8).numpy(),
+            at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
+            kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
+            has_base=self.base is not None,
+        )
+
 
 class PieceSource(Protocol):
     """The merge set as a stream of pieces that can be read as often as a statistic needs."""
@@ -98,6 +117,11 @@ class PieceSource(Protocol):
         tensors: only pieces of these; None: of all. granularity: what a piece holds at least: any run of elements,
         whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
+
+    def map_rows(
+        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
+    ) -> Iterator[Result] | None:
+        """Do as `map` does with runs of elements as files hold them; None where what is seen lies in no file."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
@@ -134,12 +158,13 @@ class NestedMerge(Protocol):
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the pipeline takes it: card, parameters class, and the two functions."""
+    """A method as the pipeline takes it: card, parameters class, and its functions."""
 
     card: MethodCard
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
 
 
 @dataclass(frozen=True)
@@ -204,6 +229,7 @@ def merge_method(
     statistic_passes: int = 0,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    fused: Callable[[Any, MergeContext], FusedMerge | None] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -214,6 +240,9 @@ def merge_method(
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
+
+    fused: returns, from parameters and the context of a whole tensor, how the same is computed in one go, bit for bit,
+    or None where it cannot be; what it may read of the context are weights, statistics, keys, and where the tensor lies.
     """
     card = MethodCard(
         name=name,
@@ -237,7 +266,7 @@ def merge_method(
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing)
 
     return decorate
 
@@ -304,3 +333,7 @@ def _digest(key: str) -> int:
 
 def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
     return ()
+
+
+def _fuse_nothing(_parameters: Parameters, _context: MergeContext) -> None:
+    return None

@@ -6,9 +6,11 @@ Buffers belong to the thread and are used again for its next piece: a function g
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import TensorReader
 from workers.contract import Piece
+from workers.fusion import FLOAT32, KIND_BYTES, ROW_KINDS, Bytes, Rows
 from workers.granularity import step_elements
 
 Result = TypeVar("Result")
+
+ALIGNED = 64  # bytes: where rows begin
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,15 @@ class CheckpointSource:
         )
         self._judged.update(tensor.name for tensor in merged)
 
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of every run, on several threads; yield results in order of position."""
+        merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
+        runs = (run for tensor in merged for run in self.cut(tensor.name, "element"))
+        yield from map_in_order(
+            lambda run: function(self.read_rows(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
+        )
+        self._judged.update(tensor.name for tensor in merged)
+
     def cut(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into runs of about `piece_elements` elements, of whole rows, or not at all; none if empty."""
         tensor = self.merged[name]
@@ -126,6 +140,41 @@ class CheckpointSource:
         self.on_bytes(run.n_bytes)
         base = rows[0] if self.base is not None else None
         return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
+
+    def read_rows(self, run: Run) -> Rows:
+        """Read a run as the files hold it, into this thread's buffer; valid until the thread's next run.
+
+        Raises: NotFinite as `read_run` does.
+        """
+        tensor = run.tensor
+        has_base = self.base is not None and tensor.base is not None
+        readers = [self.base, *self.models] if has_base else self.models
+        specs = [tensor.base, *tensor.finetuned] if has_base else tensor.finetuned
+        kinds = [ROW_KINDS.get(spec.dtype, FLOAT32) for spec in specs]
+        sizes = [run.n_elements * KIND_BYTES[kind] for kind in kinds]
+        ends = list(accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes))
+        content = self._content(ends[-1])
+        is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
+        is_finite = True
+        for reader, spec, end, size in zip(readers, specs, ends, sizes, strict=True):
+            begin = end - -(-size // ALIGNED) * ALIGNED
+            row = content[begin : begin + size]
+            is_finite = reader.read_row(spec, run.offset, row, is_judged=is_judged) and is_finite
+        if not is_finite:
+            return self.read_run(run).rows
+        self.on_bytes(run.n_bytes)
+        at = np.array([0, *ends[:-1]], dtype=np.int64)
+        position = tensor.position + run.offset
+        return Rows(
+            tensor.name, tensor.shape, run.offset, position, run.n_elements, content, at, np.array(kinds), has_base
+        )
+
+    def _content(self, n_bytes: int) -> Bytes:
+        buffer: Bytes | None = getattr(self._buffers, "content", None)
+        if buffer is None or len(buffer) < n_bytes:
+            buffer = np.empty(n_bytes, dtype=np.uint8)
+            self._buffers.content = buffer
+        return buffer
 
     def _rows(self, n_elements: int) -> Tensor:
         n_rows = 1 + len(self.models)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import precision
 
 
@@ -16,6 +17,12 @@ class TaskArithmeticParameters(Parameters):
     """Parameters of `task_arithmetic`."""
 
     scaling_coefficient: TaskArithmeticCoefficient = 0.3
+
+
+def fuse(parameters: TaskArithmeticParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    coefficient = parameters.scaling_coefficient
+    return FusedMerge(context.weights, scaling=coefficient, base_share=_base_share(coefficient, context.weights))
 
 
 @merge_method(
@@ -29,6 +36,7 @@ class TaskArithmeticParameters(Parameters):
     models=(1, None),
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ (θᵢ − θ₀).
@@ -37,6 +45,10 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters,
     and rounds once: one model with λ = 1 comes back exactly.
     """
     coefficient = parameters.scaling_coefficient
-    total = precision.weighted_sum(finetuned, context.weights).mul_(coefficient)
-    total.add_(base, alpha=1.0 - coefficient * fsum(context.weights))
-    return precision.round_to_float32(total)
+    total = precision.weighted_sum(finetuned, context.weights)
+    shares = (_base_share(coefficient, context.weights), coefficient)
+    return precision.round_to_float32(precision.weighted_sum((base, total), shares))
+
+
+def _base_share(coefficient: float, weights: tuple[float, ...]) -> float:
+    return 1.0 - coefficient * fsum(weights)

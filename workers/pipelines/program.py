@@ -29,7 +29,9 @@ from workers.contract import (
     StatisticRequest,
     Transform,
 )
+from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
+from workers.numerics import fused
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 
 OnRequest = Callable[[StatisticRequest], None]
@@ -155,6 +157,17 @@ class MergeProgram:
         for step in self.post_steps:
             piece = step.change(piece)
         return piece
+
+    def fuse(self, tensor: str, shape: tuple[int, ...]) -> FusedMerge | None:
+        """Return how the whole of a tensor's program is computed in one go, or None where it cannot be."""
+        if self.transforms or self.post_steps or not fused.is_ready():
+            return None
+        group = self.group_of(tensor)
+        bound = group.bound
+        if bound.context.nested or bound.device.type != "cpu":
+            return None
+        context = replace(bound.context, tensor=tensor, shape=shape, offset=0, position=group.positions[tensor])
+        return bound.method.fused(bound.parameters, context)
 
     def group_of(self, tensor: str) -> ProgramGroup:
         """Return the group that a tensor belongs to."""
