@@ -51,7 +51,8 @@ class WorkOrder(Value):
 
 
 def warm_up() -> str | None:
-    """Check, once the methods are imported, that the catalog the API offers is the one of these files."""
+    """Make the fused kernels ready, and check that the catalog the API offers is the one of these files."""
+    import_module("workers.numerics.fused").load()
     found = tuple(method.card for method in import_module("workers.catalog").find_methods())
     if sorted(found, key=lambda card: card.name) == list(load_catalog().methods):
         return None

@@ -5,6 +5,7 @@ Where that cannot be, everything goes the way it went before them, through the m
 """
 
 import logging
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +37,18 @@ def load() -> bool:
     """Make the kernels ready, and tell whether they are: seconds when they are compiled, less from the cache."""
     if not _loaded:
         try:
-            _loaded.append(import_module("workers.numerics.kernels"))
-        except Exception as error:  # noqa: BLE001 (not installed, no place for its cache, a processor it does not know)
+            _loaded.append(_import())
+        except Exception as error:  # noqa: BLE001 (not installed, or on a processor or a system it does not know)
             _log.warning("merges run without fused kernels: %s: %s", type(error).__name__, error)
     return is_ready()
+
+
+def _import() -> ModuleType:
+    try:
+        return import_module("workers.numerics.kernels")
+    except RuntimeError:  # no folder for the cache: neither beside the code nor in the user's home may be written
+        import_module("numba").config.CACHE_DIR = tempfile.mkdtemp(prefix="amalgam-kernels-")
+        return import_module("workers.numerics.kernels")
 
 
 def is_ready() -> bool:

@@ -327,7 +327,9 @@ _program = (
 
 
 @njit([types.int64(*_program, _bytes)], nogil=True, error_model="numpy", cache=True)
-def merge(content, at, kinds, n, offset, flags, shares, weights, votes, turns, masks, marks, ends, keys, rows, wide, out):
+def merge(
+    content, at, kinds, n, offset, flags, shares, weights, votes, turns, masks, marks, ends, keys, rows, wide, out
+):
     """Merge n elements into `out`; return the bits of the largest magnitude, or NOT_CLEAN if a task vector overflows."""
     largest = u32(0)
     for begin in range(0, n, BLOCK):
@@ -354,7 +356,9 @@ def merge(content, at, kinds, n, offset, flags, shares, weights, votes, turns, m
 
 
 @njit([types.int64(*_program)], nogil=True, error_model="numpy", cache=True)
-def count_signs(content, at, kinds, n, offset, flags, _shares, _weights, votes, turns, masks, marks, ends, keys, rows, wide):
+def count_signs(
+    content, at, kinds, n, offset, flags, _shares, _weights, votes, turns, masks, marks, ends, keys, rows, wide
+):
     """Return how many more of n elements elect 1 than -1; those whose votes balance count for neither."""
     balance = i64(0)
     for begin in range(0, n, BLOCK):

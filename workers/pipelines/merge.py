@@ -7,7 +7,7 @@ alone: pieces are cut at will, computed on several threads, and written in the o
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
 from workers.pipelines import program
-from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
+from workers.pipelines.merge_steps import Inputs, Merger, Step, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
@@ -190,17 +190,24 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
-            lambda step: (step, *produce(step, merger)), steps, threads=merger.source.threads
+            lambda step: _produce_and_place(step, merger, writer), steps, threads=merger.source.threads
         )
-        for step, content, differs in produced:
-            writer.write(step.target, step.offset, content)
-            if differs and step.target.name not in differing:
-                differing.append(step.target.name)
+        with closing(produced):  # no thread writes any more when it is left
+            for step, content, differs in produced:
+                writer.digest(step.target, content)
+                if differs and step.target.name not in differing:
+                    differing.append(step.target.name)
         entries, sha256_of = writer.finish()
     except BaseException:
         writer.abandon()
         raise
     return entries, sha256_of, differing
+
+
+def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, memoryview, bool]:
+    content, differs = produce(step, merger)
+    writer.place(step.target, step.offset, content)
+    return step, content, differs
 
 
 def _warn_of_differing(names: Sequence[str]) -> list[str]:

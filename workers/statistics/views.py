@@ -104,7 +104,9 @@ class PartOfSource:
         granularity: Granularity = "element",
     ) -> Iterator[Result]:
         """Apply a function to every piece of these tensors."""
-        return self.source.map(lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity)
+        return self.source.map(
+            lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity
+        )
 
     def map_rows(
         self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
