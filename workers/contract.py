@@ -242,7 +242,7 @@ def merge_method(
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
 
     fused: returns, from parameters and the context of a whole tensor, how the same is computed in one go, bit for bit,
-    or None where it cannot be; what it may read of the context are weights, statistics, keys, and where the tensor lies.
+    or None where it cannot be.
     """
     card = MethodCard(
         name=name,

@@ -44,7 +44,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Draw:
-    """Keeps an entry if its draw, by position within the tensor, lies below the probability (numerics/randomness.py)."""
+    """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py)."""
 
     key: int
     probability: float
@@ -58,7 +58,7 @@ class Election:
     """The entries elect a sign, and those that agree with it are merged (numerics/signs.py)."""
 
     votes: tuple[float, ...]  # one per model
-    balanced_sign: Literal[-1, 1]
+    balanced_sign: int  # -1 or 1
     reduction: Literal["mean", "sum", "max"]
 
 

@@ -147,26 +147,31 @@ class CheckpointSource:
         Raises: NotFinite as `read_run` does.
         """
         tensor = run.tensor
-        has_base = self.base is not None and tensor.base is not None
-        readers = [self.base, *self.models] if has_base else self.models
-        specs = [tensor.base, *tensor.finetuned] if has_base else tensor.finetuned
-        kinds = [ROW_KINDS.get(spec.dtype, FLOAT32) for spec in specs]
+        stored = list(zip(self.models, tensor.finetuned, strict=True))
+        if self.base is not None and tensor.base is not None:
+            stored.insert(0, (self.base, tensor.base))
+        kinds = [ROW_KINDS.get(spec.dtype, FLOAT32) for _, spec in stored]
         sizes = [run.n_elements * KIND_BYTES[kind] for kind in kinds]
-        ends = list(accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes))
-        content = self._content(ends[-1])
+        begins = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
+        content = self._content(begins[-1])
         is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
         is_finite = True
-        for reader, spec, end, size in zip(readers, specs, ends, sizes, strict=True):
-            begin = end - -(-size // ALIGNED) * ALIGNED
+        for (reader, spec), begin, size in zip(stored, begins, sizes, strict=False):
             row = content[begin : begin + size]
             is_finite = reader.read_row(spec, run.offset, row, is_judged=is_judged) and is_finite
         if not is_finite:
             return self.read_run(run).rows
         self.on_bytes(run.n_bytes)
-        at = np.array([0, *ends[:-1]], dtype=np.int64)
-        position = tensor.position + run.offset
         return Rows(
-            tensor.name, tensor.shape, run.offset, position, run.n_elements, content, at, np.array(kinds), has_base
+            tensor=tensor.name,
+            shape=tensor.shape,
+            offset=run.offset,
+            position=tensor.position + run.offset,
+            n_elements=run.n_elements,
+            content=content,
+            at=np.array(begins[:-1], dtype=np.int64),
+            kinds=np.array(kinds, dtype=np.int64),
+            has_base=len(stored) > len(self.models),
         )
 
     def _content(self, n_bytes: int) -> Bytes:

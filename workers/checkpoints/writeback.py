@@ -1,9 +1,9 @@
 """Writes ranges of a file so that the disk begins at once, and fsync has little to do.
 
-Where the kernel can (Linux 6.14), the pages leave its cache once they are on the disk: they are not read again soon, the
-models that are merged are. Measured (ext4, 2.1 GB): 0.85 s with fsync and 0.6 s of CPU; through the cache 1.05 s where
-its pages were in use before, 6 s where a virtual machine's host had yet to supply them. Elsewhere the range's writing is
-merely started: fsync then takes 0.1 s instead of 0.6 to 1.3 s.
+Where the kernel can (Linux 6.14), the pages leave its cache once they are on the disk: they are not read again soon,
+the models that are merged are. Measured (ext4, 2.1 GB): 0.85 s with fsync and 0.6 s of CPU; through the cache 1.05 s
+where its pages were in use before, 6 s where a virtual machine's host had yet to supply them. Elsewhere the range's
+writing is merely started: fsync then takes 0.1 s instead of 0.6 to 1.3 s.
 """
 
 import ctypes

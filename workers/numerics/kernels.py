@@ -1,26 +1,41 @@
 """The fused kernels: from rows as files hold them to merged numbers, block by block in the processor's first cache.
 
 Compiled by numba when this module is imported, or loaded from its cache; only numerics/fused.py does so. Everything
-stays in this one file: the cache does not notice a change in another. Loops are short and without branches, one after
-the other over a block, because that is what becomes vector instructions; float64 sums use fused multiply-add, as
-torch's do, so that both give the same bits. Nothing here reorders or approximates.
+stays in this one file, long as it is: the cache does not notice a change in another. Loops are short and without
+branches, one after the other over a block, because that is what becomes vector instructions; float64 sums use fused
+multiply-add, as torch's do, so that both give the same bits. Nothing here reorders or approximates.
 """
 
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-BLOCK = 1024  # elements
+from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch
+
 GROUP = 32  # elements that are looked at together for keys within a window
 
 f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
 MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
 INFINITY = u32(0x7F80_0000)
+ONE = u32(0x3F80_0000)
 NOT_CLEAN = i64(0xFFFF_FFFF)
-MEAN, LARGEST = 1, 3  # values of the flag that says how what agrees is reduced; 2: summed
 
 _compiled = njit(nogil=True, error_model="numpy")
+_floats, _integers = types.float64[::1], types.int64[::1]
+_input = types.NamedTuple((types.uint8[::1], _integers, _integers, types.int64, types.int64, types.boolean), Input)
+_program = types.NamedTuple(
+    (
+        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
+        types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
+        types.float64,
+    ), Program,
+)  # fmt: skip
+_scratch = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1]), Scratch)
+
+
+def _called(*signature):
+    return njit([signature[0](*signature[1:])], nogil=True, error_model="numpy", cache=True)
 
 
 @intrinsic
@@ -37,8 +52,9 @@ def fma(_typing, _a, _b, _c):
 
 
 @_compiled
-def _load(content, at, kind, begin, row):
-    n = len(row)
+def _load(given, number, begin, row):
+    """Read a row's elements from `begin` on as float32; number: of the row, the base's first."""
+    content, at, kind, n = given.content, given.at[number], given.kinds[number], len(row)
     bits = row.view(np.uint32)
     if kind == 1:
         wide = content[at + 4 * begin : at + 4 * (begin + n)].view(np.uint32)
@@ -79,7 +95,7 @@ def _keep_between(row, lower, upper):
 
 @_compiled
 def _keep_band(row, index, marks, ends):
-    """Keep a band; marks: lower and upper magnitude, then the numbers just below; ends: their flat indices."""
+    """Keep a band of a row whose first element has flat index `index`."""
     n = len(row)
     first, second = min(max(ends[0] - index, 0), n), min(max(ends[1] - index, 0), n)
     near, far = min(first, second), max(first, second)
@@ -101,11 +117,11 @@ def _keep_drawn(row, index, key, behind):
 
 
 @_compiled
-def _mask(row, index, kind, marks, ends, key):
-    if kind == 1:
-        _keep_band(row, index, marks, ends)
-    elif kind == 2:
-        _keep_drawn(row, index, key, ends[0])
+def _mask(program, model, row, index):
+    if program.masks[model] == BAND:
+        _keep_band(row, index, program.marks[model], program.ends[model])
+    elif program.masks[model] == DRAW:
+        _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
 
 
 @_compiled
@@ -143,7 +159,7 @@ def _elect(total, nudge, elected):
         total[j] = total[j] + nudge
     wide = total.view(np.uint64)
     for j in range(len(total)):
-        bits[j] = u32(u32(u32(wide[j] >> u64(32)) & SIGN) | u32(0x3F800000))
+        bits[j] = u32(u32(u32(wide[j] >> u64(32)) & SIGN) | ONE)
 
 
 @_compiled
@@ -197,60 +213,91 @@ def _turn_over_shares(total, elected, shares, smallest):
         total[j] = total[j] * f64(elected[j]) / max(shares[j], smallest)
 
 
-# --- blocks of a merge --------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------------
 
 
 @_compiled
-def _load_masked(content, at, kinds, begin, flags, masks, marks, ends, keys, index, base, row, model):
+def _load_masked(given, program, model, begin, base, row):
     """Load a model's row, form the task vector, drop what the mask drops; return the largest magnitude's bits."""
-    first = flags[0]
     largest = u32(0)
-    _load(content, at[first + model], kinds[first + model], begin, row)
-    if flags[1]:
+    _load(given, model + i64(given.has_base), begin, row)
+    if program.of_deltas:
         largest = _subtract(row, base)
-    _mask(row, index, masks[model], marks[model], ends[model], keys[model])
+    _mask(program, model, row, given.offset + begin)
     return largest
 
 
 @_compiled
-def _reduce_agreeing(flags, weights, rows, total, shares, elected, counts):
-    """Write the disjoint merge of the block's rows to `total`."""
+def _sum(given, program, begin, scratch, total):
+    """Sum the block's masked rows; return the largest magnitude's bits."""
+    largest = u32(0)
+    base, row = scratch.rows[0, : len(total)], scratch.rows[1, : len(total)]
+    for model in range(len(program.weights)):
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        if model == 0:
+            _begin_sum(total, row, program.weights[0])
+        else:
+            _add(total, row, program.weights[model])
+    return largest
+
+
+@_compiled
+def _vote(given, program, begin, scratch, total):
+    """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
+    largest = u32(0)
+    base = scratch.rows[0, : len(total)]
+    for model in range(len(program.votes)):
+        row = scratch.rows[1 + model, : len(total)]
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        if program.turns[model] != f32(1.0):
+            _scale(row, program.turns[model])
+        if model == 0:
+            _begin_sum(total, row, program.votes[0])
+        else:
+            _add(total, row, program.votes[model])
+    return largest
+
+
+@_compiled
+def _reduce_agreeing(program, scratch, total):
+    """Replace the votes' sum by the disjoint merge of the rows that `_vote` has kept."""
     m = len(total)
+    counts, elected = scratch.rows[len(scratch.rows) - 2, :m], scratch.rows[len(scratch.rows) - 1, :m]
+    shares = scratch.wide[1, :m]
+    _elect(total, program.nudge, elected)
     total[:] = 0.0
     counts[:] = f32(0.0)
     shares[:] = 0.0
     smallest = np.inf
-    for model in range(len(weights)):
-        row, weight = rows[1 + model, :m], weights[model]
-        if 0.0 < weight < smallest:
-            smallest = weight
-        if flags[2] != LARGEST and not flags[3]:
+    for model in range(len(program.weights)):
+        row, weight = scratch.rows[1 + model, :m], program.weights[model]
+        smallest = weight if 0.0 < weight < smallest else smallest
+        if program.reduction != LARGEST and not program.weights_differ:
             _add_agreeing(total, counts, row, elected, weight)
             continue
         _keep_agreeing(row, elected)
-        if flags[2] == LARGEST:
+        if program.reduction == LARGEST:
             _take_larger(total, row, weight)
         else:
             _add(total, row, weight)
             _add_ones(shares, row, weight)
-    if flags[2] != MEAN:
+    if program.reduction != MEAN:
         _turn(total, elected)
-    elif flags[3]:
+    elif program.weights_differ:
         _turn_over_shares(total, elected, shares, smallest)
     else:
-        _turn_over_counts(total, elected, counts, weights[0] if weights[0] != 0.0 else 1.0)
+        _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
 
 
 @_compiled
-def _join_base(total, base, shares, flags, row):
+def _join_base(program, total, base, row):
     """Write base_share · base + scaling · total / divisor, rounded once."""
-    scaling, divisor, base_share = shares[0], shares[1], shares[2]
-    if divisor != 1.0:
+    if program.divisor != 1.0:
         for j in range(len(total)):
-            total[j] = total[j] / divisor
-    if flags[4]:
+            total[j] = total[j] / program.divisor
+    if program.joins_base:
         for j in range(len(total)):
-            row[j] = f32(fma(total[j], scaling, f64(base[j]) * base_share))
+            row[j] = f32(fma(total[j], program.scaling, f64(base[j]) * program.base_share))
     else:
         for j in range(len(total)):
             row[j] = f32(total[j])
@@ -258,14 +305,11 @@ def _join_base(total, base, shares, flags, row):
 
 @_compiled
 def _keep_negative_zeros(row, base):
-    """Write -0.0 where the result is zero and the base is -0.0; return the bits of the largest magnitude."""
+    """Write -0.0 where the result is zero and the base is -0.0."""
     bits, of_base = row.view(np.uint32), base.view(np.uint32)
-    largest = u32(0)
     for j in range(len(row)):
-        magnitude = u32(bits[j] & MAGNITUDE)
-        largest = max(largest, magnitude)
-        bits[j] = u32(bits[j] | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
-    return largest
+        is_zero = (u32(bits[j] & MAGNITUDE) == u32(0)) & (of_base[j] == SIGN)
+        bits[j] = u32(bits[j] | u32(u32(is_zero) * SIGN))
 
 
 @_compiled
@@ -285,116 +329,78 @@ def _round_to_bfloat16(row, out):
 
 
 @_compiled
-def _vote(content, at, kinds, begin, flags, votes, turns, masks, marks, ends, keys, index, rows, total):
-    """Load the block's masked and turned rows, sum their votes; return the largest magnitude's bits."""
-    largest = u32(0)
-    base = rows[0, : len(total)]
-    for model in range(len(votes)):
-        row = rows[1 + model, : len(total)]
-        seen = _load_masked(content, at, kinds, begin, flags, masks, marks, ends, keys, index, base, row, model)
-        largest = max(largest, seen)
-        if turns[model] != f32(1.0):
-            _scale(row, turns[model])
-        if model == 0:
-            _begin_sum(total, row, votes[0])
-        else:
-            _add(total, row, votes[model])
-    return largest
-
-
-@_compiled
-def _sum(content, at, kinds, begin, flags, weights, masks, marks, ends, keys, index, rows, total):
-    """Sum the block's masked rows; return the largest magnitude's bits."""
-    largest = u32(0)
-    base, row = rows[0, : len(total)], rows[1, : len(total)]
-    for model in range(len(weights)):
-        seen = _load_masked(content, at, kinds, begin, flags, masks, marks, ends, keys, index, base, row, model)
-        largest = max(largest, seen)
-        if model == 0:
-            _begin_sum(total, row, weights[0])
-        else:
-            _add(total, row, weights[model])
-    return largest
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many lie above it, and how many are found now."""
+    above, upwards = i32(0), i32(0)
+    for j in range(len(keys)):
+        above = i32(above + i32(keys[j] > high))
+        upwards = i32(upwards + i32(keys[j] >= low))
+    if upwards != above:
+        for j in range(len(keys)):
+            if low <= keys[j] <= high:
+                found[n_found] = keys[j]
+                n_found += 1
+    return i64(above), n_found
 
 
 # --- what is called -----------------------------------------------------------------------------------------------
 
-_bytes, _ints, _floats = types.uint8[::1], types.int64[::1], types.float64[::1]
-_program = (
-    _bytes, _ints, _ints, types.int64, types.int64, _ints, _floats, _floats, _floats, types.float32[::1],
-    _ints, types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.float32[:, ::1], types.float64[:, ::1],
-)  # fmt: skip
 
-
-@njit([types.int64(*_program, _bytes)], nogil=True, error_model="numpy", cache=True)
-def merge(
-    content, at, kinds, n, offset, flags, shares, weights, votes, turns, masks, marks, ends, keys, rows, wide, out
-):
-    """Merge n elements into `out`; return the bits of the largest magnitude, or NOT_CLEAN if a task vector overflows."""
+@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
+def merge(given, program, scratch, out, to_bfloat16):
+    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     largest = u32(0)
-    for begin in range(0, n, BLOCK):
-        m = min(BLOCK, n - begin)
-        base, row, total = rows[0, :m], rows[1, :m], wide[0, :m]
-        index = offset + begin
-        if flags[0]:
-            _load(content, at[0], kinds[0], begin, base)
-        if flags[2]:
-            seen = _vote(content, at, kinds, begin, flags, votes, turns, masks, marks, ends, keys, index, rows, total)
-            _elect(total, shares[3], rows[len(rows) - 1, :m])
-            _reduce_agreeing(flags, weights, rows, total, wide[1, :m], rows[len(rows) - 1, :m], rows[len(rows) - 2, :m])
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
+        if given.has_base:
+            _load(given, 0, begin, base)
+        if program.reduction == SUM_OF_ALL:
+            seen = _sum(given, program, begin, scratch, total)
         else:
-            seen = _sum(content, at, kinds, begin, flags, weights, masks, marks, ends, keys, index, rows, total)
-        if flags[1] and seen >= INFINITY:
+            seen = _vote(given, program, begin, scratch, total)
+            _reduce_agreeing(program, scratch, total)
+        if seen >= INFINITY:
             return NOT_CLEAN
-        _join_base(total, base, shares, flags, row)
-        largest = max(largest, _keep_negative_zeros(row, base) if flags[0] else _largest(row))
-        if flags[5] == 0:
+        _join_base(program, total, base, row)
+        if given.has_base:
+            _keep_negative_zeros(row, base)
+        largest = max(largest, _largest(row))
+        if to_bfloat16:
             _round_to_bfloat16(row, out[2 * begin : 2 * (begin + m)].view(np.uint16))
         else:
             out[4 * begin : 4 * (begin + m)].view(np.float32)[:] = row
     return i64(largest)
 
 
-@njit([types.int64(*_program)], nogil=True, error_model="numpy", cache=True)
-def count_signs(
-    content, at, kinds, n, offset, flags, _shares, _weights, votes, turns, masks, marks, ends, keys, rows, wide
-):
-    """Return how many more of n elements elect 1 than -1; those whose votes balance count for neither."""
+@_called(types.int64, _input, _program, _scratch)
+def count_signs(given, program, scratch):
+    """Return how many more elements elect 1 than -1; those whose votes balance count for neither."""
     balance = i64(0)
-    for begin in range(0, n, BLOCK):
-        m = min(BLOCK, n - begin)
-        total = wide[0, :m]
-        _load(content, at[0], kinds[0], begin, rows[0, :m])
-        _vote(content, at, kinds, begin, flags, votes, turns, masks, marks, ends, keys, offset + begin, rows, total)
-        balance += _balance(total)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        if given.has_base:
+            _load(given, 0, begin, scratch.rows[0, :m])
+        _vote(given, program, begin, scratch, scratch.wide[0, :m])
+        balance += _balance(scratch.wide[0, :m])
     return balance
 
 
-@njit([types.UniTuple(types.int64, 2)(_bytes, _ints, _ints, types.int64, types.int64, types.int64, types.int32, types.int32,
-       types.float32[:, ::1], types.int32[::1])], nogil=True, error_model="numpy", cache=True)  # fmt: skip
-def count_keys(content, at, kinds, n, first, row, low, high, rows, found):
-    """Return how many keys of a row lie above a window, and how many within; write those to `found`."""
+@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int32, _scratch, types.int32[::1])
+def count_keys(given, model, low, high, scratch, found):
+    """Return how many keys of a model's task vector lie above a window, and how many within; write those to `found`."""
     n_above, n_found = i64(0), i64(0)
-    for begin in range(0, n, BLOCK):
-        m = min(BLOCK, n - begin)
-        values = rows[1, :m]
-        _load(content, at[row], kinds[row], begin, values)
-        if first:
-            _load(content, at[0], kinds[0], begin, rows[0, :m])
-            _subtract(values, rows[0, :m])
-        keys = values.view(np.int32)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+        _load(given, model + i64(given.has_base), begin, row)
+        if given.has_base:
+            _load(given, 0, begin, base)
+            _subtract(row, base)
+        keys = row.view(np.int32)
         for j in range(m):
-            keys[j] = i32(keys[j] & i32(0x7FFF_FFFF))
+            keys[j] = i32(keys[j] & i32(MAGNITUDE))
         for group in range(0, m, GROUP):
-            some = keys[group : min(m, group + GROUP)]
-            above, upwards = i32(0), i32(0)
-            for j in range(len(some)):
-                above = i32(above + i32(some[j] > high))
-                upwards = i32(upwards + i32(some[j] >= low))
+            above, n_found = _find_between(keys[group : min(m, group + GROUP)], low, high, found, n_found)
             n_above += above
-            if upwards != above:
-                for j in range(len(some)):
-                    if low <= some[j] <= high:
-                        found[n_found] = some[j]
-                        n_found += 1
     return n_above, n_found

@@ -104,7 +104,7 @@ def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:
     """Fill `out`, and tell whether it is right; if not, what is wrong shows when the run is merged by the method."""
     rows = merger.source.read_rows(run)
-    result = out if out.dtype in fused.OUTPUT_KINDS else torch.empty_like(out, dtype=torch.float32)
+    result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
     is_finite = fused.merge(rows, fusion, result)
     if result is not out:
         out.copy_(result)

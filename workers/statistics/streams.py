@@ -1,4 +1,4 @@
-"""One pass over a source by the faster of two functions: on rows as files hold them where that can be, else on pieces."""
+"""One pass over a source by the faster of two functions: on rows as files hold them if that can be, else on pieces."""
 
 from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
