@@ -75,8 +75,8 @@ format: setup ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Every folder of benchmarks/ that can be run, but parity, which measures no speed.
-BENCHMARKS = $(filter-out parity,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
+# Every folder of benchmarks/ that can be run, but those that measure no speed.
+BENCHMARKS = $(filter-out parity suite,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
 
 .PHONY: bench
 bench: setup ## measure the engine against mergekit (more in benchmarks/README.md)
@@ -85,6 +85,10 @@ bench: setup ## measure the engine against mergekit (more in benchmarks/README.m
 .PHONY: parity
 parity: setup ## compare the methods with mergekit and fusion-bench (in a venv of their own)
 	$(BIN)/python -m benchmarks.parity
+
+.PHONY: suite
+suite: setup ## merge five real models by every method, measure them, write docs/suite.md (about half an hour)
+	$(BIN)/python -m benchmarks.suite
 
 # redis needs async-timeout on Python before 3.11.3 only, so a newer interpreter does not list it.
 .PHONY: constraints

@@ -14,16 +14,17 @@ in the context.
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import Granularity, MethodCard, NestedScope, StepCard
-from app.domain.parameters import Parameters
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
+from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, FusedMerge, Rows
+from workers.patches import Patch
 
 Result = TypeVar("Result")
 
@@ -142,8 +143,28 @@ class StatisticRequest(Protocol):
         """Read the source and return the statistic."""
 
 
+@runtime_checkable
+class Reported(Protocol):
+    """What a request collected, where the result of the merge shall tell of it."""
+
+    def report(self) -> JsonValue:
+        """Return what is worth knowing, as JSON."""
+
+
+@runtime_checkable
+class RandomStatistic(Protocol):
+    """A request that draws random numbers: it learns the seed and the models' keys before it collects."""
+
+    def within(self, context: MergeContext) -> StatisticRequest:
+        """Return the request as it collects for a merge. context: of no tensor yet."""
+
+
 class NestedMerge(Protocol):
     """A method that a parameter of another one names, with its own parameters and statistics."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
 
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
@@ -165,6 +186,7 @@ class MergeMethod:
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
     fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
+    patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
 
 
 @dataclass(frozen=True)
@@ -226,10 +248,14 @@ def merge_method(
     is_random: bool = False,
     neutral_parameters: dict[str, JsonValue] | None = None,
     is_scale_equivariant: bool = True,
+    counts_copies_as_one: bool = True,
     statistic_passes: int = 0,
+    copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     fused: Callable[[Any, MergeContext], FusedMerge | None] | None = None,
+    patch: Callable[..., Sequence[Patch]] | None = None,
+    patch_codec: PatchCodec | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -243,6 +269,11 @@ def merge_method(
 
     fused: returns, from parameters and the context of a whole tensor, how the same is computed in one go, bit for bit,
     or None where it cannot be.
+
+    patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
+    artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
+    what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
+    kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
     """
     card = MethodCard(
         name=name,
@@ -258,15 +289,19 @@ def merge_method(
         granularity=granularity,
         order_matters=order_matters,
         is_random=is_random,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
         neutral_parameters=neutral_parameters,
         is_scale_equivariant=is_scale_equivariant,
+        counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
+        copies=copies,
         nested=dict(nested or {}),
+        produces="dense" if patch is None else "multitask",
+        patch_codec=patch_codec,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing, patch)
 
     return decorate
 
@@ -290,7 +325,7 @@ def transform(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> Transform:
@@ -318,7 +353,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=parameters.model_json_schema(), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:
@@ -331,7 +366,7 @@ def _digest(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def _collect_nothing(_parameters: Parameters) -> Sequence[StatisticRequest]:
+def _collect_nothing(*_: object) -> Sequence[StatisticRequest]:
     return ()
 
 

@@ -25,7 +25,17 @@ from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind
 from app.logging import set_up_logging
 from app.queue import TASK_NAME, JobQueue, make_celery
-from app.services import analyses, evaluations, finetunes, freeing, importing, merges, presence, reaping
+from app.services import (
+    analyses,
+    evaluations,
+    finetunes,
+    freeing,
+    importing,
+    materializations,
+    merges,
+    presence,
+    reaping,
+)
 from app.services.presence import WorkerFacts
 from app.services.reaping import Reaper, ReapLimits
 from app.services.running import Keepers, WorkerIdentity
@@ -72,6 +82,7 @@ TRADE = Trade(
     kinds={
         JobKind.IMPORT: Kind(importing.import_steps, "merge", takes_free_cores=True),
         JobKind.MERGE: Kind(merges.steps, "merge", takes_free_cores=True),
+        JobKind.MATERIALIZE: Kind(materializations.steps, "merge", takes_free_cores=True),
         JobKind.ANALYZE: Kind(analyses.steps, "merge", takes_free_cores=True),
         JobKind.EVALUATE: Kind(evaluations.steps, "model"),
         JobKind.FINETUNE: Kind(finetunes.steps, "model"),
@@ -81,6 +92,7 @@ TRADE = Trade(
         "merge": (
             "workers.pipelines.importing",
             "workers.pipelines.merge",
+            "workers.pipelines.materialize",
             "workers.pipelines.analyze",
             *modules_of("workers.methods"),
         ),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.domain.catalog import EvaluatorCard, FinetunerCard
 from app.domain.checkpoints import LocalCheckpoint
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, schema_of
 from app.domain.tasks import LocalTask, Measurement
 
 
@@ -100,7 +100,7 @@ def evaluator(
         source=source,
         heads=heads,
         metrics=metrics,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
     )
 
     def decorate(function: Measure) -> Evaluator:
@@ -149,7 +149,7 @@ def finetuner(
         summary=summary,
         source=source,
         produces=produces,
-        parameters=parameters.model_json_schema(),
+        parameters=schema_of(parameters),
     )
 
     def decorate(function: Callable[..., frozenset[str]]) -> Finetuner:

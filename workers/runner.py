@@ -28,6 +28,7 @@ from app.domain.work import (
     FinetuneWork,
     ImportOutcome,
     ImportWork,
+    MaterializeWork,
     MergeWork,
     Outcome,
     ProgressReport,
@@ -153,6 +154,11 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
     return CheckpointOutcome(manifest=manifest, report=report)
 
 
+def _materialize(work: MaterializeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    materialize = import_module("workers.pipelines.materialize")
+    return CheckpointOutcome(manifest=materialize.materialize(work.checkpoint, work.task, work.output, on_progress))
+
+
 def _evaluate(work: EvaluateWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
     catalog = import_module("workers.catalog")
     evaluate = import_module("workers.pipelines.evaluate")
@@ -182,6 +188,7 @@ def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Ou
 PERFORMERS: Mapping[type[Any], Callable[[Any, WorkOrder, OnProgress], Outcome]] = {
     ImportWork: _import,
     MergeWork: _merge,
+    MaterializeWork: _materialize,
     EvaluateWork: _evaluate,
     FinetuneWork: _finetune,
     AnalyzeWork: _analyze,

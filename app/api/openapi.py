@@ -11,7 +11,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api.dependencies import KEY_WITHOUT_EFFECT
+from app.api.mergekit_documents import MEDIA_TYPE
 from app.api.problems import Problem, add_response
+from app.api.schemas.mergekit import merge_schema
 from app.domain.catalog import Catalog, EvaluatorCard, FinetunerCard, MethodCard
 from app.domain.errors import (
     AmalgamError,
@@ -22,6 +24,7 @@ from app.domain.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from app.domain.parameter_checks import with_gradients
 from app.domain.recipes import Recipe
 
 Document = dict[str, Any]
@@ -41,7 +44,7 @@ def describe(app: FastAPI) -> Document:
             tags=app.openapi_tags,
             license_info=app.license_info,
         )
-        described = _with_recipes(_with_problems(document))
+        described = _with_mergekit(_with_recipes(_with_problems(document)))
         app.openapi_schema = _with_parameters(described, app.state.wiring.catalog)
     return app.openapi_schema
 
@@ -70,7 +73,8 @@ def _with_parameters(document: Document, catalog: Catalog) -> Document:
     )
     for body, field, cards in bodies:
         names = [f"{card.name}_{field}" for card in cards]
-        schemas.update({name: card.parameters for name, card in zip(names, cards, strict=True)})
+        take = with_gradients if body == "MergeBody" else dict
+        schemas.update({name: take(card.parameters) for name, card in zip(names, cards, strict=True)})
         described = schemas[body]["properties"][field]
         arms = [{"$ref": f"#/components/schemas/{name}"} for name in names]
         schemas[body]["properties"][field] = {"anyOf": arms, "title": described["title"], "default": {}}
@@ -87,6 +91,16 @@ def _with_recipes(document: Document) -> Document:
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         content["schema"] = {"anyOf": [content["schema"], {"$ref": "#/components/schemas/Recipe"}]}
         content["examples"] = {example["method"]: {"value": example} for example in schemas["MergeBody"]["examples"]}
+    return document
+
+
+def _with_mergekit(document: Document) -> Document:
+    """Say that a merge is also asked for as mergekit writes it."""
+    document["components"]["schemas"]["MergekitMerge"] = merge_schema()
+    for path in ("/v1/merges", "/v1/plans"):
+        document["paths"][path]["post"]["requestBody"]["content"][MEDIA_TYPE] = {
+            "schema": {"$ref": "#/components/schemas/MergekitMerge"}
+        }
     return document
 
 

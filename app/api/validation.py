@@ -31,17 +31,19 @@ def translate(error: RequestValidationError, request: Request) -> AmalgamError:
     if any(fault["type"] == "json_invalid" for fault in faults):
         return BadRequest("The body is not valid JSON. Send one JSON document in UTF-8.")
     if isinstance(error.body, bytes):
-        return unsupported_media_type(request.headers.get("content-type"))
+        read = getattr(request.scope.get("route"), "media_types", ("application/json",))
+        return unsupported_media_type(request.headers.get("content-type"), read)
     schema = _body_schema(request)
     problems = _without_echoes(list(dict.fromkeys(_describe(fault, schema) for fault in faults)))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return Invalid(f"{problems[0].pointer}: {problems[0].message}{more}", errors=problems[:MAX_FAULTS])
 
 
-def unsupported_media_type(found: str | None) -> UnsupportedMediaType:
-    """Return the problem of a body that is not announced as JSON."""
+def unsupported_media_type(found: str | None, read: Sequence[str] = ("application/json",)) -> UnsupportedMediaType:
+    """Return the problem of a body that is not announced as one of what the path reads."""
     what = f"The body has Content-Type {found!r}" if found else "The body has no Content-Type"
-    return UnsupportedMediaType(f"{what}; this path reads application/json. Send JSON and say so in Content-Type.")
+    known = " and ".join(read)
+    return UnsupportedMediaType(f"{what}; this path reads {known}. Send JSON and say so in Content-Type.")
 
 
 def _without_echoes(problems: list[FieldProblem]) -> list[FieldProblem]:

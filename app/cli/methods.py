@@ -17,7 +17,7 @@ def methods(
     """List the merge methods, or show one with its parameters."""
     with Client(url) as client:
         if name is None:
-            _print_list(client.get("/v1/methods")["items"], as_json)
+            _print_list(client.get("/v1/methods?limit=200")["items"], as_json)
         else:
             _print_card(client.get(f"/v1/methods/{name}"), as_json)
 

@@ -30,8 +30,10 @@ from app.domain.recipes import Recipe
 CATALOG_FORMAT_VERSION = 1
 CATALOG_PATH = Path(__file__).parent / "catalog.json"
 MAX_MODELS = 256
+AT_MOST_MODELS = "x-at-most-models"  # keyword in a parameters schema: the number is one of models
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]
@@ -63,11 +65,14 @@ class MethodCard(Value):
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
+    patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
     accepts_adapters: bool = False
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
+    counts_copies_as_one: bool = True  # law T4: a model named n times with weight 1/n is that model
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
+    copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
 
 
@@ -170,6 +175,9 @@ class Catalog(Value):
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
         for name in card.nested:
             effective[name] = self._check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
+        faults = _model_count_faults(card, effective, len(weights))
+        if faults:
+            raise InvalidParameters(_summary(card.name, faults), errors=faults)
         faults = _weight_sum_faults(card, effective, weights)
         if faults:
             raise Invalid(_summary(card.name, faults), errors=faults)
@@ -330,6 +338,19 @@ def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Seque
         if card.weights == "non_negative" and weight < 0:
             faults.append(FieldProblem(pointer, f"{card.name} needs weights >= 0, found {weight}"))
     return faults
+
+
+def _model_count_faults(card: MethodCard, parameters: Mapping[str, JsonValue], n_models: int) -> list[FieldProblem]:
+    """Return the parameters that count models and ask for more than there are."""
+    counts = [name for name, rule in card.parameters["properties"].items() if rule.get(AT_MOST_MODELS)]
+    return [
+        FieldProblem(
+            f"/parameters/{name}",
+            f"{name} is {parameters[name]}, but {n_models} models are merged; expected at most {n_models}",
+        )
+        for name in counts
+        if isinstance(found := parameters[name], int) and found > n_models
+    ]
 
 
 def _weight_sum_faults(

@@ -72,10 +72,19 @@ class TensorSpec(Value):
         return self.end - self.begin
 
 
+class TaskPatch(Value):
+    """What turns a multitask checkpoint into the model of one task: a patch file (docs/patches.md)."""
+
+    task: str
+    file: str
+    n_values: int  # numbers in it that are weights, not indices or bits
+
+
 class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
     `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
+    `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share.
     `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
 
@@ -88,6 +97,8 @@ class Manifest(Value):
     architecture: str | None = None  # config.json: architectures[0]
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
+    patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models
+    patch_base: str | None = None  # the file with the base model, where patches are masks over it
 
     @property
     def size_bytes(self) -> int:

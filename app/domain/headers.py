@@ -8,7 +8,7 @@ names, absurd dimensions, millions of empty tensors.
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NoReturn
 
@@ -65,12 +65,15 @@ def parse_header(header: bytes, *, file: str, file_size: int) -> list[TensorSpec
     return tensors
 
 
-def make_header(tensors: Sequence[tuple[str, str, Sequence[int], int]]) -> bytes:
+def make_header(
+    tensors: Sequence[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Return prefix and header for (name, dtype, shape, size in bytes), laid out in the order given.
 
-    The JSON is padded with spaces so that the tensors begin at a multiple of 8 bytes.
+    metadata: default: what marks the weights of a model. The JSON is padded with spaces so that the tensors begin at a
+    multiple of 8 bytes.
     """
-    document: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
+    document: dict[str, object] = {METADATA_KEY: dict(metadata or {"format": "pt"})}
     begin = 0
     for name, dtype, shape, size in tensors:
         document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + size]}

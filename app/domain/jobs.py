@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class JobKind(StrEnum):
-    """What a job does. `materialize` and `sweep` keep their place; nothing creates them yet."""
+    """What a job does. `sweep` keeps its place; nothing creates it yet."""
 
     IMPORT = "import"
     FINETUNE = "finetune"
@@ -56,6 +56,7 @@ RESOURCE_CLASSES = {
     JobKind.IMPORT: ResourceClass.IO,
     JobKind.MERGE: ResourceClass.CPU,
     JobKind.ANALYZE: ResourceClass.CPU,
+    JobKind.MATERIALIZE: ResourceClass.CPU,
     JobKind.EVALUATE: ResourceClass.GPU,
     JobKind.FINETUNE: ResourceClass.GPU,
 }

@@ -22,7 +22,7 @@ BUFFER_SUFFIXES = ("running_mean", "running_var")
 DOMINANT_SHARE = 0.3
 MAX_NAMED = 50
 
-CopyReason = Literal["integer", "excluded", "buffer", "missing"]
+CopyReason = Literal["integer", "excluded", "buffer", "missing", "passthrough"]
 
 
 @dataclass(frozen=True)

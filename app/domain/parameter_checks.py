@@ -35,6 +35,22 @@ def is_gradient(schema: Mapping[str, Any], name: str, value: object) -> bool:
     return isinstance(value, list) and schema.get("properties", {}).get(name, {}).get("type") == "number"
 
 
+def with_gradients(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a method's parameters as a request may hold them: a number may also be a gradient."""
+    properties = {
+        name: _or_gradient(rule) if rule.get("type") == "number" else rule
+        for name, rule in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": properties}
+
+
+def _or_gradient(rule: Mapping[str, Any]) -> dict[str, Any]:
+    about = {key: rule[key] for key in ("title", "description", "default") if key in rule}
+    number = {key: value for key, value in rule.items() if key not in about}
+    gradient = {"type": "array", "items": number, "minItems": 2, "maxItems": MAX_GRADIENT}
+    return {**about, "anyOf": [number, gradient]}
+
+
 def parameter_faults(schema: Mapping[str, Any], values: Mapping[str, JsonValue], *, pointer: str) -> list[FieldProblem]:
     """Return every fault of a method's parameters, in which a number may also be a gradient: a list of numbers."""
     plain = {name: value for name, value in values.items() if not is_gradient(schema, name, value)}

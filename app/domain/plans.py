@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
-from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
+from app.domain.checkpoints import DTYPE_BYTES, MERGEABLE_DTYPES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
+from app.domain.passthrough import Copied, Layer, lay_out
+from app.domain.patches import bound_patch_bytes
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import group_tensors
 
@@ -28,6 +30,7 @@ COPIES_PER_PIECE = 6
 THREADS = 2
 WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
 WRITTEN_PER_TENSOR_BYTES = 200  # the index
+WRITTEN_PER_PATCHED_TENSOR_BYTES = 400  # the header of a patch
 
 
 class PlannedTensor(Value):
@@ -41,6 +44,8 @@ class PlannedTensor(Value):
     end: int
     source: str  # its name among the merged tensors: another one only for a further copy of a tied tensor
     copied_because: CopyReason | None = None  # None: it is merged
+    model: int | None = None  # a copy of this model's `source`; None: of the reference's tensor of the same name
+    factor: float = 1.0  # on such a copy
 
     @property
     def spec(self) -> TensorSpec:
@@ -57,11 +62,25 @@ class PlannedFile(Value):
     size_bytes: int
 
 
-class MergePlan(Value):
-    """Everything that is known about a merge before a weight is read."""
+class WeightsPlan(Value):
+    """The weight files of a checkpoint to be written."""
 
     files: tuple[PlannedFile, ...]
     tensors: tuple[PlannedTensor, ...]  # in the order of their bytes
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the files need an index."""
+        return len(self.files) > 1
+
+    def header(self, file: str) -> bytes:
+        """Return prefix and header of one weight file."""
+        return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
+
+
+class MergePlan(WeightsPlan):
+    """Everything that is known about a merge before a weight is read."""
+
     warnings: tuple[str, ...]
     n_passes: int  # over the merged inputs, the merge itself included
     bytes_read: int
@@ -69,6 +88,8 @@ class MergePlan(Value):
     peak_memory_bytes: int
     disk_bytes: int
     estimated_seconds: float
+    layers: tuple[Layer, ...] = ()  # of a result put together from slices: which block of which model, in order
+    n_layers: int = 0  # of the reference, in that case
 
     @property
     def n_merged(self) -> int:
@@ -79,15 +100,6 @@ class MergePlan(Value):
     def n_copied(self) -> int:
         """How many tensors are copied as they are."""
         return len(self.tensors) - self.n_merged
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the result needs an index."""
-        return len(self.files) > 1
-
-    def header(self, file: str) -> bytes:
-        """Return prefix and header of one weight file."""
-        return make_header([(t.name, t.dtype, t.shape, t.end - t.begin) for t in self.tensors if t.file == file])
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,8 @@ def make_plan(
     Raises: IncompatibleCheckpoints naming the tensors that differ; Invalid for a glob that matches nothing, for a
         gradient without numbered blocks, or when nothing is left to merge.
     """
+    if card.copies:
+        return _plan_copies(recipe, base or models[0], models)
     merge_set = find_merge_set(recipe, base, models)
     group_tensors(recipe, list(merge_set.merged))
     cost = _Cost(
@@ -122,7 +136,8 @@ def make_plan(
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
-    bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(merge_set.reference)
+    bytes_beside, spooled = _bytes_beside(recipe, tensors, card)
+    bytes_written = sum(file.size_bytes for file in files) + bytes_beside + _companion_bytes(merge_set.reference)
     return MergePlan(
         files=files,
         tensors=tensors,
@@ -131,8 +146,66 @@ def make_plan(
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, cost, len(models)),
+        disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
+        estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+    )
+
+
+def _plan_copies(recipe: Recipe, reference: Manifest, models: Sequence[Manifest]) -> MergePlan:
+    layout = lay_out(recipe.parameters, reference, models)
+    files, tensors = _lay_out(
+        [_plan_copy(copied, recipe.output_dtype) for copied in layout.tensors], recipe.shard_bytes
+    )
+    bytes_read = sum(copied.stored.size_bytes for copied in layout.tensors)
+    bytes_written = sum(file.size_bytes for file in files) + _companion_bytes(reference)
+    return MergePlan(
+        files=files,
+        tensors=tensors,
+        warnings=layout.warnings,
+        n_passes=1,
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        peak_memory_bytes=PROCESS_BYTES,
         disk_bytes=bytes_written + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+        layers=layout.layers,
+        n_layers=layout.n_layers,
+    )
+
+
+def _plan_copy(copied: Copied, output_dtype: str | None) -> PlannedTensor:
+    stored = copied.stored
+    is_changed = output_dtype is not None and stored.dtype in MERGEABLE_DTYPES
+    dtype = OUTPUT_DTYPES[output_dtype] if output_dtype is not None and is_changed else stored.dtype
+    return PlannedTensor(
+        name=copied.name,
+        dtype=dtype,
+        shape=stored.shape,
+        file="",
+        begin=0,
+        end=stored.n_elements * DTYPE_BYTES[dtype],
+        source=stored.name,
+        copied_because="passthrough",
+        model=copied.model,
+        factor=copied.factor,
+    )
+
+
+def plan_copy(manifest: Manifest) -> WeightsPlan:
+    """Return the plan of a checkpoint with the same tensors in the same files."""
+    shards: dict[str, list[PlannedTensor]] = {}
+    for tensor in manifest.tensors:
+        planned = PlannedTensor(
+            **tensor.model_dump(exclude={"file", "begin", "end"}),
+            file="",
+            begin=0,
+            end=tensor.size_bytes,
+            source=tensor.name,
+        )
+        shards.setdefault(tensor.file, []).append(planned)
+    placed = [_place(shards[path], path) for path in sorted(shards)]
+    return WeightsPlan(
+        files=tuple(file for file, _ in placed), tensors=tuple(tensor for _, tensors in placed for tensor in tensors)
     )
 
 
@@ -174,14 +247,21 @@ def _lay_out(
     placed: list[PlannedTensor] = []
     for index, shard in enumerate(shards):
         path = WEIGHTS_FILE if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        ordered = sorted(shard, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
-        position = len(make_header([(t.name, t.dtype, t.shape, t.end) for t in ordered]))
-        for tensor in ordered:
-            end = position + tensor.end
-            placed.append(tensor.model_copy(update={"file": path, "begin": position, "end": end}))
-            position = end
-        files.append(PlannedFile(path=path, size_bytes=position))
+        file, tensors = _place(shard, path)
+        files.append(file)
+        placed += tensors
     return tuple(files), tuple(placed)
+
+
+def _place(shard: Sequence[PlannedTensor], path: str) -> tuple[PlannedFile, list[PlannedTensor]]:
+    ordered = sorted(shard, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
+    position = len(make_header([(t.name, t.dtype, t.shape, t.end) for t in ordered]))
+    placed: list[PlannedTensor] = []
+    for tensor in ordered:
+        end = position + tensor.end
+        placed.append(tensor.model_copy(update={"file": path, "begin": position, "end": end}))
+        position = end
+    return PlannedFile(path=path, size_bytes=position), placed
 
 
 def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Cost) -> int:
@@ -191,6 +271,22 @@ def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Co
         inputs += sum(tensor.size_bytes for tensor in merged.values())
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
     return inputs * cost.n_passes + copied
+
+
+def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:
+    """Return the most bytes that lie beside the weights of a multitask artifact, and those needed while it is written.
+
+    Each file lies on the disk twice while it is joined; tensors that are not merged may travel in every patch.
+    """
+    if card.patch_codec is None:
+        return 0, 0
+    n_tasks = len(recipe.models)
+    merged = [tensor.spec for tensor in tensors if tensor.copied_because is None]
+    copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
+    header = len(tensors) * WRITTEN_PER_PATCHED_TENSOR_BYTES
+    patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks) + copied + header
+    base = sum(tensor.size_bytes for tensor in merged) + header if card.patch_codec == "mask" else 0
+    return n_tasks * patch + base, max(patch, base)
 
 
 def _companion_bytes(reference: Manifest) -> int:

@@ -33,7 +33,7 @@ class Override(Value):
 
     match: str
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # those that differ
-    weights: tuple[float | tuple[float, ...], ...] | None = None  # one per model, or a gradient over the depth
+    weights: tuple[float | tuple[float, ...] | None, ...] | None = None  # one per model: a gradient; None: left as is
 
 
 class PinnedStep(Value):

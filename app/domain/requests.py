@@ -123,8 +123,10 @@ class OverrideRequest(Request):
 
     match: Glob = Field(description="Glob of tensor names.")
     parameters: dict[str, JsonValue] = Field(default_factory=dict, description="Those that differ.")
-    weights: list[Weight | Annotated[list[Weight], Field(min_length=2, max_length=1000)]] | None = Field(
-        default=None, max_length=MAX_MODELS, description="One per model: a number, or a list interpolated over depth."
+    weights: list[Weight | Annotated[list[Weight], Field(min_length=2, max_length=1000)] | None] | None = Field(
+        default=None,
+        max_length=MAX_MODELS,
+        description="One per model: a number, a list interpolated over depth, or null to leave it.",
     )
 
 
@@ -179,6 +181,7 @@ class MergeRequest(WorkRequest):
     overrides: Overrides = Field(default_factory=list)
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
+    n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
     engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
 
@@ -218,6 +221,13 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
     }
+
+
+class MaterializationRequest(WorkRequest):
+    """Write the dense model of one task out of a multitask artifact."""
+
+    task: Name = Field(description="A task that the artifact has a patch for.")
+    output: Output = Output()
 
 
 class EvaluationRequest(WorkRequest):

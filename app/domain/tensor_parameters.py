@@ -56,7 +56,7 @@ def _check_matches(overrides: Sequence[Override], names: Sequence[str]) -> None:
 
 def _has_gradients(recipe: Recipe) -> bool:
     values = [value for one in recipe.overrides for value in one.parameters.values()]
-    weights = [weight for one in recipe.overrides for weight in one.weights or ()]
+    weights = [weight for one in recipe.overrides for weight in one.weights or () if weight is not None]
     return any(_is_gradient(value) for value in (*recipe.parameters.values(), *values, *weights))
 
 
@@ -68,7 +68,8 @@ def _of_tensor(
     for override in recipe.overrides:
         if fnmatchcase(name, override.match):
             parameters |= override.parameters
-            weights = weights if override.weights is None else override.weights
+            changed = override.weights or [None] * len(weights)
+            weights = [old if new is None else new for old, new in zip(weights, changed, strict=True)]
     depth = depth_of(name, blocks)
     return (
         {key: _at_depth(value, depth) for key, value in parameters.items()},

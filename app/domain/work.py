@@ -31,6 +31,22 @@ class MergeWork(Value):
     output: Path  # an empty folder
 
 
+class MaterializeWork(Value):
+    """Write the dense model of one task out of a multitask checkpoint."""
+
+    kind: Literal["materialize"] = "materialize"
+    checkpoint: LocalCheckpoint
+    task: str  # the label of its patch
+    output: Path  # an empty folder
+
+
+class PatchedTasks(Value):
+    """Which patch of a multitask checkpoint each task is measured with."""
+
+    labels: dict[str, str]  # task id -> label of the patch
+    scratch: Path  # an empty folder, for one task's model at a time
+
+
 class EvaluateWork(Value):
     """Measure one checkpoint on tasks; `base_models` gives the head's base model per task id."""
 
@@ -39,6 +55,7 @@ class EvaluateWork(Value):
     tasks: tuple[LocalTask, ...]
     base_models: dict[str, LocalCheckpoint]
     split: dict[str, str]  # task id -> split
+    patched: PatchedTasks | None = None  # of a multitask checkpoint
 
 
 class FinetuneWork(Value):
@@ -65,7 +82,9 @@ class AnalyzeWork(Value):
     output: Path  # an empty folder
 
 
-Work = Annotated[ImportWork | MergeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")]
+Work = Annotated[
+    ImportWork | MergeWork | MaterializeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")
+]
 
 
 class ImportOutcome(Value):
@@ -76,7 +95,7 @@ class ImportOutcome(Value):
 
 
 class CheckpointOutcome(Value):
-    """A checkpoint was written into the work's output folder (merge, finetune)."""
+    """A checkpoint was written into the work's output folder (merge, materialize, finetune)."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     manifest: Manifest

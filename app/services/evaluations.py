@@ -7,10 +7,11 @@ from sqlalchemy.orm import Session
 
 from app.db import bases, metrics
 from app.db import checkpoints as checkpoint_rows
+from app.domain.checkpoints import CheckpointKind
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.requests import EvaluationRequest
 from app.domain.views.jobs import JobView
-from app.domain.work import EvaluateOutcome, EvaluateWork, Outcome
+from app.domain.work import EvaluateOutcome, EvaluateWork, Outcome, PatchedTasks
 from app.services import inputs, jobs, measuring, task_files
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -34,6 +35,10 @@ def submit(
         base = bases.root(session, checkpoint.id)
         items = measuring.pin_bases(session, found, default=base, pointer="/tasks")
         _check_once([item.task for item in items])
+        if checkpoint.kind == CheckpointKind.MULTITASK:
+            labels = [patch.task for patch in checkpoint_rows.load_manifest(session, checkpoint.id).patches]
+            what = f"{checkpoint.name}@{checkpoint.version}"
+            items = measuring.pin_patches(items, labels, what=what, pointer="/tasks")
         spec = EvaluationSpec(checkpoint=checkpoint.id, tasks=items)
         job = measuring.add_evaluation(session, actor, spec, measuring.terms(wiring.defaults, request))
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
@@ -52,11 +57,13 @@ class EvaluationSteps:
             checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([spec.checkpoint, *base_of.values()])
         }
+        labels = {item.task_id: item.patch for item in spec.tasks if item.patch is not None}
         return EvaluateWork(
             checkpoint=here[spec.checkpoint],
             tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in spec.tasks),
             base_models={task_id: here[base] for task_id, base in base_of.items()},
             split={item.task_id: item.split for item in spec.tasks},
+            patched=PatchedTasks(labels=labels, scratch=scratch / "output") if labels else None,
         )
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db import tasks as task_rows
 from app.db.tables import Task
 from app.domain.checkpoints import Value
-from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel
+from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel, near_match
 from app.domain.jobs import JobKind
 from app.domain.requests import EvaluationItem, WorkRequest
 from app.domain.tasks import LabelPromptsHead
@@ -29,6 +29,7 @@ class PinnedItem(Value):
     task_id: str
     split: str
     base_model: str | None = None
+    patch: str | None = None  # of a multitask checkpoint: the label of the patch that it is measured with
 
 
 class EvaluationSpec(Value):
@@ -104,6 +105,31 @@ def pin_bases(
             raise UnknownBaseModel(f"{pointer}: {message}", errors=[FieldProblem(pointer, message)])
         pinned.append(PinnedItem(task=row.name, task_id=row.id, split=split, base_model=base))
     return tuple(pinned)
+
+
+def pin_patches(
+    items: Sequence[PinnedItem], labels: Sequence[str], *, what: str, pointer: str
+) -> tuple[PinnedItem, ...]:
+    """Return the items with the patch of each: the one that is labeled like the task.
+
+    what: the multitask checkpoint, in words.
+    Raises: Invalid naming all tasks without a patch, and the labels there are.
+    """
+    known = ", ".join(labels)
+    faults = [
+        FieldProblem(
+            f"{pointer}/{index}",
+            f"{what} has no patch for task {item.task!r}; it has: {known}",
+            near_match(item.task, labels),
+        )
+        for index, item in enumerate(items)
+        if item.task not in labels
+    ]
+    if faults:
+        raise Invalid(
+            f"{faults[0].pointer}: {faults[0].message}. A model's `task` in the merge labels its patch.", errors=faults
+        )
+    return tuple(item.model_copy(update={"patch": item.task}) for item in items)
 
 
 def needs_base(row: Task) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
+from app.domain import passthrough
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
 from app.domain.errors import FieldProblem, Invalid
@@ -25,7 +26,7 @@ from app.services.measuring import PinnedItem
 from app.services.wiring import Wiring
 
 # How the job is run has columns of its own; the versions are the recipe's.
-NOT_IN_SPEC = {"priority", "max_attempts", "timeout_seconds", "method_version", "engine_version"}
+NOT_IN_SPEC = {"priority", "max_attempts", "timeout_seconds", "method_version", "engine_version", "n_blocks"}
 
 
 class MergeSpec(Value):
@@ -94,32 +95,49 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     """
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
+    _refuse_post_steps(card, request)
     base, models = _resolve(session, actor, request)
     _check_kinds(card, request, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
+    if request.n_blocks is not None:
+        passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
+    labels = _label_models(card, request, models)
     behind = [base] if base is not None else models
     shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, (base, models)),
+        recipe=_recipe(wiring, request, card, parameters, (base, models, labels)),
         base=base,
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        evaluate=_with_patches(labels, measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate")),
         base_checkpoint=base.id if base is not None else shared,
     )
 
 
 def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
-    return catalog.check(
+    card, parameters = catalog.check(
         request.method,
         request.parameters,
         has_base_model=request.base_model is not None,
         weights=[model.weight for model in request.models],
         model_parameters=[model.parameters for model in request.models],
     )
+    if not card.copies:
+        return card, parameters
+    _refuse_changes(card, request)
+    return card, passthrough.pin_models(parameters, [model.checkpoint for model in request.models])
+
+
+def _refuse_changes(card: MethodCard, request: MergeRequest) -> None:
+    """Refuse what would change tensors that are only copied."""
+    names = ("include", "exclude", "overrides", "transforms", "post_steps")
+    message = f"{card.name} copies every tensor of the result; leave it out"
+    faults = [FieldProblem(f"/{name}", message) for name in names if getattr(request, name)]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {message}.", errors=faults)
 
 
 def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -> tuple[Override, ...]:
@@ -136,12 +154,14 @@ def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) 
     return tuple(overrides)
 
 
-def _weight_of(weight: float | list[float]) -> float | tuple[float, ...]:
+def _weight_of(weight: float | list[float] | None) -> float | tuple[float, ...] | None:
+    if weight is None:
+        return None
     return tuple(float(step) for step in weight) if isinstance(weight, list) else float(weight)
 
 
 def _weights_faults(
-    card: MethodCard, weights: Sequence[float | tuple[float, ...]] | None, n_models: int, *, pointer: str
+    card: MethodCard, weights: Sequence[float | tuple[float, ...] | None] | None, n_models: int, *, pointer: str
 ) -> list[FieldProblem]:
     if weights is None:
         return []
@@ -149,8 +169,9 @@ def _weights_faults(
         return [FieldProblem(pointer, f"found {len(weights)} weights, expected one for each of the {n_models} models")]
     if card.weights == "unused":
         return [FieldProblem(pointer, f"{card.name} uses no weights; leave them out")]
-    steps = [step for weight in weights for step in (weight if isinstance(weight, tuple) else (weight,))]
-    if card.weights == "non_negative" and min(steps) < 0:
+    given = [weight for weight in weights if weight is not None]
+    steps = [step for weight in given for step in (weight if isinstance(weight, tuple) else (weight,))]
+    if card.weights == "non_negative" and min(steps, default=0) < 0:
         return [FieldProblem(pointer, f"{card.name} needs weights >= 0, found {min(steps)}")]
     return []
 
@@ -170,6 +191,12 @@ def _check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tup
             raise Invalid(f"{pointer}: {message}. Merge with the release it is of.", errors=[problem])
         steps.append(PinnedStep(name=card.name, version=card.version, parameters=parameters))
     return tuple(steps)
+
+
+def _refuse_post_steps(card: MethodCard, request: MergeRequest) -> None:
+    if request.post_steps and card.produces == "multitask":
+        message = f"{card.name} keeps patches over what it merges, so that nothing may change it afterwards"
+        raise Invalid(f"/post_steps: {message}; leave them out.", errors=[FieldProblem("/post_steps", message)])
 
 
 def _check_versions(card: MethodCard, request: MergeRequest) -> None:
@@ -212,10 +239,9 @@ def _recipe(
     request: MergeRequest,
     card: MethodCard,
     parameters: dict[str, JsonValue],
-    inputs: tuple[Checkpoint | None, Sequence[Checkpoint]],
+    inputs: tuple[Checkpoint | None, Sequence[Checkpoint], Sequence[str | None]],
 ) -> Recipe:
-    base, models = inputs
-    labels = [model.task or row.task or row.name for model, row in zip(request.models, models, strict=True)]
+    base, models, labels = inputs
     return Recipe(
         method=card.name,
         method_version=card.version,
@@ -224,9 +250,7 @@ def _recipe(
             RecipeModel(
                 **_digests(row),
                 weight=model.weight,
-                task=label
-                if card.produces == "multitask"
-                else None,  # elsewhere it would only make equal recipes differ
+                task=label,
                 parameters=model.parameters,
             )
             for model, row, label in zip(request.models, models, labels, strict=True)
@@ -244,6 +268,32 @@ def _recipe(
         transforms=_check_steps(wiring.catalog, "transforms", request),
         post_steps=_check_steps(wiring.catalog, "post_steps", request),
     )
+
+
+def _label_models(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> list[str | None]:
+    """Return the label of each model's patch; none for a dense result, where it would only make equal recipes differ.
+
+    Raises: Invalid where two models have one label.
+    """
+    if card.produces != "multitask":
+        return [None] * len(models)
+    labels = [model.task or row.task or row.name for model, row in zip(request.models, models, strict=True)]
+    faults = [
+        FieldProblem(
+            f"/models/{index}/task",
+            f"models[{labels.index(label)}] has the task {label!r}, too; each patch needs a label of its own",
+        )
+        for index, label in enumerate(labels)
+        if labels.index(label) < index
+    ]
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
+    return list(labels)
+
+
+def _with_patches(labels: Sequence[str | None], items: tuple[PinnedItem, ...]) -> tuple[PinnedItem, ...]:
+    known = [label for label in labels if label is not None]
+    return measuring.pin_patches(items, known, what="the merge", pointer="/evaluate") if known else items
 
 
 def _digests(row: Checkpoint) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest
+from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
+from app.domain.mergekit.writing import write_merge
 from app.domain.plans import MergePlan, make_plan
+from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
@@ -106,12 +108,23 @@ def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest
 
     Raises: NotFound for an unknown job, and for one that is no merge.
     """
+    return MergeRequest.model_validate(request_of(_recipe_of(sessions, actor, job_id)))
+
+
+def export_for_mergekit(sessions: Sessions, actor: Actor, job_id: str) -> str:
+    """Return a merge's recipe as mergekit writes it; read again it is the same recipe.
+
+    Raises: NotFound as `export_recipe`; NotAcceptable for a recipe that mergekit cannot say.
+    """
+    return write_merge(_recipe_of(sessions, actor, job_id))
+
+
+def _recipe_of(sessions: Sessions, actor: Actor, job_id: str) -> Recipe:
     with sessions.read() as session:
         job = job_rows.view(session, job_rows.find(session, actor.project_id, job_id))
     if job.kind is not JobKind.MERGE:
         raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
-    recipe = MergeSpec.model_validate(job.spec).recipe
-    return MergeRequest.model_validate(request_of(recipe))
+    return MergeSpec.model_validate(job.spec).recipe
 
 
 def _plan(wiring: Wiring, made: Draft) -> MergePlan:
@@ -258,7 +271,7 @@ def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
         session,
         actor,
         name=made.spec.name,
-        kind=CheckpointKind.DENSE,
+        kind=made.manifest.kind,
         manifest=made.manifest,
         job_id=made.job_id,
         artifact_id=artifact.id,

@@ -8,6 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+TOLERANCE = 1e-7  # about one unit in the last place of the largest weights, which are near 0.25
+FLOAT32_SVD = 1e-6  # what singular vectors found in float32 cost
+
 Values = Mapping[str, Any]  # parameters by name: of ours, or of the other tool
 
 
@@ -22,7 +25,9 @@ class Case:
     parameters: Values = field(default_factory=dict)  # ours
     oracle_parameters: Values = field(default_factory=dict)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    is_based: bool = True  # whether the base model is given to methods that take one
     left_out: tuple[str, ...] = ()  # tensors that another case compares
+    tolerance: float = TOLERANCE  # how far equal results may be apart
     differs: str = ""  # why the results are not expected to be equal; empty: they are
 
 

@@ -6,7 +6,9 @@ Integer tensors and second names of tied ones are left out: its TIES would count
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,22 +18,42 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 LEFT_OUT = ("lm_head.weight", "encoder.position_ids")
+DESCENDING = ("WUDIMerging",)  # they take gradients
+NOT_MATRICES = ("encoder.conv.weight", "encoder.norm.weight")  # its DOGE fails on them
 
 
 class Model(nn.Module):
     """A bag of parameters under their own names, dots replaced."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
         super().__init__()
         for name, tensor in load_file(path).items():
-            if name not in LEFT_OUT:
+            if name not in left_out:
                 self.register_parameter(name.replace(".", "__"), nn.Parameter(tensor))
+
+
+class LayeredModel(nn.Module):
+    """The same parameters in layers, for methods that look for linear ones."""
+
+    def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
+        super().__init__()
+        layers: dict[str, dict[str, nn.Parameter]] = {}
+        for name, tensor in load_file(path).items():
+            if name not in left_out:
+                layer, _, parameter = name.rpartition(".")
+                layers.setdefault(layer, {})[parameter] = nn.Parameter(tensor)
+        for layer, parameters in layers.items():
+            is_linear = "weight" in parameters and parameters["weight"].ndim == 2
+            module = nn.Linear(1, 1, bias="bias" in parameters) if is_linear else nn.Module()
+            for parameter, value in parameters.items():
+                module.register_parameter(parameter, value)
+            self.add_module(layer.replace(".", "__"), module)
 
 
 def main() -> None:
     """Merge every case and write its result."""
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        with torch.no_grad():
+        with torch.set_grad_enabled(case["call"] in DESCENDING):
             merged = _merge(case).state_dict()
         save_file(
             {name.replace("__", "."): tensor.contiguous().clone() for name, tensor in merged.items()}, case["output"]
@@ -39,12 +61,23 @@ def main() -> None:
 
 
 def _merge(case: dict[str, Any]) -> nn.Module:
-    base, *models = [Model(path) for path in case["inputs"]]
+    left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else LEFT_OUT
+    make = LayeredModel if case["call"] == "OPCM" else Model
+    base, *models = [make(path, left_out) for path in case["inputs"]]
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    merged: nn.Module = getattr(method, case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    merged: nn.Module = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
     return merged
+
+
+def _find(call: str) -> Any:
+    if call != "OPCM":
+        return getattr(method, call)
+    package = ModuleType("fusion_bench.method.opcm")  # its own __init__ fails with transformers 5
+    package.__path__ = [str(Path(method.__file__).parent / "opcm")]
+    sys.modules[package.__name__] = package
+    return import_module(f"{package.__name__}.opcm_general").OPCM
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def open_checkpoint(path: Path) -> LocalCheckpoint:
 def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], output: Path) -> dict[str, Tensor]:
     """Merge a case into the folder `output` and return its tensors."""
     used = models[: len(case.weights)]
-    is_based = load_catalog().method(case.method).base_model == "required"
+    is_based = case.is_based and load_catalog().method(case.method).base_model != "unused"
     card, parameters = load_catalog().check(
         case.method, _fill_in(case.parameters), has_base_model=is_based, weights=case.weights
     )

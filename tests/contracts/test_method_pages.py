@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.catalog import MethodCard, load_catalog
-from tests.workers.methods.golden import TASK_VECTORS, merge_example
+from tests.workers.methods.golden import TASK_VECTORS, merge_example, patch_example
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 METHODS = load_catalog().methods
@@ -65,6 +65,14 @@ def test_the_examples_are_true(example: dict[str, Any]) -> None:
     weights = example.get("weights", [1.0] * n_models)
     found = merge_example(example["method"], example["parameters"], weights, TASK_VECTORS[:n_models])
     assert found == pytest.approx(example["result"], abs=1e-6)
+    if "tasks" in example:
+        tasks = patch_example(example["method"], example["parameters"], weights, TASK_VECTORS[:n_models])
+        assert tasks == [pytest.approx(task, abs=1e-6) for task in example["tasks"]]
+
+
+@pytest.mark.parametrize("card", [card for card in METHODS if card.produces == "multitask"], ids=lambda card: card.name)
+def test_a_page_of_a_multitask_method_shows_the_tasks_of_an_example(card: MethodCard) -> None:
+    assert any(example["method"] == card.name and "tasks" in example for example in _examples())
 
 
 def test_every_page_is_of_a_method() -> None:

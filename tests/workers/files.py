@@ -12,6 +12,7 @@ from torch import Tensor
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.jobs import Progress
+from app.domain.patches import BASE_FILE
 from app.domain.plans import make_plan
 from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from workers.catalog import load_recipe
@@ -96,8 +97,9 @@ class FileMerge:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of a folder, as the safetensors library reads it."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    """Return every tensor of a folder's weight files, as the safetensors library reads it."""
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BASE_FILE]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from app.domain.parameter_checks import fill_defaults
 from app.domain.recipes import PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from workers.catalog import load_method
 from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
 from workers.granularity import step_elements
 from workers.pipelines.program import MergeProgram, prepare
@@ -46,15 +47,20 @@ class MemoryMerge:
 
     def __call__(self, base: StateDict | None, models: Sequence[StateDict]) -> dict[str, Tensor]:
         """Return the merged state dict, float32."""
+        source, program = self.prepare(base, models)
+        return {name: _merge_tensor(source, program, name, shape) for name, shape, _ in source.tensors}
+
+    def prepare(self, base: StateDict | None, models: Sequence[StateDict]) -> tuple[TensorSource, MergeProgram]:
+        """Return the merge set, and the program that merges its pieces."""
         source = MemorySource(base, models, self.weights, self.piece_elements)
+        recipe = self._recipe(source)
         code = RecipeCode(
             _watched(self.method),
-            self.nested,
+            self.nested or _load_nested(self.method, recipe),
             tuple(step for step, _ in self.transforms),
             tuple(step for step, _ in self.post_steps),
         )
-        program = prepare(self._recipe(source), code, source, device=CPU)
-        return {name: _merge_tensor(source, program, name, shape) for name, shape, _ in source.tensors}
+        return source, prepare(recipe, code, source, device=CPU)
 
     def _recipe(self, source: TensorSource) -> Recipe:
         keys = self.model_keys or tuple(f"model {index}" for index in range(source.n_models))
@@ -72,6 +78,11 @@ class MemoryMerge:
             transforms=tuple(_pin(step, values) for step, values in self.transforms),
             post_steps=tuple(_pin(step, values) for step, values in self.post_steps),
         )
+
+
+def _load_nested(method: MergeMethod, recipe: Recipe) -> dict[str, MergeMethod]:
+    named: Any = recipe.parameters
+    return {name: load_method(named[name]["method"]) for name in method.card.nested}
 
 
 def _pin(step: Transform | PostStep, values: Values) -> PinnedStep:

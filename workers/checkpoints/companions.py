@@ -1,19 +1,27 @@
 """The files beside the weights: config, tokenizer and license travel from the reference model into the result."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, LocalCheckpoint
 from app.domain.errors import InputChanged
+from app.domain.plans import WeightsPlan
 from workers.checkpoints.config import CONFIG_FILE, with_dtype
 from workers.checkpoints.files import INDEX_FILE, WEIGHTS_SUFFIX
 from workers.checkpoints.reader import path_of
 
-WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json"})
+WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json", "materialization.json"})
 
 
-def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | None) -> Iterator[FileEntry]:
+def copy_companions(
+    reference: LocalCheckpoint,
+    output: Path,
+    *,
+    dtype: str | None,
+    change_config: Callable[[bytes], bytes] = lambda config: config,
+) -> Iterator[FileEntry]:
     """Copy the files beside the reference's weights; `dtype`, where given, becomes the config's dtype.
 
     Raises: InputChanged when a file is not the one that was registered.
@@ -27,8 +35,19 @@ def copy_companions(reference: LocalCheckpoint, output: Path, *, dtype: str | No
                 f"{reference.id}: {entry.path} is not the file that was registered, expected sha256 {entry.sha256}; "
                 "register the checkpoint again."
             )
-        is_config = entry.path == CONFIG_FILE and dtype is not None
-        yield write_file(output, entry.path, with_dtype(content, dtype) if is_config and dtype else content)
+        if entry.path == CONFIG_FILE:
+            content = change_config(content if dtype is None else with_dtype(content, dtype))
+        yield write_file(output, entry.path, content)
+
+
+def write_index(plan: WeightsPlan, output: Path) -> Iterator[FileEntry]:
+    """Write the index that says which tensor lies where, if there are several weight files."""
+    if not plan.is_sharded:
+        return
+    placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
+    total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    yield write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n")
 
 
 def write_file(output: Path, path: str, content: bytes) -> FileEntry:

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import OutOfDisk
-from app.domain.plans import MergePlan, PlannedTensor
+from app.domain.plans import PlannedTensor, WeightsPlan
 from workers.checkpoints.writeback import write_range
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,7 +24,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class WeightsWriter:
     """Writes planned tensors; `finish` makes the bytes durable and gives the digests."""
 
-    def __init__(self, plan: MergePlan, folder: Path) -> None:
+    def __init__(self, plan: WeightsPlan, folder: Path) -> None:
         self._plan = plan
         self._folder = folder
         self._sizes = {file.path: file.size_bytes for file in plan.files}

@@ -26,3 +26,17 @@ def weighted_sum(tensors: Tensor | Sequence[Tensor], weights: Sequence[float]) -
 def round_to_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, rounded once."""
     return tensor.to(torch.float32)
+
+
+def inner_products(vectors: Tensor) -> Tensor:
+    """Return the inner products of all pairs of vectors, their last axis summed.
+
+    vectors: [n, *batch, m]; result: [*batch, n, n] in the same dtype. Pair by pair: the bits of an entry depend on the
+    two vectors alone, not on where they stand among the others, as in a product of matrices.
+    """
+    n = len(vectors)
+    products = vectors.new_empty(*vectors.shape[1:-1], n, n)
+    for row in range(n):
+        for column in range(row, n):
+            products[..., row, column] = products[..., column, row] = (vectors[row] * vectors[column]).sum(-1)
+    return products

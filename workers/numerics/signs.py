@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.numerics import precision
 
 Reduction = Literal["mean", "sum", "max"]
+Vote = Literal["unweighted", "weighted"]
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance notices it
 
 
@@ -38,6 +39,18 @@ def elect(deltas: Tensor, votes: Sequence[float], *, balanced_sign: int = 0) -> 
     """
     total = precision.weighted_sum(deltas, votes)
     return total.add_(balanced_sign * NUDGE).sign_().float()
+
+
+def merge_disjointly(
+    deltas: Tensor, weights: Sequence[float], *, vote: Vote, reduction: Reduction, balanced_sign: int
+) -> Tensor:
+    """Return what election and disjoint merge make of task vectors that `orient` has turned by their weights.
+
+    deltas: [n, *shape]; result: [*shape] float64.
+    """
+    votes = weigh_votes(weights, is_weighted=vote == "weighted")
+    elected = elect(deltas, votes, balanced_sign=balanced_sign)
+    return reduce_agreeing(deltas, elected, [abs(weight) for weight in weights], reduction=reduction)
 
 
 def reduce_agreeing(deltas: Tensor, elected: Tensor, weights: Sequence[float], *, reduction: Reduction) -> Tensor:

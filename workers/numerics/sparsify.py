@@ -40,6 +40,15 @@ def keep_first(vector: Tensor, boundary: Boundary, *, start: int) -> Tensor:
     return _keep_first(vector, boundary, start=start, kept=torch.empty_like(vector))
 
 
+def is_first(vector: Tensor, boundary: Boundary, *, start: int) -> Tensor:
+    """Return which entries come before a boundary, [m] bool; of entries that are zero as of others. Else as above."""
+    magnitudes = vector.abs()
+    n_tied = min(max(boundary.index - start, 0), vector.numel())
+    found = magnitudes > boundary.magnitude
+    found[:n_tied] = magnitudes[:n_tied] >= boundary.magnitude
+    return found
+
+
 def keep_band(vector: Tensor, upper: Boundary, lower: Boundary, *, start: int) -> Tensor:
     """Return the vector with all entries but those from the upper boundary on, up to the lower one, set to zero.
 
@@ -64,10 +73,29 @@ def keep_band_of_rows(rows: Tensor, ranks: tuple[int, int]) -> Tensor:
 
     rows: [n_rows, width] float32; result: [n_rows, width].
     """
-    # magnitude bits above, column below: one number per entry, ordered like (|x| descending, column ascending)
-    keys = rows.abs().view(torch.int32).long().mul_(1 << 32).sub_(torch.arange(rows.shape[-1], device=rows.device))
-    band = keys.topk(ranks[1], dim=-1).indices[..., ranks[0] :]
+    band = row_keys(rows).topk(ranks[1], dim=-1).indices[..., ranks[0] :]
     return torch.zeros_like(rows).scatter_(-1, band, rows.gather(-1, band))
+
+
+def row_keys(rows: Tensor) -> Tensor:
+    """Return one number per entry that orders each row by (|x| ascending, column descending), no two alike.
+
+    rows: [n_rows, width] float32; result: [n_rows, width] int64, magnitude bits above, column below.
+    """
+    columns = torch.arange(rows.shape[-1], device=rows.device)
+    return rows.abs().view(torch.int32).long().mul_(1 << 32).sub_(columns)
+
+
+def mark_largest(scores: Tensor, n_kept: int) -> Tensor:
+    """Return which entries are the n_kept largest; of equal ones the first.
+
+    scores: [m], any dtype; result: [m] bool.
+    """
+    if n_kept <= 0 or n_kept >= len(scores):
+        return torch.full(scores.shape, n_kept > 0, device=scores.device)
+    last = scores.kthvalue(len(scores) - n_kept + 1).values
+    is_above, is_last = scores > last, scores == last
+    return is_above | (is_last & (is_last.cumsum(0) <= n_kept - is_above.sum()))
 
 
 def trim(deltas: Tensor, boundaries: Sequence[Boundary], *, start: int) -> Tensor:

@@ -1,13 +1,20 @@
-"""Evaluate one checkpoint on tasks: paths and values in, measurements out."""
+"""Evaluate one checkpoint on tasks: paths and values in, measurements out.
 
+Of a multitask checkpoint the model of each task is materialized, measured and removed again, one after the other.
+"""
+
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
+from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.tasks import Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
 from workers.model_contract import Evaluator, Subject
+from workers.pipelines.materialize import materialize
 
 
 def evaluate(
@@ -26,10 +33,28 @@ def evaluate(
     models = Models(device)
     measurements: list[Measurement] = []
     for index, task in enumerate(work.tasks):
-        subject = Subject(task, work.checkpoint, work.base_models[task.id])
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
-        measurements += evaluators[task.spec.kind].measure(subject, work.split[task.id], models, report)
+        with _model_of(work, task.id, report.prepare) as checkpoint:
+            if work.patched is not None:
+                models = Models(device)  # the last one holds the last task's model
+            subject = Subject(task, checkpoint, work.base_models[task.id])
+            measurements += evaluators[task.spec.kind].measure(subject, work.split[task.id], models, report)
     return tuple(measurements)
+
+
+@contextmanager
+def _model_of(work: EvaluateWork, task_id: str, on_progress: Callable[[Progress], None]) -> Iterator[LocalCheckpoint]:
+    """Yield the checkpoint to measure on a task: the one itself, or the task's model out of it."""
+    if work.patched is None:
+        yield work.checkpoint
+        return
+    folder = work.patched.scratch / task_id
+    folder.mkdir()
+    try:
+        manifest = materialize(work.checkpoint, work.patched.labels[task_id], folder, on_progress)
+        yield LocalCheckpoint(id=work.checkpoint.id, path=folder, manifest=manifest)
+    finally:
+        shutil.rmtree(folder)
 
 
 class _Report:
@@ -40,6 +65,11 @@ class _Report:
         self._index = index
         self._n_tasks = n_tasks
         self._stage = f"measuring {name}"
+        self._started = time.monotonic()
+
+    def prepare(self, progress: Progress) -> None:
+        """Report that the task's model is being made; it takes no share of the job's progress."""
+        self._on_progress(progress.model_copy(update={"fraction": self._index / self._n_tasks, "eta_seconds": None}))
         self._started = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pydantic import JsonValue
 
 from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
+    CheckpointKind,
     FileEntry,
     LocalCheckpoint,
     Manifest,
@@ -23,18 +25,21 @@ from app.domain.checkpoints import (
 )
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
-from app.domain.plans import INDEX_FILE, MergePlan, piece_elements
+from app.domain.patches import measure_storage
+from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
-from workers.checkpoints.companions import copy_companions, write_file
+from workers.checkpoints.companions import copy_companions, write_file, write_index
+from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
 from workers.pipelines import program
-from workers.pipelines.merge_steps import Inputs, Merger, Step, cut_steps, produce
+from workers.pipelines.merge_steps import Inputs, Merger, Produced, Step, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
+from workers.pipelines.patching import PatchesWritten, TaskPatches, label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
@@ -89,11 +94,16 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         ready = program.prepare(recipe, code, source, device=on_device, on_request=begin)
         meter.enter("merging")
         meter.expect(_total_bytes(plan, inputs, 1))
-        merger = Merger(ready, inputs, source, meter)
-        entries, sha256_of, differing = _write_weights(plan, merger, output)
+        tasks = label_tasks(recipe) if code.method.patch is not None else ()
+        merger = Merger(ready, inputs, source, meter, tasks)
+        has_base = code.method.card.patch_codec == "mask"
+        beside = TaskPatches(recipe, output, has_base=has_base) if tasks else None
+        written = _write_weights(plan, merger, output, beside)
     meter.enter("finishing")
-    entries += _write_companions(plan, code.method, recipe, reference, output)
-    warnings = [*plan.warnings, *_warn_of_differing(differing)]
+    manifest = _manifest(plan, reference, written)
+    companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
+    manifest = _complete(manifest, companions, written, output)
+    warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings, *more]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
         "n_merged": plan.n_merged,
@@ -101,9 +111,11 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "n_passes": 1 + sum(request.n_passes for request in requests),
         "statistics": [request.name for request in requests],
         "warnings": list(warnings),
+        "found": ready.report(),
         **_report_groups(ready),
+        **({"storage": measure_storage(manifest)} if manifest.patches else {}),
     }
-    return _manifest(plan, reference, entries, sha256_of, output), report
+    return manifest, report
 
 
 def _check_room(plan: MergePlan, output: Path) -> None:
@@ -128,7 +140,7 @@ def _open_device(device: str) -> torch.device:
 
 def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
     """Return the effective parameters and weights of each group of tensors, where there are several."""
-    if len(ready.groups) == 1:
+    if len(ready.groups) <= 1:
         return {}
     groups: list[JsonValue] = [
         {
@@ -166,7 +178,8 @@ def _open_inputs(
         )
         position += merged[name].n_elements
     stored = {tensor.name: tensor for tensor in manifest.tensors}
-    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, merged)
+    own = [{tensor.name: tensor for tensor in model.manifest.tensors} for model in models]
+    return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
 def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
@@ -183,8 +196,19 @@ def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
     return merged * n_passes + copied
 
 
-def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[FileEntry], dict[str, str], list[str]]:
-    """Write every step in the order of offsets; return files, tensor digests, and the integer tensors that differ."""
+@dataclass(frozen=True)
+class _Written:
+    """The weight files, and what lies beside them in a multitask artifact."""
+
+    entries: tuple[FileEntry, ...]
+    sha256_of: Mapping[str, str]  # tensor -> of its bytes
+    weights_digest: str
+    differing: Sequence[str]  # integer tensors that differ between the models, where one had to be taken
+    beside: PatchesWritten
+
+
+def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPatches | None) -> _Written:
+    """Write every step in the order of offsets, then the patches."""
     writer = WeightsWriter(plan, output)
     differing: list[str] = []
     try:
@@ -193,57 +217,90 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path) -> tuple[list[
             lambda step: _produce_and_place(step, merger, writer), steps, threads=merger.source.threads
         )
         with closing(produced):  # no thread writes any more when it is left
-            for step, content, differs in produced:
-                writer.digest(step.target, content)
-                if differs and step.target.name not in differing:
+            for step, made in produced:
+                writer.digest(step.target, made.content)
+                if beside is not None:
+                    beside.write(step.target, made.patches)
+                elif made.differs and step.target.name not in differing:
                     differing.append(step.target.name)
         entries, sha256_of = writer.finish()
+        digest = digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)
+        patches = _write_patches(plan, merger, beside, digest)
     except BaseException:
         writer.abandon()
+        if beside is not None:
+            beside.abandon()
         raise
-    return entries, sha256_of, differing
+    return _Written(tuple(entries), sha256_of, digest, differing, patches)
 
 
-def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, memoryview, bool]:
-    content, differs = produce(step, merger)
-    writer.place(step.target, step.offset, content)
-    return step, content, differs
+def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, digest: str) -> PatchesWritten:
+    if beside is None:
+        return PatchesWritten()
+    inputs = merger.inputs
+    copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
+    beside.write_copied(copied, (inputs.reference, inputs.stored), list(zip(inputs.models, inputs.found, strict=True)))
+    return beside.finish(digest)
+
+
+def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, Produced]:
+    made = produce(step, merger)
+    writer.place(step.target, step.offset, made.content)
+    return step, made
 
 
 def _warn_of_differing(names: Sequence[str]) -> list[str]:
     return [f"Integer tensor {name} differs between the inputs; the reference's values were kept." for name in names]
 
 
-def _write_companions(
-    plan: MergePlan, method: MergeMethod, recipe: Recipe, reference: LocalCheckpoint, output: Path
-) -> list[FileEntry]:
-    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype))
+def _write_companions(  # noqa: PLR0913 all that the card tells
+    plan: MergePlan,
+    method: MergeMethod,
+    recipe: Recipe,
+    inputs: tuple[LocalCheckpoint, Sequence[LocalCheckpoint]],
+    manifest: Manifest,
+    output: Path,
+) -> tuple[list[FileEntry], list[str]]:
+    """Write the files beside the weights; return them, and warnings."""
+    reference, models = inputs
+    warnings: list[str] = []
+
+    def change_config(content: bytes) -> bytes:
+        if not plan.layers:
+            return content
+        changed, found = with_layers(content, plan.layers, plan.n_layers, read_configs(models))
+        warnings.extend(found)
+        return changed
+
+    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype, change_config=change_config))
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
-    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan).encode()))
-    if plan.is_sharded:
-        placed = {tensor.name: tensor.file for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)}
-        total = sum(tensor.end - tensor.begin for tensor in plan.tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
-        entries.append(write_file(output, INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n"))
-    return entries
+    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
+    entries += write_index(plan, output)
+    return entries, warnings
 
 
-def _manifest(
-    plan: MergePlan,
-    reference: LocalCheckpoint,
-    entries: Sequence[FileEntry],
-    sha256_of: Mapping[str, str],
-    output: Path,
-) -> Manifest:
-    tensors = sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)
+def _manifest(plan: MergePlan, reference: LocalCheckpoint, written: _Written) -> Manifest:
+    """Return the manifest as far as the weights decide it."""
     return Manifest(
-        kind=reference.manifest.kind,
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        tensors=tuple(tensors),
-        weights_digest=digest_weights(tensors, dict(sha256_of)),
-        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], sha256_of),
+        kind=CheckpointKind.MULTITASK if written.beside.patches else CheckpointKind.DENSE,
+        files=(*written.entries, *written.beside.entries),
+        tensors=tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)),
+        weights_digest=written.weights_digest,
         architecture=reference.manifest.architecture,
         model_type=reference.manifest.model_type,
         vocab_size=reference.manifest.vocab_size,
+        patches=written.beside.patches,
+        patch_base=written.beside.base_file,
+    )
+
+
+def _complete(manifest: Manifest, companions: Sequence[FileEntry], written: _Written, output: Path) -> Manifest:
+    """Return the manifest with the files beside the weights, and what the config among them says."""
+    names = [tensor.name for tensor in manifest.tensors]
+    return manifest.model_copy(
+        update={
+            "files": tuple(sorted((*manifest.files, *companions), key=lambda entry: entry.path)),
+            "tied": config.find_tied(config.read_config(output), names, written.sha256_of),
+        }
     )

@@ -1,7 +1,7 @@
 """The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.checkpoints import TensorSpec
-from app.domain.errors import NotFinite
+from app.domain.errors import JobInternal, NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
@@ -18,6 +18,7 @@ from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
 from workers.fusion import FusedMerge
 from workers.numerics import fused
+from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
@@ -35,12 +36,13 @@ class Inputs:
     models: Sequence[TensorReader]
     stored: Mapping[str, TensorSpec]  # the reference's tensors
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
+    own: Sequence[Mapping[str, TensorSpec]]  # each model's, under its own names
     merged: Mapping[str, MergedTensor]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run of bytes of one tensor of the result: merged from runs of elements, or copied from the reference."""
+    """A run of bytes of one tensor of the result: merged from runs of elements, or copied."""
 
     target: PlannedTensor
     offset: int  # byte offset within the tensor
@@ -57,6 +59,16 @@ class Merger:
     inputs: Inputs
     source: CheckpointSource
     meter: ProgressMeter
+    patched: tuple[str, ...] = ()  # of a multitask artifact: its tasks, one per model
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What one step gives: bytes of the result and, for a multitask artifact, what lies beside them."""
+
+    content: memoryview
+    differs: bool = False  # whether the models disagree about what is copied
+    patches: list[RunPatches] = field(default_factory=list)
 
 
 def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
@@ -76,29 +88,33 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
 
 
 def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:
-    if target.source.endswith(VARIANCE_SUFFIX):
+    if merger.patched or target.source.endswith(VARIANCE_SUFFIX):
         return None
     return merger.program.fuse(target.source, target.shape)
 
 
-def produce(step: Step, merger: Merger) -> tuple[memoryview, bool]:
-    """Return the step's bytes, and whether the models disagree about what is copied."""
+def produce(step: Step, merger: Merger) -> Produced:
+    """Return the step's bytes with what lies beside them."""
     if step.n_bytes == 0:
-        return memoryview(b""), False
+        return Produced(memoryview(b""))
     if not step.runs:
         return _copy(step, merger)
+    patches: list[RunPatches] = []
     out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
     for run in step.runs:
         begin = run.offset - step.runs[0].offset
         part = out[begin : begin + run.n_elements]
         if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
             continue
-        result = _merge(merger.source.read_run(run), merger)
+        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
+        result = _result_of(piece)
         if step.target.source.endswith(VARIANCE_SUFFIX):
             result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
         _check_result(part, run)
-    return out.view(torch.uint8).numpy().data, False
+        if merger.patched:
+            patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
+    return Produced(out.view(torch.uint8).numpy().data, patches=patches)
 
 
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:
@@ -112,10 +128,11 @@ def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> b
     return is_finite
 
 
-def _merge(piece: Piece, merger: Merger) -> Tensor:
-    """Return the merged piece, [m] float32 on the CPU."""
-    merged = merger.program.merge(piece)
-    return merged if piece.base is None else _keep_negative_zeros(merged, piece.base)
+def _result_of(piece: Piece) -> Tensor:
+    """Return what was merged of a completed piece, [m] float32 on the CPU."""
+    if piece.merged is None:
+        raise JobInternal(f"nothing was merged for tensor {piece.tensor!r}; report this fault.")
+    return piece.merged if piece.base is None else _keep_negative_zeros(piece.merged, piece.base)
 
 
 def _keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:
@@ -138,8 +155,10 @@ def _check_result(out: Tensor, run: Run) -> None:
     )
 
 
-def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
+def _copy(step: Step, merger: Merger) -> Produced:
     inputs = merger.inputs
+    if step.target.model is not None:
+        return Produced(_copy_from(inputs.models[step.target.model], inputs.own[step.target.model], step, merger))
     stored = inputs.stored[step.target.name]
     content = np.empty(step.n_bytes, dtype=np.uint8)
     inputs.reference.read_bytes(stored, step.offset, content.data)
@@ -148,7 +167,31 @@ def _copy(step: Step, merger: Merger) -> tuple[memoryview, bool]:
         _is_other(content, step, stored, reader, found.get(step.target.source))
         for reader, found in zip(inputs.models, inputs.found, strict=True)
     )
-    return content.data, differs
+    return Produced(content.data, differs)
+
+
+def _copy_from(reader: TensorReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
+    """Return a model's own bytes; where a factor or another dtype is asked for, computed in float32."""
+    target, stored = step.target, tensors[step.target.source]
+    merger.meter.advance(step.n_bytes)
+    if target.factor == 1.0 and target.dtype == stored.dtype:
+        content = np.empty(step.n_bytes, dtype=np.uint8)
+        reader.read_bytes(stored, step.offset, content.data)
+        return content.data
+    dtype = TORCH_DTYPES[target.dtype]
+    values = torch.empty(step.n_bytes // dtype.itemsize, dtype=torch.float32)
+    reader.read_floats(stored, step.offset // dtype.itemsize, values, is_judged=False)
+    if merger.source.nan_policy == "zero":
+        values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    out = values.mul_(target.factor).to(dtype)
+    if not has_finite_bits(out):
+        index = int(torch.isfinite(out).logical_not_().nonzero()[0])
+        raise NotFinite(
+            f"Tensor {target.name!r}, {target.source!r} of models[{target.model}] times {target.factor:g}, is "
+            f"{out[index].item()} at flat index {step.offset // dtype.itemsize + index} in {dtype}, expected a finite "
+            "number; choose a wider output dtype, or set nan_policy to 'zero'."
+        )
+    return out.view(torch.uint8).numpy().data
 
 
 def _is_other(

@@ -3,6 +3,8 @@
 import json
 
 from app.domain.catalog import MethodCard
+from app.domain.checkpoints import Manifest
+from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 
@@ -16,7 +18,7 @@ tags:
 """
 
 
-def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
+def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan, manifest: Manifest) -> str:
     """Return the card as Markdown, without clock times, ids or measurements."""
     sections = [
         _FRONT.format(method=recipe.method),
@@ -25,9 +27,11 @@ def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan) -> str:
         "## Inputs\n",
         _inputs(recipe),
         "## Effective parameters\n",
-        f"```json\n{json.dumps(recipe.parameters, indent=2, sort_keys=True)}\n```\n",
+        f"```json\n{_json(recipe.parameters)}\n```\n",
+        *_steps(recipe),
         "## Output\n",
         _output(recipe, plan),
+        *(("## Tasks\n", _tasks(manifest)) if manifest.patches else ()),
         "## How to repeat it\n",
         "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. Where the inputs above "
         "are registered, under whatever names, run `amalgam merge --recipe recipe.json`, or send the file as it is to "
@@ -47,6 +51,25 @@ def _inputs(recipe: Recipe) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _steps(recipe: Recipe) -> list[str]:
+    """Return a section for what holds for some tensors only, and for each step before or after the method."""
+    parts = (
+        ("## Before the method\n", recipe.transforms),
+        ("## For some tensors (of two that match, the later one)\n", recipe.overrides),
+        ("## After the method\n", recipe.post_steps),
+    )
+    return [
+        text
+        for title, values in parts
+        if values
+        for text in (title, f"```json\n{_json([value.model_dump(mode='json') for value in values])}\n```\n")
+    ]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
 def _output(recipe: Recipe, plan: MergePlan) -> str:
     lines = [
         f"- dtype: {recipe.output_dtype or 'that of each tensor of the base model'}",
@@ -59,3 +82,24 @@ def _output(recipe: Recipe, plan: MergePlan) -> str:
             lines.append(f"- {name}: {', '.join(f'`{glob}`' for glob in globs)}")
     lines += [f"- note: {warning}" for warning in plan.warnings]
     return "\n".join(lines) + "\n"
+
+
+def _tasks(manifest: Manifest) -> str:
+    storage = measure_storage(manifest)
+    sizes = {file.path: file.size_bytes for file in manifest.files}
+    rows = [f"| {patch.task} | `{patch.file}` | {sizes[patch.file]:,} |" for patch in manifest.patches]
+    base = f" The masks lie over the base model, in `{manifest.patch_base}`." if manifest.patch_base else ""
+    return "\n".join(
+        [
+            f"The weights are the model that all tasks share; a patch turns them into one task's.{base} The format of "
+            "patches is told in Amalgam's docs/patches.md.\n",
+            "| task | patch | bytes |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"- bytes stored: {storage['stored_bytes']:,}, where one dense model per task would take "
+            f"{storage['separate_bytes']:,}: a ratio of {storage['byte_ratio']}",
+            f"- ratio of parameters, indices and masks not counted: {storage['parameter_ratio']}",
+            "",
+        ]
+    )

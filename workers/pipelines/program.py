@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
@@ -25,13 +26,16 @@ from workers.contract import (
     Piece,
     PieceSource,
     PostStep,
+    RandomStatistic,
     RecipeCode,
+    Reported,
     StatisticRequest,
     Transform,
 )
 from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
 from workers.numerics import fused
+from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 
 OnRequest = Callable[[StatisticRequest], None]
@@ -47,12 +51,17 @@ class BoundMethod:
     device: torch.device
     is_local: bool = False  # collects its statistics anew, over the tensors at hand
 
+    @property
+    def granularity(self) -> Granularity:
+        """The smallest piece the method may be given."""
+        return self.method.card.granularity
+
     def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
             return self._merge_locally(base, finetuned).view(shape).to(finetuned.device)
-        seen = piece_shape(self.method.card.granularity, context.shape, finetuned[0].numel())
+        seen = piece_shape(self.granularity, context.shape, finetuned[0].numel())
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
             None if base is None else base.reshape(seen),
@@ -65,16 +74,26 @@ class BoundMethod:
     def of_piece(self, piece: Piece) -> Tensor:
         """Return the merge of a piece, [m] float32 on the CPU."""
         base = None if piece.base is None else piece.base.to(self.device)
-        context = replace(
-            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
-        )
-        result = self(base, piece.finetuned.to(self.device), context)
+        result = self(base, piece.finetuned.to(self.device), _placed(self.context, piece))
         if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
                 f"expected torch.float32 {list(piece.finetuned.shape[1:])}; report this fault."
             )
         return result.cpu()
+
+    def patches_of(self, piece: Piece) -> Sequence[Patch]:
+        """Return what turns a piece that was merged into each model's task, by a method with patches."""
+        if self.method.patch is None or piece.base is None or piece.merged is None:
+            raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
+        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        return self.method.patch(
+            piece.base.to(self.device).view(seen),
+            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            piece.merged.to(self.device).view(seen),
+            self.parameters,
+            _placed(self.context, piece),
+        )
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
         source = TensorSource(
@@ -83,7 +102,7 @@ class BoundMethod:
             weights=self.context.weights,
             piece_elements=max(1, finetuned[0].numel()),
         )
-        statistics = {request.name: request.collect(source) for request in self.method.collect(self.parameters)}
+        statistics = _collect(self.method.collect(self.parameters), source, self.context)
         bound = replace(self, context=replace(self.context, statistics=statistics), is_local=False)
         return bound.of_piece(source.read("", 0, finetuned[0].numel()))
 
@@ -102,9 +121,7 @@ class BoundStep:
         shape = piece_shape(self.step.card.granularity, piece.shape, piece.finetuned.shape[1])
         base = None if piece.base is None else piece.base.to(self.device).view(shape)
         finetuned = piece.finetuned.to(self.device).view(len(piece.finetuned), *shape)
-        context = replace(
-            self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position
-        )
+        context = _placed(self.context, piece)
         if piece.merged is None:
             changed = self.step.apply(base, finetuned, self.parameters, context)
             return replace(piece, finetuned=changed.reshape(piece.finetuned.shape).cpu())
@@ -158,6 +175,22 @@ class MergeProgram:
             piece = step.change(piece)
         return piece
 
+    def patch(self, piece: Piece) -> Sequence[Patch]:
+        """Return, of a completed piece, what turns it into each model's task."""
+        group = self.group_of(piece.tensor)
+        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset))
+
+    def report(self) -> dict[str, JsonValue]:
+        """Return what the statistics have to tell, by the name of their request; of the method, one entry per group."""
+        told: dict[str, JsonValue] = {}
+        for step in (*self.transforms, *self.post_steps):
+            told |= {f"{step.step.card.name}.{name}": value for name, value in _told(step.context).items()}
+        groups = [_told(group.bound.context) for group in self.groups]
+        for name in {name for group in groups for name in group}:
+            values = [group[name] for group in groups if name in group]
+            told[name] = values[0] if len(self.groups) == 1 else values
+        return dict(sorted(told.items()))
+
     def fuse(self, tensor: str, shape: tuple[int, ...]) -> FusedMerge | None:
         """Return how the whole of a tensor's program is computed in one go, or None where it cannot be."""
         if self.transforms or self.post_steps or not fused.is_ready():
@@ -207,6 +240,10 @@ def prepare(
     return program
 
 
+def _placed(context: MergeContext, piece: Piece) -> MergeContext:
+    return replace(context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position)
+
+
 # --- binding ------------------------------------------------------------------------------------------------------
 
 
@@ -226,11 +263,11 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
         is_local = code.method.card.nested[name] == "local"
         own = method.parameters.model_validate(getattr(parameters, name).parameters)
         requests = () if is_local else method.collect(own)
-        statistics = _collect(requests, part, on_request)
+        statistics = _collect(requests, part, blank, on_request)
         nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), device, is_local=is_local)
     seen = {name: nested[name] for name, scope in code.method.card.nested.items() if scope == "merge_set"}
     asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
-    context = replace(blank, statistics=_collect(asked, part, on_request), nested=nested)
+    context = replace(blank, statistics=_collect(asked, part, blank, on_request), nested=nested)
     return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
 
 
@@ -243,18 +280,26 @@ def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs o
     on_request: OnRequest,
 ) -> BoundStep:
     parameters = step.parameters.model_validate(values)
-    statistics = _collect(step.collect(parameters), source, on_request)
+    statistics = _collect(step.collect(parameters), source, blank, on_request)
     return BoundStep(step, parameters, replace(blank, statistics=statistics), device)
 
 
 def _collect(
-    requests: Sequence[StatisticRequest], source: PieceSource, on_request: OnRequest
+    requests: Sequence[StatisticRequest],
+    source: PieceSource,
+    blank: MergeContext,
+    on_request: OnRequest = lambda _: None,
 ) -> dict[str, Any]:  # each request's result has a type of its own
     collected: dict[str, Any] = {}
     for request in requests:
         on_request(request)
-        collected[request.name] = request.collect(source)
+        bound = request.within(blank) if isinstance(request, RandomStatistic) else request
+        collected[request.name] = bound.collect(source)
     return collected
+
+
+def _told(context: MergeContext) -> dict[str, JsonValue]:
+    return {name: value.report() for name, value in context.statistics.items() if isinstance(value, Reported)}
 
 
 def _through(source: PieceSource, transforms: Sequence[BoundStep]) -> PieceSource:

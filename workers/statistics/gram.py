@@ -1,10 +1,19 @@
-"""Inner products of all pairs of task vectors, in one pass: norms, cosines and what is solved from them."""
+"""Inner products of all pairs of task vectors, in one pass: norms, cosines and what is solved from them.
+
+Over the whole merge set as one number each, or tensor by tensor; without a base model the models themselves stand for
+task vectors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import task_vectors
+from workers.numerics import precision, task_vectors
+from workers.numerics.spans import BLOCK_ELEMENTS, Gram
 
 
 def gram_matrix(source: PieceSource) -> Tensor:
@@ -26,7 +35,136 @@ def cosines(gram: Tensor) -> Tensor:
     return found
 
 
+def gram_matrices(source: PieceSource) -> dict[str, Tensor]:
+    """Return the Gram matrix of each tensor by name, [n, n] float64 each; an empty tensor's is zero."""
+    matrices = {
+        name: torch.zeros(source.n_models, source.n_models, dtype=torch.float64) for name, _, _ in source.tensors
+    }
+    for name, part in source.map(lambda piece: (piece.tensor, _products(piece))):
+        matrices[name] += part
+    return matrices
+
+
+@dataclass(frozen=True)
+class TensorGrams:
+    """Asks for the Gram matrix of each tensor, flattened.
+
+    The products are summed in blocks that begin at multiples of BLOCK_ELEMENTS within the tensor, and the blocks one
+    after the other: the bits depend neither on the pieces nor on the number of threads.
+    """
+
+    name: str
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return 1
+
+    def collect(self, source: PieceSource) -> Mapping[str, Gram]:
+        """Return the Gram matrix of every tensor that has elements."""
+        sums: dict[str, _BlockSum] = {}
+        for part in source.map(_multiply_blocks):
+            if part.tensor not in sums:
+                sums[part.tensor] = _BlockSum(torch.zeros(source.n_models, source.n_models, dtype=torch.float64))
+            sums[part.tensor].add(part)
+        return {name: block_sum.finish() for name, block_sum in sums.items()}
+
+
+@dataclass(frozen=True)
+class ColumnGrams:
+    """Asks for the Gram matrices of the columns, along the first axis, of each tensor of 2 dimensions or more.
+
+    The products of a column are added one after the other, whatever the pieces are.
+    """
+
+    name: str
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return 1
+
+    def collect(self, source: PieceSource) -> Mapping[str, Tensor]:
+        """Return the inner products by tensor, [n_columns, n, n] float64; columns in the order of a flattened row."""
+        n = source.n_models
+        sums = {
+            name: torch.zeros(prod(shape[1:]), n, n, dtype=torch.float64)
+            for name, shape, _ in source.tensors
+            if len(shape) >= 2
+        }
+        parts = source.map(_multiply_entries, sums)
+        for tensor, offset, products in parts:
+            _add_to_columns(sums[tensor], offset, products)
+        return sums
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One piece: the products of its whole blocks, and what lies before and behind them as it is."""
+
+    tensor: str
+    head: Tensor  # [n, h], h < BLOCK_ELEMENTS: up to the next block's begin
+    blocks: Tensor  # [n_blocks, n, n] float64
+    tail: Tensor  # [n, t], t < BLOCK_ELEMENTS
+
+
+@dataclass
+class _BlockSum:
+    """The sum over one tensor's blocks so far, and the entries of the block that is not yet complete."""
+
+    total: Tensor  # [n, n] float64
+    pending: list[Tensor] = field(default_factory=list)
+
+    def add(self, part: _Part) -> None:
+        """Add the tensor's next piece."""
+        self.pending.append(part.head)
+        if len(part.blocks) or part.tail.shape[-1]:
+            self._complete_block()
+        for block in part.blocks:
+            self.total += block
+        self.pending.append(part.tail)
+
+    def finish(self) -> Gram:
+        """Return the Gram matrix; the tensor's end completes its last block."""
+        self._complete_block()
+        gram: Gram = self.total.tolist()
+        return gram
+
+    def _complete_block(self) -> None:
+        block = torch.cat(self.pending, dim=1) if self.pending else self.total.new_empty(0, 0)
+        self.pending.clear()
+        if block.shape[-1]:
+            self.total += precision.inner_products(block.double())
+
+
+def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
+    # products: [m, n, n], of a run of entries whose first has this flat index
+    n_columns, m = len(total), len(products)
+    done = 0
+    while done < m:
+        column = (offset + done) % n_columns
+        run = min(n_columns - column, m - done)
+        total[column : column + run] += products[done : done + run]
+        done += run
+
+
+def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
+    return piece.tensor, piece.offset, precision.inner_products(_vectors(piece).double().unsqueeze(-1))  # [m, n, n]
+
+
+def _multiply_blocks(piece: Piece) -> _Part:
+    vectors = _vectors(piece)
+    n, m = vectors.shape
+    begin = min(m, -piece.offset % BLOCK_ELEMENTS)
+    end = m - (m - begin) % BLOCK_ELEMENTS
+    blocks = vectors[:, begin:end].reshape(n, (end - begin) // BLOCK_ELEMENTS, BLOCK_ELEMENTS)
+    products = precision.inner_products(blocks.double())
+    return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
+
+
 def _products(piece: Piece) -> Tensor:
-    deltas = piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)
-    exact = deltas.double()  # [n, m]
-    return exact @ exact.T
+    return precision.inner_products(_vectors(piece).double())
+
+
+def _vectors(piece: Piece) -> Tensor:
+    return piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)

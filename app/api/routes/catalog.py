@@ -9,11 +9,11 @@ from app.api.dependencies import CatalogDep
 from app.api.pages import ShortPageDep
 from app.api.problems import problems
 from app.db.paging import paginate_sorted
-from app.domain.catalog import EvaluatorCard, FinetunerCard, MethodCard
+from app.domain.catalog import EvaluatorCard, FinetunerCard, MethodCard, StepCard
 from app.domain.errors import BadCursor, EvaluatorNotFound, MethodNotFound, NotFound, UnknownTechnique
 from app.domain.views.pages import Page, PageRequest
 
-Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard)
+Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard, StepCard)
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -72,6 +72,18 @@ def get_finetuner(name: str, catalog: CatalogDep) -> FinetunerCard:
         return catalog.finetuner(name)
     except UnknownTechnique as error:  # here it is the address that is wrong, not a body
         raise NotFound(error.detail) from None
+
+
+@router.get("/transforms", operation_id="list_transforms", responses=problems(BadCursor), summary="All transforms")
+def list_transforms(catalog: CatalogDep, page: ShortPageDep) -> Page[StepCard]:
+    """List the cards of what can stand before a merge method: `transforms` of a merge names them."""
+    return _page(catalog.transforms, page)
+
+
+@router.get("/post_steps", operation_id="list_post_steps", responses=problems(BadCursor), summary="All post-steps")
+def list_post_steps(catalog: CatalogDep, page: ShortPageDep) -> Page[StepCard]:
+    """List the cards of what can stand after a merge method: `post_steps` of a merge names them."""
+    return _page(catalog.post_steps, page)
 
 
 def _page(cards: Sequence[Card], page: PageRequest) -> Page[Card]:

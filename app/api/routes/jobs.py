@@ -1,11 +1,11 @@
 """Jobs: one life for all work. Looked at, waited for, canceled, retried; and their logs, as lists or as streams."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from app.api import mergekit_documents, streams
 from app.api import problems as problem_details
-from app.api import streams
 from app.api.dependencies import ActorDep, IdempotencyDep, QueueDep, SessionsDep, require_positive_sequence
 from app.api.pages import CreatedAfterDep, CreatedBeforeDep, EventsAfterDep, PageDep, TagFiltersDep
 from app.api.problems import problems
@@ -122,11 +122,28 @@ def retry_job(
     "/jobs/{job_id}/recipe",
     operation_id="get_job_recipe",
     summary="A merge's recipe",
-    responses=problems(NotFound),
+    response_model=MergeRequest,
+    responses={
+        200: {
+            "description": "The recipe; with `format=mergekit` as mergekit writes it.",
+            "content": {mergekit_documents.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/MergekitMerge"}}},
+        },
+        **problems(NotFound, NotAcceptable),
+    },
     response_model_exclude_none=True,
 )
-def get_job_recipe(job_id: str, sessions: SessionsDep, actor: ActorDep) -> MergeRequest:
+def get_job_recipe(
+    job_id: str,
+    sessions: SessionsDep,
+    actor: ActorDep,
+    format_: Annotated[
+        Literal["json", "mergekit"], Query(alias="format", description="`mergekit`: YAML, where mergekit can say it.")
+    ] = "json",
+) -> Response | MergeRequest:
     """Give a merge's recipe with its inputs by content: a body for POST /v1/merges, here or elsewhere."""
+    if format_ == "mergekit":
+        document = merges.export_for_mergekit(sessions, actor, job_id)
+        return Response(document, media_type=mergekit_documents.MEDIA_TYPE)
     return merges.export_recipe(sessions, actor, job_id)
 
 

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Depends, Response
 
 from app.api.dependencies import ActorDep, IdempotencyDep, WiringDep, accept_key
+from app.api.mergekit_documents import MergeRoute
 from app.api.problems import problems
 from app.api.schemas.merges import MergeBody
 from app.domain.errors import (
@@ -19,7 +20,7 @@ from app.domain.views.jobs import JobView
 from app.domain.views.plans import PlanView
 from app.services import merges
 
-router = APIRouter(prefix="/v1", tags=["merges"])
+router = APIRouter(prefix="/v1", tags=["merges"], route_class=MergeRoute)
 
 REFUSALS = (
     CheckpointNotReady,

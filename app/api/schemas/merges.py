@@ -23,6 +23,16 @@ class MergeBody(MergeRequest):
                     "evaluate": ["tickets", {"task": "reviews", "split": "validation"}],
                 },
                 {
+                    "method": "task_arithmetic",
+                    "base_model": "minilm",
+                    "models": [{"checkpoint": "tickets-expert"}, {"checkpoint": "reviews-expert"}],
+                    "parameters": {"scaling_coefficient": [0.2, 0.5]},
+                    "overrides": [
+                        {"match": "*attention*", "parameters": {"scaling_coefficient": 0.3}, "weights": [1.0, 0.5]}
+                    ],
+                    "transforms": [{"name": "awd"}],
+                },
+                {
                     "method": "average",
                     "models": [{"checkpoint": "tickets-expert"}, {"checkpoint": "reviews-expert"}],
                 },

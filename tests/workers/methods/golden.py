@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
+from tests.workers.multitask import merge_tasks
 from workers.catalog import load_method
 
 BASE = torch.zeros(6)
@@ -31,3 +32,17 @@ def merge_example(
     merge = MemoryMerge(load_method(method), parameters, weights, piece_elements=piece_elements)
     merged = merge({"w": BASE.view(1, 6)}, [{"w": vector.view(1, 6)} for vector in task_vectors])
     return [round(value, 6) for value in merged["w"].flatten().tolist()]
+
+
+def patch_example(
+    method: str,
+    parameters: Mapping[str, Any],
+    weights: Sequence[float] = (),
+    task_vectors: Tensor = TASK_VECTORS,
+    *,
+    piece_elements: int = 1 << 20,
+) -> list[list[float]]:
+    """Return the model of each task of the example, rounded to six places."""
+    merge = MemoryMerge(load_method(method), parameters, weights, piece_elements=piece_elements)
+    tasks = merge_tasks(merge, {"w": BASE.view(1, 6)}, [{"w": vector.view(1, 6)} for vector in task_vectors])
+    return [[round(value, 6) for value in task["w"].flatten().tolist()] for task in tasks]

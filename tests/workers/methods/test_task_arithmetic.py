@@ -63,6 +63,21 @@ def test_analogy_with_the_same_pair_gives_the_third_task_vector() -> None:
     assert analogy == TASK_VECTORS[1].tolist()
 
 
+def test_analogy_adds_the_difference_of_the_first_pair_to_the_third() -> None:
+    # A is to B as C is to D: -τ1 + τ2 + τ3; first entry -3 + 1 - 2
+    analogy = merge_example("task_arithmetic", {"scaling_coefficient": 1.0}, [-1.0, 1.0, 1.0])
+    assert analogy == [-4.0, 3.5, -0.25, 0.0, -2.5, 0.75]
+
+
+def test_analogy_of_equal_steps_finds_the_fourth_model() -> None:
+    # the step from A to B is the one from C to D, so D is found exactly
+    step, first, third = torch.tensor([[1.0, -2, 0, 3, 0, 1], [2.0, 1, 1, 0, 0, 1], [0.0, 1, -1, 2, 4, 0]])
+    analogy = merge_example(
+        "task_arithmetic", {"scaling_coefficient": 1.0}, [-1.0, 1.0, 1.0], torch.stack([first, first + step, third])
+    )
+    assert analogy == (third + step).tolist()
+
+
 @given(st.floats(-2, 2, width=32), st.floats(-2, 2, width=32))
 def test_the_change_is_linear_in_the_coefficient(first: float, second: float) -> None:
     base, merged_first = _merge(first, [1.0, 0.5])

@@ -108,3 +108,16 @@ def test_a_boundary_keeps_its_rank_on_any_cut(values: list[int], rank: int, piec
         for index, part in enumerate(torch.split(vector, piece))
     ]
     assert torch.cat(parts).tolist() == [value if index in kept else 0 for index, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("n_kept", "expected"),
+    [(0, [0, 0, 0, 0]), (1, [0, 0, 1, 0]), (2, [1, 0, 1, 0]), (3, [1, 1, 1, 0]), (4, [1, 1, 1, 1])],
+)
+def test_the_largest_are_marked_and_of_equal_ones_the_first(n_kept: int, expected: list[int]) -> None:
+    scores = torch.tensor([2.0, 2.0, 3.0, 2.0], dtype=torch.float64)
+    assert sparsify.mark_largest(scores, n_kept).long().tolist() == expected
+
+
+def test_nothing_is_marked_of_nothing() -> None:
+    assert sparsify.mark_largest(torch.empty(0), 0).tolist() == []

@@ -218,7 +218,7 @@ def test_a_variance_never_falls_below_zero(tmp_path: Path) -> None:
 def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     _, report = MergeOf(changes={"exclude": ["a"]}).plan(*write(tmp_path, draw(0), draw(1))).run(tmp_path / "out")
     assert report == {
-        "parameters": {}, "n_merged": 4, "n_copied": 1, "n_passes": 1, "statistics": [], "warnings": [],
+        "parameters": {}, "n_merged": 4, "n_copied": 1, "n_passes": 1, "statistics": [], "warnings": [], "found": {},
     }  # fmt: skip
 
 

@@ -45,3 +45,31 @@ def _sizes(base: Arrays, scope: str) -> list[int]:
         width = tensor.shape[-1] if scope == "row" and tensor.ndim > 1 else tensor.size
         sizes += [width] * (tensor.size // width) if width else []
     return [sum(sizes)] if scope == "global" else sizes
+
+
+def truncate(matrix: Vector, rank: int) -> Vector:
+    """Return the best approximation of a matrix by one of a rank."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    truncated: Vector = left[:, :rank] * values[:rank] @ right[:rank]
+    return truncated
+
+
+def rows(tensor: Vector, scope: str) -> Vector:
+    """Return the tensor as the rows that are taken one by one: itself flattened, its rows, or its columns."""
+    if tensor.ndim < 2 or scope == "tensor":
+        return tensor.reshape(1, -1)
+    if scope == "row":
+        return tensor.reshape(int(np.prod(tensor.shape[:-1])), tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], int(np.prod(tensor.shape[1:]))).T
+
+
+def has_directions(units: Vector, shares: Vector) -> bool:
+    """Return whether the weighted mean of unit vectors (and zeros) is more than rounding."""
+    sizes = np.abs(shares) * np.linalg.norm(units, axis=1)
+    return bool(np.linalg.norm(shares @ units) > 1e-6 * sizes.sum())
+
+
+def runs(base: Arrays, scope: str) -> list[tuple[int, int]]:
+    """Return [begin, end) of every run of entries that belong together: the whole model, each tensor, each row."""
+    ends = np.cumsum(_sizes(base, scope), dtype=int).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))

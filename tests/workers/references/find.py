@@ -4,10 +4,11 @@ A reference is `merge(base, models, weights, effective parameters)` in the file 
 returns state dicts of float64 arrays. The laws refuse a method without one.
 """
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from tests.workers.references.arrays import Reference
+from tests.workers.references.arrays import Arrays, Reference
 
 
 def load_reference(method: str) -> Reference:
@@ -18,4 +19,11 @@ def load_reference(method: str) -> Reference:
 
 def named_references() -> list[str]:
     """Return the methods that have one."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("arrays", "find"))
+    shared = ("arrays", "draws", "find", "matrices", "voting")
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in shared)
+
+
+def load_tasks_reference(method: str) -> Callable[..., Sequence[Arrays]]:
+    """Return the reference of a method's tasks: like that of the method, but with the model of each task."""
+    reference: Callable[..., Sequence[Arrays]] = import_module(f"tests.workers.references.{method}").tasks
+    return reference

@@ -64,3 +64,49 @@ def test_cosines_stay_within_one_and_are_one_on_the_diagonal() -> None:
     found = gram.cosines(vectors @ vectors.T)
     assert found.abs().max() <= 1.0
     assert found.diagonal().tolist() == [1.0, 1.0]
+
+
+def _draw(shape: tuple[int, ...], n: int = 3) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(2)
+    base, *models = [{"w": torch.randn(shape, generator=generator)} for _ in range(1 + n)]
+    return base, models
+
+
+def test_inner_products_tensor_by_tensor() -> None:
+    base, models = make_models()
+    found = gram.TensorGrams("angles").collect(MemorySource(base, models))
+    assert sorted(found) == ["a", "b", "c"]  # "d" has no elements
+    for name, products in found.items():
+        deltas = torch.stack([(model[name] - base[name]).flatten() for model in models]).double()
+        torch.testing.assert_close(torch.tensor(products, dtype=torch.float64), deltas @ deltas.T)
+
+
+def test_without_a_base_model_the_models_are_multiplied() -> None:
+    _, models = _draw((5,))
+    vectors = torch.stack([model["w"] for model in models]).double()
+    found = gram.TensorGrams("angles").collect(MemorySource(None, models))["w"]
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), vectors @ vectors.T)
+
+
+@pytest.mark.parametrize("size", [100, 4096, 8192, 10_000])
+@pytest.mark.parametrize("piece_elements", [1, 333, 4096, 5000, 8192])
+def test_pieces_do_not_show_in_the_products_of_a_tensor(size: int, piece_elements: int) -> None:
+    base, models = _draw((size,))
+    whole = gram.TensorGrams("angles").collect(MemorySource(base, models))
+    cut = gram.TensorGrams("angles").collect(MemorySource(base, models, piece_elements=piece_elements))
+    assert cut == whole
+
+
+@pytest.mark.parametrize("piece_elements", [1, 4, 5, 17, 1000])
+def test_inner_products_column_by_column(piece_elements: int) -> None:
+    base, models = _draw((7, 2, 3), n=2)
+    source = MemorySource(base, models, piece_elements=piece_elements)
+    found = gram.ColumnGrams("angles").collect(source)["w"]
+    deltas = torch.stack([(model["w"] - base["w"]).view(7, 6) for model in models]).double()
+    torch.testing.assert_close(found, torch.einsum("irc,jrc->cij", deltas, deltas))
+    assert torch.equal(found, gram.ColumnGrams("angles").collect(MemorySource(base, models))["w"])
+
+
+def test_tensors_of_one_dimension_have_no_columns() -> None:
+    base, models = _draw((7,), n=2)
+    assert gram.ColumnGrams("angles").collect(MemorySource(base, models)) == {}

@@ -1,0 +1,217 @@
+"""Models and settings of a mergekit document, put into our words: who is the base, which weights, which overrides."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import fsum
+from typing import Any
+
+from pydantic import JsonValue
+
+from app.domain.mergekit.documents import Node
+from app.domain.mergekit.fields import Faults, Input, Settings
+from app.domain.mergekit.lookup import NORMALIZE, ONE, Lookup, check_names
+from app.domain.mergekit.methods import DENSITY, GAMMA, LAMBDA, Ineffective, KnownMethod, OneValue, Parameter, Switched
+from app.domain.mergekit.settings import Assign, Facet, One, Override, Place, Setting, Value, plain_value, say
+
+ALMOST_NO_WEIGHT = 1e-8  # mergekit does not divide by a sum of weights below it
+
+Said = tuple[Setting, Assign]  # a setting of theirs, and what a value of it is in our parameters
+
+
+@dataclass
+class Translated:
+    """Fields of a request, and where the document says them."""
+
+    request: dict[str, Any] = field(default_factory=dict)  # JSON
+    origins: dict[str, Place] = field(default_factory=dict)
+
+
+def translate(
+    known: KnownMethod, base: Input | None, inputs: Sequence[Input], shared: Settings, faults: Faults
+) -> Translated:
+    """Return the models, parameters and overrides of a request; faults are noted."""
+    check_names(known, base, inputs, shared, faults)
+    models, origin = _cast(known, base, inputs)
+    lookup = Lookup(shared, models, faults)
+    weights = lookup.weights() if known.has_weights else [ONE] * len(models)
+    done = Translated()
+    if origin is not None:
+        done.request["base_model"] = origin.ref
+        done.origins["/base_model"] = (origin.pointer, origin.line)
+    chains = [
+        *_add_models(models, weights, done),
+        *_add_parameters(known, list(_settings(known, lookup, weights, faults)), done),
+    ]
+    overrides = _join(chains)
+    if overrides:
+        done.request["overrides"] = [_write_override(one, len(models)) for one in overrides]
+    done.origins |= {f"/overrides/{at}": one.place for at, one in enumerate(overrides) if one.place is not None}
+    return done
+
+
+def _cast(known: KnownMethod, base: Input | None, inputs: Sequence[Input]) -> tuple[list[Input], Input | None]:
+    """Return our models in our order, and our base model."""
+    if base is None:
+        return list(inputs), None
+    others = [one for one in inputs if one.ref != base.ref]
+    named = next((one for one in inputs if one.ref == base.ref), base)
+    if known.base == "start":
+        return [named, *others], None
+    if known.base == "input":
+        return (list(inputs) if named is not base else [*inputs, base]), base
+    return others, base
+
+
+# --- models and weights -------------------------------------------------------------------------------------------
+
+
+def _add_models(models: Sequence[Input], weights: Sequence[Setting], done: Translated) -> list[list[Override]]:
+    """Add the models with their weights; return the overrides of each weight, by the model's index."""
+    chains: list[list[Override]] = []
+    written: list[dict[str, JsonValue]] = []
+    for at, (model, weight) in enumerate(zip(models, weights, strict=True)):
+        values, overrides = say(weight, partial(_assign_weight, at))
+        written.append({"checkpoint": model.ref, "weight": values[at]})
+        chains.append(overrides)
+        done.origins[f"/models/{at}"] = (model.pointer, model.line)
+        if weight[-1].place is not None:
+            done.origins[f"/models/{at}/weight"] = weight[-1].place
+    done.request["models"] = written
+    return chains
+
+
+def _assign_weight(at: int, value: One) -> Mapping[Facet, JsonValue]:
+    return {at: value}
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------
+
+
+def _join(chains: Sequence[Sequence[Override]]) -> list[Override]:
+    """Return one list of overrides; those of one glob are one where the order within each chain allows it."""
+    joined: list[Override] = []
+    for chain in chains:
+        after = 0
+        for one in chain:
+            same = [at for at in range(after, len(joined)) if joined[at].match == one.match]
+            if same:
+                joined[same[0]] = replace(joined[same[0]], assigned={**joined[same[0]].assigned, **one.assigned})
+            else:
+                joined.append(one)
+            after = same[0] + 1 if same else len(joined)
+    return joined
+
+
+def _write_override(one: Override, n_models: int) -> dict[str, Any]:
+    written: dict[str, Any] = {"match": one.match}
+    parameters = {facet: value for facet, value in one.assigned.items() if isinstance(facet, str)}
+    if parameters:
+        written["parameters"] = parameters
+    if len(parameters) < len(one.assigned):
+        written["weights"] = [one.assigned.get(at) for at in range(n_models)]
+    return written
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+def _add_parameters(known: KnownMethod, settings: Sequence[Said], done: Translated) -> list[list[Override]]:
+    """Add the parameters; return the overrides of each."""
+    parameters: dict[str, JsonValue] = dict(known.fixed)
+    chains: list[list[Override]] = []
+    for setting, assign in settings:
+        values, overrides = say(setting, assign)
+        named = {str(name): value for name, value in values.items()}
+        parameters |= named
+        place = setting[-1].place
+        if place is not None:
+            done.origins |= {f"/parameters/{name}": place for name in named}
+        chains.append(overrides)
+    done.request["parameters"] = parameters
+    return chains
+
+
+def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> Iterator[Said]:
+    divisor = _divisor(lookup, weights, faults) if known.divides else 1.0
+    if known.has_outliers:
+        yield from _band(lookup, faults)
+    for parameter in known.parameters:
+        if known.has_outliers and parameter in (DENSITY, GAMMA):
+            continue
+        setting = lookup.of(parameter)
+        if setting is None or isinstance(parameter, Ineffective):
+            continue
+        if isinstance(parameter, OneValue):
+            _check_one_value(parameter, setting, faults)
+        else:
+            yield setting, _assign(parameter, divisor if parameter is LAMBDA else 1.0)
+
+
+def _assign(parameter: Parameter, divisor: float) -> Assign:
+    def assign(value: One) -> Mapping[Facet, JsonValue]:
+        if isinstance(parameter, Switched):
+            return {parameter.ours: parameter.when[bool(value)]}
+        if isinstance(parameter, Ineffective | OneValue):
+            return {}
+        return {parameter.ours: value if divisor == 1.0 else value / divisor}
+
+    return assign
+
+
+def _check_one_value(parameter: OneValue, setting: Setting, faults: Faults) -> None:
+    for condition in setting:
+        if condition.value != parameter.default and condition.place is not None:
+            pointer, line = condition.place
+            found = str(condition.value).lower()
+            faults.add(pointer, Node(None, line), f"{parameter.theirs}: {found} cannot be said: {parameter.reason}")
+
+
+def _divisor(lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> float:
+    """Return what mergekit's `normalize` divides the sum of task vectors by; here lambda is divided."""
+    setting = lookup.normalize()
+    if plain_value(setting) is False:
+        return 1.0
+    plain = [plain_value(weight) for weight in weights]
+    if plain_value(setting) is None or any(weight is None for weight in plain):
+        pointer, line = setting[0].place or (f"/parameters/{NORMALIZE}", 1)
+        message = "normalize divides by the sum of the weights, which must be plain numbers for that"
+        faults.add(pointer, Node(None, line), f"{message}; set it to false, or divide lambda yourself")
+        return 1.0
+    total = fsum(float(weight) for weight in plain if weight is not None)
+    return total if abs(total) >= ALMOST_NO_WEIGHT else 1.0
+
+
+def _band(lookup: Lookup, faults: Faults) -> Iterator[Said]:
+    """Yield density and outlier fraction: at density 1 mergekit drops no outliers, whatever gamma says."""
+    density, gamma = lookup.of(DENSITY), lookup.of(GAMMA)
+    if density is None or gamma is None:
+        return
+    _check_band(density, gamma, faults)
+    kept, dropped = plain_value(density), plain_value(gamma)
+    if dropped is not None:
+        yield density, lambda value: {"density": value, "outlier_fraction": 0.0 if value >= 1 else dropped}
+    elif kept is not None:
+        yield density, lambda value: {"density": value}
+        yield gamma, lambda value: {"outlier_fraction": 0.0 if kept >= 1 else value}
+    else:
+        pointer, line = gamma[0].place or ("/parameters/gamma", 1)
+        faults.add(
+            pointer, Node(None, line), "density and gamma both differ between tensors; make one of them a number"
+        )
+
+
+def _check_band(density: Setting, gamma: Setting, faults: Faults) -> None:
+    most = max(value for condition in gamma for value in _values(condition.value))
+    for condition in density:
+        values = _values(condition.value)
+        exceeding = [value for value in values if value + most > 1 and (value < 1 or len(values) > 1)]
+        if exceeding:
+            pointer, line = condition.place or ("/parameters/density", 1)
+            message = f"density {exceeding[0]:g} and gamma {most:g} exceed 1 together"
+            faults.add(pointer, Node(None, line), f"{message}; mergekit drops fewer outliers then; lower gamma")
+            return
+
+
+def _values(value: Value) -> list[float]:
+    return value if isinstance(value, list) else [value]

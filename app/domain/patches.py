@@ -1,0 +1,82 @@
+"""Patches of a multitask artifact: where they lie, what they are called, and how large they become at most.
+
+The file format is docs/patches.md; the codecs are workers/patches.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import floor
+
+from pydantic import JsonValue
+
+from app.domain.catalog import MethodCard
+from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec
+
+PATCH_FORMAT = "amalgam-patch"
+PATCH_FORMAT_VERSION = 1
+PATCH_FOLDER = "patches"
+BASE_FILE = "base.safetensors"
+
+
+def patch_path(task: str) -> str:
+    """Return the path of a task's patch within its artifact."""
+    return f"{PATCH_FOLDER}/{task}.safetensors"
+
+
+def measure_storage(manifest: Manifest) -> dict[str, JsonValue]:
+    """Return what a multitask checkpoint's weights take, against one dense model for each task.
+
+    `byte_ratio` counts every stored byte of weights, indices, bits and headers; `parameter_ratio` counts weights alone,
+    as papers do.
+    """
+    sizes = {file.path: file.size_bytes for file in manifest.files}
+    dense_bytes = sum(tensor.size_bytes for tensor in manifest.tensors)
+    dense_values = manifest.n_parameters * (1 if manifest.patch_base is None else 2)
+    shared = {tensor.file for tensor in manifest.tensors} | ({manifest.patch_base} if manifest.patch_base else set())
+    n_tasks = len(manifest.patches)
+    stored_bytes = sum(sizes[path] for path in shared) + sum(sizes[patch.file] for patch in manifest.patches)
+    stored_values = dense_values + sum(patch.n_values for patch in manifest.patches)
+    return {
+        "n_tasks": n_tasks,
+        "stored_bytes": stored_bytes,
+        "separate_bytes": n_tasks * dense_bytes,
+        "byte_ratio": _ratio(stored_bytes, n_tasks * dense_bytes),
+        "parameter_ratio": _ratio(stored_values, n_tasks * manifest.n_parameters),
+        "patches": [
+            {"task": patch.task, "file": patch.file, "size_bytes": sizes[patch.file], "n_values": patch.n_values}
+            for patch in manifest.patches
+        ],
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def bound_patch_bytes(
+    card: MethodCard, parameters: Mapping[str, JsonValue], tensors: Sequence[TensorSpec], n_tasks: int
+) -> int:
+    """Return the most bytes that one task's patch of these tensors takes, headers aside; 0 for a dense result."""
+    if card.patch_codec is None:
+        return 0
+    return sum(_bound(card, parameters, tensor, n_tasks) for tensor in tensors)
+
+
+def _bound(card: MethodCard, parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int) -> int:
+    item, n = DTYPE_BYTES[tensor.dtype], tensor.n_elements
+    whole = n * item
+    if card.patch_codec in ("mask", "sign"):
+        return -(-n // 8) if card.patch_codec == "mask" or len(tensor.shape) > 1 else whole
+    if card.patch_codec == "replacement":
+        density = parameters.get("density")
+        kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
+        # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
+        return whole if kept == n else kept * (item + 4)
+    is_matrix = len(tensor.shape) == 2
+    return min(whole, _rank(parameters, tensor, n_tasks) * sum(tensor.shape) * item) if is_matrix else whole
+
+
+def _rank(parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int) -> int:
+    rank, fraction = parameters.get("rank"), parameters.get("rank_fraction")
+    if isinstance(rank, int):
+        return rank
+    return max(1, floor(min(tensor.shape) * (fraction if isinstance(fraction, float) and fraction else 1 / n_tasks)))

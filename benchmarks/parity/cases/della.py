@@ -1,0 +1,11 @@
+"""`della` against mergekit, whose random numbers come from another stream: compared where none are drawn."""
+
+from benchmarks.parity.case import UNEQUAL, Case
+
+CASES = (
+    Case(
+        "della", "density 1 (nothing is drawn), weighted, mean", "mergekit", "della",
+        {"density": 1.0, "density_spread": 0.0, "rescale": "l1", "vote": "weighted"}, {"density": 1.0},
+        weights=UNEQUAL,
+    ),
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""TSV-Merge and WUDI on one transformer block's matrices against fusion-bench's own functions (`-h` for options)."""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from app.domain.catalog import fill_defaults
+from benchmarks.parity.environments import prepare
+from workers.catalog import load_method
+from workers.contract import MergeContext
+
+SHAPES = {"attention": (768, 768), "mlp": (3072, 768)}
+PARAMETERS = {"tsv_m": {}, "wudi": {"steps": 20}}
+GOALS = {"tsv_m": 2.0, "wudi": 5.0}
+LARGEST_DIFFERENCE = 1e-4
+THEIRS = Path(__file__).with_name("fusion_bench_once.py")
+
+
+def main() -> None:
+    """Merge the same matrices on both sides and print a row for each method and number of tasks."""
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    print(
+        "| method | tasks | ours, s | fusion-bench, s | ratio (goal) | largest difference |\n|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory(prefix="amalgam-spectral-") as folder:
+        for n_tasks in arguments.tasks:
+            models = draw_models(n_tasks)
+            for method in arguments.methods:
+                ours, merged = merge(method, models)
+                theirs, expected = merge_with_fusion_bench(method, models, Path(folder), arguments.threads)
+                difference = max(float((merged[name] - expected[name]).abs().max()) for name in SHAPES)
+                verdict = "" if difference <= LARGEST_DIFFERENCE else " **too far**"
+                print(
+                    f"| {method} | {n_tasks} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.1f} (≥ {GOALS[method]:g}) "
+                    f"| {difference:.1e}{verdict} |",
+                    flush=True,
+                )
+
+
+def draw_models(n_tasks: int) -> list[dict[str, Tensor]]:
+    """Return base and fine-tuned matrices whose task vectors have a decaying spectrum and some directions in common."""
+    generator = torch.Generator().manual_seed(20261122)
+    models: list[dict[str, Tensor]] = [{} for _ in range(1 + n_tasks)]
+    for name, (rows, columns) in SHAPES.items():
+        base = 0.02 * torch.randn(rows, columns, generator=generator)
+        decay = torch.linspace(1, columns, columns).pow(-0.7)
+        shared = torch.randn(columns, columns, generator=generator)
+        models[0][name] = base
+        for model in models[1:]:
+            mixed = 0.3 * shared + torch.randn(columns, columns, generator=generator)
+            noise = torch.randn(rows, columns, generator=generator)
+            model[name] = base + 1e-4 * (noise * decay) @ mixed / columns**0.5
+    return models
+
+
+def merge(method: str, models: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, Tensor]]:
+    """Return the seconds that our method takes, and its merged task vectors."""
+    ours, weights = load_method(method), (1.0,) * (len(models) - 1)
+    effective = fill_defaults(ours.card.parameters, PARAMETERS[method], n_models=len(weights))
+    parameters = ours.parameters.model_validate(effective)
+    merged: dict[str, Tensor] = {}
+    seconds = 0.0
+    for name, shape in SHAPES.items():
+        finetuned = torch.stack([model[name] for model in models[1:]])
+        context = MergeContext(tensor=name, shape=shape, offset=0, position=0, weights=weights)
+        began_at = time.perf_counter()
+        result = ours.merge(models[0][name], finetuned, parameters, context)
+        seconds += time.perf_counter() - began_at
+        merged[name] = result - models[0][name]
+    return seconds, merged
+
+
+def merge_with_fusion_bench(
+    method: str, models: Sequence[dict[str, Tensor]], folder: Path, threads: int
+) -> tuple[float, dict[str, Tensor]]:
+    """Return the seconds that fusion-bench's function takes, and its merged task vectors."""
+    inputs, output = folder / "models.safetensors", folder / "merged.safetensors"
+    flat = {f"{index}.{name}": tensor for index, model in enumerate(models) for name, tensor in model.items()}
+    save_file(flat, inputs)
+    order = json.dumps({"method": method, "inputs": str(inputs), "output": str(output), "threads": threads})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [prepare("fusion-bench"), THEIRS, order]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    return float(done.stdout.splitlines()[-1]), load_file(output)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.spectral", description=__doc__)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[4, 8], help="numbers of tasks (default: 4 8)")
+    parser.add_argument("--methods", nargs="+", default=list(GOALS), choices=list(GOALS))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="torch's threads, both sides")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

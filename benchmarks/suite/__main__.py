@@ -1,0 +1,58 @@
+"""`make suite`: merge five fine-tuned encoders by every method, measure them, write docs/suite.md."""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from app.domain.catalog import load_catalog
+from benchmarks.suite.inputs import SEED, open_suite
+from benchmarks.suite.page import render
+from benchmarks.suite.recipes import LEFT_OUT
+from benchmarks.suite.rows import measure_row, place_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "suite.md"
+FOLDER = Path(".suite")
+
+
+def main() -> None:
+    """Train what is missing, measure what is not known yet, write the page."""
+    arguments = _parse()
+    folder: Path = arguments.folder
+    open_suite(folder, say=True)
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    cards = [card for card in load_catalog().methods if card.name not in LEFT_OUT]
+    names = arguments.method or ["pre-trained", "individual", *(card.name for card in cards)]
+    missing = [name for name in names if arguments.again or not place_of(results, name).exists()]
+    _measure(missing, folder, arguments.processes)
+    rows = [json.loads(place_of(results, name).read_text(encoding="utf-8")) for name in names]
+    if not arguments.method:
+        PAGE.write_text(render(rows, LEFT_OUT, seed=SEED), encoding="utf-8")
+    print(render(rows, LEFT_OUT, seed=SEED) if not arguments.method else json.dumps(rows, indent=1))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps trained models and results")
+    parser.add_argument("--method", nargs="+", help="measure these only, and write no page")
+    parser.add_argument("--again", action="store_true", help="measure also what was measured before")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    return parser.parse_args()
+
+
+def _measure(names: Sequence[str], folder: Path, processes: int) -> None:
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawning, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = {pool.submit(measure_row, name, folder): name for name in names}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            print(f"{done}/{len(names)} {jobs[job]}: {job.result():.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""`consensus_ta`, worked by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tests.workers.references.arrays import Arrays, Parameters, Vector, add, task_vectors
+
+
+def merge(
+    base: Arrays, models: Sequence[Arrays], weights: Sequence[float], parameters: Parameters
+) -> dict[str, Vector]:
+    own = [weight * vector for weight, vector in zip(weights, task_vectors(base, models), strict=True)]
+    merged = np.sum(own, axis=0)
+    needs = [np.abs(vector) > parameters["mask_threshold"] * np.abs(merged - vector) for vector in own]
+    return add(base, parameters["scaling_coefficient"] * merged * (np.sum(needs, axis=0) >= parameters["min_tasks"]))

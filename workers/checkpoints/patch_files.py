@@ -1,0 +1,263 @@
+"""Patch files: a safetensors file per task with the parts of its patches (docs/patches.md); written and read here.
+
+How large a patch becomes is known at its end only. While a merge runs, the parts of each kind go to a file of their own
+(a spool), one behind the other; then the header is known, and the spools are joined behind it. Memory is bounded by a
+piece, and neither pieces nor shards nor threads show in the bytes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, TensorSpec
+from app.domain.errors import InputChanged, InvalidHeader
+from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_header_length
+from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
+from workers import patches
+from workers.checkpoints.reader import TORCH_DTYPES, path_of
+from workers.patches import Bits, Part
+
+SEPARATOR = "::"
+SPOOL_FOLDER = ".patches"
+BUFFER_BYTES = 1 << 20
+TORCH: dict[str, torch.dtype] = {
+    **TORCH_DTYPES, "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+DTYPES = {dtype: name for name, dtype in TORCH.items()}
+_ROLES = (
+    patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
+)  # fmt: skip
+_NO_VALUES = (patches.INDICES, patches.MASK, patches.SIGNS)
+
+
+@dataclass(frozen=True, order=True)
+class _StreamKey:
+    """Where the parts of one kind are spooled; streams are joined in this order, so that every tensor lies aligned."""
+
+    narrowness: int  # minus the bytes of an element
+    role: int
+    narrowness_of_tensor: int  # minus those of the tensor patched: within one, tensors come in the order of names
+
+
+@dataclass
+class _Growing:
+    """A part of one tensor that is being spooled."""
+
+    role: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    n_bytes: int = 0
+
+    def described(self, tensor: str) -> tuple[str, str, tuple[int, ...], int]:
+        """Return it as a header lists it."""
+        shape = self.shape if self.shape is not None else (self.n_bytes // DTYPE_BYTES[self.dtype],)
+        return f"{tensor}{SEPARATOR}{self.role}", self.dtype, shape, self.n_bytes
+
+
+@dataclass(frozen=True)
+class _WaitingBits:
+    """Bits of a tensor that do not fill a byte yet."""
+
+    tensor: str
+    key: _StreamKey
+    bits: Bits
+
+
+@dataclass
+class _Spool:
+    """What has been spooled of one task."""
+
+    folder: Path
+    streams: dict[_StreamKey, dict[str, _Growing]] = field(default_factory=dict)
+    waiting: _WaitingBits | None = None
+
+    def path(self, key: _StreamKey) -> Path:
+        """Return where a stream lies."""
+        return self.folder / f"{-key.narrowness}-{key.role}-{-key.narrowness_of_tensor}"
+
+    def append(self, key: _StreamKey, tensor: str, part: Part, content: memoryview | bytes) -> None:
+        """Put bytes behind those that the tensor's part has so far."""
+        stream = self.streams.setdefault(key, {})
+        if tensor in stream and part.is_repeated:
+            return
+        dtype = DTYPES[part.content.dtype] if isinstance(part.content, Tensor) else "U8"
+        stream.setdefault(tensor, _Growing(part.role, dtype, part.shape)).n_bytes += len(content)
+        with self.path(key).open("ab") as file:
+            file.write(content)
+
+    def append_bits(self, key: _StreamKey, tensor: str, part: Part, bits: Bits) -> None:
+        """Put bits behind those that the tensor's part has so far."""
+        if self.waiting is not None and self.waiting.tensor == tensor:
+            bits = np.concatenate([self.waiting.bits, bits])
+        else:
+            self.flush_bits()
+        n_whole = len(bits) // 8 * 8
+        self.append(key, tensor, part, patches.pack(bits[:n_whole]))
+        self.waiting = _WaitingBits(tensor, key, bits[n_whole:].copy())
+
+    def flush_bits(self) -> None:
+        """Fill up the last byte of the tensor that came last."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None and len(waiting.bits):
+            self.streams[waiting.key][waiting.tensor].n_bytes += 1
+            with self.path(waiting.key).open("ab") as file:
+                file.write(patches.pack(waiting.bits))
+
+
+@dataclass(frozen=True)
+class PatchFile:
+    """A file to be written: its path within the artifact, and what its metadata says of it alone."""
+
+    path: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WrittenPatch:
+    """A finished patch file; `n_values` counts the numbers in it that are weights, not indices or bits."""
+
+    entry: FileEntry
+    n_values: int
+
+
+class PatchWriter:
+    """Takes the parts of all files, tensors and pieces in the plan's order, and writes the files at the end."""
+
+    def __init__(self, output: Path, files: Sequence[PatchFile]) -> None:
+        self._output = output
+        self._files = tuple(files)
+        self._root = output / SPOOL_FOLDER
+        self._begun: list[Path] = []
+        self._spools = [_Spool(self._root / str(index)) for index in range(len(files))]
+        for spool in self._spools:
+            spool.folder.mkdir(parents=True)
+
+    def write(self, file: int, tensor: str, dtype: str, parts: Sequence[Part]) -> None:
+        """Spool the next parts of a tensor's patch. dtype: the tensor's, as safetensors names it."""
+        spool = self._spools[file]
+        for part in parts:
+            is_bits = not isinstance(part.content, Tensor)
+            width = 1 if is_bits else part.content.itemsize
+            key = _StreamKey(-width, _ROLES.index(part.role), -DTYPE_BYTES[dtype])
+            if isinstance(part.content, Tensor):
+                spool.append(key, tensor, part, _bytes_of(part.content))
+            else:
+                spool.append_bits(key, tensor, part, part.content)
+
+    def finish(self, metadata: Mapping[str, str]) -> list[WrittenPatch]:
+        """Join every file, in the order given, and return them; all bytes are on the disk. metadata: of all of them."""
+        written = [self._join(index, metadata) for index in range(len(self._files))]
+        shutil.rmtree(self._root)
+        return written
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        for path in self._begun:
+            path.unlink(missing_ok=True)
+
+    def _join(self, index: int, metadata: Mapping[str, str]) -> WrittenPatch:
+        planned, spool = self._files[index], self._spools[index]
+        spool.flush_bits()
+        streams = sorted(spool.streams)
+        grown = [(tensor, growing) for key in streams for tensor, growing in spool.streams[key].items()]
+        header = make_header(
+            [growing.described(tensor) for tensor, growing in grown],
+            {"format": PATCH_FORMAT, "version": str(PATCH_FORMAT_VERSION), **metadata, **planned.metadata},
+        )
+        path = self._output / planned.path
+        path.parent.mkdir(exist_ok=True)
+        digest = hashlib.sha256(header)
+        with path.open("xb") as file:
+            self._begun.append(path)
+            file.write(header)
+            for content in (content for key in streams for content in _drain(spool.path(key))):
+                digest.update(content)
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
+        values = [growing for _, growing in grown if growing.role not in _NO_VALUES]
+        return WrittenPatch(entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
+
+
+class PatchReader:
+    """One task's patch file, open for reading."""
+
+    def __init__(self, checkpoint: LocalCheckpoint, file: str) -> None:
+        self._path = path_of(checkpoint, file)
+        self._parts: dict[str, dict[str, TensorSpec]] = {}
+        self.metadata, tensors = read_patch_header(checkpoint, file)
+        for spec in tensors:
+            tensor, _, role = spec.name.rpartition(SEPARATOR)
+            self._parts.setdefault(tensor, {})[role] = spec
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """The names of the tensors that the patch changes."""
+        return frozenset(self._parts)
+
+    def parts(self, tensor: str) -> dict[str, Tensor]:
+        """Return the parts of a tensor's patch by role; none where the patch does not change it.
+
+        Raises: InputChanged when the file ends before they do.
+        """
+        with self._path.open("rb") as file:
+            return {role: _read(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
+
+
+def read_patch_header(checkpoint: LocalCheckpoint, file: str) -> tuple[dict[str, str], list[TensorSpec]]:
+    """Return the metadata and the tensors of a patch file.
+
+    Raises: InputChanged when it is not there; InvalidHeader when it is none of ours, or of a later version.
+    """
+    try:
+        with path_of(checkpoint, file).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = read_header_length(stream.read(PREFIX_BYTES), file=file, file_size=size)
+            header = stream.read(length)
+    except FileNotFoundError:
+        raise InputChanged(f"{checkpoint.id}: {file} is not there any more; make the artifact again.") from None
+    tensors = parse_header(header, file=file, file_size=size)
+    metadata = json.loads(header).get("__metadata__", {})
+    if metadata.get("format") != PATCH_FORMAT or metadata.get("version") != str(PATCH_FORMAT_VERSION):
+        raise InvalidHeader(
+            f"{file}: found format {metadata.get('format')!r} version {metadata.get('version')!r}, expected "
+            f"{PATCH_FORMAT!r} version {PATCH_FORMAT_VERSION}; use the release that wrote it."
+        )
+    return metadata, tensors
+
+
+def _read(descriptor: int, spec: TensorSpec) -> Tensor:
+    content = bytearray(spec.size_bytes)
+    view, position = memoryview(content), spec.begin
+    while view:
+        n_bytes = os.preadv(descriptor, [view], position)
+        if n_bytes == 0:
+            raise InputChanged(f"{spec.file} became shorter while it was read; make the artifact again.")
+        view, position = view[n_bytes:], position + n_bytes
+    if not content:
+        return torch.empty(spec.shape, dtype=TORCH[spec.dtype])
+    return torch.frombuffer(content, dtype=TORCH[spec.dtype]).view(spec.shape)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
+
+
+def _drain(path: Path) -> Iterator[bytes]:
+    """Yield a spooled stream's bytes, then remove it."""
+    with path.open("rb") as file:
+        while content := file.read(BUFFER_BYTES):
+            yield content
+    path.unlink()

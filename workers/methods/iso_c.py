@@ -1,0 +1,47 @@
+"""Iso-C: add up the task vectors and give all singular directions of the sum the same strength.
+
+Source: Marczak et al. 2025, arXiv:2502.04959, algorithm 1.
+Departs from source: directions of the sum that are zero up to rounding stay zero; embeddings and heads are left out by
+    name (docs/methods/iso_c.md).
+"""
+
+from torch import Tensor
+
+from app.domain.parameters import MatrixParameters, RankTolerance
+from workers.contract import MergeContext, merge_method
+from workers.numerics import matrices, spectra
+from workers.numerics.matrices import TaskMatrices
+
+
+class IsoCParameters(MatrixParameters):
+    """Parameters of `iso_c`."""
+
+    rank_tolerance: RankTolerance = 1e-6
+
+
+@merge_method(
+    name="iso_c",
+    title="Iso-C",
+    summary="Adds up the task vectors and makes all singular values of the sum equal to their mean.",
+    source="Marczak et al. 2025, arXiv:2502.04959",
+    aliases=("isotropic_merging", "iso_c_merge"),
+    parameters=IsoCParameters,
+    base_model="required",
+    models=(1, None),
+    granularity="matrix",
+    counts_copies_as_one=False,
+)
+def merge(base: Tensor, finetuned: Tensor, parameters: IsoCParameters, context: MergeContext) -> Tensor:
+    """Return θ₀ + λ σ̄ U Vᵀ for a matrix, with U Σ Vᵀ the sum of task vectors; θ₀ + λ · mean for any other tensor.
+
+    base: [*shape]; finetuned: [n, *shape]; result: [*shape].
+    """
+
+    def merge_matrices(tasks: TaskMatrices) -> Tensor:
+        total = tasks.total()
+        if not total.any():
+            return total
+        factor, values = spectra.polar_factor(total, tolerance=parameters.rank_tolerance)
+        return factor.mul_(values.mean())
+
+    return matrices.merge(base, finetuned, parameters, context, merge_matrices)

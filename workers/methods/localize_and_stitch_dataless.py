@@ -1,0 +1,58 @@
+"""Localize-and-stitch without data: each task keeps its largest entries; where tasks overlap, they are averaged.
+
+Source: He et al. 2024, arXiv:2408.13656, section 3 (dataless variant, stitching).
+Departs from source: entries are counted exactly, and one that a task did not change is not its own, however high the
+    density (docs/methods/localize_and_stitch_dataless.md).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from app.domain.parameters import Density, Parameters, TrimScope
+from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.numerics import sparsify, stitching, task_vectors
+from workers.statistics import trims
+from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
+
+
+class LocalizeAndStitchDatalessParameters(Parameters):
+    """Parameters of `localize_and_stitch_dataless`."""
+
+    density: Density = 0.05
+    trim_scope: TrimScope = "global"
+
+
+def collect(parameters: LocalizeAndStitchDatalessParameters) -> Sequence[StatisticRequest]:
+    """Ask where each task's own entries end."""
+    return (MagnitudeBoundaries(trims.TRIM, parameters.trim_scope, trims.KeptRank(parameters.density)),)
+
+
+@merge_method(
+    name="localize_and_stitch_dataless",
+    title="Localize-and-stitch, dataless",
+    summary="Keeps each task vector's largest entries and averages them where tasks overlap.",
+    source="He et al. 2024, arXiv:2408.13656",
+    aliases=("localize_stitch_dataless",),
+    parameters=LocalizeAndStitchDatalessParameters,
+    base_model="required",
+    models=(1, None),
+    weights="non_negative",
+    granularity="element",
+    statistic_passes=1,
+    neutral_parameters={"density": 1.0},
+    collect=collect,
+)
+def merge(
+    base: Tensor, finetuned: Tensor, parameters: LocalizeAndStitchDatalessParameters, context: MergeContext
+) -> Tensor:
+    """Return θ₀ + Σ wᵢ mᵢ ⊙ τᵢ / Σ wᵢ mᵢ, 0/0 being 0.
+
+    base: [m]; finetuned: [n, m]; result: [m].
+    """
+    table: BoundaryTable = context.statistics[trims.TRIM]
+    kept = [boundaries[0] for boundaries in table.of(context.tensor)]
+    start = context.position if parameters.trim_scope == "global" else context.offset
+    localized = sparsify.trim(task_vectors.subtract(finetuned, base), kept, start=start)  # [n, m]
+    stitched = stitching.add_tasks(localized, context.weights).stitch()
+    return task_vectors.add(base, stitched, scaling_coefficient=1.0)

@@ -1,0 +1,73 @@
+"""PERU-LoRA: for each task the largest singular components of its task vector, over the base or over a merge.
+
+Source: Jiang et al. 2023, arXiv:2310.01886 (PERU-LoRA in versions 1 and 2, BYOM-LoRA in version 3).
+Departs from source: inputs are dense models, whose task vectors are decomposed; `energy` chooses the rank per matrix;
+    the mode `residual` is ours (docs/methods/peru_lora.md).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from app.domain.parameters import Parameters, Rank, TaskArithmeticCoefficient
+from workers.contract import MergeContext, merge_method
+from workers.numerics import low_rank, precision, task_vectors
+from workers.patches import Patch, Whole
+
+
+class PeruLoraParameters(Parameters):
+    """Parameters of `peru_lora`."""
+
+    rank: Rank = 16
+    energy: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            le=1.0,
+            description="Keep only as many singular components as hold this share of the sum of their squares; 1: as "
+            "many as `rank` says.",
+        ),
+    ] = 1.0
+    mode: Annotated[
+        Literal["per_adapter", "residual"],
+        Field(
+            description="per_adapter: the base model, and each task vector's components; residual: the task arithmetic "
+            "of all models, and the components of what it lost."
+        ),
+    ] = "per_adapter"
+    scaling_coefficient: TaskArithmeticCoefficient = 0.3
+
+
+def patch(
+    _base: Tensor, finetuned: Tensor, shared: Tensor, parameters: PeruLoraParameters, _context: MergeContext
+) -> Sequence[Patch]:
+    """Return, per model, the truncated difference from the shared model, or its values where that is no smaller."""
+    if shared.dim() != 2 or not low_rank.pays(min(parameters.rank, *shared.shape), *shared.shape):
+        return [Whole(model.reshape(-1)) for model in finetuned]
+    origin = shared.to(torch.float64)
+    residuals = (task_vectors.subtract(model.to(torch.float64), origin) for model in finetuned)
+    return [low_rank.truncate(one, rank=parameters.rank, energy=parameters.energy) for one in residuals]
+
+
+@merge_method(
+    name="peru_lora",
+    title="PERU-LoRA",
+    summary="Keeps, per task, the largest singular components of its task vector, or of what a merge lost of it.",
+    source="Jiang et al. 2023, arXiv:2310.01886",
+    aliases=("byom_lora",),
+    parameters=PeruLoraParameters,
+    base_model="required",
+    models=(1, None),
+    granularity="tensor",
+    patch=patch,
+    patch_codec="low_rank",
+)
+def merge(base: Tensor, finetuned: Tensor, parameters: PeruLoraParameters, context: MergeContext) -> Tensor:
+    """Return θ₀, or θ₀ + λ Σ wᵢ τᵢ in mode "residual". base: [*shape]; finetuned: [n, *shape]; result: [*shape]."""
+    if parameters.mode == "per_adapter":
+        return base.clone()
+    total = precision.weighted_sum(task_vectors.subtract(finetuned, base), context.weights)
+    return task_vectors.add(base, total, scaling_coefficient=parameters.scaling_coefficient)

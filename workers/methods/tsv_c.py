@@ -1,0 +1,70 @@
+"""TSV-Compress: the base model, and for each task its matrices' largest singular components.
+
+Source: Gargiulo et al. 2024, arXiv:2412.00081, section 3.1 (compression).
+Departs from source: tensors that are no matrices keep their models' values whole; so do matrices whose factors would
+    be no smaller (docs/methods/tsv_c.md).
+"""
+
+from collections.abc import Sequence
+from math import floor
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from app.domain.parameters import Parameters
+from workers.contract import MergeContext, merge_method
+from workers.numerics import low_rank, task_vectors
+from workers.patches import Patch, Whole
+
+
+class TsvCompressParameters(Parameters):
+    """Parameters of `tsv_c`."""
+
+    rank_fraction: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="Share of each matrix's singular components that a task keeps, at least one; 0: one by the "
+            "number of tasks.",
+        ),
+    ] = 0.0
+
+
+def patch(
+    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, _context: MergeContext
+) -> Sequence[Patch]:
+    """Return, per model, the truncated task vector, or its values where that would be no smaller."""
+    if base.dim() != 2:
+        return [Whole(model.reshape(-1)) for model in finetuned]
+    rows, columns = base.shape
+    rank = _rank(min(rows, columns), parameters.rank_fraction or 1 / len(finetuned))
+    if not low_rank.pays(rank, rows, columns):
+        return [Whole(model.reshape(-1)) for model in finetuned]
+    deltas = (task_vectors.subtract(model.to(torch.float64), base.to(torch.float64)) for model in finetuned)
+    return [low_rank.truncate(delta, rank=rank) for delta in deltas]
+
+
+@merge_method(
+    name="tsv_c",
+    title="TSV-Compress",
+    summary="Keeps the base model and, per task, the largest singular components of its task matrices.",
+    source="Gargiulo et al. 2024, arXiv:2412.00081",
+    aliases=("tsv_compress", "tsvc"),
+    parameters=TsvCompressParameters,
+    base_model="required",
+    models=(1, None),
+    weights="unused",
+    granularity="tensor",
+    patch=patch,
+    patch_codec="low_rank",
+)
+def merge(base: Tensor, _finetuned: Tensor, _parameters: TsvCompressParameters, _context: MergeContext) -> Tensor:
+    """Return θ₀: what all tasks share. base: [*shape]; result: [*shape]."""
+    return base.clone()
+
+
+def _rank(full: int, fraction: float) -> int:
+    return max(1, floor(fraction * full + 1e-9))

@@ -1,0 +1,132 @@
+"""Merging tensors as matrices: which tensors are matrices, the task matrices of one, and what becomes of the others.
+
+A task matrix is a model's task vector of one tensor, times the model's weight, in float64. It is made when it is asked
+for: a method holds as few of them at a time as its formula needs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from app.domain.parameters import MatrixParameters
+from workers.contract import MergeContext
+from workers.numerics import task_vectors
+
+RUN_ELEMENTS = 1 << 18  # what is made in float64 at a time where a whole tensor is not needed
+
+
+@dataclass(frozen=True)
+class TaskMatrices:
+    """One tensor of all models as matrices."""
+
+    base: Tensor  # [rows, columns] float32
+    finetuned: Tensor  # [n_models, rows, columns] float32
+    weights: tuple[float, ...]
+
+    @property
+    def n_models(self) -> int:
+        """How many models there are, those that change nothing included."""
+        return len(self.finetuned)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.base.shape[0], self.base.shape[1]
+
+    @cached_property
+    def active(self) -> tuple[int, ...]:
+        """The models whose task matrix is not zero."""
+        return tuple(
+            model
+            for model, (tensor, weight) in enumerate(zip(self.finetuned, self.weights, strict=True))
+            if weight != 0.0 and not torch.equal(tensor, self.base)
+        )
+
+    def task(self, model: int, columns: slice = slice(None)) -> Tensor:
+        """Return a model's task matrix, or some columns of it: [rows, columns] float64."""
+        difference = self.finetuned[model, :, columns].double().sub_(self.base[:, columns])
+        return difference.mul_(self.weights[model])
+
+    def total(self) -> Tensor:
+        """Return the sum of the task matrices, [rows, columns] float64."""
+        total = self.base.new_zeros(self.shape, dtype=torch.float64)
+        for model in self.active:
+            for rows in runs(*self.shape):
+                total[rows] += replace(self, base=self.base[rows], finetuned=self.finetuned[:, rows]).task(model)
+        return total
+
+    def transposed(self) -> "TaskMatrices":
+        """Return the same matrices with rows and columns exchanged."""
+        return replace(self, base=self.base.mT, finetuned=self.finetuned.mT)
+
+
+def merge(
+    base: Tensor,
+    finetuned: Tensor,
+    parameters: MatrixParameters,
+    context: MergeContext,
+    merge_matrices: Callable[[TaskMatrices], Tensor],
+) -> Tensor:
+    """Return base + λ · merge_matrices(task matrices) for a matrix, base + λ · mean or sum of task vectors otherwise.
+
+    base: [*shape]; finetuned: [n, *shape]; result: [*shape] float32. `merge_matrices` is only asked where at least one
+    task matrix is not zero, and returns [rows, columns] float64. Matrices are tensors of two dimensions, and with
+    `conv_as_matrix` of more, none of them empty, whose names fit no dense pattern.
+    """
+    if parameters.scaling_coefficient == 0.0:
+        return base.clone()
+    if not is_matrix(context.tensor, tuple(base.shape), parameters):
+        return _merge_vectors(base, finetuned, parameters, context.weights)
+    rows = base.shape[0]
+    tasks = TaskMatrices(base.reshape(rows, -1), finetuned.reshape(len(finetuned), rows, -1), context.weights)
+    if not tasks.active:
+        return base.clone()
+    delta = merge_matrices(tasks)
+    merged = torch.empty_like(tasks.base)
+    for run in runs(*tasks.shape):
+        merged[run] = task_vectors.add(tasks.base[run], delta[run], scaling_coefficient=parameters.scaling_coefficient)
+    return merged.view(base.shape)
+
+
+def is_matrix(tensor: str, shape: tuple[int, ...], parameters: MatrixParameters) -> bool:
+    """Whether a tensor is treated as a matrix."""
+    has_sides = len(shape) == 2 or (len(shape) > 2 and parameters.conv_as_matrix)
+    if not has_sides or prod(shape) == 0:
+        return False
+    return not any(fnmatchcase(tensor, pattern) for pattern in parameters.dense_patterns)
+
+
+def count_directions(tasks: TaskMatrices, rank_fraction: float | None) -> int:
+    """Return how many singular directions each task matrix contributes: at least one."""
+    smaller = min(tasks.shape)
+    if rank_fraction is None:
+        return max(1, smaller // tasks.n_models)
+    return max(1, int(rank_fraction * smaller + 1e-9))
+
+
+def runs(rows: int, columns: int) -> Iterator[slice]:
+    """Yield runs of rows that hold about RUN_ELEMENTS elements."""
+    step = max(1, RUN_ELEMENTS // max(1, columns))
+    for begin in range(0, rows, step):
+        yield slice(begin, min(rows, begin + step))
+
+
+def _merge_vectors(base: Tensor, finetuned: Tensor, parameters: MatrixParameters, weights: tuple[float, ...]) -> Tensor:
+    if parameters.vector_reduce == "base":
+        return base.clone()
+    divisor = len(finetuned) if parameters.vector_reduce == "mean" else 1
+    flat_base, flat = base.flatten(), finetuned.reshape(len(finetuned), base.numel())
+    merged = torch.empty_like(flat_base)
+    for run in runs(base.numel(), 1):
+        total = torch.zeros_like(flat_base[run], dtype=torch.float64)
+        for model, weight in zip(flat, weights, strict=True):
+            total.add_(model[run].double().sub_(flat_base[run]), alpha=weight)
+        merged[run] = task_vectors.add(
+            flat_base[run], total.div_(divisor), scaling_coefficient=parameters.scaling_coefficient
+        )
+    return merged.view(base.shape)

@@ -1,0 +1,28 @@
+"""Adam, for minima whose gradient is known.
+
+Source: Kingma, Ba 2014, arXiv:1412.6980, algorithm 1, with its default constants.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DECAY, SQUARE_DECAY = 0.9, 0.999
+EPSILON = 1e-8
+
+
+def descend(start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rate: float, steps: int) -> Tensor:
+    """Return where Adam is after some steps; each moves an entry by about the learning rate at most.
+
+    start: any shape, float64, not changed; gradient: of the point it is given.
+    """
+    point = start.clone()
+    mean, square = torch.zeros_like(point), torch.zeros_like(point)
+    for step in range(1, steps + 1):
+        slope = gradient(point)
+        mean.lerp_(slope, 1.0 - DECAY)
+        square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
+        root = square.div(1.0 - SQUARE_DECAY**step).sqrt_().add_(EPSILON)
+        point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
+    return point

@@ -1,0 +1,108 @@
+"""Random masks: entries of a task vector are dropped by chance, and what is left is scaled up to make up for it.
+
+An entry's draw depends on the seed, the model's content, the tensor and the entry's place in it (randomness.py), so
+that neither pieces, nor shards, nor the order of models show.
+
+Source: Yu et al. 2023, arXiv:2311.03099, section 3.2 (uniform); Deep et al. 2024, arXiv:2406.11617, section 3.1
+    (ranked).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from app.domain.catalog import Granularity
+from workers.contract import MergeContext
+from workers.numerics import randomness, sparsify
+
+SMALLEST_PROBABILITY = 1e-6  # of keeping an entry: its inverse is a factor
+
+
+class RandomMask(Protocol):
+    """A way to drop entries: a frozen value."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """What it must see at once."""
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether a factor per tensor shall restore the sum of magnitudes; the mask itself then scales nothing."""
+
+    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
+        """Return the task vector with the dropped entries set to zero, the others scaled; same shape, float32.
+
+        start: flat index of the first entry within its tensor.
+        """
+
+
+@dataclass(frozen=True)
+class UniformMask:
+    """Keeps every entry with the same probability."""
+
+    density: float
+    rescale: Literal["inverse_density", "l1", "none"]
+    granularity: Granularity = "element"
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether a factor per tensor shall restore the sum of magnitudes."""
+        return self.rescale == "l1"
+
+    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
+        """Return what is kept of a task vector of any shape."""
+        if self.density == 1.0:
+            return delta
+        kept = delta * _keep(delta, key, start, self.density)
+        return kept.double().div_(self.density).float() if self.rescale == "inverse_density" else kept
+
+
+@dataclass(frozen=True)
+class RankedMask:
+    """Keeps the entries of a row with a probability that grows with the rank of their magnitude, around a density."""
+
+    density: float
+    spread: float
+    rescale: Literal["inverse_probability", "l1", "none"]
+    granularity: Granularity = "row"
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether a factor per tensor shall restore the sum of magnitudes."""
+        return self.rescale == "l1"
+
+    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
+        """Return what is kept of a task vector, [rows, width]."""
+        probabilities = self._probabilities(delta)
+        kept = delta * _keep(delta, key, start, probabilities)
+        return kept.double().div_(probabilities).float() if self.rescale == "inverse_probability" else kept
+
+    def _probabilities(self, rows: Tensor) -> Tensor:
+        """Return [rows, width] float64: density − spread for the smallest of a row, up to density + spread."""
+        width = rows.shape[-1]
+        if width == 1 or self.spread == 0.0:
+            return torch.full_like(rows, self.density, dtype=torch.float64)
+        steps = torch.arange(width, dtype=torch.float64, device=rows.device) / max(1, width - 1)
+        by_rank = (self.density - self.spread + 2.0 * self.spread * steps).clamp_(SMALLEST_PROBABILITY, 1.0)
+        order = sparsify.row_keys(rows).argsort(dim=-1)  # the smallest first
+        return torch.empty_like(rows, dtype=torch.float64).scatter_(-1, order, by_rank.expand(rows.shape))
+
+
+def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: Sequence[float] = ()) -> Tensor:
+    """Return what each model's draws keep of its task vector, scaled by its factor if there are any.
+
+    deltas: [n, *shape], the piece that the context names; result: [n, *shape] float32.
+    """
+    drawn = torch.empty_like(deltas)
+    for model, delta in enumerate(deltas):
+        kept = mask(delta, context.random_key("mask", model), start=context.offset)
+        drawn[model] = kept.double().mul_(factors[model]) if factors else kept
+    return drawn
+
+
+def _keep(delta: Tensor, key: int, start: int, probability: float | Tensor) -> Tensor:
+    draws = randomness.draw_uniform(key, start=start, n=delta.numel(), device=delta.device)
+    return draws.view(delta.shape) < probability

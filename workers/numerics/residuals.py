@@ -1,0 +1,38 @@
+"""What a model has beyond a shared one: the largest entries of the difference, as the model's own values there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.numerics import sparsify
+from workers.numerics.sparsify import Boundary
+from workers.patches import Patch, Replacement, Whole
+
+
+@dataclass(frozen=True)
+class KeptRank:
+    """The one rank that bounds what is kept of n entries: exactly floor(density · n), which may be none."""
+
+    density: float
+
+    def __call__(self, n: int) -> tuple[int]:
+        """Return how many of n entries are kept."""
+        return (sparsify.count_kept(self.density, n),)
+
+
+def replace_all(finetuned: Tensor) -> list[Patch]:
+    """Return a patch per model that replaces everything. finetuned: [n, *shape]."""
+    return [Whole(model.reshape(-1)) for model in finetuned]
+
+
+def replace_first(finetuned: Tensor, differences: Tensor, boundaries: Sequence[Boundary], *, start: int) -> list[Patch]:
+    """Return a patch per model with its values at the entries of its difference that rank before its boundary.
+
+    finetuned, differences: [n, m] float32, a run of entries whose first has flat index `start` in what was ranked.
+    """
+    patches: list[Patch] = []
+    for model, difference, boundary in zip(finetuned, differences, boundaries, strict=True):
+        indices = sparsify.is_first(difference, boundary, start=start).nonzero().view(-1)
+        patches.append(Replacement(indices, model[indices]))
+    return patches

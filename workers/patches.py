@@ -1,0 +1,174 @@
+"""What turns a shared tensor into one task's: the five codecs, in memory and as tensors of a patch file.
+
+A method gives a patch per task and piece (`Replacement`, `Whole`, `LowRank`, `Masked`, `Signed`); `encode` turns it
+into the parts that a file holds; `apply` and `remove` work on a whole tensor in place. The file is described in
+docs/patches.md, written and read in checkpoints/patch_files.py.
+
+Arithmetic is float64, rounded to float32 and then to the tensor's dtype; values that are replaced are copied as they
+are, so that they come out to the bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+INDICES, VALUES, MASK, SIGNS, SCALE, LEFT, RIGHT = "indices", "values", "mask", "signs", "scale", "b", "a"
+LARGEST_INT32 = 2**31 - 1
+ROWS_AT_ONCE = 256  # of a product: fixed, so that its bits depend on nothing else
+ELEMENTS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Some entries of the piece get values of their own."""
+
+    indices: Tensor  # [k] int64, ascending, flat within the piece
+    values: Tensor  # [k] float32
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All entries of the piece get values of their own."""
+
+    values: Tensor  # [m] float32, flat
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A product of two thin matrices is added to a matrix, seen as [rows, columns]; only whole tensors have one."""
+
+    left: Tensor  # [rows, rank]
+    right: Tensor  # [rank, columns]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Entries kept go scale times as far from the base as the shared ones; all others are the base's."""
+
+    is_kept: Tensor  # [m] bool
+    scale: float
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Every entry moves by `scale`, up or down."""
+
+    is_positive: Tensor  # [m] bool
+    scale: float
+
+
+Patch = Replacement | Whole | LowRank | Masked | Signed
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an encoded patch: a run of numbers, or of bits that are packed when the file is written."""
+
+    role: str
+    content: Tensor | Bits
+    shape: tuple[int, ...] | None = None  # of the whole part; None: as many as the runs hold together
+    is_repeated: bool = False  # every piece of a tensor has it, and the same
+
+
+def is_arithmetic(parts: Mapping[str, Tensor]) -> bool:
+    """Tell whether applying the parts computes numbers, where others are copied as they are stored."""
+    return not parts.keys() <= {INDICES, VALUES}
+
+
+def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> list[Part]:
+    """Return the parts of a patch as they are stored, in memory of their own.
+
+    dtype: of the tensor patched; shape: of the whole tensor; offset: flat index of the piece's first element. A patch
+    that changes nothing has no parts.
+    """
+    if isinstance(patch, Replacement):
+        if patch.indices.numel() == 0:
+            return []
+        wide = np.prod(shape, dtype=np.float64) > LARGEST_INT32
+        indices = (patch.indices + offset).to(torch.int64 if wide else torch.int32).cpu()
+        return [Part(INDICES, indices), Part(VALUES, _stored(patch.values, dtype))]
+    if isinstance(patch, Whole):
+        return [Part(VALUES, _stored(patch.values.reshape(-1), dtype), shape)]
+    if isinstance(patch, LowRank):
+        if patch.left.shape[1] == 0:
+            return []
+        return [
+            Part(LEFT, _stored(patch.left, dtype), tuple(patch.left.shape)),
+            Part(RIGHT, _stored(patch.right, dtype), tuple(patch.right.shape)),
+        ]
+    bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
+    scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)
+    return [Part(role, bits.reshape(-1).cpu().numpy().copy()), scale]
+
+
+def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> None:
+    """Turn a shared tensor into a task's, in place.
+
+    tensor: [*shape] in its stored dtype, contiguous; parts: of the tensor, by role, none where the patch leaves it as
+    it is; base: [*shape], where a mask needs it.
+    """
+    flat = tensor.view(-1)
+    if INDICES in parts:
+        flat[parts[INDICES].long()] = parts[VALUES]
+    elif VALUES in parts:
+        flat.copy_(parts[VALUES].view(-1))
+    elif LEFT in parts:
+        _add_product(flat, parts[LEFT].double(), parts[RIGHT].double())
+    elif SIGNS in parts:
+        _add_signs(flat, unpack(parts[SIGNS], flat.numel()), float(parts[SCALE]))
+    elif MASK in parts:
+        if base is None:
+            raise ValueError("a mask is applied to a shared tensor beside its base")
+        _apply_mask(flat, unpack(parts[MASK], flat.numel()), float(parts[SCALE]), base.reshape(-1))
+
+
+def remove(tensor: Tensor, parts: Mapping[str, Tensor], shared: Tensor) -> None:
+    """Turn a task's tensor back into the shared one, in place: what the patch has touched is taken from `shared`."""
+    if INDICES in parts:
+        touched = parts[INDICES].long()
+        tensor.view(-1)[touched] = shared.reshape(-1)[touched]
+    elif parts:
+        tensor.copy_(shared)
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """Return n bits, [n] bool; the first is the lowest of the first byte."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n, bitorder="little").view(np.bool_))
+
+
+def pack(bits: Bits) -> bytes:
+    """Return bits as bytes; the last byte is filled up with zeros."""
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _add_product(flat: Tensor, left: Tensor, right: Tensor) -> None:
+    rows = flat.view(left.shape[0], right.shape[1])
+    for some, factor in zip(torch.split(rows, ROWS_AT_ONCE), torch.split(left, ROWS_AT_ONCE), strict=True):
+        _round_into(some, some.double() + factor @ right)
+
+
+def _add_signs(flat: Tensor, is_positive: Tensor, scale: float) -> None:
+    pieces = (torch.split(tensor, ELEMENTS_AT_ONCE) for tensor in (flat, is_positive))
+    for some, up in zip(*pieces, strict=True):
+        _round_into(some, some.double() + torch.where(up, scale, -scale).double())
+
+
+def _apply_mask(flat: Tensor, is_kept: Tensor, scale: float, base: Tensor) -> None:
+    pieces = (torch.split(tensor, ELEMENTS_AT_ONCE) for tensor in (flat, is_kept, base))
+    for some, kept, origin in zip(*pieces, strict=True):
+        if scale != 1.0:  # else the entries kept are the shared ones, to the bit
+            _round_into(some, origin.double() + scale * (some.double() - origin.double()))
+        some.copy_(torch.where(kept, some, origin))
+
+
+def _round_into(tensor: Tensor, exact: Tensor) -> None:
+    tensor.copy_(exact.float())
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.float().cpu().to(dtype, copy=True).contiguous()

@@ -1,0 +1,151 @@
+"""The patches of a multitask artifact, while it is merged: encoded with each run, spooled, written behind the weights.
+
+A tensor that is not merged (excluded, a buffer, integers) travels whole in the patches of the models whose own differs
+from the shared one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.domain.checkpoints import FileEntry, TaskPatch, TensorSpec
+from app.domain.errors import NotFinite
+from app.domain.patches import BASE_FILE, patch_path
+from app.domain.plans import PlannedTensor
+from app.domain.recipes import Recipe
+from workers import patches
+from workers.checkpoints.finiteness import has_finite_bits
+from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
+from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.contract import Piece
+from workers.patches import Part, Patch, Whole
+
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunPatches:
+    """What a run of elements adds to the files beside the weights, encoded."""
+
+    of_tasks: tuple[list[Part], ...]
+    of_base: list[Part]
+
+
+def label_tasks(recipe: Recipe) -> tuple[str, ...]:
+    """Return the task of each model: its label in the recipe, else its place."""
+    return tuple(model.task or f"model-{index}" for index, model in enumerate(recipe.models))
+
+
+def encode_run(piece: Piece, found: Sequence[Patch], target: PlannedTensor, tasks: Sequence[str]) -> RunPatches:
+    """Return a run's patches as they are stored; nothing in it shares memory with the piece.
+
+    Raises: NotFinite naming the task and the tensor where a number does not fit the tensor's dtype.
+    """
+    dtype = TORCH_DTYPES[target.dtype]
+    of_tasks = tuple(patches.encode(patch, dtype, piece.shape, piece.offset) for patch in found)
+    for task, parts in zip(tasks, of_tasks, strict=True):
+        _check_finite(parts, task, target)
+    needs_base = piece.base is not None and any(isinstance(patch, patches.Masked) for patch in found)
+    of_base = patches.encode(Whole(piece.base), dtype, piece.shape, 0) if needs_base and piece.base is not None else []
+    return RunPatches(of_tasks, of_base)
+
+
+def _check_finite(parts: Sequence[Part], task: str, target: PlannedTensor) -> None:
+    for part in parts:
+        content = part.content
+        if not isinstance(content, torch.Tensor) or not content.is_floating_point() or has_finite_bits(content):
+            continue
+        raise NotFinite(
+            f"The patch of task {task!r} for tensor {target.name!r} holds a number that is not finite in "
+            f"{content.dtype}, expected finite ones; choose a wider output dtype, or exclude the tensor."
+        )
+
+
+@dataclass(frozen=True)
+class PatchesWritten:
+    """The files beside the weights."""
+
+    entries: tuple[FileEntry, ...] = ()
+    patches: tuple[TaskPatch, ...] = ()
+    base_file: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class TaskPatches:
+    """Collects the patches of all tasks while the shared weights are written."""
+
+    def __init__(self, recipe: Recipe, output: Path, *, has_base: bool) -> None:
+        self._tasks = label_tasks(recipe)
+        self._has_base = has_base
+        about: dict[str, str] = {"method": recipe.method, "method_version": str(recipe.method_version)}
+        files = [PatchFile(patch_path(task), {**about, "task": task}) for task in self._tasks]
+        self._writer = PatchWriter(output, [*files, PatchFile(BASE_FILE, about)] if has_base else files)
+        self._warnings: list[str] = []
+
+    def write(self, target: PlannedTensor, runs: Sequence[RunPatches]) -> None:
+        """Take the next runs of a tensor."""
+        for run in runs:
+            for index, parts in enumerate(run.of_tasks):
+                self._writer.write(index, target.name, target.dtype, parts)
+            if self._has_base:
+                self._writer.write(len(self._tasks), target.name, target.dtype, run.of_base)
+
+    def write_copied(
+        self,
+        targets: Sequence[PlannedTensor],
+        reference: tuple[TensorReader, Mapping[str, TensorSpec]],
+        models: Sequence[tuple[TensorReader, Mapping[str, TensorSpec]]],
+    ) -> None:
+        """Take the models' own tensors of those that are not merged, where they differ from the reference's."""
+        for target in targets:
+            stored = reference[1][target.name]
+            for index, (reader, found) in enumerate(models):
+                own = found.get(target.source)
+                if own is None:
+                    continue
+                if (own.dtype, own.shape) != (stored.dtype, stored.shape):
+                    self._warnings.append(
+                        f"Tensor {target.name} of task {self._tasks[index]} has another shape or dtype than the shared "
+                        "one, which its patch leaves in place."
+                    )
+                elif _differ(reference[0], stored, reader, own):
+                    self._copy(index, target, reader, own)
+
+    def finish(self, weights_digest: str) -> PatchesWritten:
+        """Write the files. weights_digest: of the shared weights that the patches apply to."""
+        written = self._writer.finish({"applies_to": weights_digest})
+        return PatchesWritten(
+            entries=tuple(file.entry for file in written),
+            patches=tuple(
+                TaskPatch(task=task, file=file.entry.path, n_values=file.n_values)
+                for task, file in zip(self._tasks, written, strict=False)  # the base's file comes last
+            ),
+            base_file=BASE_FILE if self._has_base else None,
+            warnings=tuple(self._warnings),
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._writer.abandon()
+
+    def _copy(self, index: int, target: PlannedTensor, reader: TensorReader, own: TensorSpec) -> None:
+        for offset in range(0, own.size_bytes, COPY_BYTES):
+            content = _read(reader, own, offset)
+            numbers = torch.from_numpy(content).view(TORCH[own.dtype])
+            self._writer.write(index, target.name, target.dtype, [Part(patches.VALUES, numbers, own.shape)])
+
+
+def _differ(reader: TensorReader, spec: TensorSpec, other: TensorReader, own: TensorSpec) -> bool:
+    return any(
+        not np.array_equal(_read(reader, spec, offset), _read(other, own, offset))
+        for offset in range(0, spec.size_bytes, COPY_BYTES)
+    )
+
+
+def _read(reader: TensorReader, spec: TensorSpec, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    content = np.empty(min(COPY_BYTES, spec.size_bytes - offset), dtype=np.uint8)
+    reader.read_bytes(spec, offset, content.data)
+    return content

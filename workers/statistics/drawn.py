@@ -1,0 +1,124 @@
+"""What is asked of task vectors as a random mask leaves them: norms to restore, and any other statistic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from app.domain.errors import JobInternal
+from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest
+from workers.granularity import piece_shape
+from workers.numerics import exact_sums, sparsify, task_vectors
+from workers.numerics.exact_sums import ExponentSums
+from workers.numerics.random_masks import RandomMask, draw_all
+from workers.statistics import trims
+from workers.statistics.views import ChangedSource
+
+DRAWN = "mask"  # name of the request
+
+Factors = Mapping[str, tuple[float, ...]]  # tensor -> one per model
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the request found."""
+
+    factors: Factors = field(default_factory=dict)  # that restore each tensor's sum of magnitudes, if they shall
+    beyond: Any = None  # what the inner request collected
+
+
+@dataclass(frozen=True)
+class DrawnStatistic:
+    """Asks for what a random mask must know, and then for something of the task vectors that it leaves.
+
+    Satisfies workers.contract.RandomStatistic.
+    """
+
+    mask: RandomMask
+    inner: StatisticRequest | None = None
+    context: MergeContext | None = None
+    name: str = DRAWN
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return int(self.mask.keeps_norm) + (self.inner.n_passes if self.inner else 0)
+
+    def within(self, context: MergeContext) -> "DrawnStatistic":
+        """Return the request as it collects for a merge."""
+        return replace(self, context=context)
+
+    def collect(self, source: PieceSource) -> Drawn:
+        """Find the factors, then collect the inner request through the mask."""
+        factors = self._restoring_factors(source) if self.mask.keeps_norm else {}
+        if self.inner is None:
+            return Drawn(factors)
+        left = ChangedSource(source, lambda piece: self._draw(piece, factors), self.mask.granularity)
+        return Drawn(factors, self.inner.collect(left))
+
+    def _restoring_factors(self, source: PieceSource) -> Factors:
+        totals: dict[str, ExponentSums] = {}  # [2, n_models, exponents]: before and after
+        for tensor, sums in source.map(self._sum_norms, granularity=self.mask.granularity):
+            totals[tensor] = totals[tensor] + sums if tensor in totals else sums
+        return {
+            tensor: tuple(_ratio(before, after) for before, after in zip(*sums, strict=True))
+            for tensor, sums in totals.items()
+        }
+
+    def _sum_norms(self, piece: Piece) -> tuple[str, ExponentSums]:
+        drawn = self._draw(piece, {}).finetuned
+        both = [[exact_sums.sum_magnitudes(delta) for delta in deltas] for deltas in (_deltas(piece), drawn)]
+        return piece.tensor, np.array(both)
+
+    def _draw(self, piece: Piece, factors: Factors) -> Piece:
+        """Return the piece with the task vectors that are left as its models, and no base model."""
+        if self.context is None:
+            raise JobInternal("a random mask was drawn without seed and keys; report this fault.")
+        deltas = _deltas(piece)
+        shape = piece_shape(self.mask.granularity, piece.shape, deltas.shape[1])
+        context = replace(self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset)
+        drawn = draw_all(self.mask, deltas.view(len(deltas), *shape), context, factors.get(piece.tensor, ()))
+        return replace(piece, base=None, finetuned=drawn.view(deltas.shape))
+
+
+def _deltas(piece: Piece) -> Tensor:
+    return piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)
+
+
+def _ratio(before: ExponentSums, after: ExponentSums) -> float:
+    kept = exact_sums.to_fraction(after)
+    return float(exact_sums.to_fraction(before) / kept) if kept else 1.0
+
+
+def factors_of(context: MergeContext) -> tuple[float, ...]:
+    """Return the factors that restore the sums of magnitudes of the context's tensor; empty where nothing asked."""
+    found: Drawn = context.statistics.get(DRAWN, Drawn())
+    return found.factors.get(context.tensor, ())
+
+
+def request_norms(mask: RandomMask) -> tuple[DrawnStatistic, ...]:
+    """Ask for the sums of magnitudes, if the mask is to restore them."""
+    return (DrawnStatistic(mask),) if mask.keeps_norm else ()
+
+
+def request_ranks(choices: trims.TrimChoices, mask: RandomMask, trim_density: float) -> tuple[DrawnStatistic, ...]:
+    """Ask for what trim and election must know of the task vectors that a mask leaves, if they must know anything."""
+    if trim_density == 1.0 and choices.zero_vote == "positive":
+        return request_norms(mask)
+    return (DrawnStatistic(mask, trims.request_trim(choices, trim_density)),)
+
+
+def trim_drawn(deltas: Tensor, choices: trims.TrimChoices, context: MergeContext) -> tuple[Tensor, int]:
+    """Return the trimmed task vectors, and the sign that balanced votes elect.
+
+    deltas: [n, *shape], what the mask left; result: [n, *shape].
+    """
+    found: Drawn = context.statistics.get(DRAWN, Drawn())
+    if found.beyond is None:
+        return deltas, 1
+    table, balanced_sign = trims.read_trim(found.beyond)
+    kept = [boundaries[0] for boundaries in table.of(context.tensor)]
+    start = context.position if choices.trim_scope == "global" else context.offset
+    return sparsify.trim(deltas.flatten(1), kept, start=start).view(deltas.shape), balanced_sign

@@ -1,0 +1,50 @@
+"""The trim and the election of TIES, for every method that has them: what to ask for, and how to read the answer."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from workers.numerics import sparsify
+from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
+from workers.statistics.majority import TrimmedElection, TrimmedMajority
+
+TRIM = "trim"  # name of the request
+
+
+class TrimChoices(Protocol):
+    """The parameters of a method that decide what it must know before it trims and elects."""
+
+    @property
+    def trim_scope(self) -> Literal["global", "tensor"]:
+        """Where entries are counted."""
+
+    @property
+    def vote(self) -> Literal["unweighted", "weighted"]:
+        """Whether weights count in the vote."""
+
+    @property
+    def zero_vote(self) -> Literal["majority", "positive"]:
+        """What balanced votes elect."""
+
+
+@dataclass(frozen=True)
+class KeptRank:
+    """The one rank that bounds a trim: at least one entry is kept, so that small tensors do not vanish."""
+
+    density: float
+
+    def __call__(self, n: int) -> tuple[int]:
+        """Return how many of n entries are kept."""
+        return (min(n, max(1, sparsify.count_kept(self.density, n))),)
+
+
+def request_trim(choices: TrimChoices, density: float) -> MagnitudeBoundaries | TrimmedMajority:
+    """Ask where the trim cuts and, where balanced votes follow the majority, which sign that is."""
+    trim = MagnitudeBoundaries(TRIM, choices.trim_scope, KeptRank(density))
+    if choices.zero_vote == "positive":
+        return trim
+    return TrimmedMajority(TRIM, trim, is_weighted=choices.vote == "weighted")
+
+
+def read_trim(found: BoundaryTable | TrimmedElection) -> tuple[BoundaryTable, int]:
+    """Return where the trim cuts, and the sign that balanced votes elect."""
+    return (found.boundaries, found.majority) if isinstance(found, TrimmedElection) else (found, 1)
