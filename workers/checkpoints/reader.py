@@ -6,20 +6,31 @@ A file that shrinks under a mapping kills the process; under pread it is an erro
 import os
 import threading
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.fusion import ROW_KINDS, Bytes
+from workers.fusion import Bytes
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
+
+
+class FloatReader(Protocol):
+    """What a merge reads from: a checkpoint's files, or an adapter on its base (adapters.py)."""
+
+    checkpoint: LocalCheckpoint
+
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor, *, is_judged: bool = True) -> bool:
+        """Fill `out` with elements offset, offset + 1, … of the tensor, and tell whether all of them are finite."""
+
+    def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""
 
 
 class TensorReader:
@@ -58,12 +69,10 @@ class TensorReader:
         return has_finite_bits(out if tensor.dtype == "F64" else numbers)  # float64 may overflow float32
 
     def read_row(self, tensor: TensorSpec, offset: int, out: Bytes, *, is_judged: bool = True) -> bool:
-        """Fill `out` with elements as the file holds them, where rows may be so, else as float32; see read_floats.
+        """Fill `out` with elements as the file holds them, of a dtype in ROW_KINDS; see read_floats.
 
         out: [m · itemsize], contiguous.
         """
-        if tensor.dtype not in ROW_KINDS:
-            return self.read_floats(tensor, offset, torch.from_numpy(out.view(np.float32)), is_judged=is_judged)
         self._read(tensor.file, tensor.begin + offset * DTYPE_BYTES[tensor.dtype], out.data)
         return not is_judged or has_finite_bits(torch.from_numpy(out).view(TORCH_DTYPES[tensor.dtype]))
 

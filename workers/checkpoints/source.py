@@ -19,7 +19,7 @@ from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
-from workers.checkpoints.reader import TensorReader
+from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece
 from workers.fusion import FLOAT32, KIND_BYTES, ROW_KINDS, Bytes, Rows
 from workers.granularity import step_elements
@@ -64,8 +64,8 @@ class Run:
 class CheckpointSource:
     """Reads runs of the merge set from the open checkpoints; satisfies workers.contract.PieceSource."""
 
-    base: TensorReader | None
-    models: Sequence[TensorReader]
+    base: FloatReader | None
+    models: Sequence[FloatReader]
     merged: Mapping[str, MergedTensor]  # sorted by name
     weights: Sequence[float]  # one per model
     piece_elements: int
@@ -150,7 +150,7 @@ class CheckpointSource:
         stored = list(zip(self.models, tensor.finetuned, strict=True))
         if self.base is not None and tensor.base is not None:
             stored.insert(0, (self.base, tensor.base))
-        kinds = [ROW_KINDS.get(spec.dtype, FLOAT32) for _, spec in stored]
+        kinds = [_row_kind(*source) for source in stored]
         sizes = [run.n_elements * KIND_BYTES[kind] for kind in kinds]
         begins = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
         content = self._content(begins[-1])
@@ -158,7 +158,7 @@ class CheckpointSource:
         is_finite = True
         for (reader, spec), begin, size in zip(stored, begins, sizes, strict=False):
             row = content[begin : begin + size]
-            is_finite = reader.read_row(spec, run.offset, row, is_judged=is_judged) and is_finite
+            is_finite = _read_row(reader, spec, run.offset, row, is_judged=is_judged) and is_finite
         if not is_finite:
             return self.read_run(run).rows
         self.on_bytes(run.n_bytes)
@@ -205,3 +205,14 @@ class CheckpointSource:
             f"{run.offset + index}, expected a finite number; repair the model, exclude the tensor, or set nan_policy "
             "to 'zero'."
         )
+
+
+def _row_kind(reader: FloatReader, spec: TensorSpec) -> int:
+    return ROW_KINDS.get(spec.dtype, FLOAT32) if isinstance(reader, TensorReader) else FLOAT32
+
+
+def _read_row(reader: FloatReader, spec: TensorSpec, offset: int, out: Bytes, *, is_judged: bool) -> bool:
+    """Fill `out` with a row of its kind, and tell whether all of it is finite."""
+    if isinstance(reader, TensorReader) and spec.dtype in ROW_KINDS:
+        return reader.read_row(spec, offset, out, is_judged=is_judged)
+    return reader.read_floats(spec, offset, torch.from_numpy(out.view(np.float32)), is_judged=is_judged)

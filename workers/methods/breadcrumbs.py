@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, OutlierFraction, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.fusion import Draw, Election, FusedMerge, Mask
@@ -104,6 +105,7 @@ def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
+    task_addition=TaskAddition(fixed={"elect_signs": False}),
     collect=collect,
     fused=fuse,
 )

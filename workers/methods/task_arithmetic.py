@@ -7,6 +7,7 @@ from math import fsum
 
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.fusion import FusedMerge
@@ -25,6 +26,11 @@ def fuse(parameters: TaskArithmeticParameters, context: MergeContext) -> FusedMe
     return FusedMerge(context.weights, scaling=coefficient, base_share=_base_share(coefficient, context.weights))
 
 
+def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...]) -> list[float]:
+    """Return the factor on each model's task vector."""
+    return [parameters.scaling_coefficient * weight for weight in weights]
+
+
 @merge_method(
     name="task_arithmetic",
     title="Task arithmetic",
@@ -37,6 +43,9 @@ def fuse(parameters: TaskArithmeticParameters, context: MergeContext) -> FusedMe
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
     fused=fuse,
+    task_addition=TaskAddition(),
+    coefficients=coefficients,
+    adapter_spaces=("delta", "factors", "concat"),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ (θᵢ − θ₀).
