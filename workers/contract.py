@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
 from workers.patches import Patch
 
@@ -232,6 +232,7 @@ def merge_method(
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
+    task_addition: TaskAddition | None = None,
     coefficients: Callable[..., Sequence[float]] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] | None = None,
@@ -251,6 +252,8 @@ def merge_method(
     what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
 
+    task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
+    one is a sum over the models, or the patches apply to what stays as it is.
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
@@ -283,6 +286,7 @@ def merge_method(
         nested=dict(nested or {}),
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
+        task_addition=task_addition,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:

@@ -147,6 +147,7 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
         recipe=work.recipe,
         base=work.base_model,
         models=work.models,
+        onto=work.onto,
         output=work.output,
         on_progress=on_progress,
         device=order.device,

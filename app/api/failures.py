@@ -1,6 +1,7 @@
 """What is answered when a request fails: every exception becomes a problem, and a replay the first answer."""
 
 import re
+from collections.abc import Mapping
 
 import structlog
 from fastapi import FastAPI, Request
@@ -18,6 +19,8 @@ from app.domain.errors import (
     NotFound,
 )
 from app.services.idempotency import Replayed
+
+ANSWERS_HEAD = {"x-answers-head": True}  # `openapi_extra` of a GET beside which HEAD gives the headers alone
 
 log = structlog.get_logger(__name__)
 
@@ -91,5 +94,10 @@ class _Allowed:
         """Return the verbs that a path answers, sorted."""
         if self.table is None:
             paths = self.app.openapi()["paths"]
-            self.table = [(compile_path(template)[0], {verb.upper() for verb in paths[template]}) for template in paths]
+            self.table = [(compile_path(template)[0], _verbs_of(operations)) for template, operations in paths.items()]
         return sorted({verb for pattern, verbs in self.table if pattern.fullmatch(path) for verb in verbs})
+
+
+def _verbs_of(operations: Mapping[str, Mapping[str, object]]) -> set[str]:
+    has_head = any(ANSWERS_HEAD.items() <= operation.items() for operation in operations.values())
+    return {verb.upper() for verb in operations} | ({"HEAD"} if has_head else set())

@@ -1,13 +1,16 @@
 """The log of a job, gap-free by its own sequence; and the sequence over all jobs, stamped on committed events."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.db.paging import made_between
 from app.db.tables import Event, Job, Project, utc_now
 from app.domain.views.jobs import EventView, GlobalEventView
+from app.domain.views.pages import EventsRequest
 
 STAMPED_AT_ONCE = 1000
 
@@ -33,26 +36,29 @@ def first_lines(job: Job, lines: Sequence[tuple[str, dict[str, JsonValue]]]) -> 
     ]
 
 
-def of_job(session: Session, job_id: str, *, after_seq: int, limit: int) -> list[EventView]:
-    """Return a job's events after a sequence number, oldest first."""
-    rows = session.scalars(
-        select(Event).where(Event.job_id == job_id, Event.seq > after_seq).order_by(Event.seq).limit(limit)
-    )
+def of_job(session: Session, job_id: str, asked: EventsRequest) -> list[EventView]:
+    """Return the part of a job's log that is asked for."""
+    rows = session.scalars(_part(select(Event).where(Event.job_id == job_id), Event.seq, asked))
     return [EventView(seq=row.seq, type=row.type, at=row.at, data=row.data) for row in rows]
 
 
-def of_all_jobs(session: Session, project_id: str, *, after_seq: int, limit: int) -> list[GlobalEventView]:
-    """Return a project's stamped events after a global sequence number, oldest first."""
-    rows = session.scalars(
-        select(Event)
-        .where(Event.project_id == project_id, Event.global_seq > after_seq)
-        .order_by(Event.global_seq)
-        .limit(limit)
-    )
+def of_all_jobs(session: Session, project_id: str, asked: EventsRequest) -> list[GlobalEventView]:
+    """Return the part of a project's stamped events that is asked for, by their global numbers."""
+    rows = session.scalars(_part(select(Event).where(Event.project_id == project_id), Event.global_seq, asked))
     return [
         GlobalEventView(seq=row.global_seq or 0, type=row.type, at=row.at, data=row.data, job=row.job_id)
         for row in rows
     ]
+
+
+def _part(statement: Select[Event], number: InstrumentedAttribute[Any], asked: EventsRequest) -> Select[Event]:
+    statement = statement.where(
+        number > asked.after_seq, *made_between(Event.at, asked.created_after, asked.created_before)
+    )
+    if asked.before_seq is not None:
+        statement = statement.where(number < asked.before_seq)
+    is_oldest_first = asked.order == "created_at"
+    return statement.order_by(number.asc() if is_oldest_first else number.desc()).limit(asked.limit)
 
 
 def unstamped_projects(session: Session) -> list[str]:

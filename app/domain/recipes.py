@@ -67,6 +67,7 @@ class Recipe(Value):
     overrides: tuple[Override, ...] = ()
     transforms: tuple[PinnedStep, ...] = ()  # of the task vectors, before the method, in this order
     post_steps: tuple[PinnedStep, ...] = ()  # of the merged task vector, after the method, in this order
+    onto: PinnedCheckpoint | None = None  # the result that the models are added to
 
     @property
     def digest(self) -> str:

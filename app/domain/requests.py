@@ -18,6 +18,8 @@ from app.domain.tasks import Columns
 
 MAX_TASKS = 128
 MAX_CLASSES = 100_000
+TAG_KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+MAX_TAG_VALUE = 255
 BESIDE_A_RECIPE = ("output", "evaluate", "force", "priority", "max_attempts", "timeout_seconds")
 
 Split = Literal["train", "validation", "test"]
@@ -29,8 +31,8 @@ TaskReference = Annotated[
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-TagKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-TagValue = Annotated[str, StringConstraints(max_length=255)]
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=TAG_KEY_PATTERN)]
+TagValue = Annotated[str, StringConstraints(max_length=MAX_TAG_VALUE)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6, description="Factor on this model's part.")]
 
@@ -185,6 +187,9 @@ class MergeRequest(WorkRequest):
     overrides: Overrides = Field(default_factory=list)
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
+    onto: ReferenceText | None = Field(
+        default=None, description="A result of the same method that the models are added to, where its card allows it."
+    )
     n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
     engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
@@ -222,6 +227,7 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
     ]
     return document | {
         "base_model": f"sha256:{base.content_digest}" if base is not None else None,
+        "onto": f"sha256:{recipe.onto.content_digest}" if recipe.onto is not None else None,
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
     }
@@ -232,6 +238,15 @@ class MaterializationRequest(WorkRequest):
 
     task: Name = Field(description="A task that the artifact has a patch for.")
     output: Output = Output()
+
+
+class TaskAdditionRequest(WorkRequest):
+    """Add models to a merged artifact, without the models that it was made of."""
+
+    models: list[MergeModel] = Field(min_length=1, max_length=MAX_MODELS)
+    output: Output = Field(default=Output(), description="Default: the next version of the artifact's checkpoint.")
+    evaluate: EvaluationItems = Field(default_factory=list)
+    force: bool = Field(default=False, description="Run even if an equal recipe has run.")
 
 
 class EvaluationRequest(WorkRequest):

@@ -28,6 +28,7 @@ class MergeWork(Value):
     recipe: Recipe
     base_model: LocalCheckpoint | None
     models: tuple[LocalCheckpoint, ...]
+    onto: LocalCheckpoint | None = None
     output: Path  # an empty folder
 
 

@@ -26,7 +26,7 @@ from app.domain.errors import CheckpointInvalid, Conflict, JobIsFinal, JobNotFin
 from app.domain.identifiers import new_id
 from app.domain.jobs import FINAL_STATES, RESOURCE_CLASSES, JobKind, JobState, ResourceClass
 from app.domain.views.jobs import EventView, GlobalEventView, JobInputRef, JobView
-from app.domain.views.pages import Page, PageRequest
+from app.domain.views.pages import EventsRequest, Page, PageRequest
 from app.queue import JobQueue, QueueAway
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -172,22 +172,22 @@ def list_(sessions: Sessions, actor: Actor, filters: JobFilters, page: PageReque
         return Page(items=rows.views(session, found), next_cursor=cursor)
 
 
-def events(sessions: Sessions, actor: Actor, job_id: str, *, after_seq: int, limit: int) -> list[EventView]:
-    """Return a job's events after a sequence number, oldest first. Raises: NotFound."""
+def events(sessions: Sessions, actor: Actor, job_id: str, asked: EventsRequest) -> list[EventView]:
+    """Return the part of a job's log that is asked for. Raises: NotFound."""
     with sessions.read() as session:
         rows.find(session, actor.project_id, job_id)
-        return event_log.of_job(session, job_id, after_seq=after_seq, limit=limit)
+        return event_log.of_job(session, job_id, asked)
 
 
-def all_events(sessions: Sessions, actor: Actor, *, after_seq: int, limit: int) -> list[GlobalEventView]:
-    """Return the project's events after a global sequence number; stamps what has been committed since."""
+def all_events(sessions: Sessions, actor: Actor, asked: EventsRequest) -> list[GlobalEventView]:
+    """Return the part of the project's log that is asked for; stamps what has been committed since."""
     with sessions.read() as session:
         has_unstamped = actor.project_id in event_log.unstamped_projects(session)
     if has_unstamped:
         with sessions.begin() as session:
             event_log.stamp(session, actor.project_id)
     with sessions.read() as session:
-        return event_log.of_all_jobs(session, actor.project_id, after_seq=after_seq, limit=limit)
+        return event_log.of_all_jobs(session, actor.project_id, asked)
 
 
 # ── changing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, Pinne
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
 from app.services import measuring
+from app.services import merge_additions as additions
 from app.services.actors import Actor
 from app.services.measuring import PinnedItem
 from app.services.wiring import Wiring
@@ -51,6 +52,7 @@ class MergeSpec(Value):
     overrides: tuple[dict[str, JsonValue], ...] = ()
     transforms: tuple[dict[str, JsonValue], ...] = ()
     post_steps: tuple[dict[str, JsonValue], ...] = ()
+    onto: str | None = None
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
 
@@ -78,6 +80,7 @@ class Draft:
     manifests: tuple[Manifest, ...]
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
+    onto: Checkpoint | None = None
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -87,6 +90,8 @@ class Draft:
         ]
         if self.base is not None:
             refs.append(JobInputRef(role="base_model", position=0, checkpoint_id=self.base.id))
+        if self.onto is not None and self.onto is not self.base:
+            refs.append(JobInputRef(role="model", position=len(refs), checkpoint_id=self.onto.id))
         return [*refs, *measuring.head_inputs(self.evaluate)]
 
 
@@ -99,28 +104,52 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
-    base, models = _resolve(session, actor, request)
+    base, onto, models = _resolve(session, actor, request)
     space = _check_space(card, request, base, models)
     _check_adapter_bases(session, base, models)
-    manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
+    known = [row for row in (base, onto, *models) if row is not None]
+    manifests = checkpoint_rows.load_manifests(session, list({row.id for row in known}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     labels = _label_models(card, request, models)
+    if onto is not None:
+        additions.check(card, request, parameters, (base, manifests[onto.id], labels))
     behind = [base] if base is not None else models
     shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, (base, models, labels)).model_copy(
+        recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
             update={"adapter_space": space}
         ),
         base=base,
         models=tuple(models),
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=_with_patches(labels, measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate")),
-        base_checkpoint=base.id if base is not None else shared,
+        evaluate=_with_patches(
+            [*(patch.task for patch in (manifests[onto.id].patches if onto is not None else ())), *labels],
+            measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        ),
+        base_checkpoint=_base_checkpoint(base, onto) or shared,
+        onto=onto,
     )
+
+
+def _base_checkpoint(base: Checkpoint | None, onto: Checkpoint | None) -> str | None:
+    """Return what the result counts as fine-tuned from: the same as what it is added to, else the base."""
+    if onto is not None:
+        return onto.base_checkpoint_id
+    return base.id if base is not None else None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The checkpoints of a recipe."""
+
+    base: Checkpoint | None
+    onto: Checkpoint | None
+    models: Sequence[Checkpoint]
+    labels: Sequence[str | None]  # of the models' patches
 
 
 def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
@@ -219,12 +248,16 @@ def _check_versions(card: MethodCard, request: MergeRequest) -> None:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}. Merge with the release it is of.", errors=faults)
 
 
-def _resolve(session: Session, actor: Actor, request: MergeRequest) -> tuple[Checkpoint | None, list[Checkpoint]]:
+def _resolve(
+    session: Session, actor: Actor, request: MergeRequest
+) -> tuple[Checkpoint | None, Checkpoint | None, list[Checkpoint]]:
+    named = [
+        (name, ref) for name, ref in (("base_model", request.base_model), ("onto", request.onto)) if ref is not None
+    ]
     refs = [(f"/models/{index}/checkpoint", model.checkpoint) for index, model in enumerate(request.models)]
-    if request.base_model is None:
-        return None, checkpoint_rows.resolve(session, actor.project_id, refs)
-    base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
-    return base, models
+    rows = checkpoint_rows.resolve(session, actor.project_id, [*((f"/{name}", ref) for name, ref in named), *refs])
+    found = {name: row for (name, _), row in zip(named, rows, strict=False)}
+    return found.get("base_model"), found.get("onto"), rows[len(named) :]
 
 
 def _check_space(
@@ -256,9 +289,9 @@ def _recipe(
     request: MergeRequest,
     card: MethodCard,
     parameters: dict[str, JsonValue],
-    inputs: tuple[Checkpoint | None, Sequence[Checkpoint], Sequence[str | None]],
+    inputs: _Inputs,
 ) -> Recipe:
-    base, models, labels = inputs
+    base, onto = inputs.base, inputs.onto
     return Recipe(
         method=card.name,
         method_version=card.version,
@@ -270,7 +303,7 @@ def _recipe(
                 task=label,
                 parameters=model.parameters,
             )
-            for model, row, label in zip(request.models, models, labels, strict=True)
+            for model, row, label in zip(request.models, inputs.models, inputs.labels, strict=True)
         ),
         parameters=parameters,
         seed=request.seed,
@@ -284,6 +317,7 @@ def _recipe(
         overrides=_check_overrides(wiring.catalog, card, request),
         transforms=_check_steps(wiring.catalog, "transforms", request),
         post_steps=_check_steps(wiring.catalog, "post_steps", request),
+        onto=PinnedCheckpoint(**_digests(onto)) if onto is not None else None,
     )
 
 
@@ -335,6 +369,7 @@ def specify(request: MergeRequest, made: Draft) -> MergeSpec:
             "parameters": made.recipe.parameters,
             "output": {**document["output"], "name": name},
             "evaluate": made.evaluate,
+            "onto": made.onto.id if made.onto is not None else None,
             "base_checkpoint": made.base_checkpoint,
             "recipe": made.recipe,
         }

@@ -42,12 +42,13 @@ def list_(
     created_after: datetime | None,
     created_before: datetime | None,
 ) -> Page[ModelView]:
-    """Return a page of models; the key is the name, so that orders them. Raises: BadCursor."""
+    """Return a page of models, by name or by when the name was first used. Raises: BadCursor."""
     between = made_between(Model.created_at, created_after, created_before)
     statement = select(Model).where(Model.project_id == actor.project_id, *between)
     filters = {"created_after": created_after, "created_before": created_before}
     with sessions.read() as session:
-        found, following = paginate(session, statement, key=Model.name, request=page, filters=filters)
+        at = Model.created_at if page.order.endswith("created_at") else None
+        found, following = paginate(session, statement, key=Model.name, at=at, request=page, filters=filters)
         return Page(items=rows.views(session, actor.project_id, found), next_cursor=following)
 
 

@@ -50,8 +50,11 @@ def check_readiness(wiring: Wiring) -> ReadinessView:
 def list_workers(sessions: Sessions, page: PageRequest) -> Page[WorkerView]:
     """Return a page of the workers seen lately, by name. Raises: BadCursor."""
     workers = {f"{worker.name} {worker.id}": worker for worker in find_workers(sessions)}
-    names = sorted(workers)
-    cut = paginate_sorted(names, limit=page.limit, cursor=page.cursor, filters={"list": "workers"})
+    names = sorted(workers, reverse=page.is_descending)
+    filters = {"list": "workers"}
+    cut = paginate_sorted(
+        names, limit=page.limit, cursor=page.cursor, filters=filters, is_descending=page.is_descending
+    )
     return Page(items=[workers[name] for name in names[cut.start : cut.end]], next_cursor=cut.next_cursor)
 
 

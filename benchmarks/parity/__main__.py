@@ -19,10 +19,13 @@ from torch import Tensor
 from app.domain.catalog import load_catalog
 from benchmarks.parity import ours
 from benchmarks.parity.case import FLOAT32_SVD, TOLERANCE, Case, find_cases
+from benchmarks.parity.deep_inputs import write_deep_inputs
+from benchmarks.parity.document_runs import find_documents, merge_documents
 from benchmarks.parity.environments import REQUIREMENTS, prepare
 from benchmarks.parity.inputs import SEED, write_inputs
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "parity.md"
+DOCUMENTS_URL = "../../benchmarks/parity/documents"
 SCRIPTS = {"mergekit": "oracle_mergekit.py", "fusion-bench": "oracle_fusion_bench.py"}
 
 
@@ -64,7 +67,19 @@ def _run(folder: Path) -> list[Row]:
         theirs = _merge_with(tool, cases, [base, *models], folder / tool)
         for index, (case, other) in enumerate(zip(cases, theirs, strict=True)):
             rows.append(_compare(case, ours.merge(case, *opened, folder / f"ours-{tool}-{index}"), other))
-    return rows
+    return rows + _run_documents(folder)
+
+
+def _run_documents(folder: Path) -> list[Row]:
+    inputs = write_deep_inputs(folder / "deep-inputs")
+    return [
+        _compare(
+            Case(one.method, f"as [{one.name}]({DOCUMENTS_URL}/{one.name})", "mergekit", one.call, differs=one.differs),
+            dict(one.ours),
+            dict(one.theirs),
+        )
+        for one in merge_documents(find_documents(), inputs, folder / "documents")
+    ]
 
 
 def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder: Path) -> list[dict[str, Tensor]]:
@@ -103,7 +118,8 @@ def _render(rows: Sequence[Row]) -> str:
         "Written by `make parity`; do not edit. Our pipeline and, in environments of their own, "
         f"{' and '.join(REQUIREMENTS.values())}\n"
         f"merge the same float32 checkpoints (seed {SEED}: 2-D, 1-D, 0-D and 4-D tensors, a tied head, integers;\n"
-        "no two magnitudes alike), all in float32.\n\n"
+        "no two magnitudes alike), all in float32. Rows that name a document are read by mergekit and by us, and\n"
+        "merge a small Llama of three layers.\n\n"
         f"Equal means: no entry differs by more than {TOLERANCE:g}. The largest weights are near 0.25, so that is\n"
         f"about their last bit. Within {FLOAT32_SVD:g}, where the other tool finds singular vectors in float32.\n\n"
         "| method | setting | compared with | tensors | entries that differ | largest difference | result |\n"

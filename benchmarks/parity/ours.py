@@ -24,7 +24,7 @@ SHARD_BYTES = 5_000_000_000
 
 def open_checkpoint(path: Path) -> LocalCheckpoint:
     """Return a folder as pipelines take it."""
-    return LocalCheckpoint(id=path.name, path=path, manifest=import_checkpoint(path, _ignore))
+    return LocalCheckpoint(id=path.name, path=path, manifest=import_checkpoint(path, ignore))
 
 
 def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], output: Path) -> dict[str, Tensor]:
@@ -37,9 +37,9 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=_pin(base) if is_based else None,
+        base_model=pin(base) if is_based else None,
         models=tuple(
-            RecipeModel(**_pin(model).model_dump(), weight=weight)
+            RecipeModel(**pin(model).model_dump(), weight=weight)
             for model, weight in zip(used, case.weights, strict=True)
         ),
         parameters=parameters,
@@ -54,7 +54,7 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
         base=base if is_based else None,
         models=used,
         output=output,
-        on_progress=_ignore,
+        on_progress=ignore,
     )
     return load_file(output / "model.safetensors")
 
@@ -67,10 +67,11 @@ def _fill_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    """Return a checkpoint as recipes name it."""
     manifest = checkpoint.manifest
     return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
-def _ignore(_progress: Progress) -> None:
-    pass
+def ignore(_progress: Progress) -> None:
+    """Report to nobody."""

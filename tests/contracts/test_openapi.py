@@ -4,6 +4,7 @@ Schemathesis makes requests from the document, good ones and bad ones, and check
 answer that is not documented, no body outside its schema, nothing accepted that the document refuses.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.domain.catalog import load_catalog
+from app.domain.mergekit.reading import read_merge
 from app.domain.parameter_checks import with_gradients
 from tests.app.api.house import Document, House, open_house
 from tests.servers import fresh_bucket
@@ -143,6 +145,27 @@ def test_every_method_has_its_parameters_as_a_schema(document: Document) -> None
     assert arms == [f"{card.name}_parameters" for card in load_catalog().methods]
     for card in load_catalog().methods:
         assert schemas[f"{card.name}_parameters"] == with_gradients(card.parameters)
+
+
+def test_every_list_that_filters_by_tags_says_so(house: House, document: Document) -> None:
+    lists = {path: operation["get"] for path, operation in document["paths"].items() if "get" in operation}
+    described = {
+        path
+        for path, operation in lists.items()
+        if any(parameter["name"] == "tag" and parameter["explode"] for parameter in operation.get("parameters", ()))
+    }
+    taken = {path for path in lists if "{" not in path and house.get(f"{path}?tag.a=b").status_code == 200}
+    assert described == {path for path in taken if path.startswith("/v1/")}
+
+
+def test_a_merge_is_described_as_json_and_as_yaml(document: Document) -> None:
+    for path in ("/v1/merges", "/v1/plans"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert sorted(content) == ["application/json", "application/yaml"]
+    schema = resolved(document, content["application/yaml"]["schema"])
+    for example in schema["examples"]:
+        validator(document, schema).validate(example)
+        assert read_merge(json.dumps(example).encode()).request["method"] == "ties"
 
 
 def test_a_key_for_idempotency_is_taken_by_every_post_that_creates(document: Document) -> None:

@@ -15,6 +15,7 @@ from app.db import migrate
 from app.db.engine import Sessions, make_engine
 from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.views.jobs import JobView
+from app.domain.views.pages import EventsRequest
 from app.queue import JobQueue
 from app.services import jobs
 from app.services.actors import Actor
@@ -150,7 +151,7 @@ class Behaving:
 
     @property
     def events(self) -> list[str]:
-        found = jobs.events(self._plant.sessions, ACTOR, self.id, after_seq=0, limit=1000)
+        found = jobs.events(self._plant.sessions, ACTOR, self.id, EventsRequest(after_seq=0, limit=1000))
         assert [event.seq for event in found] == list(range(1, len(found) + 1))
         return [event.type for event in found]
 

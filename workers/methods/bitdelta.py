@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, merge_method
 from workers.numerics import task_vectors
@@ -42,6 +43,7 @@ def patch(
     granularity="tensor",
     patch=patch,
     patch_codec="sign",
+    task_addition=TaskAddition(),
 )
 def merge(base: Tensor, _finetuned: Tensor, _parameters: BitDeltaParameters, _context: MergeContext) -> Tensor:
     """Return θ₀: what all tasks share. base: [*shape]; result: [*shape]."""

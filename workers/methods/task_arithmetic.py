@@ -7,6 +7,7 @@ from math import fsum
 
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.numerics import precision
@@ -34,6 +35,7 @@ def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...
     models=(1, None),
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
+    task_addition=TaskAddition(),
     coefficients=coefficients,
     adapter_spaces=("delta", "factors", "concat"),
 )

@@ -16,6 +16,7 @@ from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
+from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
@@ -36,6 +37,7 @@ class Inputs:
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
     own: Sequence[Mapping[str, TensorSpec]]  # each model's, under its own names
     merged: Mapping[str, MergedTensor]
+    onto: Onto | None = None  # a dense result that the models are added to
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def produce(step: Step, merger: Merger) -> Produced:
         part = out[begin : begin + run.n_elements]
         piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
         result = _result_of(piece)
+        if merger.inputs.onto is not None:
+            result = merger.inputs.onto.add(result, piece, step.target.name)
         if step.target.source.endswith(VARIANCE_SUFFIX):
             result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.api.dependencies import ActorDep, SessionsDep, StorageDep
 from app.api.digests import write_digest
 from app.api.etags import is_listed
+from app.api.failures import ANSWERS_HEAD
 from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep
 from app.api.problems import answer, problems
 from app.api.ranges import parse_range
@@ -57,10 +58,12 @@ def get_artifact(artifact_id: ArtifactId, response: Response, sessions: Sessions
     return found
 
 
+@router.head("/{artifact_id}/files/{path:path}", include_in_schema=False)
 @router.get(
     "/{artifact_id}/files/{path:path}",
     operation_id="get_artifact_file",
     summary="Download a file",
+    openapi_extra=ANSWERS_HEAD,
     response_class=Response,
     responses=DOWNLOADS,
 )
@@ -75,17 +78,23 @@ def get_artifact_file(
     if_range: Annotated[str | None, Header(description="Use Range only if the file has this ETag.")] = None,
     if_none_match: Annotated[str | None, Header(description="ETags of what the caller has.")] = None,
 ) -> Response:
-    """Download a file, streamed. Always as an attachment: nothing that was uploaded here is ever shown as a page."""
+    """Download a file, streamed; HEAD gives the headers alone.
+
+    Always as an attachment: nothing that was uploaded here is ever shown as a page.
+    """
     file = artifacts.find_file(sessions, storage, actor, artifact_id, path)
     tag = f'"{file.sha256}"'
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
     if is_listed(if_none_match, tag):
         return Response(status_code=304, headers=headers)
+    asked = range_ if request.method == "GET" and if_range in (None, tag) else None
     try:
-        span = parse_range(range_ if if_range in (None, tag) else None, file.size_bytes)
+        span = parse_range(asked, file.size_bytes)
     except RangeNotSatisfiable as error:
         return answer(error, request, {"Content-Range": f"bytes */{file.size_bytes}"})
     headers |= _attachment(path.rsplit("/", 1)[-1]) | {"Repr-Digest": write_digest(file.sha256)}
+    if request.method == "HEAD":  # a Range has no meaning here (RFC 9110, section 14.2)
+        return _headers(headers, file.size_bytes)
     if span is None:
         headers["Content-Length"] = str(file.size_bytes)
         return _stream(storage.read(file.sha256), 200, headers)
@@ -93,18 +102,22 @@ def get_artifact_file(
     return _stream(storage.read(file.sha256, start=span.start, end=span.end), 206, headers)
 
 
+@router.head("/{artifact_id}/archive", include_in_schema=False)
 @router.get(
     "/{artifact_id}/archive",
     operation_id="get_artifact_archive",
     summary="Download all files",
+    openapi_extra=ANSWERS_HEAD,
     response_class=Response,
     responses={200: {"description": "A tar of all files", **TAR}, **problems(NotFound, ArtifactGone)},
 )
 def get_artifact_archive(
-    artifact_id: ArtifactId, sessions: SessionsDep, storage: StorageDep, actor: ActorDep
+    artifact_id: ArtifactId, request: Request, sessions: SessionsDep, storage: StorageDep, actor: ActorDep
 ) -> Response:
-    """Download all files as one tar, streamed, below a folder with the artifact's id."""
+    """Download all files as one tar, streamed, below a folder with the artifact's id; HEAD gives the headers alone."""
     archive = artifacts.pack(sessions, storage, actor, artifact_id)
+    if request.method == "HEAD":
+        return _headers(_attachment(archive.name), archive.size_bytes, media_type="application/x-tar")
     headers = {**_attachment(archive.name), "Content-Length": str(archive.size_bytes)}
     return _stream(archive.chunks, 200, headers, media_type="application/x-tar")
 
@@ -127,6 +140,10 @@ def _attachment(name: str) -> dict[str, str]:
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }
+
+
+def _headers(headers: Mapping[str, str], size_bytes: int, *, media_type: str = "application/octet-stream") -> Response:
+    return Response(headers={**headers, "Content-Length": str(size_bytes)}, media_type=media_type)
 
 
 def _stream(

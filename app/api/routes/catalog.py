@@ -87,7 +87,10 @@ def list_post_steps(catalog: CatalogDep, page: ShortPageDep) -> Page[StepCard]:
 
 
 def _page(cards: Sequence[Card], page: PageRequest) -> Page[Card]:
-    listed = sorted(cards, key=lambda card: card.name)
+    listed = sorted(cards, key=lambda card: card.name, reverse=page.is_descending)
     names = [card.name for card in listed]
-    cut = paginate_sorted(names, limit=page.limit, cursor=page.cursor, filters={"list": names[:1]})
+    filters = {"list": sorted(names)[:1]}
+    cut = paginate_sorted(
+        names, limit=page.limit, cursor=page.cursor, filters=filters, is_descending=page.is_descending
+    )
     return Page(items=listed[cut.start : cut.end], next_cursor=cut.next_cursor)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
 from app.api.dependencies import ActorDep, IdempotencyDep, SessionsDep, StorageDep, WiringDep, accept_key
 from app.api.etags import etag, parse_if_match
-from app.api.pages import CreatedAfterDep, CreatedBeforeDep, PageDep, TagFiltersDep
+from app.api.pages import TAG_FILTERS, CreatedAfterDep, CreatedBeforeDep, PageDep, TagFiltersDep
 from app.api.problems import problems
 from app.api.schemas.checkpoints import (
     CHANGE_EXAMPLES,
@@ -64,7 +64,13 @@ def register_checkpoint(
     return show_import(begun)
 
 
-@router.get("", operation_id="list_checkpoints", summary="List checkpoints", responses=problems(BadCursor))
+@router.get(
+    "",
+    operation_id="list_checkpoints",
+    summary="List checkpoints",
+    responses=problems(BadCursor),
+    openapi_extra=TAG_FILTERS,
+)
 def list_checkpoints(
     sessions: SessionsDep,
     actor: ActorDep,

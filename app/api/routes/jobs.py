@@ -7,22 +7,37 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.api import mergekit_documents, streams
 from app.api import problems as problem_details
 from app.api.dependencies import ActorDep, IdempotencyDep, QueueDep, SessionsDep, require_positive_sequence
-from app.api.pages import CreatedAfterDep, CreatedBeforeDep, EventsAfterDep, PageDep, TagFiltersDep
+from app.api.pages import (
+    MAX_EVENTS,
+    TAG_FILTERS,
+    CreatedAfterDep,
+    CreatedBeforeDep,
+    EventsDep,
+    PageDep,
+    TagFiltersDep,
+)
 from app.api.problems import problems
-from app.domain.errors import BadCursor, Conflict, JobIsFinal, JobNotFinal, NotAcceptable, NotFound
+from app.domain.errors import (
+    BadCursor,
+    Conflict,
+    FieldProblem,
+    Invalid,
+    JobIsFinal,
+    JobNotFinal,
+    NotAcceptable,
+    NotFound,
+)
 from app.domain.jobs import JobKind, JobState
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import EventView, GlobalEventView, JobView
-from app.domain.views.pages import Page
+from app.domain.views.pages import EventsRequest, Page
 from app.services import jobs, merges
 from app.services.jobs import JobFilters
 
 MAX_WAIT_SECONDS = 60
-MAX_EVENTS = 1000
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
-EventLimit = Annotated[int, Query(ge=1, le=MAX_EVENTS, description="Events in a list.")]
 LastEventId = Annotated[str | None, Header(max_length=64, description="Resumes a stream after this event.")]
 STREAM: dict[int | str, dict[str, object]] = {
     200: {
@@ -39,7 +54,7 @@ STREAM: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.get("/jobs", operation_id="list_jobs", summary="All jobs")
+@router.get("/jobs", operation_id="list_jobs", summary="All jobs", openapi_extra=TAG_FILTERS)
 def list_jobs(
     page: PageDep,
     tags: TagFiltersDep,
@@ -163,19 +178,18 @@ def list_job_events(
     request: Request,
     sessions: SessionsDep,
     actor: ActorDep,
-    after_seq: EventsAfterDep,
-    limit: EventLimit = 200,
+    asked: EventsDep,
     last_event_id: LastEventId = None,
 ) -> Response | Page[EventView]:
     """Give a job's log as a list, or as a stream that ends after the final state."""
     if not streams.wants_stream(request.headers.get("accept")):
-        events = jobs.events(sessions, actor, job_id, after_seq=after_seq, limit=limit)
-        return Page(items=events, next_cursor=str(events[-1].seq) if len(events) == limit else None)
-    start = max(after_seq, require_positive_sequence(last_event_id))
+        events = jobs.events(sessions, actor, job_id, asked)
+        return Page(items=events, next_cursor=str(events[-1].seq) if len(events) == asked.limit else None)
+    start = _start_of_stream(asked, last_event_id)
 
     def look(after: int) -> tuple[list[EventView], bool]:
         is_over = jobs.get(sessions, actor, job_id).is_final  # asked first: a final job logs nothing more
-        return jobs.events(sessions, actor, job_id, after_seq=after, limit=MAX_EVENTS), is_over
+        return jobs.events(sessions, actor, job_id, _everything(after)), is_over
 
     found, is_over = look(start)
     if is_over and not found:
@@ -194,18 +208,32 @@ def list_events(
     request: Request,
     sessions: SessionsDep,
     actor: ActorDep,
-    after_seq: EventsAfterDep,
-    limit: EventLimit = 200,
+    asked: EventsDep,
     last_event_id: LastEventId = None,
 ) -> Response | Page[GlobalEventView]:
     """Give the log of all jobs, with a sequence of its own, as a list or as a stream without end."""
     if not streams.wants_stream(request.headers.get("accept")):
-        events = jobs.all_events(sessions, actor, after_seq=after_seq, limit=limit)
-        return Page(items=events, next_cursor=str(events[-1].seq) if len(events) == limit else None)
+        events = jobs.all_events(sessions, actor, asked)
+        return Page(items=events, next_cursor=str(events[-1].seq) if len(events) == asked.limit else None)
     return streams.stream(
-        lambda after: (jobs.all_events(sessions, actor, after_seq=after, limit=MAX_EVENTS), False),
-        max(after_seq, require_positive_sequence(last_event_id)),
+        lambda after: (jobs.all_events(sessions, actor, _everything(after)), False),
+        _start_of_stream(asked, last_event_id),
     )
+
+
+def _start_of_stream(asked: EventsRequest, last_event_id: str | None) -> int:
+    """Return the number after which a stream begins.
+
+    Raises: Invalid for what narrows or turns a list: a stream has no order but that of time.
+    """
+    if not asked.is_plain:
+        message = "order, created_after and created_before are of lists; leave them out, or ask for application/json"
+        raise Invalid(f"A stream goes on as things happen: {message}.", errors=[FieldProblem("/query/order", message)])
+    return max(asked.after_seq, require_positive_sequence(last_event_id))
+
+
+def _everything(after_seq: int) -> EventsRequest:
+    return EventsRequest(after_seq=after_seq, limit=MAX_EVENTS)
 
 
 def _present(job: JobView) -> JobView:

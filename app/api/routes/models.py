@@ -1,6 +1,6 @@
 """Models: names with versions, and aliases that move between them."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
@@ -20,7 +20,7 @@ from app.domain.errors import (
 from app.domain.identifiers import Name
 from app.domain.registrations import AliasRequest
 from app.domain.views.models import AliasChangeView, AliasView, ModelDetailView, ModelView
-from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, Page, PageRequest
+from app.domain.views.pages import DEFAULT_LIMIT, MAX_LIMIT, NameOrder, Order, Page, PageRequest
 from app.services import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -38,10 +38,10 @@ def list_models(
     created_before: CreatedBeforeDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     cursor: Annotated[str | None, Query(max_length=512)] = None,
-    order: Annotated[Literal["name", "-name"], Query(description="By name, forwards or backwards.")] = "name",
+    order: Annotated[Order | NameOrder, Query(description="By name, or by when it was first used.")] = "name",
 ) -> Page[ModelView]:
     """List the names that checkpoints have, with their aliases; by name."""
-    page = PageRequest(limit=limit, cursor=cursor, order="created_at" if order == "name" else "-created_at")
+    page = PageRequest(limit=limit, cursor=cursor, order=order)
     return models.list_(sessions, actor, page, created_after=created_after, created_before=created_before)
 
 

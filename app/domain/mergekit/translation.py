@@ -11,7 +11,19 @@ from pydantic import JsonValue
 from app.domain.mergekit.documents import Node
 from app.domain.mergekit.fields import Faults, Input, Settings
 from app.domain.mergekit.lookup import NORMALIZE, ONE, Lookup, check_names
-from app.domain.mergekit.methods import DENSITY, GAMMA, LAMBDA, Ineffective, KnownMethod, OneValue, Parameter, Switched
+from app.domain.mergekit.methods import (
+    DENSITY,
+    EPSILON,
+    FLATTEN,
+    LAMBDA,
+    ROW_WISE,
+    Ineffective,
+    KnownMethod,
+    OneValue,
+    Parameter,
+    Renamed,
+    Switched,
+)
 from app.domain.mergekit.settings import Assign, Facet, One, Override, Place, Setting, Value, plain_value, say
 
 ALMOST_NO_WEIGHT = 1e-8  # mergekit does not divide by a sum of weights below it
@@ -59,7 +71,7 @@ def _cast(known: KnownMethod, base: Input | None, inputs: Sequence[Input]) -> tu
     if known.base == "start":
         return [named, *others], None
     if known.base == "input":
-        return (list(inputs) if named is not base else [*inputs, base]), base
+        return (list(inputs) if named is not base else [*inputs, base]), None
     return others, base
 
 
@@ -134,12 +146,14 @@ def _add_parameters(known: KnownMethod, settings: Sequence[Said], done: Translat
 
 def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> Iterator[Said]:
     divisor = _divisor(lookup, weights, faults) if known.divides else 1.0
-    if known.has_outliers:
-        yield from _band(lookup, faults)
+    joined: list[Parameter] = []
+    if known.at_density_below_one is not None:
+        joined = [DENSITY, known.at_density_below_one]
+        yield from _beside_density(lookup, known.at_density_below_one, faults)
+    if known.has_vectors:
+        yield from _vectors(lookup, faults)
     for parameter in known.parameters:
-        if known.has_outliers and parameter in (DENSITY, GAMMA):
-            continue
-        setting = lookup.of(parameter)
+        setting = None if parameter in joined else lookup.of(parameter)
         if setting is None or isinstance(parameter, Ineffective):
             continue
         if isinstance(parameter, OneValue):
@@ -182,34 +196,51 @@ def _divisor(lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> floa
     return total if abs(total) >= ALMOST_NO_WEIGHT else 1.0
 
 
-def _band(lookup: Lookup, faults: Faults) -> Iterator[Said]:
-    """Yield density and outlier fraction: at density 1 mergekit drops no outliers, whatever gamma says."""
-    density, gamma = lookup.of(DENSITY), lookup.of(GAMMA)
-    if density is None or gamma is None:
+def _vectors(lookup: Lookup, faults: Faults) -> Iterator[Said]:
+    """Yield what nuslerp takes for a vector; mergekit's `row_wise` means the first axis."""
+    flatten, row_wise = lookup.of(FLATTEN), lookup.of(ROW_WISE)
+    if flatten is None or row_wise is None:
         return
-    _check_band(density, gamma, faults)
-    kept, dropped = plain_value(density), plain_value(gamma)
-    if dropped is not None:
-        yield density, lambda value: {"density": value, "outlier_fraction": 0.0 if value >= 1 else dropped}
+    is_flat, is_row_wise = plain_value(flatten), plain_value(row_wise)
+    if is_flat is None or is_row_wise is None:
+        pointer, line = flatten[0].place or row_wise[0].place or ("/parameters", 1)
+        faults.add(pointer, Node(None, line), "nuslerp_flatten and nuslerp_row_wise must be the same for all tensors")
+        return
+    scope = "tensor" if is_flat else "column" if is_row_wise else "row"
+    yield (flatten if is_flat else row_wise), lambda _: {"scope": scope}
+
+
+def _beside_density(lookup: Lookup, other: Renamed, faults: Faults) -> Iterator[Said]:
+    """Yield density and the parameter that mergekit does not look at where density is 1: there it is 0."""
+    density, beside = lookup.of(DENSITY), lookup.of(other)
+    if density is None or beside is None:
+        return
+    _check_density(density, beside, other, faults)
+    kept, plain = plain_value(density), plain_value(beside)
+    if plain is not None:
+        yield density, lambda value: {DENSITY.ours: value, other.ours: 0.0 if value >= 1 else plain}
     elif kept is not None:
-        yield density, lambda value: {"density": value}
-        yield gamma, lambda value: {"outlier_fraction": 0.0 if kept >= 1 else value}
+        yield density, lambda value: {DENSITY.ours: value}
+        yield beside, lambda value: {other.ours: 0.0 if kept >= 1 else value}
     else:
-        pointer, line = gamma[0].place or ("/parameters/gamma", 1)
-        faults.add(
-            pointer, Node(None, line), "density and gamma both differ between tensors; make one of them a number"
-        )
+        pointer, line = beside[0].place or (f"/parameters/{other.theirs}", 1)
+        message = f"density and {other.theirs} both differ between tensors; make one of them a number"
+        faults.add(pointer, Node(None, line), message)
 
 
-def _check_band(density: Setting, gamma: Setting, faults: Faults) -> None:
-    most = max(value for condition in gamma for value in _values(condition.value))
+def _check_density(density: Setting, beside: Setting, other: Renamed, faults: Faults) -> None:
+    """Refuse what mergekit refuses, or does in another way than it is asked to."""
+    most = max(value for condition in beside for value in _values(condition.value))
     for condition in density:
         values = _values(condition.value)
-        exceeding = [value for value in values if value + most > 1 and (value < 1 or len(values) > 1)]
-        if exceeding:
+        beyond = [value for value in values if value + most > 1 and (value < 1 or len(values) > 1)]
+        beyond += [
+            value for value in values if other is EPSILON and value < 1 and not 0 < value - most < value + most < 1
+        ]
+        if beyond:
             pointer, line = condition.place or ("/parameters/density", 1)
-            message = f"density {exceeding[0]:g} and gamma {most:g} exceed 1 together"
-            faults.add(pointer, Node(None, line), f"{message}; mergekit drops fewer outliers then; lower gamma")
+            message = f"density {beyond[0]:g} leaves no room for {other.theirs} {most:g} within 0 and 1"
+            faults.add(pointer, Node(None, line), f"{message}; lower {other.theirs}")
             return
 
 

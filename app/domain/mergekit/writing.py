@@ -12,7 +12,7 @@ import yaml
 from app.domain.errors import FieldProblem, NotAcceptable
 from app.domain.mergekit.conditions import Chain, Change, chain_of, filters_of, say, text_of
 from app.domain.mergekit.layers import PASSTHROUGH, SCALE
-from app.domain.mergekit.methods import DENSITY, GAMMA, KNOWN_METHODS, KnownMethod, Renamed, Switched
+from app.domain.mergekit.methods import DENSITY, FLATTEN, KNOWN_METHODS, ROW_WISE, KnownMethod, Renamed, Switched
 from app.domain.recipes import PinnedCheckpoint, Recipe
 
 HEAD = """\
@@ -27,6 +27,7 @@ SILENT = {  # fields of a recipe that mergekit has no word for -> the value that
     "merge_buffers": True,
     "transforms": (),
     "post_steps": (),
+    "onto": None,
 }
 
 Document = dict[str, Any]  # YAML
@@ -82,6 +83,9 @@ def _other_than_fixed(recipe: Recipe, known: KnownMethod) -> Iterator[tuple[str,
 
 def _write_merge(recipe: Recipe, known: KnownMethod, faults: Faults) -> Document:
     refs = [_ref(model) for model in recipe.models]
+    is_weighed = any(model.weight != 1 for model in recipe.models) or any(one.weights for one in recipe.overrides)
+    if is_weighed and not known.has_weights:
+        faults.append(FieldProblem("/models", f"mergekit's {known.theirs} uses no weights"))
     if len(set(refs)) < len(refs):
         faults.append(FieldProblem("/models", "mergekit refuses a model that is named twice"))
     document: Document = {}
@@ -99,8 +103,8 @@ def _write_merge(recipe: Recipe, known: KnownMethod, faults: Faults) -> Document
 def _base_ref(recipe: Recipe, known: KnownMethod, faults: Faults) -> str | None:
     base = None if recipe.base_model is None else _ref(recipe.base_model)
     refs = [_ref(model) for model in recipe.models]
-    if known.base == "input" and base is not None and base not in refs:
-        faults.append(FieldProblem("/base_model", f"mergekit's {known.theirs} would merge the base model too"))
+    if known.base == "input" and base is not None:
+        faults.append(FieldProblem("/base_model", f"mergekit's {known.theirs} takes the base model for an input"))
     if known.base == "start":
         if base not in (None, refs[0]):
             message = f"mergekit's {known.theirs} starts from the base model, which is not models[0] here"
@@ -121,11 +125,13 @@ def _weights(recipe: Recipe, at: int, faults: Faults) -> Chain:
 def _parameters(recipe: Recipe, known: KnownMethod, faults: Faults) -> Iterator[tuple[str, Any]]:
     sayable = {one.ours: one for one in known.parameters if isinstance(one, Renamed | Switched)}
     for name in recipe.parameters:
-        if name not in sayable and name not in known.fixed:
+        if name not in sayable and name not in known.fixed and not (known.has_vectors and name == "scope"):
             faults.append(FieldProblem(f"/parameters/{name}", f"mergekit's {known.theirs} has no such parameter"))
     chains = {name: _chain(recipe, one, faults) for name, one in sayable.items() if name in recipe.parameters}
-    if known.has_outliers:
-        _join_band(chains, faults)
+    if known.at_density_below_one is not None:
+        _join_with_density(chains, known.at_density_below_one, faults)
+    if known.has_vectors:
+        yield from _vectors(recipe, faults)
     for name, chain in chains.items():
         yield sayable[name].theirs, say(chain)
 
@@ -151,20 +157,31 @@ def _their_value(parameter: Renamed | Switched, value: Any, faults: Faults) -> A
     return None
 
 
-def _join_band(chains: dict[str, Chain], faults: Faults) -> None:
-    """Say one gamma where outliers are dropped at every density below 1, and at no other."""
-    density, dropped = chains[DENSITY.ours], chains[GAMMA.ours]
-    if filters_of(density) != filters_of(dropped):
-        dropped_of = [value for _, value in dropped] * len(density) if len(dropped) == 1 else None
-    else:
-        dropped_of = [value for _, value in dropped]
-    below = {value for (_, kept), value in zip(density, dropped_of or [], strict=False) if not _reaches_one(kept)}
-    at_one = {value for (_, kept), value in zip(density, dropped_of or [], strict=False) if _reaches_one(kept)}
-    if dropped_of is None or len(below) > 1 or at_one - {0.0}:
-        message = "mergekit drops one fraction of outliers wherever density is below 1, and none where it is 1"
-        faults.append(FieldProblem(f"/parameters/{GAMMA.ours}", message))
+def _join_with_density(chains: dict[str, Chain], other: Renamed, faults: Faults) -> None:
+    """Say one value where density is below 1; where it is 1, mergekit has 0 and no other."""
+    density, beside = chains[DENSITY.ours], chains[other.ours]
+    if len(density) == 1 and not _reaches_one(density[0][1]):
         return
-    chains[GAMMA.ours] = [(None, next(iter(below), 0.0))]
+    values = [value for _, value in beside]
+    if len(values) == 1:
+        values *= len(density)
+    elif filters_of(density) != filters_of(beside):
+        values = []
+    pairs = list(zip((kept for _, kept in density), values, strict=False))
+    below = {value for kept, value in pairs if not _reaches_one(kept)}
+    if not pairs or len(below) > 1 or any(value != 0 for kept, value in pairs if _reaches_one(kept)):
+        message = f"mergekit has one {other.theirs} wherever density is below 1, and 0 where it is 1"
+        faults.append(FieldProblem(f"/parameters/{other.ours}", message))
+        return
+    chains[other.ours] = [(None, next(iter(below), 0.0))]
+
+
+def _vectors(recipe: Recipe, faults: Faults) -> Iterator[tuple[str, bool]]:
+    if any("scope" in one.parameters for one in recipe.overrides):
+        faults.append(FieldProblem("/overrides", "mergekit's nuslerp has one scope for all tensors"))
+    scope = recipe.parameters["scope"]
+    yield FLATTEN.theirs, scope == "tensor"
+    yield ROW_WISE.theirs, scope == "column"
 
 
 def _reaches_one(density: Any) -> bool:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -232,6 +233,30 @@ def test_a_log_is_paged_like_every_list(house: House, path: str) -> None:
     for cursor in ("x", "-1", "9" * 30, "%C2%B2"):
         refused = house.get(f"{path}?cursor={cursor}")
         assert (refused.status_code, refused.json()["code"]) == (400, "bad_cursor")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}/events", "/v1/events"])
+def test_a_log_is_read_backwards_and_narrowed_by_time(any_house: House, path: str) -> None:
+    path = path.format(begin(any_house)["id"])
+    any_house.work()
+
+    first = any_house.read(f"{path}?order=-created_at&limit=2")
+    second = any_house.read(f"{path}?order=-created_at&limit=2&cursor={first['next_cursor']}")
+    now = first["items"][1]["at"]
+    early = any_house.read(f"{path}?created_before={quote(now)}")
+    late = any_house.read(f"{path}?created_after={quote(now)}")
+
+    assert [event["seq"] for event in (*first["items"], *second["items"])] == [3, 2, 1]
+    assert second["next_cursor"] is None
+    assert ([event["seq"] for event in early["items"]], [event["seq"] for event in late["items"]]) == ([1], [3])
+
+
+@pytest.mark.parametrize("query", ["order=-created_at", "created_before=2120-01-01T00:00:00Z"])
+def test_a_stream_cannot_be_narrowed_or_turned(house: House, query: str) -> None:
+    job = begin(house)
+    for path in (f"/v1/jobs/{job['id']}/events", "/v1/events"):
+        response = house.get(f"{path}?{query}", headers=STREAM)
+        assert (response.status_code, response.json()["code"]) == (422, "validation_failed")
 
 
 def test_the_client_reads_a_log_of_many_pages(house: House) -> None:

@@ -116,3 +116,44 @@ def test_models_are_listed_backwards_too(house: House) -> None:
     rest = house.read(f"/v1/models?order=-name&limit=2&cursor={first['next_cursor']}")
 
     assert [item["name"] for item in (*first["items"], *rest["items"])] == ["c", "b", "a"]
+
+
+def test_models_are_listed_by_time_too(any_house: House) -> None:
+    house = any_house
+    for name in ("b", "c", "a"):
+        house.register(name, draw(0))
+
+    for order, expected in (("created_at", ["b", "c", "a"]), ("-created_at", ["a", "c", "b"])):
+        first = house.read(f"/v1/models?order={order}&limit=2")
+        rest = house.read(f"/v1/models?order={order}&limit=2&cursor={first['next_cursor']}")
+
+        assert [item["name"] for item in (*first["items"], *rest["items"])] == expected
+        assert refused(house, f"/v1/models?order=name&cursor={first['next_cursor']}")
+
+
+@pytest.mark.parametrize("path", ["/v1/methods", "/v1/evaluators", "/v1/finetuners", "/v1/workers"])
+def test_short_lists_run_backwards_too(house: House, path: str) -> None:
+    add_worker(house, "a")
+    add_worker(house, "b")
+    forwards = house.read(path)["items"]
+    found: list[Document] = []
+    cursor = ""
+    while True:
+        page = house.read(f"{path}?order=-name&limit=1{cursor}")
+        found += page["items"]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert found == forwards[::-1]
+    assert house.get(f"{path}?order=created_at").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "query", ["tag.", "tag.%20a=b", "tag.a%C3%A9=b", f"tag.{'a' * 64}=b", f"tag.a={'b' * 256}", "tag.-a=b"]
+)
+def test_a_filter_by_what_can_be_no_tag_is_refused(house: House, query: str) -> None:
+    response = house.get(f"/v1/jobs?{query}")
+
+    assert (response.status_code, response.json()["code"]) == (422, "validation_failed")
+    assert response.json()["errors"][0]["pointer"].startswith("/query/tag.")

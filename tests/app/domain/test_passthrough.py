@@ -11,13 +11,12 @@ from app.domain.errors import AmalgamError, IncompatibleCheckpoints, Invalid, In
 from app.domain.passthrough import Layout, lay_out, pin_models
 from tests.app.domain.plan_inputs import manifest_of
 
-PARTS = {"attn.q.weight": (4, 4), "mlp.up.weight": (8, 4), "norm.weight": (4,)}
+PARTS: dict[str, Any] = {"attn.q.weight": (4, 4), "mlp.up.weight": (8, 4), "norm.weight": (4,)}
 OUTSIDE = {"model.embed_tokens.weight": (10, 4), "model.norm.weight": (4,), "lm_head.weight": (10, 4)}
 
 
-def deep(n_blocks: int, *, prefix: str = "model.layers", **changes: Any) -> Manifest:
+def deep(n_blocks: int, *, prefix: str = "model.layers", parts: dict[str, Any] = PARTS) -> Manifest:
     """Return a model of some blocks."""
-    parts: dict[str, Any] = {**PARTS, **changes}
     blocks = {f"{prefix}.{n}.{name}": shape for n in range(n_blocks) for name, shape in parts.items()}
     return manifest_of({**OUTSIDE, **blocks})
 
@@ -131,8 +130,10 @@ def test_a_first_block_of_its_own_stays_the_first() -> None:
         ([manifest_of({f"{tower}.{n}.{p}": (2,) for tower in "ab" for n in range(2) for p in "xy"})], [(0, 0, 1)],
          IncompatibleCheckpoints, "found a.0, …, b.0, …"),
         ([deep(4), deep(4, prefix="h")], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "its blocks are 'h'"),
-        ([deep(4), deep(4, **{"norm.weight": (5,)})], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "shapes"),
-        ([deep(4), deep(4, extra=(5,))], [(0, 0, 2), (1, 2, 4)], IncompatibleCheckpoints, "'extra' is in the blocks"),
+        ([deep(4), deep(4, parts={**PARTS, "norm.weight": (5,)})], [(0, 0, 2), (1, 2, 4)],
+         IncompatibleCheckpoints, "shapes"),
+        ([deep(4), deep(4, parts={**PARTS, "extra": (5,)})], [(0, 0, 2), (1, 2, 4)],
+         IncompatibleCheckpoints, "'extra' is in the blocks"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_put_together_is_refused(

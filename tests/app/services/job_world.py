@@ -10,6 +10,7 @@ from app.db.tables import Checkpoint, Job, JobAttempt, Project, Table
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, ResourceClass
 from app.domain.views.jobs import EventView, JobView
+from app.domain.views.pages import EventsRequest
 from app.queue import JobQueue, QueueAway
 from app.services import jobs, running
 from app.services.actors import Actor
@@ -95,7 +96,7 @@ class JobWorld:
         return jobs.get(self.sessions, ACTOR, job_id)
 
     def events(self, job_id: str) -> list[EventView]:
-        return jobs.events(self.sessions, ACTOR, job_id, after_seq=0, limit=1000)
+        return jobs.events(self.sessions, ACTOR, job_id, EventsRequest(after_seq=0, limit=1000))
 
     def event_types(self, job_id: str) -> list[str]:
         return [event.type for event in self.events(job_id)]

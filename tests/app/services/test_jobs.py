@@ -10,7 +10,7 @@ import pytest
 from app.db.tables import Event
 from app.domain.errors import BadCursor, Conflict, JobIsFinal, JobNotFinal, NotFound
 from app.domain.jobs import JobKind, JobState, ResourceClass
-from app.domain.views.pages import PageRequest
+from app.domain.views.pages import EventsRequest, PageRequest
 from app.services import jobs, running
 from app.services.actors import Actor
 from app.services.jobs import JobFilters
@@ -177,16 +177,16 @@ def test_children_are_named_by_their_parent(world: JobWorld) -> None:
 def test_events_can_be_read_from_any_point(world: JobWorld) -> None:
     job = world.add()
     world.finish(world.claim())
-    rest = jobs.events(world.sessions, ACTOR, job.id, after_seq=1, limit=1)
+    rest = jobs.events(world.sessions, ACTOR, job.id, EventsRequest(after_seq=1, limit=1))
     assert [(event.seq, event.type) for event in rest] == [(2, "job.started")]
 
 
 def test_the_sequence_over_all_jobs_has_no_gap_and_keeps_each_job_s_order(world: JobWorld) -> None:
     first, second = world.add(), world.add()
     world.finish(world.claim())
-    early = jobs.all_events(world.sessions, ACTOR, after_seq=0, limit=1000)
+    early = jobs.all_events(world.sessions, ACTOR, EventsRequest(after_seq=0, limit=1000))
     world.finish(world.claim())
-    everything = jobs.all_events(world.sessions, ACTOR, after_seq=0, limit=1000)
+    everything = jobs.all_events(world.sessions, ACTOR, EventsRequest(after_seq=0, limit=1000))
 
     assert everything[: len(early)] == early
     assert [event.seq for event in everything] == list(range(1, 7))
@@ -202,7 +202,7 @@ def test_the_sequence_keeps_a_job_s_order_when_the_clock_is_set_back(world: JobW
     with world.sessions.begin() as session:
         last = session.get_one(Event, (job.id, 3))
         last.at = datetime(2000, 1, 1, tzinfo=UTC)
-    types = [event.type for event in jobs.all_events(world.sessions, ACTOR, after_seq=0, limit=10)]
+    types = [event.type for event in jobs.all_events(world.sessions, ACTOR, EventsRequest(after_seq=0, limit=10))]
     assert types == ["job.queued", "job.started", "job.succeeded"]
 
 

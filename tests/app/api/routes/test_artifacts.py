@@ -203,3 +203,23 @@ def test_bytes_that_are_gone_are_said_plainly(house: House) -> None:
     house.wiring.storage.delete([digest], min_age_seconds=0)
     _problem(house.get(f"/v1/artifacts/{artifact}/files/model.safetensors"), 409, "artifact_gone")
     _problem(house.get(f"/v1/artifacts/{artifact}/archive"), 409, "artifact_gone")
+
+
+@pytest.mark.parametrize("what", ["files/model.safetensors", "files/README.md", "archive"])
+def test_head_gives_the_headers_of_a_download_alone(house: House, what: str) -> None:
+    url = f"/v1/artifacts/{_copy(house)}/{what}"
+    whole = house.get(url)
+
+    head = house.client.head(url)
+    part = house.client.head(url, headers={"Range": "bytes=0-3"})
+
+    ours = {"x-request-id", "traceparent", "date"}
+    for found in (head, part):  # a range has no meaning for HEAD
+        assert (found.status_code, found.content) == (200, b"")
+        assert {k: v for k, v in found.headers.items() if k not in ours} == {
+            k: v for k, v in whole.headers.items() if k not in ours
+        }
+    if what != "archive":
+        assert house.client.head(url, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
+    assert house.client.head(url.replace("art_", "art_0")).status_code == 404
+    assert house.client.put(url).headers["allow"] == "GET, HEAD"

@@ -209,7 +209,7 @@ def test_other_globs_are_no_texts(glob: str) -> None:
         (recipe_of(nan_policy="zero"), "/nan_policy", "nothing of the kind"),
         (recipe_of(merge_buffers=False), "/merge_buffers", "nothing of the kind"),
         (recipe_of(models=(model("a"), model("a"))), "/models", "named twice"),
-        (recipe_of("average", base_model=pinned("f"), parameters={"normalize": True}), "/base_model", "merge the base"),
+        (recipe_of("average", base_model=pinned("f"), parameters={"normalize": True}), "/base_model", "for an input"),
         (recipe_of("slerp", base_model=pinned("f"), parameters={"t": 0.1}), "/base_model", "not models[0]"),
         (recipe_of(overrides=(Override(match="a.b", parameters={"density": 0.1}),)),
          "/overrides/0/parameters/density", "is no filter of mergekit's"),
@@ -218,7 +218,7 @@ def test_other_globs_are_no_texts(glob: str) -> None:
         (recipe_of("awd_task_arithmetic"), "/method", "mergekit has no awd_task_arithmetic"),
         (recipe_of("breadcrumbs", parameters={
             "density": 1.0, "elect_signs": False, "mask_mode": "band", "outlier_fraction": 0.01,
-            "scaling_coefficient": 0.3, "scope": "tensor"}), "/parameters/outlier_fraction", "none where it is 1"),
+            "scaling_coefficient": 0.3, "scope": "tensor"}), "/parameters/outlier_fraction", "0 where it is 1"),
         (recipe_of("passthrough", parameters={}), "/models/1", "copies one model"),
         (recipe_of("passthrough", models=(model("a"),), parameters={"scaling": [{"match": "a", "factor": 1.0}]}),
          "/parameters/scaling/0", "is no filter"),
