@@ -37,6 +37,9 @@ def merge(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave these tensors as the base's.")
     ] = None,
+    adapter_space: Annotated[
+        str | None, typer.Option(metavar="SPACE", help="Where adapters are merged: delta, factors, concat or shared.")
+    ] = None,
     evaluate: Annotated[list[str] | None, typer.Option("--evaluate", "-e", metavar="TASK", help="Measure it.")] = None,
     tags: Tags = None,
     seed: Annotated[int | None, typer.Option(help="The seed of all random draws; default: 0.")] = None,
@@ -56,6 +59,7 @@ def merge(
         "seed": seed,
         "include": include,
         "exclude": exclude,
+        "adapter_space": adapter_space,
         "dtype": dtype,
     }
     asked = {key: value for key, value in asked.items() if value not in (None, [], {})}
