@@ -15,7 +15,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
 from app.domain import passthrough
 from app.domain.catalog import Catalog, MethodCard, StepKind
-from app.domain.checkpoints import CheckpointKind, Manifest, Value
+from app.domain.checkpoints import CheckpointKind, Manifest, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
@@ -75,6 +75,7 @@ class Draft:
     manifests: tuple[Manifest, ...]
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
+    named: str  # digest of what the request named
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -96,23 +97,59 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
-    base, models = _resolve(session, actor, request)
+    named = _find(session, actor, request)
+    base, models = named.base, named.models
     _check_kinds(card, request, models)
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
-    pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     labels = _label_models(card, request, models)
-    behind = [base] if base is not None else models
-    shared = bases.shared_root(session, [row.id for row in behind])
     return Draft(
         card=card,
         recipe=_recipe(wiring, request, card, parameters, (base, models, labels)),
         base=base,
-        models=tuple(models),
+        models=models,
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=_with_patches(labels, measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate")),
+        evaluate=_with_patches(labels, named.evaluate),
+        base_checkpoint=named.base_checkpoint,
+        named=named.key,
+    )
+
+
+def still_holds(session: Session, actor: Actor, request: MergeRequest, made: Draft) -> bool:
+    """Tell whether the request names what it named when the draft was made; what it names is locked as in `draft`.
+
+    Raises: as `draft` for what is not there any more.
+    """
+    return _find(session, actor, request).key == made.named
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a request names."""
+
+    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    evaluate: tuple[PinnedItem, ...]
+    base_checkpoint: str | None
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that a draft takes from the rows but what no row ever changes."""
+        rows = [self.base, *self.models]
+        items = [item.model_dump(mode="json") for item in self.evaluate]
+        return digest_json([[row and row.id, row and row.task] for row in rows] + [items, self.base_checkpoint])
+
+
+def _find(session: Session, actor: Actor, request: MergeRequest) -> _Named:
+    base, models = _resolve(session, actor, request)
+    pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
+    shared = bases.shared_root(session, [row.id for row in ([base] if base is not None else models)])
+    return _Named(
+        base=base,
+        models=tuple(models),
+        evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
         base_checkpoint=base.id if base is not None else shared,
     )
 
