@@ -17,13 +17,14 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from app.domain.catalog import CATALOG_PATH, Catalog, load_catalog
+from app.domain.catalog import CATALOG_PATH, Catalog, MethodCard, load_catalog
 from app.domain.recipes import Recipe
-from workers import evaluators, finetuning, methods, post_steps, transforms
+from workers import adapter_methods, evaluators, finetuning, methods, post_steps, transforms
+from workers.adapter_contract import AdapterCode, AdapterMethod
 from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
 from workers.model_contract import Evaluator, Finetuner
 
-Entry = TypeVar("Entry", MergeMethod, Evaluator, Finetuner, Transform, PostStep)
+Entry = TypeVar("Entry", MergeMethod, AdapterMethod, Evaluator, Finetuner, Transform, PostStep)
 
 
 class CatalogFault(Exception):
@@ -41,6 +42,24 @@ def find_methods() -> tuple[MergeMethod, ...]:
             raise CatalogFault(f"{module} holds the method {method.card.name!r}; a method's file is named like it")
     refuse_collisions((name, module) for module, method in found.items() for name in _names(method))
     return tuple(sorted(found.values(), key=lambda method: method.card.name))
+
+
+def find_adapter_methods() -> tuple[AdapterMethod, ...]:
+    """Return every adapter method, sorted by name.
+
+    Raises: CatalogFault for a file without its method.
+    """
+    return tuple(sorted(_find(adapter_methods, AdapterMethod).values(), key=lambda method: method.card.name))
+
+
+def find_cards() -> tuple[MethodCard, ...]:
+    """Return the cards of all merge methods, sorted by name.
+
+    Raises: CatalogFault for a file without its method, or a name or alias used twice.
+    """
+    cards = [*(one.card for one in find_methods()), *(one.card for one in find_adapter_methods())]
+    refuse_collisions((name, card.name) for card in cards for name in (card.name, *card.aliases))
+    return tuple(sorted(cards, key=lambda card: card.name))
 
 
 def find_evaluators() -> tuple[Evaluator, ...]:
@@ -90,6 +109,17 @@ def load_recipe(recipe: Recipe) -> RecipeCode:
     )
 
 
+def load_adapter_recipe(recipe: Recipe) -> AdapterCode:
+    """Return the code of a recipe whose result is an adapter."""
+    card = load_catalog().method(recipe.method)
+    if card.produces != "adapter":
+        code = load_recipe(recipe)
+        return AdapterCode(code.method, code)
+    method = _load(adapter_methods, card.name, AdapterMethod)
+    inner = [RecipeCode(load_method(_name_of(recipe.parameters[name]))) for name in card.nested]
+    return AdapterCode(method, inner[0] if inner else None)
+
+
 def load_method(name: str) -> MergeMethod:
     """Return a method by name or alias, loading its file alone.
 
@@ -117,7 +147,7 @@ def load_finetuner(name: str) -> Finetuner:
 def build_catalog() -> Catalog:
     """Return the catalog as the code stands."""
     return Catalog(
-        methods=tuple(method.card for method in find_methods()),
+        methods=find_cards(),
         evaluators=tuple(evaluator.card for evaluator in find_evaluators()),
         finetuners=tuple(finetuner.card for finetuner in find_finetuners()),
         transforms=tuple(step.card for step in find_transforms()),

@@ -20,7 +20,8 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard
+from app.domain.adapters import AdapterSpace
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
 from workers.patches import Patch
 
@@ -162,6 +163,7 @@ class MergeMethod:
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
+    coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,10 @@ def merge_method(
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
+    task_addition: TaskAddition | None = None,
+    coefficients: Callable[..., Sequence[float]] | None = None,
+    accepts_dense: bool = True,
+    adapter_spaces: tuple[AdapterSpace, ...] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -245,7 +251,15 @@ def merge_method(
     artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
     what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
+
+    task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
+    one is a sum over the models, or the patches apply to what stays as it is.
+    coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
+    vectors; it may then name the adapter space "concat".
+    adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
+    default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
+    spaces = default if adapter_spaces is None else adapter_spaces
     card = MethodCard(
         name=name,
         version=version,
@@ -265,14 +279,18 @@ def merge_method(
         is_scale_equivariant=is_scale_equivariant,
         counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
+        accepts_adapters=bool(spaces),
+        accepts_dense=accepts_dense,
+        adapter_spaces=spaces,
         copies=copies,
         nested=dict(nested or {}),
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
+        task_addition=task_addition,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch)
+        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch, coefficients)
 
     return decorate
 

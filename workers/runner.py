@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
+from app.domain.adapter_sets import extracts_adapter, writes_adapter
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import Value
 from app.domain.errors import AmalgamError, JobInternal, OutOfDisk, OutOfMemory
@@ -53,8 +54,7 @@ class WorkOrder(Value):
 
 def warm_up() -> str | None:
     """Check, once the methods are imported, that the catalog the API offers is the one of these files."""
-    found = tuple(method.card for method in import_module("workers.catalog").find_methods())
-    if sorted(found, key=lambda card: card.name) == list(load_catalog().methods):
+    if import_module("workers.catalog").find_cards() == load_catalog().methods:
         return None
     return "The merge methods differ from app/domain/catalog.json. Run `make catalog`, or install one release only."
 
@@ -131,12 +131,14 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
 
 
 def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
-    plans = import_module("app.domain.plans")
+    planning = import_module("app.domain.planning")
     catalog = import_module("workers.catalog")
+    if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
+        return _merge_adapters(work, order, on_progress)
     merge = import_module("workers.pipelines.merge")
     code = catalog.load_recipe(work.recipe)
     base = work.base_model.manifest if work.base_model is not None else None
-    plan = plans.make_plan(
+    plan = planning.plan_merge(
         work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
     )
     manifest, report = merge.merge_checkpoints(
@@ -145,10 +147,32 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
         recipe=work.recipe,
         base=work.base_model,
         models=work.models,
+        onto=work.onto,
         output=work.output,
         on_progress=on_progress,
         device=order.device,
         threads=order.threads,
+    )
+    return CheckpointOutcome(manifest=manifest, report=report)
+
+
+def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    planning = import_module("app.domain.planning")
+    code = import_module("workers.catalog").load_adapter_recipe(work.recipe)
+    base = work.base_model.manifest if work.base_model is not None else None
+    manifests = [model.manifest for model in work.models]
+    plan = planning.plan_merge(work.recipe, base, manifests, code.method.card)
+    name = "lora_extraction" if extracts_adapter(code.method.card) else "adapter_merge"
+    pipeline = import_module(f"workers.pipelines.{name}")
+    manifest, report = pipeline.merge_adapters(
+        plan,
+        code,
+        recipe=work.recipe,
+        base=work.base_model,
+        models=work.models,
+        output=work.output,
+        on_progress=on_progress,
+        device=order.device,
     )
     return CheckpointOutcome(manifest=manifest, report=report)
 

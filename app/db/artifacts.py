@@ -7,9 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.owners import Owner
-from app.db.tables import Artifact, ArtifactFile
+from app.db.tables import Artifact, ArtifactFile, Checkpoint
 from app.domain.checkpoints import FileEntry, digest_json
-from app.domain.errors import NotFound
+from app.domain.errors import ArtifactGone, FieldProblem, Invalid, NotFound
 from app.domain.identifiers import new_id
 from app.domain.views.artifacts import ArtifactView
 
@@ -60,6 +60,21 @@ def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
     row = session.scalar(select(Artifact).where(Artifact.project_id == project_id, Artifact.id == artifact_id))
     if row is None:
         raise NotFound(f"No artifact has the id {artifact_id!r}. GET /v1/artifacts lists what there is.")
+    return row
+
+
+def find_checkpoint(session: Session, project_id: str, artifact_id: str) -> Checkpoint:
+    """Return the checkpoint that an artifact is; it stays until the transaction ends.
+
+    Raises: NotFound; Invalid for a report; ArtifactGone.
+    """
+    artifact = find(session, project_id, artifact_id)
+    if artifact.checkpoint_id is None:
+        message = f"{artifact_id} is a {artifact.kind}, expected the artifact of a checkpoint"
+        raise Invalid(f"{message}.", errors=[FieldProblem("/path/artifact_id", message)])
+    row = session.get(Checkpoint, artifact.checkpoint_id, with_for_update={"read": True, "key_share": True})
+    if row is None or row.deleted_at is not None:
+        raise ArtifactGone(f"The checkpoint of {artifact_id} was deleted. Run its job again to make it anew.")
     return row
 
 

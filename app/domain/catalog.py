@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
+from app.domain.adapters import AdapterSpace
 from app.domain.checkpoints import Value
 from app.domain.errors import (
     EvaluatorNotFound,
@@ -47,6 +48,13 @@ def coarsest(granularities: Sequence[Granularity]) -> Granularity:
     return max(granularities, key=_FINE_TO_COARSE.index)
 
 
+class TaskAddition(Value):
+    """How tasks are added to a method's result later, without the old models."""
+
+    method: str | None = None  # by another method over what is shared; None: by the method itself
+    fixed: dict[str, JsonValue] = Field(default_factory=dict)  # parameters that must have these values
+
+
 class MethodCard(Value):
     """What a caller and the pipeline need to know about a merge method."""
 
@@ -66,7 +74,10 @@ class MethodCard(Value):
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"
     patch_codec: PatchCodec | None = None  # how a multitask artifact's patches are stored, mostly
-    accepts_adapters: bool = False
+    task_addition: TaskAddition | None = None  # None: a result is what it is
+    accepts_adapters: bool = True
+    accepts_dense: bool = True  # False: its models are adapters
+    adapter_spaces: tuple[AdapterSpace, ...] = ("delta",)  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8

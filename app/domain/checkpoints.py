@@ -72,6 +72,21 @@ class TensorSpec(Value):
         return self.end - self.begin
 
 
+class LoraConfig(Value):
+    """What an adapter's config says of its weights; read by app/domain/lora_configs.py."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)  # pattern of module paths -> rank
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    base_model_name: str | None = None  # as its author called it; nothing is looked up by it
+    task_type: str | None = None  # which model class PEFT wraps
+
+
 class TaskPatch(Value):
     """What turns a multitask checkpoint into the model of one task: a patch file (docs/patches.md)."""
 
@@ -97,6 +112,7 @@ class Manifest(Value):
     architecture: str | None = None  # config.json: architectures[0]
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
+    adapter: LoraConfig | None = None  # of a checkpoint of kind adapter
     patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models
     patch_base: str | None = None  # the file with the base model, where patches are masks over it
 
@@ -148,7 +164,7 @@ class TensorDifference(Value):
     """One tensor that keeps models from being merged."""
 
     name: str
-    problem: str  # missing | extra | shape | dtype
+    problem: str  # missing | extra | shape | dtype; adapter: one that does not fit the base, for all of its tensors
     model: int = Field(ge=0)  # index into the request's models
     expected: str | None = None
     found: str | None = None

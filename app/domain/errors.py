@@ -384,6 +384,13 @@ class MissingWeights(CheckpointInvalid):
     title = "The weights are not all there"
 
 
+class AdapterUnsupported(CheckpointInvalid):
+    """An adapter that is no low-rank sum on its base's weights; the config's field is named, with the way out."""
+
+    code = "adapter_unsupported"
+    title = "This kind of adapter is not supported"
+
+
 # --- what we stand on ---------------------------------------------------------------------------------------------
 
 

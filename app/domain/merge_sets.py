@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from app.domain.adapters import as_dense
 from app.domain.catalog import MethodCard
 from app.domain.checkpoints import (
     MERGEABLE_DTYPES,
+    CheckpointKind,
+    Compatibility,
     Manifest,
     TensorDifference,
     TensorSpec,
@@ -55,6 +58,7 @@ def find_merge_set(recipe: Recipe, base: Manifest | None, models: Sequence[Manif
         glob that matches nothing, or when nothing is left to merge.
     """
     reference = base or models[0]
+    models = view_adapters(base, models)
     selected = _select(recipe, reference, models)
     differences = _check_differences(recipe, check_mergeable(reference, models).differences, selected)
     missing = {difference.name for difference in differences if difference.problem == "missing"}
@@ -69,6 +73,43 @@ def find_merge_set(recipe: Recipe, base: Manifest | None, models: Sequence[Manif
         )
     _refuse_unmergeable(merge_set)
     return merge_set
+
+
+def view_adapters(base: Manifest | None, models: Sequence[Manifest]) -> list[Manifest]:
+    """Return the models with each adapter as the dense model that it makes of the base.
+
+    Raises: IncompatibleCheckpoints naming the model, for an adapter without a base or one that does not fit it.
+    """
+    return [_view_adapter(base, model, index) for index, model in enumerate(models)]
+
+
+def compare_manifests(base: Manifest | None, models: Sequence[Manifest]) -> Compatibility:
+    """Compare models with the base, else with the first of them; an adapter as the dense model it makes of the base."""
+    views: list[Manifest] = []
+    unfit: list[TensorDifference] = []
+    for index, model in enumerate(models):
+        try:
+            views.append(_view_adapter(base, model, index))
+        except IncompatibleCheckpoints as error:
+            unfit.append(TensorDifference(name="*", problem="adapter", model=index, found=error.detail))
+            views.append(model if base is None else base)
+    outcome = check_mergeable(base or views[0], views)
+    if not unfit:
+        return outcome
+    return outcome.model_copy(update={"is_mergeable": False, "differences": (*unfit, *outcome.differences)})
+
+
+def _view_adapter(base: Manifest | None, model: Manifest, index: int) -> Manifest:
+    if model.kind is not CheckpointKind.ADAPTER:
+        return model
+    if base is None:
+        message = f"models[{index}] is an adapter; name the base_model that it lies on"
+        raise IncompatibleCheckpoints(f"{message}.", errors=[FieldProblem("/base_model", message)])
+    try:
+        return as_dense(model, base)
+    except Invalid as error:
+        fault = FieldProblem(f"/models/{index}", error.detail)
+        raise IncompatibleCheckpoints(f"models[{index}]: {error.detail}", errors=[fault]) from None
 
 
 def _select(recipe: Recipe, reference: Manifest, models: Sequence[Manifest]) -> set[str]:

@@ -178,12 +178,17 @@ DENSE_PATTERNS = (
 )  # fmt: skip
 
 
-class MatrixParameters(Parameters):
-    """Parameters of every method that treats matrices as matrices, and all other tensors entry by entry."""
+class MatrixChoice(Parameters):
+    """Which tensors are treated as matrices."""
 
-    scaling_coefficient: ScalingCoefficient = 1.0
-    vector_reduce: VectorReduce = "mean"
     conv_as_matrix: Annotated[
         bool, Field(description="Treat a kernel [out, in, …] as a matrix of out rows, not entry by entry.")
     ] = False
     dense_patterns: DensePatterns = DENSE_PATTERNS
+
+
+class MatrixParameters(MatrixChoice):
+    """Parameters of every method that treats matrices as matrices, and all other tensors entry by entry."""
+
+    scaling_coefficient: ScalingCoefficient = 1.0
+    vector_reduce: VectorReduce = "mean"

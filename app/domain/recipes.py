@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from app.domain.adapters import AdapterSpace
 from app.domain.checkpoints import Value, digest_json
 
 RECIPE_FORMAT_VERSION = 1
@@ -61,10 +62,12 @@ class Recipe(Value):
     exclude: tuple[str, ...] = ()
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
+    adapter_space: AdapterSpace | None = None  # where adapters are merged; None: no model is one, or parameters say it
     merge_buffers: bool = True  # floating BatchNorm buffers are merged like weights
     overrides: tuple[Override, ...] = ()
     transforms: tuple[PinnedStep, ...] = ()  # of the task vectors, before the method, in this order
     post_steps: tuple[PinnedStep, ...] = ()  # of the merged task vector, after the method, in this order
+    onto: PinnedCheckpoint | None = None  # the result that the models are added to
 
     @property
     def digest(self) -> str:

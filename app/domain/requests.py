@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import MAX_MODELS
 from app.domain.identifiers import Name, ReferenceText
 from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, TensorPolicy
@@ -180,9 +181,15 @@ class MergeRequest(WorkRequest):
     nan_policy: NanPolicy = "fail"
     tensors: TensorPolicy = "strict"
     merge_buffers: bool = True
+    adapter_space: AdapterSpace | None = Field(
+        default=None, description="Where adapters are merged; default: the first that the method's card names."
+    )
     overrides: Overrides = Field(default_factory=list)
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
+    onto: ReferenceText | None = Field(
+        default=None, description="A result of the same method that the models are added to, where its card allows it."
+    )
     n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
     engine_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")
@@ -220,6 +227,7 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
     ]
     return document | {
         "base_model": f"sha256:{base.content_digest}" if base is not None else None,
+        "onto": f"sha256:{recipe.onto.content_digest}" if recipe.onto is not None else None,
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
     }
@@ -230,6 +238,15 @@ class MaterializationRequest(WorkRequest):
 
     task: Name = Field(description="A task that the artifact has a patch for.")
     output: Output = Output()
+
+
+class TaskAdditionRequest(WorkRequest):
+    """Add models to a merged artifact, without the models that it was made of."""
+
+    models: list[MergeModel] = Field(min_length=1, max_length=MAX_MODELS)
+    output: Output = Field(default=Output(), description="Default: the next version of the artifact's checkpoint.")
+    evaluate: EvaluationItems = Field(default_factory=list)
+    force: bool = Field(default=False, description="Run even if an equal recipe has run.")
 
 
 class EvaluationRequest(WorkRequest):

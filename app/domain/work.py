@@ -28,6 +28,7 @@ class MergeWork(Value):
     recipe: Recipe
     base_model: LocalCheckpoint | None
     models: tuple[LocalCheckpoint, ...]
+    onto: LocalCheckpoint | None = None
     output: Path  # an empty folder
 
 
@@ -56,6 +57,8 @@ class EvaluateWork(Value):
     base_models: dict[str, LocalCheckpoint]
     split: dict[str, str]  # task id -> split
     patched: PatchedTasks | None = None  # of a multitask checkpoint
+    adapter_base: LocalCheckpoint | None = None  # what the checkpoint lies on, if it is an adapter
+    scratch: Path | None = None  # a folder that may be made
 
 
 class FinetuneWork(Value):

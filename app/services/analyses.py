@@ -9,6 +9,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.domain.checkpoints import Manifest, Value, check_mergeable
 from app.domain.errors import FieldProblem, IncompatibleCheckpoints
 from app.domain.jobs import JobKind
+from app.domain.merge_sets import view_adapters
 from app.domain.requests import AnalysisRequest
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import AnalyzeOutcome, AnalyzeWork, Outcome
@@ -97,7 +98,7 @@ steps = AnalysisSteps()
 
 
 def _check_comparable(base: Manifest, models: list[Manifest]) -> None:
-    found = check_mergeable(base, models)
+    found = check_mergeable(base, view_adapters(base, models))
     if found.is_mergeable:
         return
     faults = [

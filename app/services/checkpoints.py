@@ -12,13 +12,14 @@ from app.db import deletion, lineage
 from app.db.engine import Sessions
 from app.db.paging import made_between, paginate, paginate_sorted
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import CheckpointKind, CheckpointState, check_mergeable
+from app.domain.checkpoints import CheckpointKind, CheckpointState
 from app.domain.errors import (
     CheckpointNotReady,
     MissingWeights,
     PreconditionFailed,
     UnsafeFormat,
 )
+from app.domain.merge_sets import compare_manifests
 from app.domain.registrations import (
     CONVERT_ADVICE,
     PICKLE_SUFFIXES,
@@ -161,7 +162,7 @@ def compare(sessions: Sessions, actor: Actor, request: CompatibilityRequest) -> 
         by_id = rows.load_manifests(session, [row.id for row in found])
     manifests = [by_id[row.id] for row in found]
     models = manifests[1:] if request.base_model is not None else manifests
-    outcome = check_mergeable(manifests[0], models)
+    outcome = compare_manifests(manifests[0] if request.base_model is not None else None, models)
     return CompatibilityView(
         is_mergeable=outcome.is_mergeable,
         n_tensors=outcome.n_tensors,

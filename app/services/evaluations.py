@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from app.db import bases, metrics
 from app.db import checkpoints as checkpoint_rows
+from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind
-from app.domain.errors import FieldProblem, Invalid
+from app.domain.errors import FieldProblem, InputChanged, Invalid
 from app.domain.requests import EvaluationRequest
 from app.domain.views.jobs import JobView
 from app.domain.work import EvaluateOutcome, EvaluateWork, Outcome, PatchedTasks
@@ -32,6 +33,7 @@ def submit(
         replay(session, actor, idempotency)
         checkpoint = checkpoint_rows.resolve(session, actor.project_id, [("/checkpoint", request.checkpoint)])[0]
         found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=request.split)
+        _check_kind(checkpoint, request.checkpoint)
         base = bases.root(session, checkpoint.id)
         items = measuring.pin_bases(session, found, default=base, pointer="/tasks")
         _check_once([item.task for item in items])
@@ -58,12 +60,17 @@ class EvaluationSteps:
             for checkpoint_id in dict.fromkeys([spec.checkpoint, *base_of.values()])
         }
         labels = {item.task_id: item.patch for item in spec.tasks if item.patch is not None}
+        adapter_base = None
+        if here[spec.checkpoint].manifest.kind is CheckpointKind.ADAPTER:
+            adapter_base = inputs.local(keepers, _base_of(keepers, spec.checkpoint))
         return EvaluateWork(
             checkpoint=here[spec.checkpoint],
             tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in spec.tasks),
             base_models={task_id: here[base] for task_id, base in base_of.items()},
             split={item.task_id: item.split for item in spec.tasks},
             patched=PatchedTasks(labels=labels, scratch=scratch / "output") if labels else None,
+            adapter_base=adapter_base,
+            scratch=scratch / "fused",
         )
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
@@ -83,6 +90,21 @@ class EvaluationSteps:
 
 
 steps = EvaluationSteps()
+
+
+def _check_kind(row: Checkpoint, ref: str) -> None:
+    if row.kind == CheckpointKind.ADAPTER and row.base_checkpoint_id is None:
+        message = f"{ref!r} is an adapter without a base_checkpoint, so there is no model to run; register it with one"
+        raise Invalid(f"/checkpoint: {message}.", errors=[FieldProblem("/checkpoint", message)])
+
+
+def _base_of(keepers: Keepers, checkpoint_id: str) -> str:
+    with keepers.sessions.read() as session:
+        row = session.get(Checkpoint, checkpoint_id)
+        base = row.base_checkpoint_id if row is not None else None
+    if base is None:
+        raise InputChanged(f"{checkpoint_id} is an adapter, and its base is gone; register both again.")
+    return base
 
 
 def _check_once(names: list[str]) -> None:

@@ -7,9 +7,8 @@ from sqlalchemy.orm import Session
 
 from app.db import artifacts
 from app.db import checkpoints as checkpoint_rows
-from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind, Manifest, Value
-from app.domain.errors import ArtifactGone, FieldProblem, Invalid, OutOfDisk, near_match
+from app.domain.errors import FieldProblem, Invalid, OutOfDisk, near_match
 from app.domain.identifiers import MAX_NAME
 from app.domain.jobs import JobKind
 from app.domain.requests import MaterializationRequest
@@ -46,7 +45,7 @@ def submit(
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
-        row = find_checkpoint(session, actor, artifact_id)
+        row = artifacts.find_checkpoint(session, actor.project_id, artifact_id)
         manifest = checkpoint_rows.load_manifest(session, row.id)
         _check_task(artifact_id, manifest, request.task)
         _check_disk(wiring, manifest)
@@ -121,21 +120,6 @@ class MaterializationSteps:
 
 
 steps = MaterializationSteps()
-
-
-def find_checkpoint(session: Session, actor: Actor, artifact_id: str) -> Checkpoint:
-    """Return the checkpoint that an artifact is, locked so that it stays until the transaction ends.
-
-    Raises: NotFound; Invalid for a report; ArtifactGone.
-    """
-    artifact = artifacts.find(session, actor.project_id, artifact_id)
-    if artifact.checkpoint_id is None:
-        message = f"{artifact_id} is a {artifact.kind}, expected the artifact of a checkpoint"
-        raise Invalid(f"{message}.", errors=[FieldProblem("/path/artifact_id", message)])
-    row = session.get(Checkpoint, artifact.checkpoint_id, with_for_update={"read": True, "key_share": True})
-    if row is None or row.deleted_at is not None:
-        raise ArtifactGone(f"The checkpoint of {artifact_id} was deleted. Run its job again to make it anew.")
-    return row
 
 
 def _check_task(artifact_id: str, manifest: Manifest, task: str) -> None:

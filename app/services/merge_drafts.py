@@ -14,13 +14,16 @@ from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
 from app.domain import passthrough
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.checkpoints import CheckpointKind, Manifest, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid
+from app.domain.kind_checks import check_kinds
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
 from app.services import measuring
+from app.services import merge_additions as additions
 from app.services.actors import Actor
 from app.services.measuring import PinnedItem
 from app.services.wiring import Wiring
@@ -45,9 +48,11 @@ class MergeSpec(Value):
     nan_policy: str
     tensors: str
     merge_buffers: bool
+    adapter_space: AdapterSpace | None = None
     overrides: tuple[dict[str, JsonValue], ...] = ()
     transforms: tuple[dict[str, JsonValue], ...] = ()
     post_steps: tuple[dict[str, JsonValue], ...] = ()
+    onto: str | None = None
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
 
@@ -76,6 +81,7 @@ class Draft:
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
     named: str  # digest of what the request named
+    onto: Checkpoint | None = None
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -85,6 +91,8 @@ class Draft:
         ]
         if self.base is not None:
             refs.append(JobInputRef(role="base_model", position=0, checkpoint_id=self.base.id))
+        if self.onto is not None and self.onto is not self.base:
+            refs.append(JobInputRef(role="model", position=len(refs), checkpoint_id=self.onto.id))
         return [*refs, *measuring.head_inputs(self.evaluate)]
 
 
@@ -98,22 +106,30 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
     named = _find(session, actor, request)
-    base, models = named.base, named.models
-    _check_kinds(card, request, models)
-    manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (*models, *((base,) if base else ()))}))
+    base, onto, models = named.base, named.onto, named.models
+    space = _check_space(card, request, base, models)
+    _check_adapter_bases(session, base, models)
+    known = [row for row in (base, onto, *models) if row is not None]
+    manifests = checkpoint_rows.load_manifests(session, list({row.id for row in known}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
     labels = _label_models(card, request, models)
+    if onto is not None:
+        additions.check(card, request, parameters, (base, manifests[onto.id], labels))
+    there = [patch.task for patch in manifests[onto.id].patches] if onto is not None else []
     return Draft(
         card=card,
-        recipe=_recipe(wiring, request, card, parameters, (base, models, labels)),
+        recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
+            update={"adapter_space": space}
+        ),
         base=base,
         models=models,
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=_with_patches(labels, named.evaluate),
+        evaluate=_with_patches([*there, *labels], named.evaluate),
         base_checkpoint=named.base_checkpoint,
         named=named.key,
+        onto=onto,
     )
 
 
@@ -130,28 +146,46 @@ class _Named:
     """What a request names."""
 
     base: Checkpoint | None
+    onto: Checkpoint | None
     models: tuple[Checkpoint, ...]
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
 
     @property
     def key(self) -> str:
-        """Digest of everything that a draft takes from the rows but what no row ever changes."""
-        rows = [self.base, *self.models]
-        items = [item.model_dump(mode="json") for item in self.evaluate]
-        return digest_json([[row and row.id, row and row.task] for row in rows] + [items, self.base_checkpoint])
+        """Digest of the rows and of what may change in them."""
+        rows = [row and [row.id, row.task, row.base_checkpoint_id] for row in (self.base, self.onto, *self.models)]
+        return digest_json([rows, [item.model_dump(mode="json") for item in self.evaluate], self.base_checkpoint])
 
 
 def _find(session: Session, actor: Actor, request: MergeRequest) -> _Named:
-    base, models = _resolve(session, actor, request)
+    base, onto, models = _resolve(session, actor, request)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     shared = bases.shared_root(session, [row.id for row in ([base] if base is not None else models)])
     return _Named(
         base=base,
+        onto=onto,
         models=tuple(models),
         evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
-        base_checkpoint=base.id if base is not None else shared,
+        base_checkpoint=_base_checkpoint(base, onto) or shared,
     )
+
+
+def _base_checkpoint(base: Checkpoint | None, onto: Checkpoint | None) -> str | None:
+    """Return what the result counts as fine-tuned from: the same as what it is added to, else the base."""
+    if onto is not None:
+        return onto.base_checkpoint_id
+    return base.id if base is not None else None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The checkpoints of a recipe."""
+
+    base: Checkpoint | None
+    onto: Checkpoint | None
+    models: Sequence[Checkpoint]
+    labels: Sequence[str | None]  # of the models' patches
 
 
 def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
@@ -250,23 +284,38 @@ def _check_versions(card: MethodCard, request: MergeRequest) -> None:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}. Merge with the release it is of.", errors=faults)
 
 
-def _resolve(session: Session, actor: Actor, request: MergeRequest) -> tuple[Checkpoint | None, list[Checkpoint]]:
-    refs = [(f"/models/{index}/checkpoint", model.checkpoint) for index, model in enumerate(request.models)]
-    if request.base_model is None:
-        return None, checkpoint_rows.resolve(session, actor.project_id, refs)
-    base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
-    return base, models
-
-
-def _check_kinds(card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint]) -> None:
-    faults = [
-        FieldProblem(
-            f"/models/{index}/checkpoint",
-            f"{model.checkpoint!r} is of kind {row.kind}; {card.name} merges dense checkpoints",
-        )
-        for index, (model, row) in enumerate(zip(request.models, models, strict=True))
-        if row.kind != CheckpointKind.DENSE and not (card.accepts_adapters and row.kind == CheckpointKind.ADAPTER)
+def _resolve(
+    session: Session, actor: Actor, request: MergeRequest
+) -> tuple[Checkpoint | None, Checkpoint | None, list[Checkpoint]]:
+    named = [
+        (name, ref) for name, ref in (("base_model", request.base_model), ("onto", request.onto)) if ref is not None
     ]
+    refs = [(f"/models/{index}/checkpoint", model.checkpoint) for index, model in enumerate(request.models)]
+    rows = checkpoint_rows.resolve(session, actor.project_id, [*((f"/{name}", ref) for name, ref in named), *refs])
+    found = {name: row for (name, _), row in zip(named, rows, strict=False)}
+    return found.get("base_model"), found.get("onto"), rows[len(named) :]
+
+
+def _check_space(
+    card: MethodCard, request: MergeRequest, base: Checkpoint | None, models: Sequence[Checkpoint]
+) -> AdapterSpace | None:
+    kinds = [CheckpointKind(row.kind) for row in models]
+    return check_kinds(card, request.adapter_space, base=CheckpointKind(base.kind) if base else None, models=kinds)
+
+
+def _check_adapter_bases(session: Session, base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
+    """Refuse adapters that were registered as lying on another model than the base of the request."""
+    faults: list[FieldProblem] = []
+    for index, row in enumerate(models):
+        own = session.get(Checkpoint, row.base_checkpoint_id) if row.base_checkpoint_id is not None else None
+        if base is None or own is None or row.kind != CheckpointKind.ADAPTER:
+            continue
+        if own.weights_digest != base.weights_digest:
+            message = (
+                f"models[{index}] lies on {own.name}@{own.version}, and the base model is {base.name}@{base.version}, "
+                "which has other weights; name the base the adapters share, or fuse them first (lora_fuse)"
+            )
+            faults.append(FieldProblem(f"/models/{index}/checkpoint", message))
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
 
@@ -276,9 +325,9 @@ def _recipe(
     request: MergeRequest,
     card: MethodCard,
     parameters: dict[str, JsonValue],
-    inputs: tuple[Checkpoint | None, Sequence[Checkpoint], Sequence[str | None]],
+    inputs: _Inputs,
 ) -> Recipe:
-    base, models, labels = inputs
+    base, onto = inputs.base, inputs.onto
     return Recipe(
         method=card.name,
         method_version=card.version,
@@ -290,7 +339,7 @@ def _recipe(
                 task=label,
                 parameters=model.parameters,
             )
-            for model, row, label in zip(request.models, models, labels, strict=True)
+            for model, row, label in zip(request.models, inputs.models, inputs.labels, strict=True)
         ),
         parameters=parameters,
         seed=request.seed,
@@ -304,6 +353,7 @@ def _recipe(
         overrides=_check_overrides(wiring.catalog, card, request),
         transforms=_check_steps(wiring.catalog, "transforms", request),
         post_steps=_check_steps(wiring.catalog, "post_steps", request),
+        onto=PinnedCheckpoint(**_digests(onto)) if onto is not None else None,
     )
 
 
@@ -355,6 +405,7 @@ def specify(request: MergeRequest, made: Draft) -> MergeSpec:
             "parameters": made.recipe.parameters,
             "output": {**document["output"], "name": name},
             "evaluate": made.evaluate,
+            "onto": made.onto.id if made.onto is not None else None,
             "base_checkpoint": made.base_checkpoint,
             "recipe": made.recipe,
         }

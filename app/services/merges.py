@@ -18,13 +18,14 @@ from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.mergekit.writing import write_merge
-from app.domain.plans import MergePlan, make_plan
+from app.domain.planning import plan_merge
+from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
-from app.domain.requests import MergeRequest, request_of
+from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
 from app.domain.work import CheckpointOutcome, MergeWork, Outcome
-from app.services import inputs, jobs, measuring
+from app.services import inputs, jobs, measuring, merge_additions
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -61,6 +62,22 @@ def submit(
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
     jobs.hint(wiring.queue, [job, *followers])
     return job
+
+
+def add_tasks(
+    wiring: Wiring,
+    actor: Actor,
+    artifact_id: str,
+    request: TaskAdditionRequest,
+    idempotency: IdempotentRequest | None = None,
+) -> JobView:
+    """Accept a merge that adds models to what another one made, without the models that one was made of.
+
+    Raises: NotFound, ArtifactGone, Invalid for an artifact that tasks cannot be added to; else as `submit`.
+    """
+    with wiring.sessions.read() as session:
+        asked = merge_additions.make_request(session, wiring.catalog, actor, artifact_id, request)
+    return submit(wiring, actor, asked, idempotency)
 
 
 def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
@@ -146,7 +163,7 @@ def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Dr
 
 def _plan(wiring: Wiring, made: Draft) -> MergePlan:
     beside = wiring.catalog.cards_beside(made.recipe)
-    return make_plan(made.recipe, made.base_manifest, made.manifests, made.card, beside)
+    return plan_merge(made.recipe, made.base_manifest, made.manifests, made.card, beside)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
@@ -209,12 +226,13 @@ class MergeSteps:
         ids = [str(model["checkpoint"]) for model in spec.models]
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([*ids, *([spec.base_model] if spec.base_model else [])])
+            for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto))])
         }
         return MergeWork(
             recipe=spec.recipe,
             base_model=here[spec.base_model] if spec.base_model is not None else None,
             models=tuple(here[checkpoint_id] for checkpoint_id in ids),
+            onto=here[spec.onto] if spec.onto is not None else None,
             output=scratch / "output",
         )
 

@@ -94,6 +94,7 @@ def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder
             "output": str(output),
             "parameters": case.oracle_parameters,
             "weights": case.weights,
+            "task": case.task,
         }
         for case, output in zip(cases, outputs, strict=True)
     ]

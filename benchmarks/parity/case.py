@@ -28,6 +28,7 @@ class Case:
     is_based: bool = True  # whether the base model is given to methods that take one
     left_out: tuple[str, ...] = ()  # tensors that another case compares
     tolerance: float = TOLERANCE  # how far equal results may be apart
+    task: int | None = None  # of a multitask artifact: the model whose task is compared; None: what all share
     differs: str = ""  # why the results are not expected to be equal; empty: they are
 
 

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
+from app.domain.parameter_checks import fill_defaults
 from benchmarks.parity.environments import prepare
 from workers.catalog import load_method
 from workers.contract import MergeContext
 
 SHAPES = {"attention": (768, 768), "mlp": (3072, 768)}
-PARAMETERS = {"tsv_m": {}, "wudi": {"steps": 20}}
+PARAMETERS: dict[str, dict[str, JsonValue]] = {"tsv_m": {}, "wudi": {"steps": 20}}
 GOALS = {"tsv_m": 2.0, "wudi": 5.0}
 LARGEST_DIFFERENCE = 1e-4
 THEIRS = Path(__file__).with_name("fusion_bench_once.py")
@@ -89,7 +90,7 @@ def merge_with_fusion_bench(
     save_file(flat, inputs)
     order = json.dumps({"method": method, "inputs": str(inputs), "output": str(output), "threads": threads})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [prepare("fusion-bench"), THEIRS, order]
+    command = [str(prepare("fusion-bench")), str(THEIRS), order]
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1]), load_file(output)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from app.domain.catalog import load_catalog
+from app.domain.catalog import MethodCard, load_catalog
 from benchmarks.suite.inputs import SEED, open_suite
 from benchmarks.suite.page import render
 from benchmarks.suite.recipes import LEFT_OUT
@@ -27,7 +27,7 @@ def main() -> None:
     open_suite(folder, say=True)
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    cards = [card for card in load_catalog().methods if card.name not in LEFT_OUT]
+    cards = [card for card in load_catalog().methods if card.name not in LEFT_OUT and _takes_dense_models(card)]
     names = arguments.method or ["pre-trained", "individual", *(card.name for card in cards)]
     missing = [name for name in names if arguments.again or not place_of(results, name).exists()]
     _measure(missing, folder, arguments.processes)
@@ -35,6 +35,10 @@ def main() -> None:
     if not arguments.method:
         PAGE.write_text(render(rows, LEFT_OUT, seed=SEED), encoding="utf-8")
     print(render(rows, LEFT_OUT, seed=SEED) if not arguments.method else json.dumps(rows, indent=1))
+
+
+def _takes_dense_models(card: MethodCard) -> bool:
+    return card.accepts_dense and card.produces != "adapter"
 
 
 def _parse() -> argparse.Namespace:

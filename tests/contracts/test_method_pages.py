@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.catalog import MethodCard, load_catalog
+from tests.workers.adapter_methods.golden import merge_adapter_example
 from tests.workers.methods.golden import TASK_VECTORS, merge_example, patch_example
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
@@ -61,6 +62,10 @@ def test_a_page_has_an_example(card: MethodCard) -> None:
 
 @pytest.mark.parametrize("example", _examples(), ids=lambda example: example["method"])
 def test_the_examples_are_true(example: dict[str, Any]) -> None:
+    if "adapters" in example:
+        rows = merge_adapter_example(example)
+        assert rows == [pytest.approx(row, abs=1e-6) for row in example["result"]]
+        return
     n_models = example.get("models", 3)
     weights = example.get("weights", [1.0] * n_models)
     found = merge_example(example["method"], example["parameters"], weights, TASK_VECTORS[:n_models])

@@ -19,6 +19,8 @@ WEIGHTS_SUFFIX = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+LINEARIZED_FILE = "linearized_adapter_model.safetensors"  # the factors with their start; before a folded copy beside it
+ADAPTER_FILES = (LINEARIZED_FILE, ADAPTER_FILE)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".md", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".yaml")
 COMPANION_NAMES = ("LICENSE", "NOTICE")
@@ -150,8 +152,9 @@ def _find_weights(root: Path, sizes: dict[str, int]) -> tuple[str, ...]:
     if INDEX_FILE in sizes:
         return _find_shards(root, sizes)
     bare = [path for path in sizes if path.endswith(WEIGHTS_SUFFIX) and "/" not in path]
-    if ADAPTER_FILE in bare:
-        return (ADAPTER_FILE,)
+    for file in ADAPTER_FILES:
+        if file in bare:
+            return (file,)
     if len(bare) == 1:
         return (bare[0],)
     if bare:

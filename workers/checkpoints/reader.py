@@ -6,7 +6,7 @@ A file that shrinks under a mapping kills the process; under pread it is an erro
 import os
 import threading
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ from workers.checkpoints.finiteness import has_finite_bits
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
+
+
+class FloatReader(Protocol):
+    """What a merge reads from: a checkpoint's files, or an adapter on its base (adapters.py)."""
+
+    checkpoint: LocalCheckpoint
+
+    def read_floats(self, tensor: TensorSpec, offset: int, out: Tensor, *, is_judged: bool = True) -> bool:
+        """Fill `out` with elements offset, offset + 1, … of the tensor, and tell whether all of them are finite."""
+
+    def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""
 
 
 class TensorReader:

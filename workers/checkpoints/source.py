@@ -17,7 +17,7 @@ from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
-from workers.checkpoints.reader import TensorReader
+from workers.checkpoints.reader import FloatReader
 from workers.contract import Piece
 from workers.granularity import step_elements
 
@@ -59,8 +59,8 @@ class Run:
 class CheckpointSource:
     """Reads runs of the merge set from the open checkpoints; satisfies workers.contract.PieceSource."""
 
-    base: TensorReader | None
-    models: Sequence[TensorReader]
+    base: FloatReader | None
+    models: Sequence[FloatReader]
     merged: Mapping[str, MergedTensor]  # sorted by name
     weights: Sequence[float]  # one per model
     piece_elements: int

@@ -19,6 +19,15 @@ class AverageParameters(Parameters):
     normalize: Normalize = True
 
 
+def coefficients(parameters: AverageParameters, weights: tuple[float, ...]) -> list[float]:
+    """Return the factor on each model's task vector.
+
+    Raises: InvalidParameters when the weights to divide by sum to 0.
+    """
+    total = _sum_of(weights) if parameters.normalize else 1.0
+    return [weight / total for weight in weights]
+
+
 @merge_method(
     name="average",
     title="Average",
@@ -30,6 +39,8 @@ class AverageParameters(Parameters):
     models=(1, None),
     granularity="element",
     neutral_parameters={"normalize": True},
+    coefficients=coefficients,
+    adapter_spaces=("delta", "factors", "concat"),
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: AverageParameters, context: MergeContext) -> Tensor:
     """Return Σ wᵢ θᵢ, divided by Σ wᵢ if normalized; the base model is not used.

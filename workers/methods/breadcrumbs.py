@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, OutlierFraction, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.numerics import randomness, signs, sparsify, task_vectors
@@ -88,6 +89,7 @@ def collect(parameters: BreadcrumbsParameters) -> Sequence[StatisticRequest]:
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
+    task_addition=TaskAddition(fixed={"elect_signs": False}),
     collect=collect,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: BreadcrumbsParameters, context: MergeContext) -> Tensor:

@@ -17,6 +17,7 @@ from workers.numerics import covers, matrices, sparsify
 from workers.numerics.covers import Cover
 from workers.numerics.matrices import TaskMatrices
 
+TIE = 1e-9  # magnitudes closer than this fraction are equal: rounding must not decide which coordinates are kept
 Smoothing = Literal["none", "linear", "average"]
 
 
@@ -102,7 +103,7 @@ def _keep_largest(coordinates: Tensor, n_kept: int) -> Tensor:
     """Set all but the n largest entries to zero; those as large as the last one stay, too."""
     magnitudes = coordinates.abs()
     threshold = magnitudes.flatten().topk(min(n_kept, magnitudes.numel())).values[-1]
-    return coordinates * (magnitudes >= threshold)
+    return coordinates * (magnitudes >= threshold * (1.0 - TIE))
 
 
 def _keep_blocks(coordinates: Tensor, cover: Cover) -> Tensor:

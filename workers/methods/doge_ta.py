@@ -127,7 +127,9 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DogeTaParameters, context
 
 
 def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim) -> Tensor:
-    shares = {model: parameters.strength / float(tasks.task(model).norm()) for model in tasks.active}
+    norms = {model: float(tasks.task(model).norm()) for model in tasks.active}
+    # in the order of their norms: Adam would make rounding, and so the order of models, visible
+    shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
     change = _learn(tasks, shares, parameters)
     merged = torch.zeros_like(change)
     for model, share in shares.items():
@@ -142,7 +144,7 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
 
     A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ.
     """
-    shared = _find_shared(tasks, parameters.subspace_divisor)
+    shared = _find_shared(tasks, list(shares), parameters.subspace_divisor)
     total_share = sum(shares.values())
     target = torch.zeros_like(tasks.base, dtype=torch.float64)  # Σ λᵢ τᵢ
     for model, share in shares.items():
@@ -162,15 +164,15 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
     )
 
 
-def _find_shared(tasks: TaskMatrices, divisor: int) -> Tensor:
+def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Tensor:
     """Return the directions that the tasks' leading left singular vectors share most, [rows, ≤ smaller side / divisor].
 
     A single task shares its own leading ones.
     """
     rank = matrices.count_directions(tasks, None)
-    stacked = torch.cat([spectra.decompose(tasks.task(model), rank).left for model in tasks.active], dim=1)
+    stacked = torch.cat([spectra.decompose(tasks.task(model), rank).left for model in models], dim=1)
     n_shared = min(tasks.shape) // divisor
-    if n_shared == 0 or len(tasks.active) == 1:
+    if n_shared == 0 or len(models) == 1:
         return stacked[:, :n_shared]
     return spectra.decompose(stacked, n_shared).left
 

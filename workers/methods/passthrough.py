@@ -27,6 +27,7 @@ from workers.contract import MergeContext, merge_method
     order_matters=True,
     neutral_parameters={},
     copies=True,
+    adapter_spaces=(),
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: PassthroughParameters, context: MergeContext) -> Tensor:
     """Return the first model's tensor times its factor: what the pipeline, which follows the plan, copies.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, NestedMethod, Parameters, TrimScope
 from workers.contract import MergeContext, NestedMerge, StatisticRequest, merge_method
 from workers.numerics import residuals, task_vectors
@@ -67,6 +68,7 @@ def patch(
     collect=collect,
     patch=patch,
     patch_codec="replacement",
+    task_addition=TaskAddition(method="post_pruning"),
 )
 def merge(base: Tensor, finetuned: Tensor, _parameters: PeruFftParameters, context: MergeContext) -> Tensor:
     """Return θ*, the merge that all tasks share. base: [m]; finetuned: [n, m]; result: [m]."""

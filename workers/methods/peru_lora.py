@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, Rank, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.numerics import low_rank, precision, task_vectors
@@ -64,6 +65,7 @@ def patch(
     granularity="tensor",
     patch=patch,
     patch_codec="low_rank",
+    task_addition=TaskAddition(fixed={"mode": "per_adapter"}),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: PeruLoraParameters, context: MergeContext) -> Tensor:
     """Return θ₀, or θ₀ + λ Σ wᵢ τᵢ in mode "residual". base: [*shape]; finetuned: [n, *shape]; result: [*shape]."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, Parameters, TrimScope
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.numerics import residuals, task_vectors
@@ -59,6 +60,7 @@ def patch(
     collect=collect,
     patch=patch,
     patch_codec="replacement",
+    task_addition=TaskAddition(),
 )
 def merge(base: Tensor, _finetuned: Tensor, _parameters: PostPruningParameters, _context: MergeContext) -> Tensor:
     """Return θ₀: what all tasks share. base: [m]; result: [m]."""

@@ -7,6 +7,7 @@ from math import fsum
 
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.numerics import precision
@@ -16,6 +17,11 @@ class TaskArithmeticParameters(Parameters):
     """Parameters of `task_arithmetic`."""
 
     scaling_coefficient: TaskArithmeticCoefficient = 0.3
+
+
+def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...]) -> list[float]:
+    """Return the factor on each model's task vector."""
+    return [parameters.scaling_coefficient * weight for weight in weights]
 
 
 @merge_method(
@@ -29,6 +35,9 @@ class TaskArithmeticParameters(Parameters):
     models=(1, None),
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
+    task_addition=TaskAddition(),
+    coefficients=coefficients,
+    adapter_spaces=("delta", "factors", "concat"),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ (θᵢ − θ₀).

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from app.domain.parameters import MatrixParameters
+from app.domain.parameters import MatrixChoice, MatrixParameters
 from workers.contract import MergeContext
 from workers.numerics import task_vectors
 
@@ -93,7 +93,7 @@ def merge(
     return merged.view(base.shape)
 
 
-def is_matrix(tensor: str, shape: tuple[int, ...], parameters: MatrixParameters) -> bool:
+def is_matrix(tensor: str, shape: tuple[int, ...], parameters: MatrixChoice) -> bool:
     """Whether a tensor is treated as a matrix."""
     has_sides = len(shape) == 2 or (len(shape) > 2 and parameters.conv_as_matrix)
     if not has_sides or prod(shape) == 0:

@@ -19,7 +19,7 @@ BLOCK_ELEMENTS = 1 << 12  # entries whose products are summed together, whatever
 
 def squared_length(vector: Tensor) -> float:
     """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
-    blocks = vector.flatten().split(BLOCK_ELEMENTS)
+    blocks = torch.split(vector.flatten(), BLOCK_ELEMENTS)
     return fsum(float(block.double().square_().sum()) for block in blocks)
 
 
@@ -61,7 +61,7 @@ def length_of(shares: Sequence[float], gram: Gram) -> float:
 def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
     """Return the inner products, row by row, of the task vectors, or of the models where there is no base model.
 
-    finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64. A row's bits do not depend on those beside it.
+    finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64; no row's bits depend on others.
     """
     vectors = finetuned if base is None else task_vectors.subtract(finetuned, base)
     return precision.inner_products(vectors.double())

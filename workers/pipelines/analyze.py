@@ -12,6 +12,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from app.domain.adapters import as_dense
 from app.domain.checkpoints import (
     MERGEABLE_DTYPES,
     FileEntry,
@@ -23,6 +24,7 @@ from app.domain.errors import IncompatibleCheckpoints
 from app.domain.jobs import Progress
 from app.domain.work import AnalyzeOutcome, AnalyzeWork
 from workers.checkpoints import parallel
+from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
@@ -62,7 +64,7 @@ def analyze(
 
 
 def _merge_set(base_model: LocalCheckpoint, models: Sequence[LocalCheckpoint]) -> dict[str, MergedTensor]:
-    manifests = [model.manifest for model in models]
+    manifests = [as_dense(model.manifest, base_model.manifest) for model in models]
     found = check_mergeable(base_model.manifest, manifests)
     blocking = [difference for difference in found.differences if difference.problem != "dtype"]
     if blocking:
@@ -90,9 +92,10 @@ def _gram_matrix(
     meter.enter("comparing task vectors")
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
+        base = stack.enter_context(TensorReader(work.base_model))
         source = CheckpointSource(
-            base=stack.enter_context(TensorReader(work.base_model)),
-            models=[stack.enter_context(TensorReader(model)) for model in work.models],
+            base=base,
+            models=[open_model(stack, model, base) for model in work.models],
             merged=merged,
             weights=[1.0] * len(work.models),
             piece_elements=_PIECE_ELEMENTS,

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from app.domain.checkpoints import LocalCheckpoint
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
+from app.domain.errors import ModelNotRunnable
 from app.domain.jobs import Progress
 from app.domain.tasks import Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
 from workers.model_contract import Evaluator, Subject
+from workers.pipelines.fusing import fuse_adapter
 from workers.pipelines.materialize import materialize
 
 
@@ -31,10 +33,11 @@ def evaluate(
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch, InvalidParameters.
     """
     models = Models(device)
+    runnable = _runnable(work, on_progress)
     measurements: list[Measurement] = []
     for index, task in enumerate(work.tasks):
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
-        with _model_of(work, task.id, report.prepare) as checkpoint:
+        with _model_of(work, runnable, task.id, report.prepare) as checkpoint:
             if work.patched is not None:
                 models = Models(device)  # the last one holds the last task's model
             subject = Subject(task, checkpoint, work.base_models[task.id])
@@ -43,10 +46,12 @@ def evaluate(
 
 
 @contextmanager
-def _model_of(work: EvaluateWork, task_id: str, on_progress: Callable[[Progress], None]) -> Iterator[LocalCheckpoint]:
+def _model_of(
+    work: EvaluateWork, runnable: LocalCheckpoint, task_id: str, on_progress: Callable[[Progress], None]
+) -> Iterator[LocalCheckpoint]:
     """Yield the checkpoint to measure on a task: the one itself, or the task's model out of it."""
     if work.patched is None:
-        yield work.checkpoint
+        yield runnable
         return
     folder = work.patched.scratch / task_id
     folder.mkdir()
@@ -55,6 +60,16 @@ def _model_of(work: EvaluateWork, task_id: str, on_progress: Callable[[Progress]
         yield LocalCheckpoint(id=work.checkpoint.id, path=folder, manifest=manifest)
     finally:
         shutil.rmtree(folder)
+
+
+def _runnable(work: EvaluateWork, on_progress: Callable[[Progress], None]) -> LocalCheckpoint:
+    """Return the checkpoint; an adapter as the dense model that it makes of its base."""
+    if work.checkpoint.manifest.kind is not CheckpointKind.ADAPTER:
+        return work.checkpoint
+    if work.adapter_base is None or work.scratch is None:
+        raise ModelNotRunnable("The checkpoint is an adapter without its base; register it with a base_checkpoint.")
+    on_progress(Progress(stage="fusing the adapter", fraction=0.0))
+    return fuse_adapter(work.checkpoint, work.adapter_base, work.scratch)
 
 
 class _Report:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.domain.checkpoints import CheckpointKind, FileEntry, Manifest, TensorSpec, digest_weights
+from app.domain.adapters import read_parts
+from app.domain.checkpoints import CheckpointKind, FileEntry, LoraConfig, Manifest, TensorSpec, digest_weights
+from app.domain.errors import CheckpointInvalid
 from app.domain.jobs import Progress
+from app.domain.lora_configs import CONFIG_FILE, parse_lora_config
 from workers.checkpoints import config, files, hashing, parallel
 from workers.pipelines.progress import ProgressMeter
 
@@ -23,9 +26,10 @@ def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, 
     tensors = files.read_headers(found)
     files.check_index(found, tensors)
     facts = config.read_config(found.root) if config.CONFIG_FILE in found.companions else config.ModelConfig()
+    adapter = _read_adapter(found, tensors)
     entries, sha256_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
     return Manifest(
-        kind=CheckpointKind.ADAPTER if found.weights == (files.ADAPTER_FILE,) else CheckpointKind.DENSE,
+        kind=CheckpointKind.DENSE if adapter is None else CheckpointKind.ADAPTER,
         files=tuple(entries),
         tensors=tuple(tensors),
         weights_digest=digest_weights(tensors, sha256_of),
@@ -33,7 +37,26 @@ def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, 
         architecture=facts.architecture,
         model_type=facts.model_type,
         vocab_size=facts.vocab_size,
+        adapter=adapter,
     )
+
+
+def _read_adapter(found: files.CheckpointFiles, tensors: Sequence[TensorSpec]) -> LoraConfig | None:
+    """Return the adapter's config, its tensors checked against it; None for a dense checkpoint.
+
+    Raises: CheckpointInvalid, AdapterUnsupported.
+    """
+    if found.weights[0] not in files.ADAPTER_FILES:
+        return None
+    if CONFIG_FILE not in found.companions:
+        raise CheckpointInvalid(
+            f"{found.weights[0]}: found no {CONFIG_FILE} beside it, expected it: it holds the adapter's rank and "
+            f"scaling. "
+            "Copy it there, as PEFT's save_pretrained writes it."
+        )
+    adapter = parse_lora_config(files.read_json(found.root / CONFIG_FILE, max_bytes=config.MAX_CONFIG_BYTES))
+    read_parts(tensors, adapter)
+    return adapter
 
 
 def _hash(

@@ -8,12 +8,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
 
+from app.domain.adapters import as_dense
 from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import (
     CheckpointKind,
@@ -29,6 +30,7 @@ from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
+from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import copy_companions, write_file, write_index
 from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
@@ -37,6 +39,7 @@ from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
 from workers.pipelines import program
+from workers.pipelines.additions import open_onto
 from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.patching import PatchesWritten, TaskPatches, label_tasks
@@ -54,6 +57,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     recipe: Recipe,
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
+    onto: LocalCheckpoint | None = None,
     output: Path,
     on_progress: Callable[[Progress], None],
     device: str = "cpu",
@@ -62,7 +66,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
-    models: in the recipe's order. threads, chunk_elements: None lets the engine choose; no result depends on them.
+    models: in the recipe's order; onto: the result that they are added to. threads, chunk_elements: None lets the
+        engine choose; no result depends on them.
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
@@ -73,6 +78,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
         inputs = _open_inputs(stack, plan, code, base=base, models=models)
+        if onto is not None and code.method.patch is None:
+            inputs = replace(inputs, onto=open_onto(stack, plan, onto))
         granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
         meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, plan.n_passes))
         source = CheckpointSource(
@@ -97,7 +104,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, inputs, source, meter, tasks)
         has_base = code.method.card.patch_codec == "mask"
-        beside = TaskPatches(recipe, output, has_base=has_base) if tasks else None
+        beside = TaskPatches(recipe, output, has_base=has_base, onto=onto) if tasks else None
         written = _write_weights(plan, merger, output, beside)
     meter.enter("finishing")
     manifest = _manifest(plan, reference, written)
@@ -162,11 +169,11 @@ def _open_inputs(
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
 ) -> Inputs:
-    readers = [stack.enter_context(TensorReader(model)) for model in models]
     base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
+    readers = [open_model(stack, model, base_reader) for model in models]
     reference = base_reader or readers[0]
     manifest = reference.checkpoint.manifest
-    expected, found = distinct_tensors(manifest, [model.manifest for model in models])
+    expected, found = distinct_tensors(manifest, [as_dense(model.manifest, manifest) for model in models])
     is_base_read = base is not None and code.uses_base
     sources = sorted({tensor.source for tensor in plan.tensors if tensor.copied_because is None})
     merged: dict[str, MergedTensor] = {}

@@ -13,9 +13,10 @@ from app.domain.errors import JobInternal, NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
-from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
+from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
@@ -29,13 +30,14 @@ NEGATIVE_ZERO = np.iinfo(np.int32).min  # the bits of float32 -0.0
 class Inputs:
     """The open checkpoints, and where each one stores what is merged or copied."""
 
-    reference: TensorReader
-    base: TensorReader | None
-    models: Sequence[TensorReader]
+    reference: FloatReader
+    base: FloatReader | None
+    models: Sequence[FloatReader]
     stored: Mapping[str, TensorSpec]  # the reference's tensors
     found: Sequence[Mapping[str, TensorSpec]]  # each model's, under the reference's names
     own: Sequence[Mapping[str, TensorSpec]]  # each model's, under its own names
     merged: Mapping[str, MergedTensor]
+    onto: Onto | None = None  # a dense result that the models are added to
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def produce(step: Step, merger: Merger) -> Produced:
         part = out[begin : begin + run.n_elements]
         piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
         result = _result_of(piece)
+        if merger.inputs.onto is not None:
+            result = merger.inputs.onto.add(result, piece, step.target.name)
         if step.target.source.endswith(VARIANCE_SUFFIX):
             result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
@@ -146,7 +150,7 @@ def _copy(step: Step, merger: Merger) -> Produced:
     return Produced(content.data, differs)
 
 
-def _copy_from(reader: TensorReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
+def _copy_from(reader: FloatReader, tensors: Mapping[str, TensorSpec], step: Step, merger: Merger) -> memoryview:
     """Return a model's own bytes; where a factor or another dtype is asked for, computed in float32."""
     target, stored = step.target, tensors[step.target.source]
     merger.meter.advance(step.n_bytes)
@@ -174,7 +178,7 @@ def _is_other(
     content: NDArray[np.uint8],
     step: Step,
     stored: TensorSpec,
-    reader: TensorReader,
+    reader: FloatReader,
     spec: TensorSpec | None,
 ) -> bool:
     if spec is None:

@@ -3,7 +3,7 @@
 import json
 
 from app.domain.catalog import MethodCard
-from app.domain.checkpoints import Manifest
+from app.domain.checkpoints import CheckpointKind, Manifest
 from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
@@ -30,7 +30,7 @@ def write_model_card(recipe: Recipe, card: MethodCard, plan: MergePlan, manifest
         f"```json\n{_json(recipe.parameters)}\n```\n",
         *_steps(recipe),
         "## Output\n",
-        _output(recipe, plan),
+        _output(recipe, plan, manifest),
         *(("## Tasks\n", _tasks(manifest)) if manifest.patches else ()),
         "## How to repeat it\n",
         "`recipe.json` beside this file is the whole recipe; equal recipes give equal bytes. Where the inputs above "
@@ -70,13 +70,17 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
-def _output(recipe: Recipe, plan: MergePlan) -> str:
+def _output(recipe: Recipe, plan: MergePlan, manifest: Manifest) -> str:
+    is_adapter = manifest.kind is CheckpointKind.ADAPTER
+    default = "float32" if is_adapter else "that of each tensor of the base model"
     lines = [
-        f"- dtype: {recipe.output_dtype or 'that of each tensor of the base model'}",
+        f"- dtype: {recipe.output_dtype or default}",
         f"- tensors: {plan.n_merged} merged, {plan.n_copied} copied",
         f"- seed: {recipe.seed}",
         f"- NaN and infinity in the inputs: {'set to zero' if recipe.nan_policy == 'zero' else 'refused'}",
     ]
+    if recipe.adapter_space is not None:
+        lines.append(f"- adapters are merged in the space: {recipe.adapter_space}")
     for name, globs in (("included", recipe.include), ("excluded", recipe.exclude)):
         if globs:
             lines.append(f"- {name}: {', '.join(f'`{glob}`' for glob in globs)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.domain.checkpoints import FileEntry, TaskPatch, TensorSpec
+from app.domain.checkpoints import FileEntry, LocalCheckpoint, TaskPatch, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.patches import BASE_FILE, patch_path
 from app.domain.plans import PlannedTensor
@@ -19,9 +19,10 @@ from app.domain.recipes import Recipe
 from workers import patches
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
-from workers.checkpoints.reader import TORCH_DTYPES, TensorReader
+from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.contract import Piece
 from workers.patches import Part, Patch, Whole
+from workers.pipelines.additions import copy_patches
 
 COPY_BYTES = 1 << 20
 
@@ -77,7 +78,9 @@ class PatchesWritten:
 class TaskPatches:
     """Collects the patches of all tasks while the shared weights are written."""
 
-    def __init__(self, recipe: Recipe, output: Path, *, has_base: bool) -> None:
+    def __init__(self, recipe: Recipe, output: Path, *, has_base: bool, onto: LocalCheckpoint | None = None) -> None:
+        self._output = output
+        self._onto = onto
         self._tasks = label_tasks(recipe)
         self._has_base = has_base
         about: dict[str, str] = {"method": recipe.method, "method_version": str(recipe.method_version)}
@@ -96,8 +99,8 @@ class TaskPatches:
     def write_copied(
         self,
         targets: Sequence[PlannedTensor],
-        reference: tuple[TensorReader, Mapping[str, TensorSpec]],
-        models: Sequence[tuple[TensorReader, Mapping[str, TensorSpec]]],
+        reference: tuple[FloatReader, Mapping[str, TensorSpec]],
+        models: Sequence[tuple[FloatReader, Mapping[str, TensorSpec]]],
     ) -> None:
         """Take the models' own tensors of those that are not merged, where they differ from the reference's."""
         for target in targets:
@@ -116,12 +119,16 @@ class TaskPatches:
 
     def finish(self, weights_digest: str) -> PatchesWritten:
         """Write the files. weights_digest: of the shared weights that the patches apply to."""
+        kept = () if self._onto is None else copy_patches(self._onto, weights_digest, self._output)
         written = self._writer.finish({"applies_to": weights_digest})
         return PatchesWritten(
-            entries=tuple(file.entry for file in written),
-            patches=tuple(
-                TaskPatch(task=task, file=file.entry.path, n_values=file.n_values)
-                for task, file in zip(self._tasks, written, strict=False)  # the base's file comes last
+            entries=(*kept, *(file.entry for file in written)),
+            patches=(
+                *(() if self._onto is None else self._onto.manifest.patches),
+                *(
+                    TaskPatch(task=task, file=file.entry.path, n_values=file.n_values)
+                    for task, file in zip(self._tasks, written, strict=False)  # the base's file comes last
+                ),
             ),
             base_file=BASE_FILE if self._has_base else None,
             warnings=tuple(self._warnings),
@@ -130,22 +137,25 @@ class TaskPatches:
     def abandon(self) -> None:
         """Remove what was written."""
         self._writer.abandon()
+        if self._onto is not None:
+            for patch in self._onto.manifest.patches:
+                (self._output / patch.file).unlink(missing_ok=True)
 
-    def _copy(self, index: int, target: PlannedTensor, reader: TensorReader, own: TensorSpec) -> None:
+    def _copy(self, index: int, target: PlannedTensor, reader: FloatReader, own: TensorSpec) -> None:
         for offset in range(0, own.size_bytes, COPY_BYTES):
             content = _read(reader, own, offset)
             numbers = torch.from_numpy(content).view(TORCH[own.dtype])
             self._writer.write(index, target.name, target.dtype, [Part(patches.VALUES, numbers, own.shape)])
 
 
-def _differ(reader: TensorReader, spec: TensorSpec, other: TensorReader, own: TensorSpec) -> bool:
+def _differ(reader: FloatReader, spec: TensorSpec, other: FloatReader, own: TensorSpec) -> bool:
     return any(
         not np.array_equal(_read(reader, spec, offset), _read(other, own, offset))
         for offset in range(0, spec.size_bytes, COPY_BYTES)
     )
 
 
-def _read(reader: TensorReader, spec: TensorSpec, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _read(reader: FloatReader, spec: TensorSpec, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     content = np.empty(min(COPY_BYTES, spec.size_bytes - offset), dtype=np.uint8)
     reader.read_bytes(spec, offset, content.data)
     return content

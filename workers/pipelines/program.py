@@ -58,7 +58,7 @@ class BoundMethod:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
-            return self._merge_locally(base, finetuned).view(shape).to(finetuned.device)
+            return self._merge_locally(base, finetuned, context.tensor).view(shape).to(finetuned.device)
         seen = piece_shape(self.granularity, context.shape, finetuned[0].numel())
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
@@ -93,16 +93,16 @@ class BoundMethod:
             _placed(self.context, piece),
         )
 
-    def _merge_locally(self, base: Tensor | None, finetuned: Tensor) -> Tensor:
+    def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
         source = TensorSource(
-            base=None if base is None else {"": base},
-            models=[{"": tensor} for tensor in finetuned],
+            base=None if base is None else {name: base},
+            models=[{name: tensor} for tensor in finetuned],
             weights=self.context.weights,
             piece_elements=max(1, finetuned[0].numel()),
         )
         statistics = _collect(self.method.collect(self.parameters), source, self.context)
         bound = replace(self, context=replace(self.context, statistics=statistics), is_local=False)
-        return bound.of_piece(source.read("", 0, finetuned[0].numel()))
+        return bound.of_piece(source.read(name, 0, finetuned[0].numel()))
 
 
 @dataclass(frozen=True)

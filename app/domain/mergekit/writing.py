@@ -27,6 +27,7 @@ SILENT = {  # fields of a recipe that mergekit has no word for -> the value that
     "merge_buffers": True,
     "transforms": (),
     "post_steps": (),
+    "onto": None,
 }
 
 Document = dict[str, Any]  # YAML

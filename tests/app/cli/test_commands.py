@@ -310,3 +310,27 @@ def test_watching_survives_the_loss_of_the_api_without_losing_an_event(registere
 
     assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
     assert seen[-1]["type"] == "job.canceled"
+
+
+def test_a_task_is_added_to_a_multitask_artifact_and_materialized(registered: Serve) -> None:
+    done(registered, "merge", "post_pruning", "expert", "--base", "base", "-p", "density=1.0", "-n", "tasks", "--wait")
+    added = answered(registered, "add-tasks", "tasks", "base", "--wait")
+    artifact = added["result"]["artifacts"][0]
+
+    made = answered(registered, "materialize", artifact, "expert", "--name", "expert-again", "--wait")
+
+    again = answered(registered, "checkpoints", "show", "expert-again")
+    assert again["id"] == made["result"]["checkpoint"]
+    assert again["weights_digest"] == answered(registered, "checkpoints", "show", "expert")["weights_digest"]
+    assert answered(registered, "checkpoints", "show", "tasks@2")["kind"] == "multitask"
+
+
+def test_materializing_refuses_what_has_no_patches(registered: Serve) -> None:
+    done(registered, "merge", "post_pruning", "expert", "--base", "base", "-n", "one-task", "--wait")
+
+    refusal = refused(registered, "materialize", "one-task", "animals")
+    registered_only = run_inside("materialize", "base", "animals", url=registered.url)
+
+    assert "has no patch for task 'animals'; it has: expert" in refusal
+    assert registered_only.returncode == 2
+    assert "lies where it was registered" in registered_only.stderr

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import InputChanged, InvalidHeader
 from workers.checkpoints.patch_files import PatchFile, PatchReader, PatchWriter, WrittenPatch
-from workers.patches import Masked, Replacement, Signed, Whole, encode
+from workers.patches import Masked, Patch, Replacement, Signed, Whole, encode
 
 FILES = [PatchFile("patches/a.safetensors", {"task": "a"}), PatchFile("patches/b.safetensors", {"task": "b"})]
 NOTHING = Manifest(files=(), tensors=(), weights_digest="")
@@ -32,13 +32,13 @@ def write(folder: Path, *, run: int = 1000) -> list[WrittenPatch]:
         for offset in range(0, len(values), run):
             part = values[offset : offset + run]
             indices = (part > 0.3).nonzero().view(-1)
-            patch = {
+            patches: dict[str, Patch] = {
                 "n.half": Whole(part), "w.mask": Masked(part > 0, 0.5), "w.signs": Signed(part > 0, 0.25),
                 "w.some": Replacement(indices, part[indices]),
-            }[name]  # fmt: skip
+            }  # fmt: skip
             safetensors_dtype = "F16" if dtype == torch.float16 else "F32"
             for file in (0, 1):
-                writer.write(file, name, safetensors_dtype, encode(patch, dtype, (3, 41), offset))
+                writer.write(file, name, safetensors_dtype, encode(patches[name], dtype, (3, 41), offset))
     return writer.finish({"method": "probe", "applies_to": "f00"})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.domain.catalog import fill_defaults
+from app.domain.parameter_checks import fill_defaults
 from tests.workers.memory import MemoryMerge
 from tests.workers.references.find import load_reference
 from workers.catalog import load_method

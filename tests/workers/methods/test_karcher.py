@@ -12,7 +12,7 @@ from torch import Tensor
 from app.domain.errors import Invalid
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_normal, to_arrays
-from tests.workers.references.find import load_reference
+from tests.workers.references import karcher as reference
 from workers.catalog import load_method
 
 METHOD = load_method("karcher")
@@ -89,6 +89,6 @@ def test_all_weights_zero_are_refused() -> None:
 def test_it_is_what_is_worked_by_hand(seed: int, weights: list[float], is_based: bool, max_iterations: int) -> None:  # noqa: FBT001 drawn
     base, models = draw_normal(seed, len(weights))
     arrays, parameters = list(map(to_arrays, models)), {"max_iterations": max_iterations, "tolerance": 1e-7}
-    expected = load_reference("karcher")(to_arrays(base) if is_based else None, arrays, weights, parameters)
+    expected = reference.merge(to_arrays(base) if is_based else None, arrays, weights, parameters)
     merged = MemoryMerge(METHOD, parameters, weights)(base if is_based else None, models)
     assert_close(merged, expected, atol=2e-6)

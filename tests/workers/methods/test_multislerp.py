@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_normal, to_arrays
-from tests.workers.references.find import load_reference
+from tests.workers.references import multislerp as reference
 from workers.catalog import load_method
 
 METHOD = load_method("multislerp")
@@ -75,7 +75,7 @@ def test_it_is_what_is_worked_by_hand(seed: int, weights: list[float], normalize
         weights[0] = 1.0
     base, models = draw_normal(seed, len(weights))
     arrays, parameters = list(map(to_arrays, models)), {"normalize": normalize}
-    expected = load_reference("multislerp")(to_arrays(base) if is_based else None, arrays, weights, parameters)
+    expected = reference.merge(to_arrays(base) if is_based else None, arrays, weights, parameters)
     merged = MemoryMerge(METHOD, parameters, weights)(base if is_based else None, models)
     assert_close(merged, expected, atol=1e-5)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from app.domain.parameter_checks import fill_defaults
 from tests.workers.memory import MemoryMerge
@@ -78,7 +79,7 @@ def test_any_parameters_agree_with_the_reference(
     seed: int, weights: list[float], rank: int, energy: float, mode: str
 ) -> None:
     base, models = draw_normal(seed, len(weights))
-    asked = {"rank": rank, "energy": energy, "mode": mode}
+    asked: dict[str, JsonValue] = {"rank": rank, "energy": energy, "mode": mode}
     effective = fill_defaults(METHOD.card.parameters, asked, n_models=len(weights))
     found = merge_tasks(MemoryMerge(METHOD, effective, weights), base, models)
     arrays = [to_arrays(model) for model in models]

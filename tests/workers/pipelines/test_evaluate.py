@@ -1,8 +1,10 @@
 from pathlib import Path
 
+from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
-from app.domain.work import EvaluateWork
+from app.domain.work import EvaluateWork, PatchedTasks
 from tests.workers import tiny_bert
+from tests.workers.files import FileMerge
 from workers.evaluators import text_classification
 from workers.pipelines.evaluate import evaluate
 
@@ -44,3 +46,22 @@ def test_progress_rises_to_one_with_examples_and_time_left(tmp_path: Path) -> No
     assert [report.fraction for report in reports] == [0.25, 0.5, 0.75, 1.0]
     assert reports[-1].eta_seconds == 0
     assert {report.unit for report in reports} == {"examples"}
+
+
+def test_each_task_of_a_multitask_checkpoint_is_measured_with_its_own_patch(tmp_path: Path) -> None:
+    base, *models = (tiny_bert.local(tiny_bert.make_encoder(tmp_path / f"bert-{seed}", seed=seed)) for seed in range(3))
+    manifest = FileMerge("peru_fft", {"density": 1.0})(base, models, tmp_path / "artifact")
+    artifact = LocalCheckpoint(id="artifact", path=tmp_path / "artifact", manifest=manifest)
+    plain = make_work(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    labels = {"task_a": "model-0", "task_b": "model-1"}
+    patched = PatchedTasks(labels=labels, scratch=tmp_path / "scratch")
+    found = evaluate(
+        plain.model_copy(update={"checkpoint": artifact, "patched": patched}), EVALUATORS, tiny_bert.ignore
+    )
+    alone = [
+        evaluate(plain.model_copy(update={"checkpoint": model, "tasks": (task,)}), EVALUATORS, tiny_bert.ignore)
+        for model, task in zip(models, plain.tasks, strict=True)
+    ]
+    assert found == (*alone[0], *alone[1])
+    assert list((tmp_path / "scratch").iterdir()) == []

@@ -112,7 +112,8 @@ def test_a_product_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_a_llama_of_more_layers_opens_and_computes(tmp_path: Path) -> None:
     first, second = llama(tmp_path / "a", n_layers=3), llama(tmp_path / "b", n_layers=4, seed=1)
     FileMerge("passthrough", slices((0, 0, 3), (1, 2, 4)))(None, [first, second], tmp_path / "out")
-    model, info = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, info = loaded
     assert model.config.num_hidden_layers == 5
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -133,7 +134,8 @@ def test_tied_embeddings_stay_one(tmp_path: Path) -> None:
     models = [llama(tmp_path / f"m{at}", n_layers=2, seed=at, tie_word_embeddings=True) for at in range(2)]
     manifest = FileMerge("passthrough", slices((0, 0, 2), (1, 0, 2)))(None, models, tmp_path / "out")
     assert manifest.tied == models[0].manifest.tied
-    _, info = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    _, info = loaded
     assert not info["missing_keys"]
 
 
@@ -142,7 +144,8 @@ def test_a_bert_of_fewer_layers_opens(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=4, num_attention_heads=2)
     source = saved(BertModel(config), tmp_path / "a")
     FileMerge("passthrough", slices((0, 0, 1), (0, 3, 4)))(source, [source], tmp_path / "out")
-    model, info = BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, info = loaded
     assert model.config.num_hidden_layers == 2
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -185,5 +188,6 @@ def test_the_report_carries_the_warnings_and_counts_copies(tmp_path: Path) -> No
     model = write_checkpoint(tmp_path / "a", blocks(1))
     merge = MergeOf(load_method("passthrough"), {"parameters": slices((0, 0, 2))}).plan(None, model)
     _, report = merge.run(tmp_path / "out")
+    warnings: Any = report["warnings"]
     assert (report["n_merged"], report["n_copied"]) == (0, len(merge.plan.tensors))
-    assert any("does not say that the model had 3 layers" in str(warning) for warning in report["warnings"])
+    assert any("does not say that the model had 3 layers" in str(warning) for warning in warnings)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Arrays = Mapping[str, Vector]
 Parameters = Mapping[str, Any]  # of any method: JSON values by name
-Reference = Callable[[Arrays, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]
+Reference = Callable[[Any, Sequence[Arrays], Sequence[float], Parameters], dict[str, Vector]]  # Any: base or None
 
 
 def task_vectors(base: Arrays, models: Sequence[Arrays]) -> list[Vector]:

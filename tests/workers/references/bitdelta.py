@@ -20,6 +20,7 @@ def tasks(
         delta = model - tensor
         if tensor.ndim < 2 or not delta.size:
             return model
-        return tensor + np.abs(delta).mean() * np.where(delta >= 0, 1.0, -1.0)
+        compressed: Vector = tensor + np.abs(delta).mean() * np.where(delta >= 0, 1.0, -1.0)
+        return compressed
 
     return [{name: compress(base[name], model[name]) for name in base} for model in models]

@@ -23,7 +23,8 @@ def merge(
         for u, values, v in triples:
             coordinates = left.T @ (u * _smooth(values, parameters) @ v) @ right.T
             largest = np.sort(np.abs(coordinates).ravel())[::-1]
-            kept.append(np.where(np.abs(coordinates) >= largest[min(n_kept, len(largest)) - 1], coordinates, 0.0))
+            threshold = largest[min(n_kept, len(largest)) - 1] * (1 - 1e-9)  # rounding does not break ties
+            kept.append(np.where(np.abs(coordinates) >= threshold, coordinates, 0.0))
         total = np.sum(kept, axis=0)
         merged = np.zeros_like(total)
         for row, column in np.argwhere(owner[:, None] == owner):

@@ -23,7 +23,7 @@ def merge(
             masks[name].append(kept[: base[name].size].reshape(len(base[name]), -1))
             kept = kept[base[name].size :]
 
-    merged = {}
+    merged: dict[str, Vector] = {}
     for name in base:
         alone, *others = ({name: arrays[name]} for arrays in (base, *models))
 

@@ -24,7 +24,7 @@ def merge(
                 merged[name] = new.reshape(tensor.shape)
             else:
                 merged[name] = factor * merged[name] + share * tensor
-        mean, norm = np.mean(norms[: index + 1]), _norm(merged)
+        mean, norm = float(np.mean(norms[: index + 1])), _norm(merged)
         factor = norm / mean if mean else 1.0
         merged = {name: tensor / factor if factor else tensor for name, tensor in merged.items()}
     return {name: base[name] + parameters["scaling_coefficient"] * merged[name] for name in base}

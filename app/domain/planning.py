@@ -1,0 +1,132 @@
+"""The plan of any merge: of one that writes a dense model (plans.py), and of one that writes an adapter (here)."""
+
+from collections.abc import Sequence
+from math import prod
+
+from app.domain.adapter_sets import extracts_adapter, factor_names, gather, writes_adapter
+from app.domain.adapters import Kind
+from app.domain.catalog import MethodCard, StepCard
+from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest
+from app.domain.errors import FieldProblem, IncompatibleCheckpoints, Invalid
+from app.domain.extractions import find_extraction
+from app.domain.headers import make_header
+from app.domain.plans import (
+    PROCESS_BYTES,
+    READ_BYTES_PER_SECOND,
+    WRITE_BYTES_PER_SECOND,
+    WRITTEN_BESIDE_BYTES,
+    MergePlan,
+    PlannedFile,
+    PlannedTensor,
+    make_plan,
+)
+from app.domain.recipes import Recipe
+
+ADAPTER_FILE = "adapter_model.safetensors"
+COPIES = 6  # of all factors, float32, that an adapter method holds at a time
+DECOMPOSED_PER_SECOND = 2e9  # multiplications of a singular value decomposition
+
+Sizes = tuple[str, tuple[int, ...]]  # name and shape of a tensor
+
+
+def plan_merge(
+    recipe: Recipe,
+    base: Manifest | None,
+    models: Sequence[Manifest],
+    card: MethodCard,
+    beside: Sequence[MethodCard | StepCard] = (),
+) -> MergePlan:
+    """Return the plan of a recipe.
+
+    Raises: as plans.make_plan; for a result that is an adapter also Invalid for what such a merge cannot do.
+    """
+    if not writes_adapter(recipe, card):
+        return make_plan(recipe, base, models, card, beside)
+    _refuse_steps(recipe, card)
+    if base is None:
+        message = f"{card.name} needs a base_model; name the one that the adapters lie on"
+        raise IncompatibleCheckpoints(f"{message}.", errors=[FieldProblem("/base_model", message)])
+    return _plan_extraction(recipe, base, models) if extracts_adapter(card) else _plan_adapters(recipe, base, models)
+
+
+def _refuse_steps(recipe: Recipe, card: MethodCard) -> None:
+    """Refuse overrides and steps around what sees no merge set of the base's tensors."""
+    if recipe.adapter_space == "factors" and card.produces == "dense":
+        return
+    for name in ("overrides", "transforms", "post_steps"):
+        if getattr(recipe, name):
+            message = f"{name} are not possible where the result is an adapter, save in the space 'factors'"
+            raise Invalid(f"/{name}: {message}.", errors=[FieldProblem(f"/{name}", message)])
+
+
+def _plan_adapters(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> MergePlan:
+    modules = gather(recipe, base, models)
+    sizes: list[Sizes] = []
+    for one in modules:
+        sizes += _factor_sizes(one.module, one.kind, _rank(recipe, one.ranks), one.in_shape, one.n_out)
+    bytes_read = sum(part.a.size_bytes + part.b.size_bytes for one in modules for part in one.parts if part is not None)
+    partial = [one.module for one in modules if None in one.parts]
+    warnings = [f"Some adapters leave {len(partial)} modules as they are: {', '.join(partial[:5])}."] if partial else []
+    floats = sum(prod(shape) for _, shape in sizes)
+    return _plan(recipe, sizes, bytes_read, memory_bytes=(bytes_read + 4 * floats) * COPIES, warnings=warnings)
+
+
+def _plan_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> MergePlan:
+    extraction = find_extraction(recipe, base, models)
+    sizes: list[Sizes] = [(tensor.name, tensor.shape) for tensor in extraction.full]
+    for one in extraction.modules:
+        rank = min(_rank(recipe, ()), one.n_out, one.n_in)
+        sizes += _factor_sizes(one.module, one.kind, rank, one.in_shape, one.n_out)
+    tensors = [*(one.tensor for one in extraction.modules), *extraction.full]
+    largest = max((tensor.n_elements for tensor in tensors), default=0)
+    work = sum(one.n_out * one.n_in * min(one.n_out, one.n_in) for one in extraction.modules)
+    held = 4 * sum(prod(shape) for _, shape in sizes)
+    plan = _plan(
+        recipe,
+        sizes,
+        2 * sum(tensor.size_bytes for tensor in tensors),
+        memory_bytes=largest * 8 * COPIES + held,
+        warnings=extraction.warnings,
+    )
+    seconds = round(plan.estimated_seconds + work / DECOMPOSED_PER_SECOND, 2)
+    return plan.model_copy(update={"estimated_seconds": seconds})
+
+
+def _rank(recipe: Recipe, ranks: Sequence[int]) -> int:
+    """Return the highest rank that a module of the result may have."""
+    asked = recipe.parameters.get("rank")
+    if isinstance(asked, int):
+        return asked
+    return max(ranks) if recipe.adapter_space == "factors" else sum(ranks)
+
+
+def _factor_sizes(module: str, kind: Kind, rank: int, in_shape: tuple[int, ...], n_out: int) -> list[Sizes]:
+    name_a, name_b = factor_names(module, kind)
+    return [(name_a, (rank, *in_shape)), (name_b, (n_out, rank, *(1,) * (len(in_shape) - 1)))]
+
+
+def _plan(
+    recipe: Recipe, sizes: Sequence[Sizes], bytes_read: int, *, memory_bytes: int, warnings: Sequence[str]
+) -> MergePlan:
+    dtype = OUTPUT_DTYPES[recipe.output_dtype or "float32"]
+    item = DTYPE_BYTES[dtype]
+    header = make_header([(name, dtype, shape, prod(shape) * item) for name, shape in sorted(sizes)])
+    tensors: list[PlannedTensor] = []
+    position = len(header)
+    for name, shape in sorted(sizes):
+        end = position + prod(shape) * item
+        tensors.append(
+            PlannedTensor(name=name, dtype=dtype, shape=shape, file=ADAPTER_FILE, begin=position, end=end, source=name)
+        )
+        position = end
+    return MergePlan(
+        files=(PlannedFile(path=ADAPTER_FILE, size_bytes=position),),
+        tensors=tuple(tensors),
+        warnings=tuple(warnings),
+        n_passes=1,
+        bytes_read=bytes_read,
+        bytes_written=position,
+        peak_memory_bytes=PROCESS_BYTES + memory_bytes,
+        disk_bytes=position + WRITTEN_BESIDE_BYTES,
+        estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + position / WRITE_BYTES_PER_SECOND, 2),
+    )
