@@ -61,7 +61,7 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
         artifact = LocalCheckpoint(id="artifact", path=output, manifest=manifest)
         output = output / "task"
         output.mkdir()
-        materialize(artifact, f"model-{case.task}", output, _ignore)
+        materialize(artifact, f"model-{case.task}", output, ignore)
     return load_file(output / "model.safetensors")
 
 

@@ -537,15 +537,15 @@ def test_a_plan_refuses_what_a_merge_refuses(house: House) -> None:
 
 def test_others_write_while_a_merge_is_planned(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.family()
-    planned = merges.make_plan
+    planned = merges.plan_merge
 
-    def plan_slowly(*arguments: Any) -> Any:
+    def plan_slowly(*arguments: Any, **options: Any) -> Any:
         body = {"uri": house.write(f"other-{len(calls)}", draw(7)), "name": "other"}
         calls.append(house.post("/v1/checkpoints", body).status_code)  # would wait for the lock, and time out
-        return planned(*arguments)
+        return planned(*arguments, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(merges, "make_plan", plan_slowly)
+    monkeypatch.setattr(merges, "plan_merge", plan_slowly)
 
     assert house.post("/v1/merges", average("model-0", "model-1")).status_code == 202
     assert calls == [202]
@@ -556,15 +556,15 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
 ) -> None:
     house = any_house
     house.family()
-    planned = merges.make_plan
+    planned = merges.plan_merge
     calls: list[str] = []
 
-    def plan_meanwhile(*arguments: Any) -> Any:
+    def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
         if not calls:
             calls.append(house.register("model-0", draw(8)))  # a new version of what the merge names
-        return planned(*arguments)
+        return planned(*arguments, **options)
 
-    monkeypatch.setattr(merges, "make_plan", plan_meanwhile)
+    monkeypatch.setattr(merges, "plan_merge", plan_meanwhile)
 
     job = house.made("/v1/merges", average("model-0", "model-1"))
 
@@ -573,13 +573,13 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
 
 def test_what_is_deleted_while_a_merge_is_planned_is_unknown(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.family()
-    planned = merges.make_plan
+    planned = merges.plan_merge
 
-    def plan_meanwhile(*arguments: Any) -> Any:
+    def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
         house.client.delete("/v1/checkpoints/model-0")
-        return planned(*arguments)
+        return planned(*arguments, **options)
 
-    monkeypatch.setattr(merges, "make_plan", plan_meanwhile)
+    monkeypatch.setattr(merges, "plan_merge", plan_meanwhile)
 
     response = house.post("/v1/merges", average("model-0", "model-1"))
 
