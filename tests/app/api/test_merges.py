@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load
 
 from app.db.engine import Sessions
+from app.domain.planning import plan_merge
 from app.queue import JobQueue
-from app.services import merges, reaping, running
+from app.services import reaping, running
 from tests.app.api.house import Document, House, draw, open_house
 
 
@@ -537,7 +538,7 @@ def test_a_plan_refuses_what_a_merge_refuses(house: House) -> None:
 
 def test_others_write_while_a_merge_is_planned(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.family()
-    planned = merges.plan_merge
+    planned = plan_merge
 
     def plan_slowly(*arguments: Any, **options: Any) -> Any:
         body = {"uri": house.write(f"other-{len(calls)}", draw(7)), "name": "other"}
@@ -545,7 +546,7 @@ def test_others_write_while_a_merge_is_planned(house: House, monkeypatch: pytest
         return planned(*arguments, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(merges, "plan_merge", plan_slowly)
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_slowly)
 
     assert house.post("/v1/merges", average("model-0", "model-1")).status_code == 202
     assert calls == [202]
@@ -556,7 +557,7 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
 ) -> None:
     house = any_house
     house.family()
-    planned = merges.plan_merge
+    planned = plan_merge
     calls: list[str] = []
 
     def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
@@ -564,7 +565,7 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
             calls.append(house.register("model-0", draw(8)))  # a new version of what the merge names
         return planned(*arguments, **options)
 
-    monkeypatch.setattr(merges, "plan_merge", plan_meanwhile)
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
 
     job = house.made("/v1/merges", average("model-0", "model-1"))
 
@@ -573,13 +574,13 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
 
 def test_what_is_deleted_while_a_merge_is_planned_is_unknown(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.family()
-    planned = merges.plan_merge
+    planned = plan_merge
 
     def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
         house.client.delete("/v1/checkpoints/model-0")
         return planned(*arguments, **options)
 
-    monkeypatch.setattr(merges, "plan_merge", plan_meanwhile)
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
 
     response = house.post("/v1/merges", average("model-0", "model-1"))
 
