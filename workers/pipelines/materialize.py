@@ -137,7 +137,8 @@ def _write_weights(
     try:
         for target in plan.tensors:
             content = patched.read(target).reshape(-1).view(torch.uint8).numpy().data
-            writer.write(target, 0, content)
+            writer.place(target, 0, content)
+            writer.digest(target, content)
             meter.advance(target.end - target.begin)
         return writer.finish()
     except BaseException:

@@ -30,7 +30,9 @@ def write_all(plan: MergePlan, folder: Path, step: int = 64) -> WeightsWriter:
         size = tensor.end - tensor.begin
         content = bytes([index + 1]) * size
         for offset in range(0, size, step) or [0]:
-            writer.write(tensor, offset, memoryview(content[offset : offset + step]))
+            part = memoryview(content[offset : offset + step])
+            writer.place(tensor, offset, part)
+            writer.digest(tensor, part)
     return writer
 
 
@@ -68,7 +70,7 @@ def test_a_full_disk_is_told_before_a_byte_is_computed(tmp_path: Path) -> None:
     plan = plan_of(size=1 << 20)
     writer = WeightsWriter(plan, tmp_path)
     with largest_file(1 << 16), pytest.raises(OutOfDisk, match=r"model\.safetensors: no room for its 4194\d+ bytes"):
-        writer.write(plan.tensors[0], 0, memoryview(b"x" * 8))
+        writer.place(plan.tensors[0], 0, memoryview(b"x" * 8))
     writer.abandon()
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +84,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     writer = WeightsWriter(plan_of(), tmp_path)
     with pytest.raises(FileExistsError):
-        writer.write(plan_of().tensors[0], 0, memoryview(b"yours"))
+        writer.place(plan_of().tensors[0], 0, memoryview(b"yours"))
     writer.abandon()
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
 
