@@ -16,6 +16,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
+from workers.fusion import FLOAT32, FusedMerge, Rows
 from workers.patches import Patch
 
 Result = TypeVar("Result")
@@ -72,6 +74,23 @@ class Piece:
     finetuned: Tensor  # [n, m] float32
     merged: Tensor | None = None  # [m] float32; what the method made of them, for the statistics of post-steps
 
+    @property
+    def rows(self) -> Rows:
+        """The same as rows, float32."""
+        content = self.finetuned if self.base is None else torch.cat((self.base.unsqueeze(0), self.finetuned))
+        n_rows, n_elements = content.shape
+        return Rows(
+            tensor=self.tensor,
+            shape=self.shape,
+            offset=self.offset,
+            position=self.position,
+            n_elements=n_elements,
+            content=content.contiguous().view(-1).view(torch.uint8).numpy(),
+            at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
+            kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
+            has_base=self.base is not None,
+        )
+
 
 class PieceSource(Protocol):
     """The merge set as a stream of pieces that can be read as often as a statistic needs."""
@@ -100,6 +119,11 @@ class PieceSource(Protocol):
         tensors: only pieces of these; None: of all. granularity: what a piece holds at least: any run of elements,
         whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
+
+    def map_rows(
+        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
+    ) -> Iterator[Result] | None:
+        """Do as `map` does with runs of elements as files hold them; None where what is seen lies in no file."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
@@ -162,6 +186,7 @@ class MergeMethod:
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
+    fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
 
@@ -230,6 +255,7 @@ def merge_method(
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
+    fused: Callable[[Any, MergeContext], FusedMerge | None] | None = None,
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
@@ -246,6 +272,9 @@ def merge_method(
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
+
+    fused: returns, from parameters and the context of a whole tensor, how the same is computed in one go, bit for bit,
+    or None where it cannot be.
 
     patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
     artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
@@ -290,7 +319,9 @@ def merge_method(
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
-        return MergeMethod(card, parameters, function, collect or _collect_nothing, patch, coefficients)
+        return MergeMethod(
+            card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing, patch, coefficients
+        )
 
     return decorate
 
@@ -357,3 +388,7 @@ def _digest(key: str) -> int:
 
 def _collect_nothing(*_: object) -> Sequence[StatisticRequest]:
     return ()
+
+
+def _fuse_nothing(_parameters: Parameters, _context: MergeContext) -> None:
+    return None

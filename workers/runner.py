@@ -53,7 +53,8 @@ class WorkOrder(Value):
 
 
 def warm_up() -> str | None:
-    """Check, once the methods are imported, that the catalog the API offers is the one of these files."""
+    """Make the fused kernels ready, and check that the catalog the API offers is the one of these files."""
+    import_module("workers.numerics.fused").load()
     if import_module("workers.catalog").find_cards() == load_catalog().methods:
         return None
     return "The merge methods differ from app/domain/catalog.json. Run `make catalog`, or install one release only."

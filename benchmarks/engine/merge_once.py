@@ -16,6 +16,7 @@ from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from workers.catalog import load_recipe
+from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.merge import merge_checkpoints
 
@@ -43,6 +44,7 @@ def import_all(folder: Path) -> list[LocalCheckpoint]:
 def merge_once(folder: Path, method: str, output: Path, *, threads: int | None) -> dict[str, JsonValue]:
     """Merge the folder's models and return what it took."""
     base, *models = import_all(folder)
+    fused.load()
     began_at = time.perf_counter()
     card, parameters = load_catalog().check(
         method, PARAMETERS[method], has_base_model=True, weights=[1.0] * len(models)

@@ -16,6 +16,7 @@ from app.domain.patches import BASE_FILE
 from app.domain.plans import make_plan
 from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from workers.catalog import load_recipe
+from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.merge import merge_checkpoints
 
@@ -80,6 +81,7 @@ class FileMerge:
         manifests = [model.manifest for model in models]
         plan = make_plan(recipe, None if base is None else base.manifest, manifests, card, beside)
         output.mkdir(parents=True)
+        fused.load()
         manifest, _ = merge_checkpoints(
             plan,
             load_recipe(recipe),

@@ -1,9 +1,11 @@
-"""sha256 of files and of single tensors, streamed through one buffer per thread; hashlib lets go of the lock."""
+"""sha256 of files and BLAKE3 of single tensors, streamed through one buffer per thread; hashlib lets go of the lock."""
 
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from blake3 import blake3
 
 from app.domain.checkpoints import TensorSpec
 from app.domain.errors import InputChanged
@@ -23,7 +25,7 @@ def hash_file(path: Path, on_bytes: Callable[[int], None]) -> str:
 
 
 def hash_tensors(path: Path, tensors: Sequence[TensorSpec], on_bytes: Callable[[int], None]) -> dict[str, str]:
-    """Return tensor name -> sha256 (hex) of its bytes, for tensors of one file.
+    """Return tensor name -> BLAKE3 (hex) of its bytes, for tensors of one file.
 
     Raises: InputChanged when the file ends before a tensor does.
     """
@@ -31,7 +33,7 @@ def hash_tensors(path: Path, tensors: Sequence[TensorSpec], on_bytes: Callable[[
     digests: dict[str, str] = {}
     with path.open("rb", buffering=0) as stream:
         for tensor in tensors:
-            digest = hashlib.sha256()
+            digest = blake3()
             position = tensor.begin
             while position < tensor.end:
                 n_bytes = os.preadv(stream.fileno(), [buffer[: tensor.end - position]], position)

@@ -6,9 +6,11 @@ Buffers belong to the thread and are used again for its next piece: a function g
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +19,14 @@ from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
-from workers.checkpoints.reader import FloatReader
+from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece
+from workers.fusion import FLOAT32, KIND_BYTES, ROW_KINDS, Bytes, Rows
 from workers.granularity import step_elements
 
 Result = TypeVar("Result")
+
+ALIGNED = 64  # bytes: where rows begin
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,15 @@ class CheckpointSource:
         )
         self._judged.update(tensor.name for tensor in merged)
 
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of every run, on several threads; yield results in order of position."""
+        merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
+        runs = (run for tensor in merged for run in self.cut(tensor.name, "element"))
+        yield from map_in_order(
+            lambda run: function(self.read_rows(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
+        )
+        self._judged.update(tensor.name for tensor in merged)
+
     def cut(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into runs of about `piece_elements` elements, of whole rows, or not at all; none if empty."""
         tensor = self.merged[name]
@@ -127,6 +141,46 @@ class CheckpointSource:
         base = rows[0] if self.base is not None else None
         return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
 
+    def read_rows(self, run: Run) -> Rows:
+        """Read a run as the files hold it, into this thread's buffer; valid until the thread's next run.
+
+        Raises: NotFinite as `read_run` does.
+        """
+        tensor = run.tensor
+        stored = list(zip(self.models, tensor.finetuned, strict=True))
+        if self.base is not None and tensor.base is not None:
+            stored.insert(0, (self.base, tensor.base))
+        kinds = [_row_kind(*source) for source in stored]
+        sizes = [run.n_elements * KIND_BYTES[kind] for kind in kinds]
+        begins = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
+        content = self._content(begins[-1])
+        is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
+        is_finite = True
+        for (reader, spec), begin, size in zip(stored, begins, sizes, strict=False):
+            row = content[begin : begin + size]
+            is_finite = _read_row(reader, spec, run.offset, row, is_judged=is_judged) and is_finite
+        if not is_finite:
+            return self.read_run(run).rows
+        self.on_bytes(run.n_bytes)
+        return Rows(
+            tensor=tensor.name,
+            shape=tensor.shape,
+            offset=run.offset,
+            position=tensor.position + run.offset,
+            n_elements=run.n_elements,
+            content=content,
+            at=np.array(begins[:-1], dtype=np.int64),
+            kinds=np.array(kinds, dtype=np.int64),
+            has_base=len(stored) > len(self.models),
+        )
+
+    def _content(self, n_bytes: int) -> Bytes:
+        buffer: Bytes | None = getattr(self._buffers, "content", None)
+        if buffer is None or len(buffer) < n_bytes:
+            buffer = np.empty(n_bytes, dtype=np.uint8)
+            self._buffers.content = buffer
+        return buffer
+
     def _rows(self, n_elements: int) -> Tensor:
         n_rows = 1 + len(self.models)
         buffer: Tensor | None = getattr(self._buffers, "rows", None)
@@ -151,3 +205,14 @@ class CheckpointSource:
             f"{run.offset + index}, expected a finite number; repair the model, exclude the tensor, or set nan_policy "
             "to 'zero'."
         )
+
+
+def _row_kind(reader: FloatReader, spec: TensorSpec) -> int:
+    return ROW_KINDS.get(spec.dtype, FLOAT32) if isinstance(reader, TensorReader) else FLOAT32
+
+
+def _read_row(reader: FloatReader, spec: TensorSpec, offset: int, out: Bytes, *, is_judged: bool) -> bool:
+    """Fill `out` with a row of its kind, and tell whether all of it is finite."""
+    if isinstance(reader, TensorReader) and spec.dtype in ROW_KINDS:
+        return reader.read_row(spec, offset, out, is_judged=is_judged)
+    return reader.read_floats(spec, offset, torch.from_numpy(out.view(np.float32)), is_judged=is_judged)

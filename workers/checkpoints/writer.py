@@ -1,138 +1,93 @@
-"""Writes the weight files of a checkpoint: pre-sized, bytes in the order of their offsets, digests on the way.
+"""Writes the weight files of a checkpoint: pre-sized, bytes from any thread, digests in the order of offsets.
 
-Two threads hash what was written, one for files and one for tensors, while the next bytes are computed.
+Bytes are placed where they are computed, on several threads; the thread that collects them hashes them meanwhile.
 """
 
 import errno
 import hashlib
 import os
-import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blake3 import blake3
+
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import OutOfDisk
 from app.domain.plans import PlannedTensor, WeightsPlan
-from workers.checkpoints.writeback import EVERY_BYTES, start_writeback
+from workers.checkpoints.writeback import write_range
 
-QUEUE_LENGTH = 8
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WeightsWriter:
-    """Writes planned tensors one after the other; `finish` makes the bytes durable and gives the digests."""
+    """Writes planned tensors; `finish` makes the bytes durable and gives the digests."""
 
     def __init__(self, plan: WeightsPlan, folder: Path) -> None:
         self._plan = plan
         self._folder = folder
-        self._files = {file.path: file for file in plan.files}
-        self._descriptor: int | None = None
-        self._file: str | None = None
+        self._sizes = {file.path: file.size_bytes for file in plan.files}
+        self._opening = threading.Lock()
+        self._descriptors: dict[str, int] = {}
         self._begun: list[Path] = []
-        self._sent = 0  # bytes of the open file that are on their way to the disk
-        self._of_files = _Hasher()
-        self._of_tensors = _Hasher()
+        self._of_files: dict[str, hashlib._Hash] = {}
+        self._of_tensors: dict[str, blake3] = {}
 
-    def write(self, tensor: PlannedTensor, offset: int, content: memoryview) -> None:
-        """Write the tensor's bytes from byte `offset` on. Tensors and offsets come in the plan's order, without gaps.
+    def place(self, tensor: PlannedTensor, offset: int, content: memoryview) -> None:
+        """Write the tensor's bytes from byte `offset` on; from any thread, in any order.
 
-        The content must not change afterwards: it is hashed later.
         Raises: OutOfDisk.
         """
-        self._enter(tensor.file)
-        self._put(content, tensor.begin + offset)
-        self._of_files.update(tensor.file, content)
-        self._of_tensors.update(tensor.name, content)
+        self._put(tensor.file, content, tensor.begin + offset)
+
+    def digest(self, tensor: PlannedTensor, content: memoryview) -> None:
+        """Hash the next bytes of a tensor; bytes and tensors come in the plan's order, without gaps."""
+        if tensor.file not in self._of_files:
+            self._of_files[tensor.file] = hashlib.sha256(self._plan.header(tensor.file))
+        if tensor.name not in self._of_tensors:
+            self._of_tensors[tensor.name] = blake3()
+        self._of_files[tensor.file].update(content)
+        self._of_tensors[tensor.name].update(content)
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
-        """Return the files, and tensor name -> sha256; all bytes are on the disk."""
-        self._leave()
-        of_files, of_tensors = self._of_files.finish(), self._of_tensors.finish()
+        """Return the files, and tensor name -> digest; all bytes are on the disk."""
+        for file in self._sizes:
+            self._put(file, memoryview(self._plan.header(file)), 0)
+        while self._descriptors:
+            file, descriptor = self._descriptors.popitem()
+            try:
+                with _clear_when_full(file, self._sizes[file]):
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         entries = [
-            FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=of_files[file.path])
-            for file in self._plan.files
+            FileEntry(path=file, size_bytes=size, sha256=self._of_files[file].hexdigest())
+            for file, size in self._sizes.items()
         ]
-        return entries, {tensor.name: of_tensors[tensor.name] for tensor in self._plan.tensors}
+        return entries, {name: digest.hexdigest() for name, digest in self._of_tensors.items()}
 
     def abandon(self) -> None:
-        """Stop hashing, close, and remove what was written."""
-        self._of_files.finish()
-        self._of_tensors.finish()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        """Close, and remove what was written; nothing is placed any more."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
         for path in self._begun:
             path.unlink(missing_ok=True)
 
-    def _enter(self, file: str) -> None:
-        if file == self._file:
-            return
-        self._leave()
-        path = self._folder / file
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._begun.append(path)
-        self._file = file
-        self._sent = 0
-        with _clear_when_full(file, self._files[file].size_bytes):
-            os.posix_fallocate(self._descriptor, 0, self._files[file].size_bytes)
-        header = self._plan.header(file)
-        self._put(memoryview(header), 0)
-        self._of_files.update(file, memoryview(header))
+    def _put(self, file: str, content: memoryview, position: int) -> None:
+        descriptor = self._open(file)
+        with _clear_when_full(file, self._sizes[file]):
+            write_range(descriptor, content, position)
 
-    def _leave(self) -> None:
-        if self._descriptor is None or self._file is None:
-            return
-        descriptor, self._descriptor = self._descriptor, None
-        try:
-            with _clear_when_full(self._file, self._files[self._file].size_bytes):
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _put(self, content: memoryview, position: int) -> None:
-        if self._descriptor is None or self._file is None:
-            raise ValueError("no file is open")
-        with _clear_when_full(self._file, self._files[self._file].size_bytes):
-            while len(content) > 0:
-                n_bytes = os.pwrite(self._descriptor, content, position)
-                content = content[n_bytes:]
-                position += n_bytes
-        if position - self._sent >= EVERY_BYTES:
-            start_writeback(self._descriptor, self._sent, position - self._sent)
-            self._sent = position
-
-
-class _Hasher:
-    """A thread that hashes byte runs under keys; runs of one key come in order."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[str, memoryview] | None] = queue.Queue(QUEUE_LENGTH)
-        self._digests: dict[str, str] = {}
-        self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-        self._thread.start()
-
-    def update(self, key: str, content: memoryview) -> None:
-        """Take the next bytes of a key."""
-        self._queue.put((key, content))
-
-    def finish(self) -> dict[str, str]:
-        """Wait for all that was given, and return key -> sha256 (hex)."""
-        self._queue.put(None)
-        self._thread.join()
-        return self._digests
-
-    def _run(self) -> None:
-        key: str | None = None
-        digest = hashlib.sha256()
-        while (item := self._queue.get()) is not None:
-            if item[0] != key:
-                if key is not None:
-                    self._digests[key] = digest.hexdigest()
-                key, digest = item[0], hashlib.sha256()
-            digest.update(item[1])
-        if key is not None:
-            self._digests[key] = digest.hexdigest()
+    def _open(self, file: str) -> int:
+        with self._opening:
+            if file not in self._descriptors:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._descriptors[file] = os.open(self._folder / file, flags, 0o644)
+                self._begun.append(self._folder / file)
+                with _clear_when_full(file, self._sizes[file]):
+                    os.posix_fallocate(self._descriptors[file], 0, self._sizes[file])
+            return self._descriptors[file]
 
 
 @contextmanager

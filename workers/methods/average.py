@@ -10,6 +10,7 @@ from torch import Tensor
 from app.domain.errors import InvalidParameters
 from app.domain.parameters import Normalize, Parameters
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import precision
 
 
@@ -17,6 +18,11 @@ class AverageParameters(Parameters):
     """Parameters of `average`."""
 
     normalize: Normalize = True
+
+
+def fuse(parameters: AverageParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return FusedMerge(context.weights, divisor=_sum_of(context.weights) if parameters.normalize else 1.0)
 
 
 def coefficients(parameters: AverageParameters, weights: tuple[float, ...]) -> list[float]:
@@ -39,6 +45,7 @@ def coefficients(parameters: AverageParameters, weights: tuple[float, ...]) -> l
     models=(1, None),
     granularity="element",
     neutral_parameters={"normalize": True},
+    fused=fuse,
     coefficients=coefficients,
     adapter_spaces=("delta", "factors", "concat"),
 )

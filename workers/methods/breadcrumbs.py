@@ -16,6 +16,7 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, OutlierFraction, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Draw, Election, FusedMerge, Mask
 from workers.numerics import randomness, signs, sparsify, task_vectors
 from workers.numerics.precision import weighted_sum
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
@@ -76,6 +77,21 @@ def collect(parameters: BreadcrumbsParameters) -> Sequence[StatisticRequest]:
     return (MagnitudeBoundaries(BAND, parameters.scope, _ranks(parameters)),)
 
 
+def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused; rows are ranked by torch alone."""
+    if parameters.scope == "row" and parameters.mask_mode != "random":
+        return None
+    strengths = tuple(abs(weight) for weight in context.weights)
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        masks=_fuse_masks(parameters, context),
+        election=Election(strengths, 1, "sum") if parameters.elect_signs else None,
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
+
+
 @merge_method(
     name="breadcrumbs",
     title="Model Breadcrumbs",
@@ -91,6 +107,7 @@ def collect(parameters: BreadcrumbsParameters) -> Sequence[StatisticRequest]:
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
     task_addition=TaskAddition(fixed={"elect_signs": False}),
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: BreadcrumbsParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + α Σ wᵢ mᵢ ⊙ τᵢ.
@@ -115,6 +132,15 @@ def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context:
     upper, lower = band.of(context.tensor)[model]
     start = context.position if parameters.scope == "global" else context.offset
     return sparsify.keep_band(delta.flatten(), upper, lower, start=start).view(delta.shape)
+
+
+def _fuse_masks(parameters: BreadcrumbsParameters, context: MergeContext) -> tuple[Mask, ...]:
+    if parameters.mask_mode == "random":
+        keys = [context.random_key("mask", model) for model in range(len(context.weights))]
+        return tuple(Draw(key, parameters.density) for key in keys)
+    bands: BoundaryTable = context.statistics[BAND]
+    origin = context.position if parameters.scope == "global" else 0
+    return tuple(sparsify.fuse_band(*band, origin=origin) for band in bands.of(context.tensor))
 
 
 def _sum_agreeing(deltas: Tensor, context: MergeContext) -> Tensor:

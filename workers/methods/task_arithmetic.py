@@ -10,6 +10,7 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import precision
 
 
@@ -17,6 +18,12 @@ class TaskArithmeticParameters(Parameters):
     """Parameters of `task_arithmetic`."""
 
     scaling_coefficient: TaskArithmeticCoefficient = 0.3
+
+
+def fuse(parameters: TaskArithmeticParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    coefficient = parameters.scaling_coefficient
+    return FusedMerge(context.weights, scaling=coefficient, base_share=_base_share(coefficient, context.weights))
 
 
 def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...]) -> list[float]:
@@ -35,6 +42,7 @@ def coefficients(parameters: TaskArithmeticParameters, weights: tuple[float, ...
     models=(1, None),
     granularity="element",
     neutral_parameters={"scaling_coefficient": 1.0},
+    fused=fuse,
     task_addition=TaskAddition(),
     coefficients=coefficients,
     adapter_spaces=("delta", "factors", "concat"),
@@ -46,6 +54,10 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TaskArithmeticParameters,
     and rounds once: one model with λ = 1 comes back exactly.
     """
     coefficient = parameters.scaling_coefficient
-    total = precision.weighted_sum(finetuned, context.weights).mul_(coefficient)
-    total.add_(base, alpha=1.0 - coefficient * fsum(context.weights))
-    return precision.round_to_float32(total)
+    total = precision.weighted_sum(finetuned, context.weights)
+    shares = (_base_share(coefficient, context.weights), coefficient)
+    return precision.round_to_float32(precision.weighted_sum((base, total), shares))
+
+
+def _base_share(coefficient: float, weights: tuple[float, ...]) -> float:
+    return 1.0 - coefficient * fsum(weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import Density, Parameters, Reduce, ScalingCoefficient, TrimScope, Vote, ZeroVote
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Election, FusedMerge
 from workers.numerics import signs, sparsify, task_vectors
 from workers.statistics import trims
 
@@ -31,6 +32,21 @@ def collect(parameters: TiesParameters) -> Sequence[StatisticRequest]:
     return (trims.request_trim(parameters, parameters.density),)
 
 
+def fuse(parameters: TiesParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    trim, balanced_sign = trims.read_trim(context.statistics[trims.TRIM])
+    origin = context.position if parameters.trim_scope == "global" else 0
+    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        masks=sparsify.fuse_trim([boundaries[0] for boundaries in trim.of(context.tensor)], origin=origin),
+        election=Election(tuple(votes), balanced_sign, parameters.reduce),
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
+
+
 @merge_method(
     name="ties",
     title="TIES-merging",
@@ -44,6 +60,7 @@ def collect(parameters: TiesParameters) -> Sequence[StatisticRequest]:
     statistic_passes=2,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: TiesParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ · (disjoint merge of the trimmed task vectors).

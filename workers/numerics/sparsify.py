@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.fusion import Band
+
 
 @dataclass(frozen=True)
 class Boundary:
@@ -54,6 +56,16 @@ def keep_band(vector: Tensor, upper: Boundary, lower: Boundary, *, start: int) -
     """
     kept = keep_first(vector, lower, start=start)
     return kept if upper == NOTHING else kept.sub_(keep_first(vector, upper, start=start))  # x − x or x − 0: exact
+
+
+def fuse_trim(boundaries: Sequence[Boundary], *, origin: int) -> tuple[Band, ...]:
+    """Return the masks that keep what `trim` keeps of a tensor whose first entry has flat index `origin`."""
+    return tuple(fuse_band(NOTHING, boundary, origin=origin) for boundary in boundaries)
+
+
+def fuse_band(upper: Boundary, lower: Boundary, *, origin: int) -> Band:
+    """Return the mask that keeps what `keep_band` keeps of a tensor whose first entry has flat index `origin`."""
+    return Band((lower.magnitude, lower.index), (upper.magnitude, upper.index), origin)
 
 
 def keep_band_of_rows(rows: Tensor, ranks: tuple[int, int]) -> Tensor:

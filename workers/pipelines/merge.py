@@ -7,7 +7,7 @@ alone: pieces are cut at will, computed on several threads, and written in the o
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
-from workers.pipelines.merge_steps import Inputs, Merger, cut_steps, produce
+from workers.pipelines.merge_steps import Inputs, Merger, Produced, Step, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.patching import PatchesWritten, TaskPatches, label_tasks
 from workers.pipelines.program import MergeProgram
@@ -208,7 +208,7 @@ class _Written:
     """The weight files, and what lies beside them in a multitask artifact."""
 
     entries: tuple[FileEntry, ...]
-    sha256_of: Mapping[str, str]  # tensor -> of its bytes
+    blake3_of: Mapping[str, str]  # tensor -> of its bytes
     weights_digest: str
     differing: Sequence[str]  # integer tensors that differ between the models, where one had to be taken
     beside: PatchesWritten
@@ -221,23 +221,24 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPa
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
-            lambda step: (step, produce(step, merger)), steps, threads=merger.source.threads
+            lambda step: _produce_and_place(step, merger, writer), steps, threads=merger.source.threads
         )
-        for step, made in produced:
-            writer.write(step.target, step.offset, made.content)
-            if beside is not None:
-                beside.write(step.target, made.patches)
-            elif made.differs and step.target.name not in differing:
-                differing.append(step.target.name)
-        entries, sha256_of = writer.finish()
-        digest = digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)
+        with closing(produced):  # no thread writes any more when it is left
+            for step, made in produced:
+                writer.digest(step.target, made.content)
+                if beside is not None:
+                    beside.write(step.target, made.patches)
+                elif made.differs and step.target.name not in differing:
+                    differing.append(step.target.name)
+        entries, blake3_of = writer.finish()
+        digest = digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)
         patches = _write_patches(plan, merger, beside, digest)
     except BaseException:
         writer.abandon()
         if beside is not None:
             beside.abandon()
         raise
-    return _Written(tuple(entries), sha256_of, digest, differing, patches)
+    return _Written(tuple(entries), blake3_of, digest, differing, patches)
 
 
 def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, digest: str) -> PatchesWritten:
@@ -247,6 +248,12 @@ def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, 
     copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
     beside.write_copied(copied, (inputs.reference, inputs.stored), list(zip(inputs.models, inputs.found, strict=True)))
     return beside.finish(digest)
+
+
+def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, Produced]:
+    made = produce(step, merger)
+    writer.place(step.target, step.offset, made.content)
+    return step, made
 
 
 def _warn_of_differing(names: Sequence[str]) -> list[str]:
@@ -301,6 +308,6 @@ def _complete(manifest: Manifest, companions: Sequence[FileEntry], written: _Wri
     return manifest.model_copy(
         update={
             "files": tuple(sorted((*manifest.files, *companions), key=lambda entry: entry.path)),
-            "tied": config.find_tied(config.read_config(output), names, written.sha256_of),
+            "tied": config.find_tied(config.read_config(output), names, written.blake3_of),
         }
     )

@@ -16,6 +16,8 @@ from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
+from workers.fusion import FusedMerge
+from workers.numerics import fused
 from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
@@ -48,6 +50,7 @@ class Step:
     offset: int  # byte offset within the tensor
     n_bytes: int
     runs: tuple[Run, ...] = ()  # none: copied
+    fusion: FusedMerge | None = None  # how all runs are merged, if in one go
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,16 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             yield Step(target, offset, min(COPY_BYTES, size - offset))
     else:
         item = size // target.spec.n_elements
-        for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
-            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
+        fusion = _fuse(target, merger)
+        granularity = merger.program.granularity if fusion is None else "element"
+        for runs in batched(merger.source.cut(target.source, granularity), PIECES_AT_ONCE):
+            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs, fusion)
+
+
+def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:
+    if merger.patched or merger.inputs.onto is not None or target.source.endswith(VARIANCE_SUFFIX):
+        return None
+    return merger.program.fuse(target.source, target.shape)
 
 
 def produce(step: Step, merger: Merger) -> Produced:
@@ -95,6 +106,8 @@ def produce(step: Step, merger: Merger) -> Produced:
     for run in step.runs:
         begin = run.offset - step.runs[0].offset
         part = out[begin : begin + run.n_elements]
+        if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
+            continue
         piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
         result = _result_of(piece)
         if merger.inputs.onto is not None:
@@ -106,6 +119,17 @@ def produce(step: Step, merger: Merger) -> Produced:
         if merger.patched:
             patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
     return Produced(out.view(torch.uint8).numpy().data, patches=patches)
+
+
+def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:
+    """Fill `out`, and tell whether it is right; if not, what is wrong shows when the run is merged by the method."""
+    rows = merger.source.read_rows(run)
+    result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
+    is_finite = fused.merge(rows, fusion, result)
+    if result is not out:
+        out.copy_(result)
+        is_finite = is_finite and has_finite_bits(out)
+    return is_finite
 
 
 def _result_of(piece: Piece) -> Tensor:

@@ -32,7 +32,9 @@ from workers.contract import (
     StatisticRequest,
     Transform,
 )
+from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
+from workers.numerics import fused
 from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 
@@ -188,6 +190,17 @@ class MergeProgram:
             values = [group[name] for group in groups if name in group]
             told[name] = values[0] if len(self.groups) == 1 else values
         return dict(sorted(told.items()))
+
+    def fuse(self, tensor: str, shape: tuple[int, ...]) -> FusedMerge | None:
+        """Return how the whole of a tensor's program is computed in one go, or None where it cannot be."""
+        if self.transforms or self.post_steps or not fused.is_ready():
+            return None
+        group = self.group_of(tensor)
+        bound = group.bound
+        if bound.context.nested or bound.device.type != "cpu":
+            return None
+        context = replace(bound.context, tensor=tensor, shape=shape, offset=0, position=group.positions[tensor])
+        return bound.method.fused(bound.parameters, context)
 
     def group_of(self, tensor: str) -> ProgramGroup:
         """Return the group that a tensor belongs to."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import signs, sparsify, task_vectors
+from workers.fusion import Election, FusedMerge, Rows
+from workers.numerics import fused, signs, sparsify, task_vectors
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
+from workers.statistics.streams import map_fused
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,21 @@ class TrimmedMajority:
     def collect(self, source: PieceSource) -> TrimmedElection:
         """Find the boundaries, then count the signs that are elected."""
         table = self.boundaries.collect(source)
-        balance = sum(source.map(lambda piece: self._count_signs(piece, table, source.weights)))
+        counted = map_fused(
+            source,
+            lambda rows: self._count_signs_of_rows(rows, table, source.weights),
+            lambda piece: self._count_signs(piece, table, source.weights),
+        )
+        balance = sum(counted)
         return TrimmedElection(table, -1 if balance < 0 else 1)
+
+    def _count_signs_of_rows(self, rows: Rows, table: BoundaryTable, weights: Sequence[float]) -> int:
+        kept = [boundaries[0] for boundaries in table.of(rows.tensor)]
+        origin = rows.position - rows.offset if self.boundaries.scope == "global" else 0
+        votes = tuple(signs.weigh_votes(weights, is_weighted=self.is_weighted))
+        masks = sparsify.fuse_trim(kept, origin=origin)
+        program = FusedMerge(tuple(weights), of_deltas=True, masks=masks, election=Election(votes, 1, "mean"))
+        return fused.count_signs(rows, program)
 
     def _count_signs(self, piece: Piece, table: BoundaryTable, weights: Sequence[float]) -> int:
         deltas = piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)

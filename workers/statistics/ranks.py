@@ -17,7 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from workers.contract import Piece, PieceSource
+from workers.fusion import Rows
+from workers.numerics import fused
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
+from workers.statistics.streams import map_fused
 from workers.statistics.tallies import Block, Keys, Tally, join
 
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
@@ -192,13 +195,31 @@ def _count(
     """Read the scopes once; yield each with a tally per window when all its pieces were counted."""
     places = {name: (index, start) for index in windows for name, _, start in scopes[index].tensors}
     tallies: dict[int, list[Tally]] = {}
-    for index, counts in source.map(lambda piece: _count_piece(piece, places, windows), places):
+    counted = map_fused(
+        source,
+        lambda rows: _count_rows(rows, places, windows),
+        lambda piece: _count_piece(piece, places, windows),
+        places,
+    )
+    for index, counts in counted:
         if index not in tallies:
             tallies[index] = [Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
         for tally, (n_above, block) in zip(tallies[index], counts, strict=True):
             tally.add(n_above, block)
         if counts[0][1].behind == scopes[index].n_elements:
             yield index, tallies.pop(index)
+
+
+def _count_rows(
+    rows: Rows, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
+) -> tuple[int, list[tuple[int, Block]]]:
+    index, start = places[rows.tensor]
+    first = start + rows.offset
+    counts: list[tuple[int, Block]] = []
+    for window in windows[index]:
+        n_above, keys = fused.count_keys(rows, window.model, window.low, window.high)
+        counts.append((n_above, _block(keys, window, first, first + rows.n_elements)))
+    return index, counts
 
 
 def _count_piece(
@@ -215,8 +236,12 @@ def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Blo
     keys = scratch.keys[window.model]
     is_above = np.greater(keys, window.high, out=scratch.is_above)
     is_within = np.not_equal(np.greater_equal(keys, window.low, out=scratch.is_within), is_above, out=scratch.is_within)
-    bins, counts = np.unique(keys[is_within] - np.int32(window.low), return_counts=True)
-    return int(np.count_nonzero(is_above)), Block(first, first + len(keys), bins, counts)
+    return int(np.count_nonzero(is_above)), _block(keys[is_within], window, first, first + len(keys))
+
+
+def _block(keys: Keys, window: _Window, first: int, behind: int) -> Block:
+    bins, counts = np.unique(keys - np.int32(window.low), return_counts=True)
+    return Block(first, behind, bins, counts)
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
 from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
+from workers.fusion import Rows
 from workers.granularity import run_around, step_elements
 
 Result = TypeVar("Result")
+Placed = TypeVar("Placed", Piece, Rows)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class ChangedSource:
         """Apply a function to every changed piece."""
         needed = coarsest((granularity, self.granularity))
         return self.source.map(lambda piece: function(self.change(piece)), tensors, granularity=needed)
+
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> None:
+        """Return None: what is seen lies in no file."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
@@ -99,16 +104,26 @@ class PartOfSource:
         granularity: Granularity = "element",
     ) -> Iterator[Result]:
         """Apply a function to every piece of these tensors."""
-        wanted = self.names if tensors is None else {name for name in self.names if name in tensors}
-        return self.source.map(lambda piece: function(self.place(piece)), wanted, granularity=granularity)
+        return self.source.map(
+            lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity
+        )
+
+    def map_rows(
+        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
+    ) -> Iterator[Result] | None:
+        """Apply a function to the rows of these tensors, if the whole source has any."""
+        return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
         return self.place(self.source.read(tensor, offset, n_elements))
 
-    def place(self, piece: Piece) -> Piece:
-        """Return a piece of the whole source with its position among these tensors."""
+    def place(self, piece: Placed) -> Placed:
+        """Return a piece, or rows, of the whole source with the position among these tensors."""
         return replace(piece, position=self.positions[piece.tensor] + piece.offset)
+
+    def _wanted(self, tensors: Container[str] | None) -> frozenset[str]:
+        return self.names if tensors is None else frozenset(name for name in self.names if name in tensors)
 
     @cached_property
     def positions(self) -> Mapping[str, int]:
@@ -154,6 +169,10 @@ class TensorSource:
             step = step_elements(granularity, shape, self.piece_elements)
             for offset in range(0, n, step):
                 yield function(self.read(name, offset, min(step, n - offset)))
+
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of every piece."""
+        return self.map(lambda piece: function(piece.rows), tensors)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""

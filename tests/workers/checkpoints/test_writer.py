@@ -30,14 +30,16 @@ def write_all(plan: MergePlan, folder: Path, step: int = 64) -> WeightsWriter:
         size = tensor.end - tensor.begin
         content = bytes([index + 1]) * size
         for offset in range(0, size, step) or [0]:
-            writer.write(tensor, offset, memoryview(content[offset : offset + step]))
+            part = memoryview(content[offset : offset + step])
+            writer.place(tensor, offset, part)
+            writer.digest(tensor, part)
     return writer
 
 
 @pytest.mark.parametrize("shard_bytes", [50, 420, 5_000_000_000])
 def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_path: Path) -> None:
     plan = plan_of(shard_bytes)
-    entries, sha256_of = write_all(plan, tmp_path).finish()
+    entries, blake3_of = write_all(plan, tmp_path).finish()
     assert [entry.path for entry in entries] == [file.path for file in plan.files]
     for entry in entries:
         content = (tmp_path / entry.path).read_bytes()
@@ -45,10 +47,10 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
         assert entry.sha256 == hash_file(tmp_path / entry.path, lambda _: None)
         tensors = [tensor.spec for tensor in plan.tensors if tensor.file == entry.path]
         hashed = hash_tensors(tmp_path / entry.path, tensors, lambda _: None)
-        assert hashed == {tensor.name: sha256_of[tensor.name] for tensor in tensors}
+        assert hashed == {tensor.name: blake3_of[tensor.name] for tensor in tensors}
     arrays = {name: array for entry in entries for name, array in load_file(tmp_path / entry.path).items()}
     assert {name: array.shape for name, array in arrays.items()} == {"a": (100,), "empty": (0,), "s": (), "z": (3, 4)}
-    assert len(digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)) == 64
+    assert len(digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)) == 64
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def test_a_full_disk_is_told_before_a_byte_is_computed(tmp_path: Path) -> None:
     plan = plan_of(size=1 << 20)
     writer = WeightsWriter(plan, tmp_path)
     with largest_file(1 << 16), pytest.raises(OutOfDisk, match=r"model\.safetensors: no room for its 4194\d+ bytes"):
-        writer.write(plan.tensors[0], 0, memoryview(b"x" * 8))
+        writer.place(plan.tensors[0], 0, memoryview(b"x" * 8))
     writer.abandon()
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +84,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     writer = WeightsWriter(plan_of(), tmp_path)
     with pytest.raises(FileExistsError):
-        writer.write(plan_of().tensors[0], 0, memoryview(b"yours"))
+        writer.place(plan_of().tensors[0], 0, memoryview(b"yours"))
     writer.abandon()
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
 

@@ -1,0 +1,79 @@
+"""How a method is computed in one go: rows as files hold them, and a value that says what is made of them.
+
+A method that is element-wise, once its statistics are known, says with `fused=` of merge_method what it computes as a
+`FusedMerge`: masks, an election or a sum, and how the result joins the base model. numerics/fused.py runs it over a
+piece, from the files' bytes to the output's, without an array between. The method's torch function stays its
+definition: the two agree to the last bit.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
+ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
+KIND_BYTES = {BFLOAT16: 2, FLOAT32: 4, FLOAT16: 2}
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A run of elements of one tensor as the files hold it: the base model's row first, if there is one."""
+
+    tensor: str
+    shape: tuple[int, ...]  # of the whole tensor
+    offset: int  # flat index within the tensor
+    position: int  # flat index within the merge set
+    n_elements: int
+    content: Bytes  # all rows; they belong to the thread, until its next run
+    at: NDArray[np.int64]  # first byte of each row
+    kinds: NDArray[np.int64]  # kind of each row
+    has_base: bool
+
+
+@dataclass(frozen=True)
+class Band:
+    """Keeps the entries of a task vector that rank before `lower` and not before `upper` (numerics/sparsify.py)."""
+
+    lower: tuple[float, int]  # magnitude and flat index of a boundary
+    upper: tuple[float, int]
+    origin: int  # index, within what was ranked, of the tensor's first element
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py)."""
+
+    key: int
+    probability: float
+
+
+Mask = Band | Draw
+
+
+@dataclass(frozen=True)
+class Election:
+    """The entries elect a sign, and those that agree with it are merged (numerics/signs.py)."""
+
+    votes: tuple[float, ...]  # one per model
+    balanced_sign: int  # -1 or 1
+    reduction: Literal["mean", "sum", "max"]
+
+
+@dataclass(frozen=True)
+class FusedMerge:
+    """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
+
+    xᵢ is the model's element or, with `of_deltas`, what it differs by from the base model, in float32, zero where the
+    mask drops it. With an election, xᵢ is turned by the sign of wᵢ, and the reduction by |wᵢ| stands for the sum.
+    """
+
+    weights: tuple[float, ...]  # one per model
+    of_deltas: bool = False
+    masks: tuple[Mask | None, ...] = field(default=())  # one per model; (): none
+    election: Election | None = None
+    scaling: float = 1.0
+    divisor: float = 1.0
+    base_share: float | None = None  # None: the base model has no share

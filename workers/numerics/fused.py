@@ -1,0 +1,139 @@
+"""Runs fused merges over rows: programs become arrays, kernels work on them, and torch steps in where there are none.
+
+The kernels are compiled, or loaded from their cache, by `load`: once, while a process warms up, never within a job.
+Where that cannot be, everything goes the way it went before them, through the methods' torch functions.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from math import ceil, inf
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workers.fusion import Band, Draw, FusedMerge, Mask, Rows
+from workers.numerics import programs
+from workers.numerics.programs import Input, Program, Scratch
+from workers.numerics.signs import NUDGE
+
+# dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
+OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
+_REDUCTIONS = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
+
+Keys = NDArray[np.int32]
+_log = logging.getLogger(__name__)
+_loaded: list[ModuleType] = []
+_of_thread = threading.local()
+
+
+def load() -> bool:
+    """Make the kernels ready, and tell whether they are: seconds when they are compiled, less from the cache."""
+    if not _loaded:
+        try:
+            _loaded.append(_import())
+        except Exception as error:  # noqa: BLE001 (not installed, or on a processor or a system it does not know)
+            _log.warning("merges run without fused kernels: %s: %s", type(error).__name__, error)
+    return is_ready()
+
+
+def _import() -> ModuleType:
+    try:
+        return import_module("workers.numerics.kernels")
+    except RuntimeError:  # no folder for the cache: neither beside the code nor in the user's home may be written
+        import_module("numba").config.CACHE_DIR = tempfile.mkdtemp(prefix="amalgam-kernels-")
+        return import_module("workers.numerics.kernels")
+
+
+def is_ready() -> bool:
+    """Tell whether the kernels are loaded."""
+    return bool(_loaded)
+
+
+def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
+    """Write the merge of the rows into `out`, and tell whether all of it is finite, in float32 and in its own dtype.
+
+    out: [m] bfloat16 or float32, contiguous, on the CPU. Where a result is zero and the base is -0.0, it is -0.0.
+    """
+    program = _compile(fused, rows.has_base)
+    to_bfloat16 = out.dtype == torch.bfloat16
+    largest = _loaded[0].merge(
+        _input(rows), program, _scratch_of(len(program.weights)), out.view(torch.uint8).numpy(), to_bfloat16
+    )
+    return bool(largest < OUTPUTS[out.dtype])
+
+
+def count_signs(rows: Rows, fused: FusedMerge) -> int:
+    """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither."""
+    program = _compile(fused, rows.has_base)
+    return int(_loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights))))
+
+
+def count_keys(rows: Rows, model: int, low: int, high: int) -> tuple[int, Keys]:
+    """Return how many magnitudes of a model's task vector lie above a window of keys, and the keys within.
+
+    Keys are the bits of magnitudes; they stand in memory of this thread, until its next call.
+    """
+    found: Keys | None = getattr(_of_thread, "found", None)
+    if found is None or len(found) < rows.n_elements:
+        found = _of_thread.found = np.empty(rows.n_elements, dtype=np.int32)
+    n_above, n_found = _loaded[0].count_keys(_input(rows), model, low, high, _scratch_of(1), found)
+    return n_above, found[:n_found]
+
+
+def _input(rows: Rows) -> Input:
+    return Input(rows.content, rows.at, rows.kinds, rows.n_elements, rows.offset, rows.has_base)
+
+
+@lru_cache(maxsize=64)
+def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
+    election = fused.election
+    weights = [abs(weight) if election else weight for weight in fused.weights]
+    kinds, marks, ends, keys = zip(*map(_describe, fused.masks or (None,) * len(weights)), strict=True)
+    return Program(
+        of_deltas=has_base and fused.of_deltas,
+        reduction=_REDUCTIONS[election.reduction] if election else programs.SUM_OF_ALL,
+        weights=np.array(weights, dtype=np.float64),
+        weights_differ=len(set(weights)) > 1,
+        votes=np.array(election.votes if election else (), dtype=np.float64),
+        nudge=election.balanced_sign * NUDGE if election else 0.0,
+        turns=np.sign(np.array(fused.weights)).astype(np.float32),
+        masks=np.array(kinds, dtype=np.int64),
+        marks=np.array(marks, dtype=np.float64),
+        ends=np.array(ends, dtype=np.int64),
+        keys=np.array(keys, dtype=np.uint64),
+        joins_base=has_base and fused.base_share is not None,
+        scaling=fused.scaling,
+        divisor=fused.divisor,
+        base_share=fused.base_share or 0.0,
+    )
+
+
+def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], int]:
+    """Return kind, marks, ends and key of a mask, as programs.Program has them."""
+    if isinstance(mask, Band):
+        (lower, lower_end), (upper, upper_end) = mask.lower, mask.upper
+        marks = (lower, upper, _just_below(lower), _just_below(upper))
+        return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
+    if isinstance(mask, Draw):
+        behind = ceil(mask.probability * 2.0**53)  # the draws are whole multiples of 2^-53
+        return programs.DRAW, (0.0,) * 4, (behind, 0), mask.key & (1 << 64) - 1
+    return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
+
+
+def _just_below(magnitude: float) -> float:
+    return float(np.nextafter(np.float32(magnitude), np.float32(-inf)))
+
+
+def _scratch_of(n_models: int) -> Scratch:
+    """Return this thread's memory for a block."""
+    found: Scratch | None = getattr(_of_thread, "scratch", None)
+    if found is None or len(found.rows) < n_models + 3:
+        rows = np.empty((n_models + 3, programs.BLOCK), dtype=np.float32)
+        found = _of_thread.scratch = Scratch(rows, np.empty((2, programs.BLOCK)))
+    return found

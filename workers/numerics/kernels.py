@@ -1,0 +1,406 @@
+"""The fused kernels: from rows as files hold them to merged numbers, block by block in the processor's first cache.
+
+Compiled by numba when this module is imported, or loaded from its cache; only numerics/fused.py does so. Everything
+stays in this one file, long as it is: the cache does not notice a change in another. Loops are short and without
+branches, one after the other over a block, because that is what becomes vector instructions; float64 sums use fused
+multiply-add, as torch's do, so that both give the same bits. Nothing here reorders or approximates.
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch
+
+GROUP = 32  # elements that are looked at together for keys within a window
+
+f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
+MAGNITUDE = u32(0x7FFF_FFFF)
+SIGN = u32(0x8000_0000)
+INFINITY = u32(0x7F80_0000)
+ONE = u32(0x3F80_0000)
+NOT_CLEAN = i64(0xFFFF_FFFF)
+
+_compiled = njit(nogil=True, error_model="numpy")
+_floats, _integers = types.float64[::1], types.int64[::1]
+_input = types.NamedTuple((types.uint8[::1], _integers, _integers, types.int64, types.int64, types.boolean), Input)
+_program = types.NamedTuple(
+    (
+        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
+        types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
+        types.float64,
+    ), Program,
+)  # fmt: skip
+_scratch = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1]), Scratch)
+
+
+def _called(*signature):
+    return njit([signature[0](*signature[1:])], nogil=True, error_model="numpy", cache=True)
+
+
+@intrinsic
+def fma(_typing, _a, _b, _c):
+    """Return a · b + c, rounded once."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _load(given, number, begin, row):
+    """Read a row's elements from `begin` on as float32; number: of the row, the base's first."""
+    content, at, kind, n = given.content, given.at[number], given.kinds[number], len(row)
+    bits = row.view(np.uint32)
+    if kind == 1:
+        wide = content[at + 4 * begin : at + 4 * (begin + n)].view(np.uint32)
+        for j in range(n):
+            bits[j] = wide[j]
+        return
+    half = content[at + 2 * begin : at + 2 * (begin + n)].view(np.uint16)
+    if kind == 0:
+        for j in range(n):
+            bits[j] = u32(u32(half[j]) << u32(16))
+        return
+    for j in range(n):
+        bits[j] = u32(u32(half[j] & u16(0x7FFF)) << u32(13))
+    for j in range(n):
+        row[j] = f32(row[j] * f32(2.0**112))  # exact, also for subnormal numbers
+    for j in range(n):
+        bits[j] = u32(bits[j] | u32(u32(half[j] & u16(0x8000)) << u32(16)))
+
+
+@_compiled
+def _subtract(row, base):
+    """Subtract the base; return the bits of the largest magnitude."""
+    bits = row.view(np.uint32)
+    largest = u32(0)
+    for j in range(len(row)):
+        row[j] = f32(row[j] - base[j])
+        largest = max(largest, u32(bits[j] & MAGNITUDE))
+    return largest
+
+
+@_compiled
+def _keep_between(row, lower, upper):
+    bits = row.view(np.int32)
+    for j in range(len(row)):
+        magnitude = abs(row[j])
+        bits[j] = i32(bits[j] & i32(i32(magnitude <= upper) * i32(-1)) & i32(i32(magnitude > lower) * i32(-1)))
+
+
+@_compiled
+def _keep_band(row, index, marks, ends):
+    """Keep a band of a row whose first element has flat index `index`."""
+    n = len(row)
+    first, second = min(max(ends[0] - index, 0), n), min(max(ends[1] - index, 0), n)
+    near, far = min(first, second), max(first, second)
+    for begin, end in ((0, near), (near, far), (far, n)):
+        lower = marks[2] if begin < first else marks[0]
+        upper = marks[3] if begin < second else marks[1]
+        if begin < end:
+            _keep_between(row[begin:end], f32(lower), f32(upper))
+
+
+@_compiled
+def _keep_drawn(row, index, key, behind):
+    for j in range(len(row)):
+        state = u64(u64(index + j + 1) * u64(0x9E3779B97F4A7C15)) + key
+        state = u64(state ^ (state >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+        state = u64(state ^ (state >> u64(27))) * u64(0x94D049BB133111EB)
+        state = u64(state ^ (state >> u64(31)))
+        row[j] = f32(row[j] * f32(i64(state >> u64(11)) < behind))
+
+
+@_compiled
+def _mask(program, model, row, index):
+    if program.masks[model] == BAND:
+        _keep_band(row, index, program.marks[model], program.ends[model])
+    elif program.masks[model] == DRAW:
+        _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
+
+
+@_compiled
+def _scale(row, factor):
+    for j in range(len(row)):
+        row[j] = f32(row[j] * factor)
+
+
+# --- sums ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _begin_sum(total, row, weight):
+    for j in range(len(row)):
+        total[j] = f64(row[j]) * weight
+
+
+@_compiled
+def _add(total, row, weight):
+    for j in range(len(row)):
+        total[j] = fma(f64(row[j]), weight, total[j])
+
+
+@_compiled
+def _add_ones(total, row, weight):
+    for j in range(len(row)):
+        total[j] = fma(f64(row[j] > f32(0.0)), weight, total[j])
+
+
+@_compiled
+def _elect(total, nudge, elected):
+    """Write the sign of total + nudge, as 1.0 or -1.0: with a nudge it is not zero."""
+    bits = elected.view(np.uint32)
+    for j in range(len(total)):
+        total[j] = total[j] + nudge
+    wide = total.view(np.uint64)
+    for j in range(len(total)):
+        bits[j] = u32(u32(u32(wide[j] >> u64(32)) & SIGN) | ONE)
+
+
+@_compiled
+def _balance(total):
+    positive, negative = i64(0), i64(0)
+    for j in range(len(total)):
+        positive += i64(total[j] > 0.0)
+        negative += i64(total[j] < 0.0)
+    return positive - negative
+
+
+@_compiled
+def _keep_agreeing(row, elected):
+    """Write the magnitude of what has the elected sign, 0 elsewhere."""
+    for j in range(len(row)):
+        turned = f32(row[j] * elected[j])
+        row[j] = turned if turned > f32(0.0) else f32(0.0)
+
+
+@_compiled
+def _add_agreeing(total, counts, row, elected, weight):
+    for j in range(len(row)):
+        turned = f32(row[j] * elected[j])
+        turned = turned if turned > f32(0.0) else f32(0.0)
+        total[j] = fma(f64(turned), weight, total[j])
+        counts[j] += f32(turned > f32(0.0))
+
+
+@_compiled
+def _take_larger(total, row, weight):
+    for j in range(len(row)):
+        other = f64(row[j]) * weight
+        total[j] = other if other > total[j] else total[j]
+
+
+@_compiled
+def _turn(total, elected):
+    for j in range(len(total)):
+        total[j] = total[j] * f64(elected[j])
+
+
+@_compiled
+def _turn_over_counts(total, elected, counts, weight):
+    for j in range(len(total)):
+        total[j] = total[j] * f64(elected[j]) / (f64(max(counts[j], f32(1.0))) * weight)
+
+
+@_compiled
+def _turn_over_shares(total, elected, shares, smallest):
+    for j in range(len(total)):
+        total[j] = total[j] * f64(elected[j]) / max(shares[j], smallest)
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _load_masked(given, program, model, begin, base, row):
+    """Load a model's row, form the task vector, drop what the mask drops; return the largest magnitude's bits."""
+    largest = u32(0)
+    _load(given, model + i64(given.has_base), begin, row)
+    if program.of_deltas:
+        largest = _subtract(row, base)
+    _mask(program, model, row, given.offset + begin)
+    return largest
+
+
+@_compiled
+def _sum(given, program, begin, scratch, total):
+    """Sum the block's masked rows; return the largest magnitude's bits."""
+    largest = u32(0)
+    base, row = scratch.rows[0, : len(total)], scratch.rows[1, : len(total)]
+    for model in range(len(program.weights)):
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        if model == 0:
+            _begin_sum(total, row, program.weights[0])
+        else:
+            _add(total, row, program.weights[model])
+    return largest
+
+
+@_compiled
+def _vote(given, program, begin, scratch, total):
+    """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
+    largest = u32(0)
+    base = scratch.rows[0, : len(total)]
+    for model in range(len(program.votes)):
+        row = scratch.rows[1 + model, : len(total)]
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        if program.turns[model] != f32(1.0):
+            _scale(row, program.turns[model])
+        if model == 0:
+            _begin_sum(total, row, program.votes[0])
+        else:
+            _add(total, row, program.votes[model])
+    return largest
+
+
+@_compiled
+def _reduce_agreeing(program, scratch, total):
+    """Replace the votes' sum by the disjoint merge of the rows that `_vote` has kept."""
+    m = len(total)
+    counts, elected = scratch.rows[len(scratch.rows) - 2, :m], scratch.rows[len(scratch.rows) - 1, :m]
+    shares = scratch.wide[1, :m]
+    _elect(total, program.nudge, elected)
+    total[:] = 0.0
+    counts[:] = f32(0.0)
+    shares[:] = 0.0
+    smallest = np.inf
+    for model in range(len(program.weights)):
+        row, weight = scratch.rows[1 + model, :m], program.weights[model]
+        smallest = weight if 0.0 < weight < smallest else smallest
+        if program.reduction != LARGEST and not program.weights_differ:
+            _add_agreeing(total, counts, row, elected, weight)
+            continue
+        _keep_agreeing(row, elected)
+        if program.reduction == LARGEST:
+            _take_larger(total, row, weight)
+        else:
+            _add(total, row, weight)
+            _add_ones(shares, row, weight)
+    if program.reduction != MEAN:
+        _turn(total, elected)
+    elif program.weights_differ:
+        _turn_over_shares(total, elected, shares, smallest)
+    else:
+        _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+
+
+@_compiled
+def _join_base(program, total, base, row):
+    """Write base_share · base + scaling · total / divisor, rounded once."""
+    if program.divisor != 1.0:
+        for j in range(len(total)):
+            total[j] = total[j] / program.divisor
+    if program.joins_base:
+        for j in range(len(total)):
+            row[j] = f32(fma(total[j], program.scaling, f64(base[j]) * program.base_share))
+    else:
+        for j in range(len(total)):
+            row[j] = f32(total[j])
+
+
+@_compiled
+def _keep_negative_zeros(row, base):
+    """Write -0.0 where the result is zero and the base is -0.0."""
+    bits, of_base = row.view(np.uint32), base.view(np.uint32)
+    for j in range(len(row)):
+        is_zero = (u32(bits[j] & MAGNITUDE) == u32(0)) & (of_base[j] == SIGN)
+        bits[j] = u32(bits[j] | u32(u32(is_zero) * SIGN))
+
+
+@_compiled
+def _largest(row):
+    bits = row.view(np.uint32)
+    largest = u32(0)
+    for j in range(len(row)):
+        largest = max(largest, u32(bits[j] & MAGNITUDE))
+    return largest
+
+
+@_compiled
+def _round_to_bfloat16(row, out):
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        out[j] = u16(u32(u32(bits[j] + u32(0x7FFF)) + u32(u32(bits[j] >> u32(16)) & u32(1))) >> u32(16))
+
+
+@_compiled
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many lie above it, and how many are found now."""
+    above, upwards = i32(0), i32(0)
+    for j in range(len(keys)):
+        above = i32(above + i32(keys[j] > high))
+        upwards = i32(upwards + i32(keys[j] >= low))
+    if upwards != above:
+        for j in range(len(keys)):
+            if low <= keys[j] <= high:
+                found[n_found] = keys[j]
+                n_found += 1
+    return i64(above), n_found
+
+
+# --- what is called -----------------------------------------------------------------------------------------------
+
+
+@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
+def merge(given, program, scratch, out, to_bfloat16):
+    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
+    largest = u32(0)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
+        if given.has_base:
+            _load(given, 0, begin, base)
+        if program.reduction == SUM_OF_ALL:
+            seen = _sum(given, program, begin, scratch, total)
+        else:
+            seen = _vote(given, program, begin, scratch, total)
+            _reduce_agreeing(program, scratch, total)
+        if seen >= INFINITY:
+            return NOT_CLEAN
+        _join_base(program, total, base, row)
+        if given.has_base:
+            _keep_negative_zeros(row, base)
+        largest = max(largest, _largest(row))
+        if to_bfloat16:
+            _round_to_bfloat16(row, out[2 * begin : 2 * (begin + m)].view(np.uint16))
+        else:
+            out[4 * begin : 4 * (begin + m)].view(np.float32)[:] = row
+    return i64(largest)
+
+
+@_called(types.int64, _input, _program, _scratch)
+def count_signs(given, program, scratch):
+    """Return how many more elements elect 1 than -1; those whose votes balance count for neither."""
+    balance = i64(0)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        if given.has_base:
+            _load(given, 0, begin, scratch.rows[0, :m])
+        _vote(given, program, begin, scratch, scratch.wide[0, :m])
+        balance += _balance(scratch.wide[0, :m])
+    return balance
+
+
+@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int32, _scratch, types.int32[::1])
+def count_keys(given, model, low, high, scratch, found):
+    """Return how many keys of a model's task vector lie above a window, and how many within; write those to `found`."""
+    n_above, n_found = i64(0), i64(0)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+        _load(given, model + i64(given.has_base), begin, row)
+        if given.has_base:
+            _load(given, 0, begin, base)
+            _subtract(row, base)
+        keys = row.view(np.int32)
+        for j in range(m):
+            keys[j] = i32(keys[j] & i32(MAGNITUDE))
+        for group in range(0, m, GROUP):
+            above, n_found = _find_between(keys[group : min(m, group + GROUP)], low, high, found, n_found)
+            n_above += above
+    return n_above, n_found

@@ -1,0 +1,51 @@
+"""What the fused kernels take: rows, a program and memory as tuples of arrays, which numba can read."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
+NO_MASK, BAND, DRAW = range(3)  # kinds of masks
+SUM_OF_ALL, MEAN, SUM, LARGEST = range(4)  # reductions; all but the first are of what agrees with an election
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class Input(NamedTuple):
+    """A run of elements as the files hold it; see fusion.Rows."""
+
+    content: NDArray[np.uint8]
+    at: Integers
+    kinds: Integers
+    n_elements: int
+    offset: int
+    has_base: bool
+
+
+class Program(NamedTuple):
+    """A fusion.FusedMerge, one entry of each array per model."""
+
+    of_deltas: bool
+    reduction: int
+    weights: Floats
+    weights_differ: bool
+    votes: Floats
+    nudge: float
+    turns: NDArray[np.float32]  # signs of the weights
+    masks: Integers  # kinds
+    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then the numbers just below
+    ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
+    keys: NDArray[np.uint64]  # of draws
+    joins_base: bool
+    scaling: float
+    divisor: float
+    base_share: float
+
+
+class Scratch(NamedTuple):
+    """Memory of one thread for one block."""
+
+    rows: NDArray[np.float32]  # [n + 3, BLOCK]: the base, the models, counts, elected signs
+    wide: Floats  # [2, BLOCK]: sums

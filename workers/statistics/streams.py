@@ -1,0 +1,21 @@
+"""One pass over a source by the faster of two functions: on rows as files hold them if that can be, else on pieces."""
+
+from collections.abc import Callable, Container, Iterator
+from typing import TypeVar
+
+from workers.contract import Piece, PieceSource
+from workers.fusion import Rows
+from workers.numerics import fused
+
+Result = TypeVar("Result")
+
+
+def map_fused(
+    source: PieceSource,
+    of_rows: Callable[[Rows], Result],
+    of_piece: Callable[[Piece], Result],
+    tensors: Container[str] | None = None,
+) -> Iterator[Result]:
+    """Yield, in order of position, what either function makes of each piece: both make the same."""
+    mapped = source.map_rows(of_rows, tensors) if fused.is_ready() else None
+    return source.map(of_piece, tensors) if mapped is None else mapped
