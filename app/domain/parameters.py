@@ -161,8 +161,8 @@ RankTolerance = Annotated[
         description="Singular values up to this fraction of the largest count as zero; their directions are left out.",
     ),
 ]
-AdamLearningRate = Annotated[float, Field(gt=0.0, le=0.1, description="Step of Adam.")]
-Steps = Annotated[int, Field(ge=0, le=10_000, description="Steps of Adam.")]
+AdamLearningRate = Annotated[float, Field(gt=0.0, le=0.1, description="Step size of Adam, the learning rate.")]
+Steps = Annotated[int, Field(ge=0, le=10_000, description="Steps of Adam, each over all tasks.")]
 VectorReduce = Annotated[
     Literal["mean", "sum", "base"],
     Field(description="What tensors that are no matrices become: base plus mean or sum of task vectors, or base."),

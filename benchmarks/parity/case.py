@@ -20,7 +20,7 @@ class Case:
 
     method: str
     variant: str  # what is special about it, for the table
-    oracle: Literal["mergekit", "fusion-bench"]
+    oracle: Literal["mergekit", "fusion-bench", "peft"]
     call: str  # its name for the method, or its class
     parameters: Values = field(default_factory=dict)  # ours
     oracle_parameters: Values = field(default_factory=dict)
@@ -28,9 +28,11 @@ class Case:
     is_based: bool = True  # whether the base model is given to methods that take one
     left_out: tuple[str, ...] = ()  # tensors that another case compares
     tolerance: float = TOLERANCE  # how far equal results may be apart
+    task: int | None = None  # of a multitask artifact: the model whose task is compared; None: what all share
     differs: str = ""  # why the results are not expected to be equal; empty: they are
 
 
+LOADED = "its result, loaded"  # by PEFT: the adapter that we wrote
 SCALAR, SMALL = "encoder.scale", "encoder.norm.bias"  # 1 and 3 entries
 UNEQUAL = (0.5, 0.3, 0.2)
 

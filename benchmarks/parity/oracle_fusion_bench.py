@@ -54,10 +54,20 @@ def main() -> None:
     """Merge every case and write its result."""
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         with torch.set_grad_enabled(case["call"] in DESCENDING):
-            merged = _merge(case).state_dict()
+            merged = _merge_by_emr(case) if case["call"] == "emr_merge" else _merge(case).state_dict()
         save_file(
             {name.replace("__", "."): tensor.contiguous().clone() for name, tensor in merged.items()}, case["output"]
         )
+
+
+def _merge_by_emr(case: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the model of one task, as its modulator makes it."""
+    base, *models = [dict(Model(path, LEFT_OUT).state_dict()) for path in case["inputs"]]
+    emr_merge = import_module("fusion_bench.method.emr_merging.utils").emr_merge
+    vectors = [{name: model[name] - base[name] for name in base} for model in models]
+    unified, masks, scales = emr_merge(vectors)
+    task = case["task"]
+    return {name: base[name] + unified[name] * masks[name][task] * scales[task] for name in base}
 
 
 def _merge(case: dict[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ from benchmarks.parity.case import Case
 from benchmarks.parity.inputs import FLOATS
 from workers.catalog import load_recipe
 from workers.pipelines.importing import import_checkpoint
+from workers.pipelines.materialize import materialize
 from workers.pipelines.merge import merge_checkpoints
 
 SHARD_BYTES = 5_000_000_000
@@ -47,7 +48,7 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
     )
     plan = make_plan(recipe, base.manifest if is_based else None, [model.manifest for model in used], card)
     output.mkdir(parents=True)
-    merge_checkpoints(
+    manifest, _ = merge_checkpoints(
         plan,
         load_recipe(recipe),
         recipe=recipe,
@@ -56,6 +57,11 @@ def merge(case: Case, base: LocalCheckpoint, models: Sequence[LocalCheckpoint], 
         output=output,
         on_progress=ignore,
     )
+    if case.task is not None:
+        artifact = LocalCheckpoint(id="artifact", path=output, manifest=manifest)
+        output = output / "task"
+        output.mkdir()
+        materialize(artifact, f"model-{case.task}", output, ignore)
     return load_file(output / "model.safetensors")
 
 
@@ -68,6 +74,7 @@ def _fill_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    """Return a checkpoint as recipes name it."""
     """Return a checkpoint as recipes name it."""
     manifest = checkpoint.manifest
     return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)

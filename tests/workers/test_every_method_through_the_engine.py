@@ -47,13 +47,18 @@ def _write(
     return written[0], written[1:]
 
 
+def _in_memory(card: MethodCard, written: Sequence[LocalCheckpoint]) -> MemoryMerge:
+    """Return the merge in memory, its random draws keyed by the contents of the files."""
+    keys = tuple(model.manifest.weights_digest for model in written)
+    return MemoryMerge(load_method(card.name), model_keys=keys)
+
+
 @every_method
 def test_files_hold_what_the_method_gives_in_memory(card: MethodCard, tmp_path: Path) -> None:
     base, models = _draw(card)
     written_base, written = _write(tmp_path, base, models)
     FileMerge(card.name)(_base_for(card, written_base), written, tmp_path / "out")
-    keys = tuple(model.manifest.weights_digest for model in written)
-    expected = MemoryMerge(load_method(card.name), model_keys=keys)(base, models)
+    expected = _in_memory(card, written)(base, models)
     found = read_tensors(tmp_path / "out")
     assert sorted(found) == sorted(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -107,8 +112,7 @@ def test_t6_the_output_dtype_is_the_one_asked_for(card: MethodCard, output_dtype
     base, models = _draw(card)
     written_base, written = _write(tmp_path, base, models)
     FileMerge(card.name, output_dtype=output_dtype)(_base_for(card, written_base), written, tmp_path / "out")
-    keys = tuple(model.manifest.weights_digest for model in written)
-    expected = MemoryMerge(load_method(card.name), model_keys=keys)(base, models)
+    expected = _in_memory(card, written)(base, models)
     for name, tensor in read_tensors(tmp_path / "out").items():
         assert torch.equal(tensor, expected[name].to(getattr(torch, output_dtype))), name
 

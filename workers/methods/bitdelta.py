@@ -12,22 +12,31 @@ from torch import Tensor
 
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters
-from workers.contract import MergeContext, merge_method
-from workers.numerics import task_vectors
-from workers.patches import Patch, Replacement, Signed, Whole
+from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.numerics import residuals, task_vectors
+from workers.patches import Patch, Replacement, Signed
+from workers.statistics.means import MeanMagnitudes
+
+SCALES = "scales"
 
 
 class BitDeltaParameters(Parameters):
     """`bitdelta` has no parameters."""
 
 
+def collect(_parameters: BitDeltaParameters) -> Sequence[StatisticRequest]:
+    """Ask for the scales."""
+    return (MeanMagnitudes(SCALES),)
+
+
 def patch(
-    base: Tensor, finetuned: Tensor, _shared: Tensor, _parameters: BitDeltaParameters, _context: MergeContext
+    base: Tensor, finetuned: Tensor, _shared: Tensor, _parameters: BitDeltaParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the signs of its task vector and their scale, mean |τ|; below two dimensions its values."""
-    if base.dim() < 2:
-        return [Whole(model.reshape(-1)) for model in finetuned]
-    return [_compress(model, base) for model in finetuned]
+    if len(context.shape) < 2:
+        return residuals.replace_all(finetuned)
+    scales = context.statistics[SCALES][context.tensor]
+    return [_compress(model, base, scale) for model, scale in zip(finetuned, scales, strict=True)]
 
 
 @merge_method(
@@ -40,19 +49,19 @@ def patch(
     base_model="required",
     models=(1, None),
     weights="unused",
-    granularity="tensor",
+    granularity="element",
+    statistic_passes=1,
+    collect=collect,
     patch=patch,
     patch_codec="sign",
     task_addition=TaskAddition(),
 )
 def merge(base: Tensor, _finetuned: Tensor, _parameters: BitDeltaParameters, _context: MergeContext) -> Tensor:
-    """Return θ₀: what all tasks share. base: [*shape]; result: [*shape]."""
+    """Return θ₀: what all tasks share. base: [m]; result: [m]."""
     return base.clone()
 
 
-def _compress(model: Tensor, base: Tensor) -> Patch:
-    delta = task_vectors.subtract(model, base).reshape(-1)
-    scale = float(delta.abs().mean(dtype=torch.float64)) if delta.numel() else 0.0
-    if scale == 0:
+def _compress(model: Tensor, base: Tensor, scale: float) -> Patch:
+    if scale == 0:  # nothing has moved
         return Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0))
-    return Signed(delta >= 0, scale)  # 0 counts as +
+    return Signed(task_vectors.subtract(model, base) >= 0, scale)  # 0 counts as +

@@ -6,13 +6,11 @@ Departs from source: one threshold for all tasks, where the authors pick one per
 """
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from app.domain.parameters import Parameters
+from app.domain.parameters import MaskThreshold, Parameters
 from workers.contract import MergeContext, merge_method
 from workers.numerics import task_vectors, unification
 from workers.patches import Masked, Patch
@@ -21,14 +19,7 @@ from workers.patches import Masked, Patch
 class TallMaskParameters(Parameters):
     """Parameters of `tall_mask`."""
 
-    mask_threshold: Annotated[
-        float,
-        Field(
-            ge=0.0,
-            le=1e6,
-            description="A task keeps an entry where its own part is larger than this times what the others add.",
-        ),
-    ] = 0.4
+    mask_threshold: MaskThreshold = 0.4
 
 
 def patch(

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from workers.numerics import unification
+
 
 def keep_needed(
     merged: Tensor, deltas: Tensor, weights: Sequence[float], *, mask_threshold: float, min_tasks: int
@@ -20,5 +22,5 @@ def keep_needed(
     n_tasks = torch.zeros_like(merged)
     for delta, weight in zip(deltas, weights, strict=True):
         own = delta.double().mul_(weight)
-        n_tasks.add_(own.abs() > (merged - own).abs_().mul_(mask_threshold))
+        n_tasks.add_(unification.outweighs(own, merged, mask_threshold))
     return torch.where(n_tasks >= min_tasks, merged, 0.0)

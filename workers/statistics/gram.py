@@ -19,11 +19,11 @@ from workers.numerics.spans import BLOCK_ELEMENTS, Gram
 def gram_matrix(source: PieceSource) -> Tensor:
     """Return the inner products τᵢ · τⱼ over the whole merge set, [n, n] float64; without a base model τ is the model.
 
-    The pieces are added in the order of their positions, so the result does not depend on the number of threads.
+    Tensors are added in the order of their names; see TensorGrams for each of them.
     """
     total = torch.zeros(source.n_models, source.n_models, dtype=torch.float64)
-    for part in source.map(_products):
-        total += part
+    for matrix in gram_matrices(source).values():
+        total += matrix
     return total
 
 
@@ -37,12 +37,11 @@ def cosines(gram: Tensor) -> Tensor:
 
 def gram_matrices(source: PieceSource) -> dict[str, Tensor]:
     """Return the Gram matrix of each tensor by name, [n, n] float64 each; an empty tensor's is zero."""
-    matrices = {
-        name: torch.zeros(source.n_models, source.n_models, dtype=torch.float64) for name, _, _ in source.tensors
+    found = TensorGrams("").collect(source)
+    zero = torch.zeros(source.n_models, source.n_models, dtype=torch.float64)
+    return {
+        name: torch.tensor(found[name], dtype=torch.float64) if name in found else zero for name, _, _ in source.tensors
     }
-    for name, part in source.map(lambda piece: (piece.tensor, _products(piece))):
-        matrices[name] += part
-    return matrices
 
 
 @dataclass(frozen=True)
