@@ -13,6 +13,7 @@ import torch
 from app.domain.catalog import load_catalog
 from benchmarks.suite.inputs import SEED, open_suite
 from benchmarks.suite.page import render
+from benchmarks.suite.recipes import why_left_out
 from benchmarks.suite.rows import measure_row, place_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "suite.md"
