@@ -44,10 +44,14 @@ class Band:
 
 @dataclass(frozen=True)
 class Draw:
-    """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py)."""
+    """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py).
+
+    What is kept is divided by the divisor in float64, and rounded to float32.
+    """
 
     key: int
     probability: float
+    divisor: float = 1.0
 
 
 Mask = Band | Draw

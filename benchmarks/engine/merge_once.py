@@ -27,6 +27,9 @@ PARAMETERS: dict[str, dict[str, JsonValue]] = {
     "task_arithmetic": {"scaling_coefficient": 0.3},
     "ties": {"density": 0.2},
     "breadcrumbs": {},
+    "dare_ties": {"density": 0.2},
+    "karcher": {},
+    "model_stock": {},
 }
 
 

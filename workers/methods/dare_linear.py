@@ -9,6 +9,7 @@ from torch import Tensor
 
 from app.domain.parameters import DropRescale, KeepProbability, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import precision, random_masks, task_vectors
 from workers.statistics import drawn
 
@@ -26,6 +27,15 @@ def collect(parameters: DareLinearParameters) -> Sequence[StatisticRequest]:
     return drawn.request_norms(_mask(parameters))
 
 
+def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused, unless sums of magnitudes are restored."""
+    masks = random_masks.fuse_draws(_mask(parameters), context)
+    if masks is None:
+        return None
+    scaling = parameters.scaling_coefficient
+    return FusedMerge(context.weights, of_deltas=True, masks=masks, scaling=scaling, base_share=1.0)
+
+
 @merge_method(
     name="dare_linear",
     title="DARE, linear",
@@ -40,6 +50,7 @@ def collect(parameters: DareLinearParameters) -> Sequence[StatisticRequest]:
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: DareLinearParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ rᵢ mᵢ ⊙ τᵢ.

@@ -21,6 +21,7 @@ from app.domain.parameters import (
     ZeroVote,
 )
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Election, FusedMerge
 from workers.numerics import random_masks, signs, task_vectors
 from workers.statistics import drawn
 
@@ -43,6 +44,22 @@ def collect(parameters: DareTiesParameters) -> Sequence[StatisticRequest]:
     return drawn.request_ranks(parameters, _mask(parameters), parameters.trim_density)
 
 
+def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused, if it must know nothing of the whole model, as by default."""
+    masks = random_masks.fuse_draws(_mask(parameters), context)
+    if masks is None or collect(parameters):
+        return None
+    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        masks=masks,
+        election=Election(tuple(votes), 1, parameters.reduce),
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
+
+
 @merge_method(
     name="dare_ties",
     title="DARE with TIES",
@@ -57,6 +74,7 @@ def collect(parameters: DareTiesParameters) -> Sequence[StatisticRequest]:
     statistic_passes=3,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: DareTiesParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ · (disjoint merge of what the draws left of the task vectors).

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import fractions, spans
 
 
@@ -21,6 +22,11 @@ class ExpoParameters(Parameters):
         float,
         Field(description="How far beyond the model, as a fraction of the way to it; 0 gives the model, -1 the base."),
     ] = 0.3
+
+
+def fuse(parameters: ExpoParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return spans.fuse(_shares(parameters, context))
 
 
 @merge_method(
@@ -35,6 +41,7 @@ class ExpoParameters(Parameters):
     weights="non_negative",
     granularity="element",
     neutral_parameters={"extrapolation_factor": 0.0},
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ExpoParameters, context: MergeContext) -> Tensor:
     """Return θ + α (θ − θ₀), θ the weighted average of the models.
@@ -43,6 +50,10 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ExpoParameters, context: 
 
     Raises: Invalid if all weights are 0.
     """
+    return spans.combine(base, finetuned, _shares(parameters, context))
+
+
+def _shares(parameters: ExpoParameters, context: MergeContext) -> list[float]:
     weights = fractions.of_sum(context.weights, method="expo", tensor=context.tensor)
     factor = 1.0 + parameters.extrapolation_factor
-    return spans.combine(base, finetuned, [factor * weight for weight in weights])
+    return [factor * weight for weight in weights]

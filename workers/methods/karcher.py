@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import fractions, spans
 from workers.statistics.gram import TensorGrams
 
@@ -37,6 +38,11 @@ def collect(_parameters: KarcherParameters) -> Sequence[StatisticRequest]:
     return (TensorGrams(GRAMS),)
 
 
+def fuse(parameters: KarcherParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return spans.fuse(_shares(parameters, context))
+
+
 @merge_method(
     name="karcher",
     title="Karcher mean",
@@ -51,6 +57,7 @@ def collect(_parameters: KarcherParameters) -> Sequence[StatisticRequest]:
     statistic_passes=1,
     neutral_parameters={},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: KarcherParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + N̄ · μ, μ the Karcher mean of the τᵢ; of the θᵢ, and without θ₀, where no base model is given.
@@ -59,8 +66,12 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: KarcherParameters,
 
     Raises: Invalid if all weights are 0.
     """
+    return spans.combine(base, finetuned, _shares(parameters, context))
+
+
+def _shares(parameters: KarcherParameters, context: MergeContext) -> list[float]:
     weights = fractions.of_sum(context.weights, method="karcher", tensor=context.tensor)
-    return spans.combine(base, finetuned, shares(context.statistics[GRAMS][context.tensor], weights, parameters))
+    return shares(context.statistics[GRAMS][context.tensor], weights, parameters)
 
 
 def shares(gram: spans.Gram, weights: Sequence[float], parameters: KarcherParameters) -> list[float]:

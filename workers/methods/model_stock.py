@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import spans
 from workers.statistics.gram import TensorGrams
 
@@ -45,6 +46,13 @@ def collect(parameters: ModelStockParameters) -> Sequence[StatisticRequest]:
     return (TensorGrams(GRAMS),) if parameters.scope == "tensor" else ()
 
 
+def fuse(parameters: ModelStockParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused; rows are solved by torch alone."""
+    if parameters.scope == "row":
+        return None
+    return spans.fuse(_shares(context.statistics[GRAMS][context.tensor], parameters))
+
+
 @merge_method(
     name="model_stock",
     title="Model Stock",
@@ -57,6 +65,7 @@ def collect(parameters: ModelStockParameters) -> Sequence[StatisticRequest]:
     granularity="row",
     statistic_passes=1,
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ModelStockParameters, context: MergeContext) -> Tensor:
     """Return t · mean(θᵢ) + (1 − t) · θ₀.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.domain.parameters import Normalize, Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import fractions, spans
 from workers.statistics.gram import TensorGrams
 
@@ -30,6 +31,11 @@ def collect(_parameters: MultislerpParameters) -> Sequence[StatisticRequest]:
     return (TensorGrams(GRAMS),)
 
 
+def fuse(parameters: MultislerpParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return spans.fuse(_shares(parameters, context))
+
+
 @merge_method(
     name="multislerp",
     title="Multi-slerp",
@@ -43,16 +49,21 @@ def collect(_parameters: MultislerpParameters) -> Sequence[StatisticRequest]:
     statistic_passes=1,
     neutral_parameters={},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: MultislerpParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + N̄ · Σ wᵢ τ̂ᵢ / ‖Σ wᵢ τ̂ᵢ‖, with θᵢ for τᵢ and without θ₀ where no base model is given.
 
     base: [m] or None; finetuned: [n, m]; result: [m].
     """
+    return spans.combine(base, finetuned, _shares(parameters, context))
+
+
+def _shares(parameters: MultislerpParameters, context: MergeContext) -> list[float]:
     weights: Sequence[float] = context.weights
     if parameters.normalize:
         weights = fractions.of_sum(weights, method="multislerp", tensor=context.tensor)
-    return spans.combine(base, finetuned, shares(context.statistics[GRAMS][context.tensor], weights))
+    return shares(context.statistics[GRAMS][context.tensor], weights)
 
 
 def shares(gram: spans.Gram, weights: Sequence[float]) -> list[float]:

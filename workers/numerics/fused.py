@@ -122,7 +122,7 @@ def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], i
         return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
     if isinstance(mask, Draw):
         behind = ceil(mask.probability * 2.0**53)  # the draws are whole multiples of 2^-53
-        return programs.DRAW, (0.0,) * 4, (behind, 0), mask.key & (1 << 64) - 1
+        return programs.DRAW, (mask.divisor, 0.0, 0.0, 0.0), (behind, 0), mask.key & (1 << 64) - 1
     return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
 
 

@@ -122,6 +122,14 @@ def _mask(program, model, row, index):
         _keep_band(row, index, program.marks[model], program.ends[model])
     elif program.masks[model] == DRAW:
         _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
+        if program.marks[model, 0] != 1.0:
+            _divide(row, program.marks[model, 0])
+
+
+@_compiled
+def _divide(row, divisor):
+    for j in range(len(row)):
+        row[j] = f32(f64(row[j]) / divisor)
 
 
 @_compiled
@@ -300,7 +308,7 @@ def _join_base(program, total, base, row):
             row[j] = f32(fma(total[j], program.scaling, f64(base[j]) * program.base_share))
     else:
         for j in range(len(total)):
-            row[j] = f32(total[j])
+            row[j] = f32(total[j] * program.scaling)
 
 
 @_compiled

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.domain.catalog import Granularity
 from workers.contract import MergeContext
+from workers.fusion import Draw
 from workers.numerics import randomness, sparsify
 
 SMALLEST_PROBABILITY = 1e-6  # of keeping an entry: its inverse is a factor
@@ -58,6 +59,17 @@ class UniformMask:
             return delta
         kept = delta * _keep(delta, key, start, self.density)
         return kept.double().div_(self.density).float() if self.rescale == "inverse_density" else kept
+
+
+def fuse_draws(mask: UniformMask, context: MergeContext) -> tuple[Draw | None, ...] | None:
+    """Return what the mask does to each model, fused; None if a factor per tensor makes up for what it drops."""
+    if mask.keeps_norm:
+        return None
+    if mask.density == 1.0:
+        return ()
+    divisor = mask.density if mask.rescale == "inverse_density" else 1.0
+    keys = [context.random_key("mask", model) for model in range(len(context.weights))]
+    return tuple(Draw(key, mask.density, divisor) for key in keys)
 
 
 @dataclass(frozen=True)

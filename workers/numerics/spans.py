@@ -9,6 +9,7 @@ from math import fsum, sqrt
 import torch
 from torch import Tensor
 
+from workers.fusion import FusedMerge
 from workers.numerics import precision, task_vectors
 
 Gram = Sequence[Sequence[float]]  # inner products of all pairs of n vectors, [n][n]
@@ -74,7 +75,13 @@ def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> 
     """
     if base is None:
         return precision.round_to_float32(precision.weighted_sum(finetuned, shares))
-    return precision.round_to_float32(precision.weighted_sum((base, *finetuned), (1.0 - fsum(shares), *shares)))
+    total = precision.weighted_sum(finetuned, shares)
+    return precision.round_to_float32(precision.weighted_sum((base, total), (1.0 - fsum(shares), 1.0)))
+
+
+def fuse(shares: Sequence[float]) -> FusedMerge:
+    """Return what `combine` computes, fused."""
+    return FusedMerge(tuple(shares), base_share=1.0 - fsum(shares))
 
 
 def combine_rows(base: Tensor | None, finetuned: Tensor, shares: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from workers.fusion import Rows
 from workers.numerics import fused
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
-from workers.statistics.tallies import Block, Keys, Tally, join
+from workers.statistics.tallies import Block, Keys, Tally, count_bins, join
 
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
@@ -240,8 +240,7 @@ def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Blo
 
 
 def _block(keys: Keys, window: _Window, first: int, behind: int) -> Block:
-    bins, counts = np.unique(keys - np.int32(window.low), return_counts=True)
-    return Block(first, behind, bins, counts)
+    return Block(first, behind, *count_bins(keys - np.int32(window.low)))
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:

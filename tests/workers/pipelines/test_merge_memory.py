@@ -55,7 +55,7 @@ def peak_bytes(folder: Path, method: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "limit"), [("task_arithmetic", 400_000_000), ("ties", 600_000_000)])
 def test_peak_anonymous_memory_stays_below_its_limit_and_does_not_grow(method: str, limit: int, tmp_path: Path) -> None:
-    write_models(tmp_path / "small", 4)  # 8 MB a model
+    write_models(tmp_path / "small", 12)  # 24 MB a model: enough for every buffer to be in use
     write_models(tmp_path / "large", 40)  # 80 MB a model: 160 MB in float32
     small, large = (peak_bytes(tmp_path / size, method) for size in ("small", "large"))
     assert large < limit
