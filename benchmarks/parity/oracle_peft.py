@@ -23,7 +23,7 @@ class Model(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(40, 16)
         self.dense = nn.Linear(16, 16)
-        self.c_fc = Conv1D(24, 16)  # GPT-2's, [in, out]
+        self.c_fc: nn.Module = Conv1D(24, 16)  # type: ignore[no-untyped-call]  # GPT-2's, [in, out]
         self.norm = nn.LayerNorm(24)
         self.conv = nn.Conv2d(2, 4, 3, padding=1)
         self.head = nn.Linear(48, 5)
@@ -33,7 +33,8 @@ class Model(nn.Module):
         hidden = torch.tanh(self.dense(self.embed(tokens)))
         hidden = self.norm(self.c_fc(hidden))  # [n, t, 24]
         kernels = self.conv(hidden.reshape(-1, 2, 3, 4)).reshape(*tokens.shape, 48)
-        return self.head(torch.tanh(kernels))
+        outputs: Tensor = self.head(torch.tanh(kernels))
+        return outputs
 
 
 def main() -> None:
