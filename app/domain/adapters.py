@@ -6,7 +6,7 @@ An adapter stands for the dense model W + s·B·A (W: the base's tensor). Planni
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, NoReturn
@@ -345,8 +345,3 @@ def _config(manifest: Manifest) -> LoraConfig:
             "The adapter was registered without its adapter_config.json; register its folder again."
         )
     return manifest.adapter
-
-
-def list_modules(parts: Iterable[AdapterParts]) -> list[str]:
-    """Return the paths of all modules that any of the adapters adapts, sorted."""
-    return sorted({module for part in parts for module in part.lora})

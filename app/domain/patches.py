@@ -79,4 +79,4 @@ def _rank(parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int)
     rank, fraction = parameters.get("rank"), parameters.get("rank_fraction")
     if isinstance(rank, int):
         return rank
-    return max(1, floor(min(tensor.shape) * (fraction if isinstance(fraction, float) and fraction else 1 / n_tasks)))
+    return max(1, floor(min(tensor.shape) * (fraction if isinstance(fraction, float) else 1 / n_tasks)))

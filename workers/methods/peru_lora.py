@@ -15,8 +15,8 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, Rank, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
-from workers.numerics import low_rank, precision, task_vectors
-from workers.patches import Patch, Whole
+from workers.numerics import low_rank, precision, residuals, task_vectors
+from workers.patches import Patch
 
 
 class PeruLoraParameters(Parameters):
@@ -47,10 +47,10 @@ def patch(
 ) -> Sequence[Patch]:
     """Return, per model, the truncated difference from the shared model, or its values where that is no smaller."""
     if shared.dim() != 2 or not low_rank.pays(min(parameters.rank, *shared.shape), *shared.shape):
-        return [Whole(model.reshape(-1)) for model in finetuned]
+        return residuals.replace_all(finetuned)
     origin = shared.to(torch.float64)
-    residuals = (task_vectors.subtract(model.to(torch.float64), origin) for model in finetuned)
-    return [low_rank.truncate(one, rank=parameters.rank, energy=parameters.energy) for one in residuals]
+    lost = (task_vectors.subtract(model.to(torch.float64), origin) for model in finetuned)
+    return [low_rank.truncate(one, rank=parameters.rank, energy=parameters.energy) for one in lost]
 
 
 @merge_method(

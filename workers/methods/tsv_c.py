@@ -6,31 +6,20 @@ Departs from source: tensors that are no matrices keep their models' values whol
 """
 
 from collections.abc import Sequence
-from math import floor
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from app.domain.parameters import Parameters
+from app.domain.parameters import Parameters, RankFraction
 from workers.contract import MergeContext, merge_method
-from workers.numerics import low_rank, task_vectors
-from workers.patches import Patch, Whole
+from workers.numerics import low_rank, matrices, residuals, task_vectors
+from workers.patches import Patch
 
 
 class TsvCompressParameters(Parameters):
     """Parameters of `tsv_c`."""
 
-    rank_fraction: Annotated[
-        float,
-        Field(
-            ge=0.0,
-            le=1.0,
-            description="Share of each matrix's singular components that a task keeps, at least one; 0: one by the "
-            "number of tasks.",
-        ),
-    ] = 0.0
+    rank_fraction: RankFraction = None
 
 
 def patch(
@@ -38,11 +27,11 @@ def patch(
 ) -> Sequence[Patch]:
     """Return, per model, the truncated task vector, or its values where that would be no smaller."""
     if base.dim() != 2:
-        return [Whole(model.reshape(-1)) for model in finetuned]
+        return residuals.replace_all(finetuned)
     rows, columns = base.shape
-    rank = _rank(min(rows, columns), parameters.rank_fraction or 1 / len(finetuned))
+    rank = matrices.count_of_side(min(rows, columns), len(finetuned), parameters.rank_fraction)
     if not low_rank.pays(rank, rows, columns):
-        return [Whole(model.reshape(-1)) for model in finetuned]
+        return residuals.replace_all(finetuned)
     deltas = (task_vectors.subtract(model.to(torch.float64), base.to(torch.float64)) for model in finetuned)
     return [low_rank.truncate(delta, rank=rank) for delta in deltas]
 
@@ -64,7 +53,3 @@ def patch(
 def merge(base: Tensor, _finetuned: Tensor, _parameters: TsvCompressParameters, _context: MergeContext) -> Tensor:
     """Return θ₀: what all tasks share. base: [*shape]; result: [*shape]."""
     return base.clone()
-
-
-def _rank(full: int, fraction: float) -> int:
-    return max(1, floor(fraction * full + 1e-9))

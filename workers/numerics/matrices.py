@@ -103,9 +103,13 @@ def is_matrix(tensor: str, shape: tuple[int, ...], parameters: MatrixChoice) -> 
 
 def count_directions(tasks: TaskMatrices, rank_fraction: float | None) -> int:
     """Return how many singular directions each task matrix contributes: at least one."""
-    smaller = min(tasks.shape)
+    return count_of_side(min(tasks.shape), tasks.n_models, rank_fraction)
+
+
+def count_of_side(smaller: int, n_models: int, rank_fraction: float | None) -> int:
+    """Return the same for matrices of which only the smaller side is known."""
     if rank_fraction is None:
-        return max(1, smaller // tasks.n_models)
+        return max(1, smaller // n_models)
     return max(1, int(rank_fraction * smaller + 1e-9))
 
 

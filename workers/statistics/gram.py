@@ -161,9 +161,5 @@ def _multiply_blocks(piece: Piece) -> _Part:
     return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
 
 
-def _products(piece: Piece) -> Tensor:
-    return precision.inner_products(_vectors(piece).double())
-
-
 def _vectors(piece: Piece) -> Tensor:
     return piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)

@@ -17,10 +17,11 @@ def merge(
 def tasks(
     base: Arrays, models: Sequence[Arrays], _weights: Sequence[float], parameters: Parameters
 ) -> list[dict[str, Vector]]:
-    fraction = parameters["rank_fraction"] or 1 / len(models)
+    fraction = parameters["rank_fraction"]
 
     def compress(tensor: Vector, model: Vector) -> Vector:
-        rank = max(1, floor(fraction * min(tensor.shape, default=0) + 1e-9))
+        smaller = min(tensor.shape, default=0)
+        rank = max(1, smaller // len(models) if fraction is None else floor(fraction * smaller + 1e-9))
         if tensor.ndim != 2 or rank * sum(tensor.shape) >= tensor.size:
             return model
         return tensor + truncate(model - tensor, rank)
