@@ -11,6 +11,10 @@ from app.cli.following import follow
 from app.cli.jobs import finish_submission, leave_by_end, print_job
 from app.cli.options import DEFAULT_PLACE, AsJson, Tags, Url, Wait, read_models, read_parameters, read_tags
 from app.cli.output import bytes_text, out, print_fields, print_json, print_problem, seconds_text
+from app.domain.errors import AmalgamError
+from app.domain.mergekit.reading import read_merge
+
+YAML_SUFFIXES = (".yaml", ".yml")
 
 Parameters = Annotated[
     list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; repeatable.")
@@ -27,7 +31,10 @@ def merge(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Merge what a recipe.json says, in place of method, models and parameters."),
+        typer.Option(
+            metavar="FILE",
+            help="Merge what a recipe.json, or a mergekit document (.yaml), says; in place of method and models.",
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", "-b", metavar="REF", help="The base model.")] = None,
     parameters: Parameters = None,
@@ -36,6 +43,9 @@ def merge(
     include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Merge only these tensors.")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave these tensors as the base's.")
+    ] = None,
+    adapter_space: Annotated[
+        str | None, typer.Option(metavar="SPACE", help="Where adapters are merged: delta, factors, concat or shared.")
     ] = None,
     evaluate: Annotated[list[str] | None, typer.Option("--evaluate", "-e", metavar="TASK", help="Measure it.")] = None,
     tags: Tags = None,
@@ -56,13 +66,15 @@ def merge(
         "seed": seed,
         "include": include,
         "exclude": exclude,
+        "adapter_space": adapter_space,
         "dtype": dtype,
     }
     asked = {key: value for key, value in asked.items() if value not in (None, [], {})}
     recipe_document = _read_recipe(recipe, list(asked))
-    output = {"name": name, "dtype": asked.pop("dtype", None), "tags": read_tags(tags)}
+    given = {"name": name, "dtype": asked.pop("dtype", None), "tags": read_tags(tags)}
+    output = {**recipe_document.pop("output", {}), **{key: value for key, value in given.items() if value}}
     beside: Document = {
-        "output": {key: value for key, value in output.items() if value},
+        "output": output,
         "evaluate": evaluate,
         "priority": priority,
         "force": force or None,
@@ -119,7 +131,10 @@ def evaluate(
 
 
 def _read_recipe(path: Path | None, asked: list[str]) -> Document:
-    """Return an artifact's recipe.json. `asked`: what the command line says itself; a recipe leaves nothing to say."""
+    """Return an artifact's recipe.json, or the request that a mergekit document makes.
+
+    asked: what the command line says itself; a recipe leaves nothing to say.
+    """
     if path is None:
         if "method" not in asked or "models" not in asked:
             raise typer.BadParameter("Name a method and the models to merge, or a recipe with --recipe FILE.")
@@ -127,6 +142,8 @@ def _read_recipe(path: Path | None, asked: list[str]) -> Document:
     if asked:
         message = f"The recipe says that itself: leave out {', '.join(asked)}."
         raise typer.BadParameter(message, param_hint="--recipe")
+    if path.suffix in YAML_SUFFIXES:
+        return _read_document(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -134,6 +151,16 @@ def _read_recipe(path: Path | None, asked: list[str]) -> Document:
     if not isinstance(document, dict) or "format_version" not in document:
         raise typer.BadParameter(f"{path} is no recipe.json of a merge.", param_hint="--recipe")
     return document
+
+
+def _read_document(path: Path) -> Document:
+    try:
+        return dict(read_merge(path.read_bytes()).request)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint="--recipe") from None
+    except AmalgamError as error:
+        faults = [f"{fault.pointer}: {fault.message}" for fault in error.errors] or [error.detail]
+        raise typer.BadParameter(f"{path}: " + "\n".join(faults), param_hint="--recipe") from None
 
 
 def _follow_merge(client: Client, job: Document, as_json: bool) -> None:

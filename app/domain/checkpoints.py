@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MANIFEST_FORMAT_VERSION = 1
+MANIFEST_FORMAT_VERSION = 2
 
 # safetensors name of a dtype -> bytes per element; what we read and write
 DTYPE_BYTES: dict[str, int] = {
@@ -98,7 +98,7 @@ class TaskPatch(Value):
 class Manifest(Value):
     """Everything a checkpoint is, without its weights: the one thing planning reads.
 
-    `weights_digest` covers sorted (name, dtype, shape, sha256 of the bytes), so it does not depend on sharding.
+    `weights_digest` covers sorted (name, dtype, shape, BLAKE3 of the bytes), so it does not depend on sharding.
     `tensors` and `weights_digest` of a multitask checkpoint are those of the model that its tasks share.
     `tied` lists groups of names that are one tensor by the model's config; the first is stored, others may be, equal.
     """
@@ -154,10 +154,10 @@ def digest_json(document: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_weights(tensors: Sequence[TensorSpec], sha256_of: dict[str, str]) -> str:
-    """Return the weights digest from each tensor's own sha256; the same for any sharding."""
+def digest_weights(tensors: Sequence[TensorSpec], blake3_of: dict[str, str]) -> str:
+    """Return the weights digest from each tensor's own digest; the same for any sharding."""
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
-    return digest_json([[t.name, t.dtype, list(t.shape), sha256_of[t.name]] for t in ordered])
+    return digest_json([[t.name, t.dtype, list(t.shape), blake3_of[t.name]] for t in ordered])
 
 
 class TensorDifference(Value):

@@ -21,7 +21,7 @@ def check_kinds(
     Raises: Invalid naming every model of a kind that the method does not take, a missing base, or a space it has not.
     """
     faults = _model_faults(card, models)
-    if base not in (None, CheckpointKind.DENSE):
+    if base is CheckpointKind.ADAPTER:  # of a multitask checkpoint the shared model counts
         faults.append(FieldProblem("/base_model", f"the base model is of kind {base}; expected a dense checkpoint"))
     has_adapters = CheckpointKind.ADAPTER in models
     if has_adapters and base is None:

@@ -16,7 +16,7 @@ from app.db.tables import Checkpoint
 from app.domain import passthrough
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Catalog, MethodCard, StepKind
-from app.domain.checkpoints import CheckpointKind, Manifest, Value
+from app.domain.checkpoints import CheckpointKind, Manifest, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.kind_checks import check_kinds
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
@@ -80,6 +80,7 @@ class Draft:
     manifests: tuple[Manifest, ...]
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
+    named: str  # digest of what the request named
     onto: Checkpoint | None = None
 
     @property
@@ -104,34 +105,69 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
-    base, onto, models = _resolve(session, actor, request)
+    named = _find(session, actor, request)
+    base, onto, models = named.base, named.onto, named.models
     space = _check_space(card, request, base, models)
     _check_adapter_bases(session, base, models)
     known = [row for row in (base, onto, *models) if row is not None]
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in known}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
-    pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     labels = _label_models(card, request, models)
     if onto is not None:
         additions.check(card, request, parameters, (base, manifests[onto.id], labels))
-    behind = [base] if base is not None else models
-    shared = bases.shared_root(session, [row.id for row in behind])
+    there = [patch.task for patch in manifests[onto.id].patches] if onto is not None else []
     return Draft(
         card=card,
         recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
             update={"adapter_space": space}
         ),
         base=base,
-        models=tuple(models),
+        models=models,
         base_manifest=manifests[base.id] if base is not None else None,
         manifests=tuple(manifests[row.id] for row in models),
-        evaluate=_with_patches(
-            [*(patch.task for patch in (manifests[onto.id].patches if onto is not None else ())), *labels],
-            measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
-        ),
-        base_checkpoint=_base_checkpoint(base, onto) or shared,
+        evaluate=_with_patches([*there, *labels], named.evaluate),
+        base_checkpoint=named.base_checkpoint,
+        named=named.key,
         onto=onto,
+    )
+
+
+def still_holds(session: Session, actor: Actor, request: MergeRequest, made: Draft) -> bool:
+    """Tell whether the request names what it named when the draft was made; what it names is locked as in `draft`.
+
+    Raises: as `draft` for what is not there any more.
+    """
+    return _find(session, actor, request).key == made.named
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a request names."""
+
+    base: Checkpoint | None
+    onto: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    evaluate: tuple[PinnedItem, ...]
+    base_checkpoint: str | None
+
+    @property
+    def key(self) -> str:
+        """Digest of the rows and of what may change in them."""
+        rows = [row and [row.id, row.task, row.base_checkpoint_id] for row in (self.base, self.onto, *self.models)]
+        return digest_json([rows, [item.model_dump(mode="json") for item in self.evaluate], self.base_checkpoint])
+
+
+def _find(session: Session, actor: Actor, request: MergeRequest) -> _Named:
+    base, onto, models = _resolve(session, actor, request)
+    pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
+    shared = bases.shared_root(session, [row.id for row in ([base] if base is not None else models)])
+    return _Named(
+        base=base,
+        onto=onto,
+        models=tuple(models),
+        evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        base_checkpoint=_base_checkpoint(base, onto) or shared,
     )
 
 

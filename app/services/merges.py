@@ -45,10 +45,14 @@ def submit(
     Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
         UnknownBaseModel, IncompatibleCheckpoints, OutOfDisk; Replayed, IdempotencyKeyReused.
     """
+    ahead = _plan_ahead(wiring, actor, request)
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
-        made = drafts.draft(session, wiring, actor, request)
-        plan = _plan(wiring, made)
+        if ahead is not None and drafts.still_holds(session, actor, request, ahead[0]):
+            made, plan = ahead
+        else:
+            made = drafts.draft(session, wiring, actor, request)
+            plan = _plan(wiring, made)
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
         if source is None or source.state != JobState.SUCCEEDED:
             _check_disk(wiring, plan)
@@ -142,6 +146,19 @@ def _recipe_of(sessions: Sessions, actor: Actor, job_id: str) -> Recipe:
     if job.kind is not JobKind.MERGE:
         raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
     return MergeSpec.model_validate(job.spec).recipe
+
+
+def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Draft, MergePlan] | None:
+    """Return draft and plan, made before the writing transaction: seconds for very many tensors, in which others write.
+
+    None where something is wrong: it is said in the transaction, where a replay goes before it.
+    """
+    try:
+        with wiring.sessions.read() as session:
+            made = drafts.draft(session, wiring, actor, request)
+        return made, _plan(wiring, made)
+    except AmalgamError:
+        return None
 
 
 def _plan(wiring: Wiring, made: Draft) -> MergePlan:

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from app.domain.catalog import load_catalog
-from benchmarks.parity import ours
+from benchmarks.parity import adapters, ours
 from benchmarks.parity.case import FLOAT32_SVD, TOLERANCE, Case, find_cases
 from benchmarks.parity.deep_inputs import write_deep_inputs
 from benchmarks.parity.document_runs import find_documents, merge_documents
@@ -26,7 +27,7 @@ from benchmarks.parity.inputs import SEED, write_inputs
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "parity.md"
 DOCUMENTS_URL = "../../benchmarks/parity/documents"
-SCRIPTS = {"mergekit": "oracle_mergekit.py", "fusion-bench": "oracle_fusion_bench.py"}
+SCRIPTS = {"mergekit": "oracle_mergekit.py", "fusion-bench": "oracle_fusion_bench.py", "peft": "oracle_peft.py"}
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def _run(folder: Path) -> list[Row]:
     base, models = write_inputs(folder / "inputs")
     opened = ours.open_checkpoint(base), [ours.open_checkpoint(model) for model in models]
     rows: list[Row] = []
-    for tool in SCRIPTS:
+    for tool in ("mergekit", "fusion-bench"):
         cases = find_cases(tool)
         theirs = _merge_with(tool, cases, [base, *models], folder / tool)
         for index, (case, other) in enumerate(zip(cases, theirs, strict=True)):
             rows.append(_compare(case, ours.merge(case, *opened, folder / f"ours-{tool}-{index}"), other))
-    return rows + _run_documents(folder)
+    return rows + _run_documents(folder) + compare_adapters(folder / "peft")
 
 
 def _run_documents(folder: Path) -> list[Row]:
@@ -82,8 +83,28 @@ def _run_documents(folder: Path) -> list[Row]:
     ]
 
 
+def compare_adapters(folder: Path) -> list[Row]:
+    """Return the comparisons with PEFT: the same merges, and what we wrote loaded by it."""
+    inputs = adapters.write_inputs(folder / "inputs")
+    cases = find_cases("peft")
+    made = [adapters.merge(case, inputs, folder / f"ours-{index}") for index, case in enumerate(cases)]
+    orders = [
+        adapters.order(case, inputs, result, folder / f"{index}.safetensors")
+        for index, (case, (_, result)) in enumerate(zip(cases, made, strict=True))
+    ]
+    theirs = _ask("peft", orders, folder)
+    return [
+        _compare(case, *_pair_outputs(mine, other)) for case, (mine, _), other in zip(cases, made, theirs, strict=True)
+    ]
+
+
+def _pair_outputs(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return both sides with the outputs of the model: theirs with the adapter, ours with the dense weights."""
+    outputs = theirs.pop("ours.outputs", None)
+    return (mine if outputs is None else mine | {"outputs": outputs}), theirs
+
+
 def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder: Path) -> list[dict[str, Tensor]]:
-    python = prepare(tool)
     folder.mkdir()
     outputs = [folder / f"{index}.safetensors" for index in range(len(cases))]
     orders = [
@@ -98,12 +119,17 @@ def _merge_with(tool: str, cases: Sequence[Case], inputs: Sequence[Path], folder
         }
         for case, output in zip(cases, outputs, strict=True)
     ]
+    return _ask(tool, orders, folder)
+
+
+def _ask(tool: str, orders: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Tensor]]:
+    python = prepare(tool)
     (folder / "cases.json").write_text(json.dumps(orders), encoding="utf-8")
     script = Path(__file__).with_name(SCRIPTS[tool])
-    print(f"merging {len(cases)} cases with {tool}", flush=True)
+    print(f"merging {len(orders)} cases with {tool}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     subprocess.run([python, script, folder / "cases.json"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    return [load_file(output) for output in outputs]
+    return [load_file(order["output"]) for order in orders]
 
 
 def _compare(case: Case, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Row:
@@ -117,10 +143,11 @@ def _render(rows: Sequence[Row]) -> str:
     head = (
         "# Parity with other implementations\n\n"
         "Written by `make parity`; do not edit. Our pipeline and, in environments of their own, "
-        f"{' and '.join(REQUIREMENTS.values())}\n"
+        f"{', '.join(REQUIREMENTS.values())}\n"
         f"merge the same float32 checkpoints (seed {SEED}: 2-D, 1-D, 0-D and 4-D tensors, a tied head, integers;\n"
         "no two magnitudes alike), all in float32. Rows that name a document are read by mergekit and by us, and\n"
-        "merge a small Llama of three layers.\n\n"
+        "merge a small Llama of three layers; rows with peft merge adapters on one module of every kind, and what is\n"
+        "loaded is run as well, with the adapter and with our dense weights.\n\n"
         f"Equal means: no entry differs by more than {TOLERANCE:g}. The largest weights are near 0.25, so that is\n"
         f"about their last bit. Within {FLOAT32_SVD:g}, where the other tool finds singular vectors in float32.\n\n"
         "| method | setting | compared with | tensors | entries that differ | largest difference | result |\n"
@@ -138,7 +165,7 @@ def _render_rest(compared: set[str]) -> str:
     rest = [f"`{card.name}`" for card in load_catalog().methods if card.name not in compared]
     if not rest:
         return ""
-    return f"\nNot compared, since neither has an implementation that fits: {', '.join(rest)}.\n"
+    return f"\nNot compared, since none has an implementation that fits: {', '.join(rest)}.\n"
 
 
 def _verdict(row: Row) -> str:

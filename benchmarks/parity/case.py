@@ -20,7 +20,7 @@ class Case:
 
     method: str
     variant: str  # what is special about it, for the table
-    oracle: Literal["mergekit", "fusion-bench"]
+    oracle: Literal["mergekit", "fusion-bench", "peft"]
     call: str  # its name for the method, or its class
     parameters: Values = field(default_factory=dict)  # ours
     oracle_parameters: Values = field(default_factory=dict)
@@ -32,6 +32,7 @@ class Case:
     differs: str = ""  # why the results are not expected to be equal; empty: they are
 
 
+LOADED = "its result, loaded"  # by PEFT: the adapter that we wrote
 SCALAR, SMALL = "encoder.scale", "encoder.norm.bias"  # 1 and 3 entries
 UNEQUAL = (0.5, 0.3, 0.2)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / ".oracles"
 TORCH = "torch==2.13.0"  # ours, and first: without the pin pip may choose another one
-REQUIREMENTS = {"mergekit": "mergekit==0.1.5", "fusion-bench": "fusion-bench==0.2.33"}
+REQUIREMENTS = {"mergekit": "mergekit==0.1.5", "fusion-bench": "fusion-bench==0.2.33", "peft": "peft==0.21.2"}
 
 
 def prepare(tool: str) -> Path:

@@ -75,6 +75,7 @@ def _fill_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
     """Return a checkpoint as recipes name it."""
+    """Return a checkpoint as recipes name it."""
     manifest = checkpoint.manifest
     return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from app.domain.catalog import MethodCard, load_catalog
+from app.domain.catalog import load_catalog
 from benchmarks.suite.inputs import SEED, open_suite
 from benchmarks.suite.page import render
-from benchmarks.suite.recipes import LEFT_OUT
+from benchmarks.suite.recipes import why_left_out
 from benchmarks.suite.rows import measure_row, place_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "suite.md"
@@ -24,21 +24,18 @@ def main() -> None:
     """Train what is missing, measure what is not known yet, write the page."""
     arguments = _parse()
     folder: Path = arguments.folder
-    open_suite(folder, say=True)
+    suite = open_suite(folder, say=True)
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    cards = [card for card in load_catalog().methods if card.name not in LEFT_OUT and _takes_dense_models(card)]
-    names = arguments.method or ["pre-trained", "individual", *(card.name for card in cards)]
+    reasons = {card.name: why_left_out(card, len(suite.models)) for card in load_catalog().methods}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    names = arguments.method or ["pre-trained", "individual", *(name for name in reasons if name not in left_out)]
     missing = [name for name in names if arguments.again or not place_of(results, name).exists()]
     _measure(missing, folder, arguments.processes)
     rows = [json.loads(place_of(results, name).read_text(encoding="utf-8")) for name in names]
     if not arguments.method:
-        PAGE.write_text(render(rows, LEFT_OUT, seed=SEED), encoding="utf-8")
-    print(render(rows, LEFT_OUT, seed=SEED) if not arguments.method else json.dumps(rows, indent=1))
-
-
-def _takes_dense_models(card: MethodCard) -> bool:
-    return card.accepts_dense and card.produces != "adapter"
+        PAGE.write_text(render(rows, left_out, seed=SEED), encoding="utf-8")
+    print(render(rows, left_out, seed=SEED) if not arguments.method else json.dumps(rows, indent=1))
 
 
 def _parse() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from benchmarks.suite.inputs import Suite, ignore
 from benchmarks.suite.recipes import Parameters, find_best
 from workers.catalog import load_recipe
+from workers.pipelines.materialize import materialize
 from workers.pipelines.merge import merge_checkpoints
 
 Counts = dict[str, tuple[int, int]]  # task name -> (correct, total)
@@ -51,7 +52,8 @@ def merged(suite: Suite, card: MethodCard, parameters: Parameters) -> Iterator[M
     """Merge into a temporary folder; give task name -> the model that stands for it."""
     folder = Path(tempfile.mkdtemp(prefix="amalgam-suite-"))
     try:
-        yield suite.everywhere(_merge(suite, card, parameters, folder / "merged"))
+        result = _merge(suite, card, parameters, folder / "merged")
+        yield suite.everywhere(result) if card.produces == "dense" else _of_each_task(suite, result, folder)
     finally:
         shutil.rmtree(folder)
 
@@ -91,6 +93,17 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
         threads=1,
     )
     return LocalCheckpoint(id=card.name, path=output, manifest=manifest)
+
+
+def _of_each_task(suite: Suite, artifact: LocalCheckpoint, folder: Path) -> dict[str, LocalCheckpoint]:
+    """Return task name -> the dense model that its patch gives."""
+    models: dict[str, LocalCheckpoint] = {}
+    for task in suite.individual:
+        output = folder / task
+        output.mkdir()
+        manifest = materialize(artifact, task, output, ignore)
+        models[task] = LocalCheckpoint(id=task, path=output, manifest=manifest)
+    return models
 
 
 def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:

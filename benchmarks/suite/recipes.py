@@ -11,21 +11,8 @@ COEFFICIENT = "scaling_coefficient"
 GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0)
 START = 1.0
 
-# What a method takes beside its defaults; one that has no fair setting on this suite says why it is left out.
-SETTINGS: Mapping[str, Mapping[str, JsonValue]] = {}
-LEFT_OUT: Mapping[str, str] = {
-    "passthrough": "stacks layers; merges nothing",
-    "slerp": "takes exactly two models",
-    "nuslerp": "takes exactly two models",
-    "arcee_fusion": "takes one model beside the base",
-    "nearswap": "takes one model beside the base",
-    "expo": "extrapolates one model",
-    "lora_fuse": "takes an adapter",
-    "lora_extract": "gives an adapter of one model",
-    "knots": "takes adapters",
-    "core_space": "takes adapters",
-    "linearized_lora": "takes adapters",
-}
+# What a method takes beside its defaults.
+SETTINGS: Mapping[str, Mapping[str, JsonValue]] = {"peru_fft": {"density": 0.1}}
 
 Parameters = dict[str, JsonValue]
 
@@ -56,3 +43,14 @@ def find_best(card: MethodCard, score: Callable[[Parameters], float]) -> Best:
         while 0 <= place + step < len(GRID) and at(place + step) > at(place):
             place += step
     return Best({**own, COEFFICIENT: GRID[place]}, at(place), len(scores))
+
+
+def why_left_out(card: MethodCard, n_models: int) -> str:
+    """Return why a method does not merge the suite's models; empty: it does."""
+    if card.copies:
+        return "stacks layers, merges nothing"
+    if not card.accepts_dense or card.produces == "adapter":
+        return "takes or gives adapters"
+    if card.max_models is not None and card.max_models < n_models:
+        return f"takes at most {card.max_models} model{'s' if card.max_models > 1 else ''} beside the base"
+    return ""

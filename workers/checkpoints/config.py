@@ -62,7 +62,7 @@ def read_config(root: Path) -> ModelConfig:
     )
 
 
-def find_tied(config: ModelConfig, names: Sequence[str], sha256_of: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+def find_tied(config: ModelConfig, names: Sequence[str], blake3_of: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of tensor names that are one tensor, a stored name first.
 
     Names of the same group whose stored bytes differ are not tied, whatever the config says: they are merged apart.
@@ -76,7 +76,7 @@ def find_tied(config: ModelConfig, names: Sequence[str], sha256_of: Mapping[str,
         if any(len(found) > 1 for found in matches):  # several towers: which belongs to which is not ours to guess
             continue
         stored = [name for found in matches for name in found]
-        if not stored or len({sha256_of[name] for name in stored}) != 1:
+        if not stored or len({blake3_of[name] for name in stored}) != 1:
             continue
         is_output_left_out = _OUTPUT in suffixes and _OUTPUT not in stored and config.ties_embeddings is True
         group = (*stored, _OUTPUT) if is_output_left_out else tuple(stored)

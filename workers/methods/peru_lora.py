@@ -1,8 +1,8 @@
 """PERU-LoRA: for each task the largest singular components of its task vector, over the base or over a merge.
 
 Source: Jiang et al. 2023, arXiv:2310.01886 (PERU-LoRA in versions 1 and 2, BYOM-LoRA in version 3).
-Departs from source: inputs are dense models, whose task vectors are decomposed; `energy` chooses the rank per matrix;
-    the mode `residual` is ours (docs/methods/peru_lora.md).
+Departs from source: dense models are taken, too, and adapters as the update they make; `energy` chooses the rank per
+    matrix; the mode `residual` is ours (docs/methods/peru_lora.md).
 """
 
 from collections.abc import Sequence

@@ -310,11 +310,11 @@ def _refuse_not_finite(made: AdapterOutput) -> None:
 
 def _manifest(made: AdapterOutput, entries: Sequence[FileEntry], specs: Sequence[TensorSpec], output: Path) -> Manifest:
     file = output / specs[0].file
-    sha256_of = hashing.hash_tensors(file, sorted(specs, key=lambda spec: spec.begin), lambda _: None)
+    blake3_of = hashing.hash_tensors(file, sorted(specs, key=lambda spec: spec.begin), lambda _: None)
     return Manifest(
         kind=CheckpointKind.ADAPTER,
         files=tuple(entries),
         tensors=tuple(sorted(specs, key=lambda spec: spec.name)),
-        weights_digest=digest_weights(specs, sha256_of),
+        weights_digest=digest_weights(specs, blake3_of),
         adapter=config_of(made),
     )

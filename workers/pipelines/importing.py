@@ -27,13 +27,13 @@ def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, 
     files.check_index(found, tensors)
     facts = config.read_config(found.root) if config.CONFIG_FILE in found.companions else config.ModelConfig()
     adapter = _read_adapter(found, tensors)
-    entries, sha256_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
+    entries, blake3_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
     return Manifest(
         kind=CheckpointKind.DENSE if adapter is None else CheckpointKind.ADAPTER,
         files=tuple(entries),
         tensors=tuple(tensors),
-        weights_digest=digest_weights(tensors, sha256_of),
-        tied=config.find_tied(facts, [tensor.name for tensor in tensors], sha256_of),
+        weights_digest=digest_weights(tensors, blake3_of),
+        tied=config.find_tied(facts, [tensor.name for tensor in tensors], blake3_of),
         architecture=facts.architecture,
         model_type=facts.model_type,
         vocab_size=facts.vocab_size,
@@ -84,6 +84,6 @@ def _hash(
             for file in found.weights
         ]
         of_files = {path: pool.submit(hashing.hash_file, found.root / path, meter.advance) for path in paths}
-        sha256_of = {name: digest for future in of_tensors for name, digest in future.result().items()}
+        blake3_of = {name: digest for future in of_tensors for name, digest in future.result().items()}
         entries = [FileEntry(path=path, size_bytes=sizes[path], sha256=of_files[path].result()) for path in paths]
-    return entries, sha256_of
+    return entries, blake3_of

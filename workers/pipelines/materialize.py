@@ -54,7 +54,7 @@ def materialize(
     meter.enter(f"applying the patch of {task}")
     with TensorReader(checkpoint) as reader, one_torch_thread():
         patched = _Patched(checkpoint, patch, reader)
-        entries, sha256_of = _write_weights(plan, patched, output, meter)
+        entries, blake3_of = _write_weights(plan, patched, output, meter)
     entries += copy_companions(checkpoint, output, dtype=None)
     entries += write_index(plan, output)
     entries += _write_documents(manifest, patch, output)
@@ -63,8 +63,8 @@ def materialize(
         kind=CheckpointKind.DENSE,
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         tensors=tensors,
-        weights_digest=digest_weights(tensors, sha256_of),
-        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], sha256_of),
+        weights_digest=digest_weights(tensors, blake3_of),
+        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], blake3_of),
         architecture=manifest.architecture,
         model_type=manifest.model_type,
         vocab_size=manifest.vocab_size,

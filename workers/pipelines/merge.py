@@ -208,7 +208,7 @@ class _Written:
     """The weight files, and what lies beside them in a multitask artifact."""
 
     entries: tuple[FileEntry, ...]
-    sha256_of: Mapping[str, str]  # tensor -> of its bytes
+    blake3_of: Mapping[str, str]  # tensor -> of its bytes
     weights_digest: str
     differing: Sequence[str]  # integer tensors that differ between the models, where one had to be taken
     beside: PatchesWritten
@@ -230,15 +230,15 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPa
                     beside.write(step.target, made.patches)
                 elif made.differs and step.target.name not in differing:
                     differing.append(step.target.name)
-        entries, sha256_of = writer.finish()
-        digest = digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)
+        entries, blake3_of = writer.finish()
+        digest = digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)
         patches = _write_patches(plan, merger, beside, digest)
     except BaseException:
         writer.abandon()
         if beside is not None:
             beside.abandon()
         raise
-    return _Written(tuple(entries), sha256_of, digest, differing, patches)
+    return _Written(tuple(entries), blake3_of, digest, differing, patches)
 
 
 def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, digest: str) -> PatchesWritten:
@@ -308,6 +308,6 @@ def _complete(manifest: Manifest, companions: Sequence[FileEntry], written: _Wri
     return manifest.model_copy(
         update={
             "files": tuple(sorted((*manifest.files, *companions), key=lambda entry: entry.path)),
-            "tied": config.find_tied(config.read_config(output), names, written.sha256_of),
+            "tied": config.find_tied(config.read_config(output), names, written.blake3_of),
         }
     )

@@ -28,7 +28,8 @@ from app.domain.mergekit.translation import translate
 OURS = "amalgam"  # the key of what mergekit has no word for
 BESIDE = (
     "output", "evaluate", "seed", "force", "priority", "max_attempts", "timeout_seconds", "include", "exclude",
-    "nan_policy", "tensors", "merge_buffers", "method_version", "engine_version",
+    "nan_policy", "tensors", "merge_buffers", "adapter_space", "transforms", "post_steps", "method_version",
+    "engine_version",
 )  # fmt: skip
 KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", OURS)
 NOT_READ = {

@@ -25,6 +25,7 @@ SILENT = {  # fields of a recipe that mergekit has no word for -> the value that
     "nan_policy": "fail",
     "tensors": "strict",
     "merge_buffers": True,
+    "adapter_space": None,
     "transforms": (),
     "post_steps": (),
     "onto": None,

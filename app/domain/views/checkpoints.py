@@ -24,7 +24,9 @@ class CheckpointView(View):
     task: str | None
     tags: dict[str, str]
     content_digest: str | None = Field(description="sha256 over the files; null while importing.")
-    weights_digest: str | None = Field(description="sha256 over the tensors; does not depend on sharding.")
+    weights_digest: str | None = Field(
+        description="SHA-256 over the tensors and their BLAKE3 digests; does not depend on sharding."
+    )
     size_bytes: int | None
     n_tensors: int | None
     n_parameters: int | None

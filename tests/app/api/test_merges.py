@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load
 
 from app.db.engine import Sessions
+from app.domain.planning import plan_merge
 from app.queue import JobQueue
 from app.services import reaping, running
 from tests.app.api.house import Document, House, draw, open_house
@@ -530,3 +531,57 @@ def test_a_plan_tells_other_tensors_as_a_problem(house: House) -> None:
 def test_a_plan_refuses_what_a_merge_refuses(house: House) -> None:
     refused(house, average("nothing"), 422, "checkpoint_not_found", path="/v1/plans")
     refused(house, average("nothing") | {"method": "x"}, 422, "unknown_method", path="/v1/plans")
+
+
+# --- planned before it is written -------------------------------------------------------------------------------------
+
+
+def test_others_write_while_a_merge_is_planned(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.family()
+    planned = plan_merge
+
+    def plan_slowly(*arguments: Any, **options: Any) -> Any:
+        body = {"uri": house.write(f"other-{len(calls)}", draw(7)), "name": "other"}
+        calls.append(house.post("/v1/checkpoints", body).status_code)  # would wait for the lock, and time out
+        return planned(*arguments, **options)
+
+    calls: list[int] = []
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_slowly)
+
+    assert house.post("/v1/merges", average("model-0", "model-1")).status_code == 202
+    assert calls == [202]
+
+
+def test_what_changes_while_a_merge_is_planned_is_planned_again(
+    any_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = any_house
+    house.family()
+    planned = plan_merge
+    calls: list[str] = []
+
+    def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
+        if not calls:
+            calls.append(house.register("model-0", draw(8)))  # a new version of what the merge names
+        return planned(*arguments, **options)
+
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
+
+    job = house.made("/v1/merges", average("model-0", "model-1"))
+
+    assert job["spec"]["models"][0]["checkpoint"] == calls[0]
+
+
+def test_what_is_deleted_while_a_merge_is_planned_is_unknown(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.family()
+    planned = plan_merge
+
+    def plan_meanwhile(*arguments: Any, **options: Any) -> Any:
+        house.client.delete("/v1/checkpoints/model-0")
+        return planned(*arguments, **options)
+
+    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
+
+    response = house.post("/v1/merges", average("model-0", "model-1"))
+
+    assert (response.status_code, response.json()["code"]) == (422, "checkpoint_not_found")

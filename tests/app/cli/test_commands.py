@@ -158,6 +158,23 @@ def test_a_merge_is_repeated_from_its_recipe(registered: Serve, tmp_path: Path) 
         assert run_inside(*words, url=registered.url).returncode == 2
 
 
+def test_a_merge_is_read_from_a_document_of_mergekit(registered: Serve, tmp_path: Path) -> None:
+    document = tmp_path / "merge.yaml"
+    text = (
+        "merge_method: linear\nmodels: [{model: base}, {model: expert}]\nparameters: {weight: 1}\nout_dtype: float16\n"
+    )
+    document.write_text(text)
+
+    job = answered(registered, "merge", "--recipe", str(document), "--name", "mixed", "--wait")
+
+    assert (job["state"], job["spec"]["method"]) == ("succeeded", "average")
+    assert (job["spec"]["output"]["dtype"], job["spec"]["output"]["name"]) == ("float16", "mixed")
+    document.write_text(text.replace("weight", "wieght"))
+    refused = run_inside("merge", "--recipe", str(document), url=registered.url)
+    assert refused.returncode == 2
+    assert "/parameters/wieght" in refused.stderr.replace("\n", "")
+
+
 def test_a_merge_for_people_tells_progress_apart_from_the_result(registered: Serve) -> None:
     ended = run_inside("merge", "average", "base", "expert", "--evaluate", "animals", "--wait", url=registered.url)
 

@@ -1,5 +1,6 @@
 """Linearized LoRA: folding equals the jvp, merging equals averaging of folded models, other starts are refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ class Adapted(nn.Module):
 
     def __init__(self, weight: Tensor, a: Tensor, b: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
+        self.weight = weight
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T + SCALING * (x @ self.a.T) @ self.b.T
+
+
+def _jvp(run: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    value, change = jvp(run, at, along)[:2]
+    return value, change
 
 
 @pytest.mark.parametrize("n_zeros", [0, 15])
@@ -61,9 +67,10 @@ def test_the_fold_is_the_jvp(n_zeros: int) -> None:
     layer = Adapted(weight, a0, b0)
 
     def run(*factors: Tensor) -> Tensor:
-        return functional_call(layer, dict(zip(("a", "b"), factors, strict=True)), (x,))
+        outputs: Tensor = functional_call(layer, dict(zip(("a", "b"), factors, strict=True)), (x,))
+        return outputs
 
-    y0, change = jvp(run, (a0, b0), (a - a0, b - b0))
+    y0, change = _jvp(run, (a0, b0), (a - a0, b - b0))
     folded = x @ (weight + SCALING * thin_products.linearize(a, b, a0, b0)).T
     torch.testing.assert_close(folded, y0 + change, rtol=1e-10, atol=1e-10)
     left, right = thin_products.expand(a, b, a0, b0)
@@ -82,9 +89,10 @@ def test_a_whole_net_with_folded_layers_is_the_linearized_net() -> None:
         layer = Adapted(weight, a0, b0)
 
         def run(*factors: Tensor, layer: nn.Module = layer, at: Tensor = x) -> Tensor:
-            return functional_call(layer, dict(zip(("a", "b"), factors, strict=True)), (at,))
+            outputs: Tensor = functional_call(layer, dict(zip(("a", "b"), factors, strict=True)), (at,))
+            return outputs
 
-        out, change = jvp(run, (a0, b0), (a - a0, b - b0))
+        out, change = _jvp(run, (a0, b0), (a - a0, b - b0))
         x = torch.tanh(out + change)
         y = torch.tanh(y @ (weight + SCALING * thin_products.linearize(a, b, a0, b0)).T)
     torch.testing.assert_close(y, x, rtol=1e-10, atol=1e-10)
@@ -108,7 +116,7 @@ def test_merging_then_folding_is_folding_then_averaging(
     merged = AdapterMerge("linearized_lora", {"merge": {"method": "average"}})(base, adapters, tmp_path / "out")
     dense = [read_fused(adapter, base) for adapter in adapters]
     for name, tensor in read_fused(merged, base).items():
-        mean = sum(model[name].double() for model in dense) / 3
+        mean = torch.stack([model[name].double() for model in dense]).mean(0)
         np.testing.assert_allclose(tensor.numpy(), mean.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
 
 

@@ -100,8 +100,8 @@ def test_whole_tensors_stand_in_the_base_s_place(base: LocalCheckpoint, tmp_path
         "model.scale": scale,
     }
     adapter = write_adapter(tmp_path / "adapter", {"model.dense": MODULES["model.dense"]}, full=full)
-    expected = fuse(BASE, {"model.dense": MODULES["model.dense"]})
-    expected |= {"model.norm.weight": norm, "model.dense.bias": bias, "model.scale": scale}
+    replaced = {"model.norm.weight": norm, "model.dense.bias": bias, "model.scale": scale}
+    expected = fuse(BASE | replaced, {"model.dense": MODULES["model.dense"]})
     assert_is(read(adapter, base), expected)
 
 

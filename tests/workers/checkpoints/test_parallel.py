@@ -32,7 +32,7 @@ def test_items_are_taken_only_a_few_ahead() -> None:
     results = map_in_order(lambda item: item, items(), threads=2)
     assert next(results) == 0
     assert len(taken) <= 4
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(taken) <= 4
 
 

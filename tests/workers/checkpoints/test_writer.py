@@ -39,7 +39,7 @@ def write_all(plan: MergePlan, folder: Path, step: int = 64) -> WeightsWriter:
 @pytest.mark.parametrize("shard_bytes", [50, 420, 5_000_000_000])
 def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_path: Path) -> None:
     plan = plan_of(shard_bytes)
-    entries, sha256_of = write_all(plan, tmp_path).finish()
+    entries, blake3_of = write_all(plan, tmp_path).finish()
     assert [entry.path for entry in entries] == [file.path for file in plan.files]
     for entry in entries:
         content = (tmp_path / entry.path).read_bytes()
@@ -47,10 +47,10 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
         assert entry.sha256 == hash_file(tmp_path / entry.path, lambda _: None)
         tensors = [tensor.spec for tensor in plan.tensors if tensor.file == entry.path]
         hashed = hash_tensors(tmp_path / entry.path, tensors, lambda _: None)
-        assert hashed == {tensor.name: sha256_of[tensor.name] for tensor in tensors}
+        assert hashed == {tensor.name: blake3_of[tensor.name] for tensor in tensors}
     arrays = {name: array for entry in entries for name, array in load_file(tmp_path / entry.path).items()}
     assert {name: array.shape for name, array in arrays.items()} == {"a": (100,), "empty": (0,), "s": (), "z": (3, 4)}
-    assert len(digest_weights([tensor.spec for tensor in plan.tensors], sha256_of)) == 64
+    assert len(digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)) == 64
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,8 @@ from app.domain.errors import IncompatibleCheckpoints, InputChanged, JobError, N
 from app.domain.jobs import Progress
 from app.domain.recipes import RecipeModel
 from tests.workers.files import FileMerge, ignore, pin, read_tensors, write_checkpoint
+from tests.workers.multitask import read_tasks
+from tests.workers.peft_folders import RANK, draw_base, draw_modules, fuse, write_adapter
 from tests.workers.pipelines.merging import MergeOf, PlannedMerge
 from tests.workers.pipelines.test_merge_faults import largest_file
 from workers.catalog import load_method
@@ -229,3 +232,22 @@ def test_the_bits_of_a_patch_can_be_loaded_by_the_safetensors_library(tmp_path: 
     patch = load_file(tmp_path / "out" / "patches" / "task-0.safetensors")
     assert torch.equal(base["m::values"], draw(0)["m"])
     assert (patch["a::mask"].dtype, patch["a::mask"].shape) == (torch.uint8, (8,))
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("peru_lora", {"rank": RANK}), ("post_pruning", {"density": 1.0}), ("peru_fft", {"density": 1.0})],
+)
+def test_adapters_are_patched_as_the_dense_models_they_are(
+    method: str, parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", draw_base())
+    adapters = [write_adapter(tmp_path / f"adapter-{index}", draw_modules(index)) for index in range(2)]
+    manifest = FileMerge(method, parameters)(base, adapters, tmp_path / "out")
+    for index, task in enumerate(read_tasks(tmp_path / "out", manifest)):
+        fused = fuse(draw_base(), draw_modules(index))
+        for name, tensor in task.items():
+            np.testing.assert_allclose(tensor.double().numpy(), fused[name], rtol=1e-5, atol=1e-5, err_msg=name)

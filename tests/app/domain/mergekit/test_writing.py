@@ -12,7 +12,7 @@ from app.domain.errors import NotAcceptable
 from app.domain.mergekit.conditions import text_of
 from app.domain.mergekit.reading import read_merge
 from app.domain.mergekit.settings import IN_BLOCKS, glob_of
-from app.domain.mergekit.writing import write_merge
+from app.domain.mergekit.writing import SILENT, write_merge
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.tensor_parameters import group_tensors
@@ -194,6 +194,14 @@ def test_a_glob_of_a_text_is_known_again(text: str) -> None:
 @pytest.mark.parametrize("glob", ["mlp", "*mlp", "*a*b*", "*[ab]*", "*x?*", "**", "*"])
 def test_other_globs_are_no_texts(glob: str) -> None:
     assert text_of(glob) is None
+
+
+def test_no_field_of_a_recipe_is_forgotten() -> None:
+    written = {
+        "method", "method_version", "engine_version", "base_model", "models", "parameters", "overrides", "seed",
+        "output_dtype", "shard_bytes",
+    }  # fmt: skip
+    assert set(Recipe.model_fields) == written | set(SILENT) | {"format_version"}
 
 
 # --- what cannot be said ------------------------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""The fused kernels give, to the last bit, what the methods' torch functions give."""
+
+import logging
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.workers.memory import MemoryMerge
+from workers import fusion
+from workers.catalog import load_method
+from workers.contract import Piece
+from workers.fusion import Band, Draw, Election, FusedMerge, Rows
+from workers.numerics import fused, precision, randomness, signs, sparsify, task_vectors
+from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("average", {}),
+    ("average", {"normalize": False}),
+    ("task_arithmetic", {"scaling_coefficient": -1.3}),
+    ("ties", {}),
+    ("ties", {"density": 0.7, "trim_scope": "tensor", "reduce": "sum", "vote": "weighted"}),
+    ("ties", {"density": 1.0, "reduce": "max", "zero_vote": "positive", "scaling_coefficient": 0.3}),
+    ("ties", {"density": 0.5, "reduce": "mean", "vote": "weighted"}),
+    ("breadcrumbs", {}),
+    ("breadcrumbs", {"scope": "global", "density": 0.4, "outlier_fraction": 0.2, "elect_signs": True}),
+    ("breadcrumbs", {"mask_mode": "random", "density": 0.5}),
+    ("breadcrumbs", {"mask_mode": "drop_outliers", "outlier_fraction": 0.3}),
+]
+WEIGHTS = [(1.0, 1.0, 1.0), (0.5, -1.25, 2.0), (0.1, 0.0, 0.7), (0.3, 0.3, -0.3)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    assert fused.load()
+
+
+def draw_models(seed: int, n: int = 3) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Return a base and models on a coarse grid: many ties, balanced votes, zeros of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def grid(*shape: int, steps: int) -> Tensor:
+        return torch.randint(-steps, steps + 1, shape, generator=generator) / 8
+
+    shapes = {"a": (37, 61), "b": (1,), "c": (5, 7, 3), "empty": (0,)}
+    base = {name: grid(*shape, steps=40) for name, shape in shapes.items()}
+    base["a"].view(-1)[::7] *= -0.0
+    models = [{name: tensor + grid(*tensor.shape, steps=3) for name, tensor in base.items()} for _ in range(n)]
+    return base, models
+
+
+def rows_as(piece: Piece, dtype: torch.dtype) -> Rows:
+    """Return the piece's rows as a file of that dtype would hold them."""
+    assert piece.base is not None
+    content = torch.cat((piece.base.unsqueeze(0), piece.finetuned)).to(dtype)
+    kind = {torch.bfloat16: fusion.BFLOAT16, torch.float16: fusion.FLOAT16, torch.float32: fusion.FLOAT32}[dtype]
+    return replace(
+        piece.rows,
+        content=content.view(torch.uint8).numpy().reshape(-1),
+        at=np.arange(len(content), dtype=np.int64) * content.shape[1] * dtype.itemsize,
+        kinds=np.full(len(content), kind, dtype=np.int64),
+    )
+
+
+def keep_negative_zeros(result: Tensor, base: Tensor) -> Tensor:
+    return torch.where((result == 0) & (base == 0) & base.signbit(), base, result)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("method", "parameters"), VARIANTS)
+def test_a_fused_method_gives_the_bits_of_its_torch_function(
+    method: str, parameters: dict[str, Any], weights: tuple[float, ...]
+) -> None:
+    base, models = draw_models(len(weights))
+    source, program = MemoryMerge(load_method(method), parameters, weights=weights, seed=3).prepare(base, models)
+    for name, shape, _ in source.tensors:
+        found = program.fuse(name, shape)
+        assert found is not None
+        n = base[name].numel()
+        for offset, size in ((0, n), (n // 3, n - n // 3)):
+            piece = source.read(name, offset, size)
+            assert piece.base is not None
+            # rows and tensors are what these methods are shown, but none of them looks beyond an element
+            expected = program.merge(source.read(name, 0, n))[offset : offset + size]
+            expected = keep_negative_zeros(expected, piece.base)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                for out_dtype in (torch.float32, torch.bfloat16):
+                    out = torch.empty(size, dtype=out_dtype)
+                    assert fused.merge(rows_as(piece, dtype), found, out)
+                    assert same_bits(out, expected.to(out_dtype)), (name, dtype, out_dtype)
+
+
+@given(
+    seed=st.integers(0, 1 << 20),
+    n=st.integers(1, 5),
+    m=st.integers(1, 3000),
+    scaling=st.floats(-2, 2, width=32),
+    reduction=st.sampled_from(["mean", "sum", "max"]),
+    balanced_sign=st.sampled_from([-1, 1]),
+)
+@settings(max_examples=60, deadline=None)
+def test_masks_elections_and_sums_are_those_of_numerics(  # noqa: PLR0913
+    seed: int, n: int, m: int, scaling: float, reduction: Any, balanced_sign: int
+) -> None:
+    random = np.random.default_rng(seed)
+    base = torch.from_numpy(random.normal(size=m).astype(np.float32))
+    finetuned = base + torch.from_numpy(random.integers(-3, 4, (n, m)).astype(np.float32) / 4)
+    weights = [float(weight) for weight in random.choice([1.0, -0.7, 0.3, 0.0], n)]
+    choices = [NOTHING, EVERYTHING, Boundary(0.5, int(random.integers(m + 90)))]
+    bounds = [choices[index] for index in random.integers(3, size=n)]
+    piece = Piece("w", (m,), 0, 90, base, finetuned)
+
+    trimmed = sparsify.trim(signs.orient(task_vectors.subtract(finetuned, base), weights), bounds, start=90)
+    merged = signs.merge_disjointly(trimmed, weights, vote="weighted", reduction=reduction, balanced_sign=balanced_sign)
+    expected = keep_negative_zeros(task_vectors.add(base, merged, scaling_coefficient=scaling), base)
+
+    votes = tuple(abs(weight) for weight in weights)
+    program = FusedMerge(
+        tuple(weights), of_deltas=True, masks=sparsify.fuse_trim(bounds, origin=90),
+        election=Election(votes, balanced_sign, reduction), scaling=scaling, base_share=1.0,
+    )  # fmt: skip
+    out = torch.empty(m)
+    assert fused.merge(piece.rows, program, out)
+    assert same_bits(out, expected)
+    elected = signs.elect(trimmed, votes)
+    assert fused.count_signs(piece.rows, program) == int(elected.sum(dtype=torch.float64))
+
+
+def test_draws_are_those_of_randomness() -> None:
+    base, finetuned = torch.zeros(5000), torch.ones(1, 5000)
+    piece = Piece("w", (9000,), 1234, 0, base, finetuned)
+    out = torch.empty(5000)
+    program = FusedMerge((1.0,), of_deltas=True, masks=(Draw((1 << 64) - 5, 0.3),), base_share=1.0)
+    assert fused.merge(piece.rows, program, out)
+    draws = randomness.draw_uniform((1 << 64) - 5, start=1234, n=5000)
+    assert torch.equal(out, (draws < 0.3).float())
+
+
+@pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])
+def test_keys_are_counted_as_integers(low: int) -> None:
+    numbers = torch.tensor([0.0, -0.0, 0.25, -0.5, 0.5, 1.0, 3.0e38, -1e-45] * 300)
+    piece = Piece("w", (2400,), 0, 0, None, numbers.unsqueeze(0))
+    keys = numbers.abs().numpy().view(np.int32)
+    high = min(low + (1 << 23), (1 << 31) - 1)
+    n_above, found = fused.count_keys(piece.rows, 0, low, high)
+    assert n_above == int((keys > high).sum())
+    assert found.tolist() == keys[(keys >= low) & (keys <= high)].tolist()
+
+
+def one(value: float, base: float = 0.0) -> Rows:
+    return Piece("w", (1,), 0, 0, torch.tensor([base]), torch.tensor([[value]])).rows
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "is_finite"),
+    [
+        (3.3895313892515355e38, torch.bfloat16, True),  # the largest bfloat16
+        (3.3961775292304e38, torch.bfloat16, False),  # half way to the next, which would be infinite
+        (3.3961775292304e38, torch.float32, True),
+        (3.4028234663852886e38, torch.float32, True),
+    ],
+)
+def test_what_does_not_fit_the_output_is_told(value: float, dtype: torch.dtype, is_finite: bool) -> None:  # noqa: FBT001
+    assert fused.merge(one(value), FusedMerge((1.0,)), torch.empty(1, dtype=dtype)) is is_finite
+
+
+def test_a_task_vector_that_overflows_is_told() -> None:
+    # 3e38 − (−3e38) is infinite, and the mask would drop it
+    band = Band((0.0, 0), (1.0, 0), 0)
+    program = FusedMerge((1.0,), of_deltas=True, masks=(band,), base_share=1.0)
+    assert not fused.merge(one(3e38, -3e38), program, torch.empty(1))
+
+
+def test_products_are_rounded_once() -> None:
+    # 0.1 · 3 and the sum in one rounding, as torch's addition with alpha does; in two it is another float64
+    weights = (1.0, 0.1)
+    finetuned = torch.tensor([[-0.3], [3.0]])
+    piece = Piece("w", (1,), 0, 0, None, finetuned)
+    out = torch.empty(1)
+    fused.merge(piece.rows, FusedMerge(weights), out)
+    assert same_bits(out, precision.round_to_float32(precision.weighted_sum(finetuned, weights)))
+
+
+@pytest.mark.parametrize("failure", [ImportError("no numba"), OSError("LLVM"), RuntimeError("no locator")])
+def test_without_kernels_there_is_a_word_in_the_log_and_no_failure(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_name: str) -> ModuleType:
+        raise failure
+
+    monkeypatch.setattr(fused, "_loaded", [])
+    monkeypatch.setattr(fused, "import_module", fail)
+    with caplog.at_level(logging.WARNING):
+        assert not fused.load()
+    assert "merges run without fused kernels" in caplog.text
