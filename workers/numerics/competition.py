@@ -1,6 +1,6 @@
 """How much each task vector may say at each entry: what is large in it, and agrees with the others, scores high.
 
-Scores are signed float32 numbers in [-1, 1]. They are compared as such, so that ties are the same whatever computed them.
+Scores are signed float32 numbers in [-1, 1]. They are compared as such, rounded from float64.
 
 Source: Du et al. 2024, arXiv:2410.02396; the authors' code in its two variants.
 """
@@ -58,7 +58,7 @@ def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
 
 
 def to_magnitudes(scores: Tensor) -> Tensor:
-    """Return non-negative finite float32 numbers in the order of the scores, one for one: what ranks can be found of."""
+    """Return non-negative finite float32 numbers in the order of the scores, one for one, to be ranked by."""
     bits = scores.abs().view(torch.int32)
     return torch.where(scores < 0, _ONE - bits, _ONE + bits).view(torch.float32)
 
