@@ -1,0 +1,82 @@
+"""How much each task vector may say at each entry: what is large in it, and agrees with the others, scores high.
+
+Scores are signed float32 numbers in [-1, 1]. They are compared as such, rounded from float64.
+
+Source: Du et al. 2024, arXiv:2410.02396; the authors' code in its two variants.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.numerics import precision
+
+Variant = Literal["vision", "script"]
+
+_ONE = 0x3F800000  # the bits of 1.0, float32
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Two float32 numbers between which values are held, and from which to which they are rescaled."""
+
+    low: float
+    high: float
+
+
+def clip(delta: Tensor, bounds: Bounds) -> Tensor:
+    """Return a task vector with its magnitudes held within bounds; a zero stays one. delta: [m] float32."""
+    return delta.sign() * delta.abs().clamp(bounds.low, bounds.high)
+
+
+def rescale(values: Tensor, bounds: Bounds) -> Tensor:
+    """Return where values lie between bounds, in [0, 1]; 0 everywhere if the bounds are one.
+
+    values: [m]; result: [m] float64.
+    """
+    span = bounds.high - bounds.low
+    if span <= 0:
+        return torch.zeros_like(values, dtype=torch.float64)
+    return values.double().clamp(bounds.low, bounds.high).sub_(bounds.low).div_(span)
+
+
+def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
+    """Return exp(n · (N² - 1)) · (agreement with all task vectors), N being the magnitudes rescaled from 0 to 1.
+
+    deltas: [n, m] float32; clips: of their magnitudes; result: [n, m] float32. The authors' exp(n · N²) and sum over
+    models differ by a constant factor, which does not matter to ranks and rescaling, and may overflow.
+    """
+    strengths = torch.stack([rescale(delta.abs(), bounds) for delta, bounds in zip(deltas, clips, strict=True)])
+    importance = torch.exp(len(deltas) * (strengths.square() - 1))
+    if variant == "vision":
+        return (importance * _compare_rescaled(deltas.sign() * strengths)).float()
+    return (importance * torch.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
+
+
+def to_magnitudes(scores: Tensor) -> Tensor:
+    """Return non-negative finite float32 numbers in the order of the scores, one for one, to be ranked by."""
+    bits = scores.abs().view(torch.int32)
+    return torch.where(scores < 0, _ONE - bits, _ONE + bits).view(torch.float32)
+
+
+def to_score(magnitude: float) -> float:
+    """Return the score that `to_magnitudes` turned into a number."""
+    bits = int(np.float32(magnitude).view(np.int32)) - _ONE
+    size = float(np.int32(abs(bits)).view(np.float32))
+    return -size if bits < 0 else size
+
+
+def _compare_rescaled(values: Tensor) -> Tensor:
+    # [n, m]: Σⱼ tanh(vᵢ vⱼ) / n; each sum runs over j in order
+    totals = torch.zeros_like(values)
+    for first in range(len(values)):
+        for second in range(first, len(values)):
+            agreement = torch.tanh(values[first] * values[second])
+            totals[first] += agreement
+            if second != first:
+                totals[second] += agreement
+    return totals / len(values)
