@@ -59,4 +59,4 @@ def test_peak_anonymous_memory_stays_below_its_limit_and_does_not_grow(method: s
     write_models(tmp_path / "large", 40)  # 80 MB a model: 160 MB in float32
     small, large = (peak_bytes(tmp_path / size, method) for size in ("small", "large"))
     assert large < limit
-    assert large - small < 60_000_000
+    assert large - small < 110_000_000  # 28 more tensors of 3 models are 350 MB in float32
