@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.domain.errors import NotFinite
+from app.domain.errors import ModelNotRunnable, NotFinite
 from app.domain.jobs import Progress
+from app.domain.tasks import OwnHead
+from tests.workers import tiny_bert
 from tests.workers.files import read_tensors
 from tests.workers.learning.world import World, run, shuffled
+from workers.checkpoints.model import Models
+from workers.checkpoints.places import find_places
 from workers.numerics.entropy import entropy_of_logits, entropy_of_mean
 
 QUICK = {"steps": 8, "batch_size": 4, "learning_rate": 0.05}
@@ -33,7 +37,8 @@ def test_without_steps_it_is_task_arithmetic(world: World, tmp_path: Path) -> No
 def test_the_entropy_falls(world: World, tmp_path: Path) -> None:
     outcome = world.merge(tmp_path / "out", QUICK | {"steps": 30, "batch_size": 6})
     learned = outcome.report["learned"]
-    losses = [point["loss"] for point in learned["losses"]]  # type: ignore[index,call-overload,union-attr]
+    assert isinstance(learned, dict)
+    losses: list[float] = [point["loss"] for point in learned["losses"]]  # type: ignore[union-attr,index,call-overload,misc]
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
@@ -116,6 +121,32 @@ def test_what_stands_before_it_changes_what_is_learned_on(world: World, transfor
     plain = world.merge(tmp_path / "plain", {"coefficients": found})
     assert first.manifest.weights_digest == again.manifest.weights_digest
     assert first.manifest.weights_digest != plain.manifest.weights_digest
+
+
+def test_under_heads_of_their_own_models_share_all_but_the_heads(tmp_path: Path) -> None:
+    base, *models = (
+        tiny_bert.local(tiny_bert.make_classifier(tmp_path / f"classifier-{seed}", tiny_bert.CLASSES, seed=seed))
+        for seed in range(3)
+    )
+    task = tiny_bert.make_task(tmp_path / "task", head=OwnHead(kind="own"), preprocessing={"max_tokens": 16})
+    world = World(base, tuple(models), (task, task))
+    work = world.work(tmp_path / "out", QUICK)
+    run(work.model_copy(update={"recipe": work.recipe.model_copy(update={"exclude": ("classifier.*",)})}))
+    found, kept = coefficients_in(tmp_path / "out"), read_tensors(base.path)
+    assert found["bert.encoder.layer.0.output.dense.weight"] != [0.3, 0.3]
+    assert found["bert.embeddings.word_embeddings.weight"] != [0.3, 0.3]
+    assert not [name for name in found if name.startswith("classifier")]
+    assert torch.equal(read_tensors(tmp_path / "out")["classifier.weight"], kept["classifier.weight"])
+
+
+def test_files_that_name_tensors_otherwise_are_refused(world: World) -> None:
+    manifest = world.base.manifest
+    renamed = tuple(
+        tensor.model_copy(update={"name": tensor.name.replace("output", "out")}) for tensor in manifest.tensors
+    )
+    module = Models().encoder(world.base).module
+    with pytest.raises(ModelNotRunnable, match=r"8 weights of the BertModel .* encoder.layer.0.attention.output.dense"):
+        find_places(module, manifest.model_copy(update={"tensors": renamed}))
 
 
 def test_progress_only_rises_and_tells_steps(world: World, tmp_path: Path) -> None:
