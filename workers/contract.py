@@ -185,8 +185,9 @@ class Learning:
 
     learn: Callable[..., Any]  # (parameters, session) -> Learned; see workers/learning_contract.py
     data: Literal["unlabelled", "labelled", "gram", "fisher"]
-    parameter: str | None  # given in a request, nothing is learned
+    parameter: str | None = None  # given in a request, nothing is learned
     data_of: Literal["models", "merge"] = "models"
+    statistics: str | None = None  # kind of the files that it learns, one per model; given, nothing is learned
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,7 @@ def merge_method(
         data="none" if learning is None else learning.data,
         data_of="models" if learning is None else learning.data_of,
         learned=None if learning is None else learning.parameter,
+        statistics=None if learning is None else learning.statistics,
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
         task_addition=task_addition,

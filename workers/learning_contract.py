@@ -38,6 +38,10 @@ class LearningSession(Protocol):
     def device(self) -> torch.device:
         """Where models are run."""
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that are written while learning, on the disk of the artifact."""
+
     def open(self, task: int, *, model: int | None = None) -> Probe:
         """Return a task with a model of its own to run: the base model, or one of the models that are merged.
 

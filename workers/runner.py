@@ -143,7 +143,7 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
         work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
     )
     learn = None
-    if work.learning:
+    if work.learning or work.statistics:
         learning = import_module("workers.pipelines.learning")
         evaluators = {one.task.spec.kind: catalog.load_evaluator(one.task.spec.kind) for one in work.learning}
         on_progress = learning.Phases(on_progress)

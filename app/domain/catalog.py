@@ -78,6 +78,7 @@ class MethodCard(Value):
     data: Literal["none", "unlabelled", "labelled", "gram", "fisher"] = "none"  # what it looks at of tasks
     data_of: Literal["models", "merge"] = "models"  # each model's own task, or tasks that the whole merge is tried on
     learned: str | None = None  # parameter that takes what the method learns; where it is given, nothing is learned
+    statistics: str | None = None  # kind of the files, one per model, that its results hold and other merges take
     granularity: Granularity  # the smallest piece the method may be given
     order_matters: bool = False
     is_random: bool = False

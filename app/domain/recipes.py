@@ -84,6 +84,7 @@ class Recipe(Value):
     transforms: tuple[PinnedStep, ...] = ()  # of the task vectors, before the method, in this order
     post_steps: tuple[PinnedStep, ...] = ()  # of the merged task vector, after the method, in this order
     data: RecipeData | None = None  # None: nothing is learned
+    statistics: tuple[PinnedCheckpoint, ...] = ()  # earlier results whose statistics are used in place of data
     onto: PinnedCheckpoint | None = None  # the result that the models are added to
 
     @property

@@ -218,6 +218,11 @@ class MergeRequest(WorkRequest):
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
     data: DataRequest | None = Field(default=None, description="What a method that learns looks at.")
+    statistics: list[ReferenceText] = Field(
+        default_factory=list,
+        max_length=MAX_MODELS,
+        description="Earlier results that hold each model's statistics; nothing is looked at then.",
+    )
     onto: ReferenceText | None = Field(
         default=None, description="A result of the same method that the models are added to, where its card allows it."
     )
@@ -259,6 +264,7 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
     return document | {
         "data": _data_of(recipe.data) if recipe.data is not None else None,
         "base_model": f"sha256:{base.content_digest}" if base is not None else None,
+        "statistics": [f"sha256:{one.content_digest}" for one in recipe.statistics],
         "onto": f"sha256:{recipe.onto.content_digest}" if recipe.onto is not None else None,
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},

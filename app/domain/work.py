@@ -37,6 +37,7 @@ class MergeWork(Value):
     models: tuple[LocalCheckpoint, ...]
     onto: LocalCheckpoint | None = None
     learning: tuple[LearningTask, ...] = ()  # as recipe.data names them
+    statistics: tuple[LocalCheckpoint, ...] = ()  # as recipe.statistics names them
     output: Path  # an empty folder
 
 

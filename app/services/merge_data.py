@@ -10,10 +10,12 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
 from app.db.tables import Checkpoint, Task
 from app.domain.catalog import Catalog, MethodCard
+from app.domain.checkpoints import Manifest
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.parameter_checks import is_gradient
 from app.domain.recipes import PinnedCheckpoint, PinnedTask, RecipeData
 from app.domain.requests import DataRequest, DataTask, MergeRequest, StepRequest
+from app.domain.statistics_files import find_statistics, statistics_file
 from app.services import measuring
 from app.services.actors import Actor
 from app.services.measuring import PinnedItem
@@ -43,16 +45,20 @@ class Learner:
     card: MethodCard
     parameters: Mapping[str, JsonValue]
     kinds: tuple[str, ...]
+    is_given_statistics: bool = False
 
     @property
     def learns(self) -> bool:
         """Whether the merge looks at data."""
-        return self.card.learns(self.parameters)
+        return self.card.learns(self.parameters) and not self.is_given_statistics
 
 
-def learner_of(catalog: Catalog, card: MethodCard, parameters: Mapping[str, JsonValue]) -> Learner:
+def learner_of(
+    catalog: Catalog, card: MethodCard, parameters: Mapping[str, JsonValue], request: MergeRequest
+) -> Learner:
     """Return what decides whether and on what a merge learns."""
-    return Learner(card, parameters, tuple(one.name for one in catalog.evaluators if one.is_learnable))
+    kinds = tuple(one.name for one in catalog.evaluators if one.is_learnable)
+    return Learner(card, parameters, kinds, bool(request.statistics))
 
 
 def check(learner: Learner, request: MergeRequest) -> None:
@@ -63,9 +69,12 @@ def check(learner: Learner, request: MergeRequest) -> None:
     card = learner.card
     faults: list[FieldProblem] = []
     if request.data is not None and not learner.learns:
-        why = "looks at no data" if card.data == "none" else f"learns nothing where {card.learned} is given"
+        given = "statistics" if learner.is_given_statistics else card.learned
+        why = "looks at no data" if card.data == "none" else f"learns nothing where {given} is given"
         faults.append(FieldProblem("/data", f"{card.name} {why}; leave data out"))
-    if learner.learns:
+    if request.statistics and card.statistics is None:
+        faults.append(FieldProblem("/statistics", f"{card.name} takes no statistics; leave them out"))
+    if learner.learns or learner.is_given_statistics:
         why = f"{card.name} learns for the whole model under one set of parameters"
         if request.overrides:
             faults.append(FieldProblem("/overrides", f"{why}; leave overrides out"))
@@ -104,6 +113,27 @@ def pin(  # noqa: PLR0913 (a request, and what is known of it by now)
     return tuple(
         _pin_one(session, actor, (pointer, item), row, data.split, default_base)
         for (pointer, item), row in zip(asked, rows, strict=True)
+    )
+
+
+def check_statistics(
+    card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint], sources: Sequence[Manifest]
+) -> None:
+    """Refuse earlier results that do not hold the statistics of every model. Raises: Invalid."""
+    if not sources or card.statistics is None:
+        return
+    digests = [str(row.weights_digest) for row in models]
+    found = find_statistics(card.statistics, digests, [manifest.files for manifest in sources])
+    _refuse(
+        [
+            FieldProblem(
+                f"/models/{index}/checkpoint",
+                f"found no {statistics_file(card.statistics, digest)} in {', '.join(request.statistics)}, expected "
+                f"the statistics of {model.checkpoint}; add a result of {card.name} that it was merged in",
+            )
+            for index, (model, digest, at) in enumerate(zip(request.models, digests, found, strict=True))
+            if at is None
+        ]
     )
 
 

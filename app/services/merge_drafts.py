@@ -56,6 +56,7 @@ class MergeSpec(Value):
     onto: str | None = None
     data: dict[str, JsonValue] | None = None
     learning: tuple[PinnedItem, ...] = ()  # the tasks that the method learns on
+    statistics: tuple[str, ...] = ()  # the results whose statistics it uses
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
 
@@ -87,6 +88,7 @@ class Draft:
     learner: Learner
     onto: Checkpoint | None = None
     learning: tuple[PinnedItem, ...] = ()
+    statistics: tuple[Checkpoint, ...] = ()
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -98,6 +100,10 @@ class Draft:
             refs.append(JobInputRef(role="base_model", position=0, checkpoint_id=self.base.id))
         if self.onto is not None and self.onto is not self.base:
             refs.append(JobInputRef(role="model", position=len(refs), checkpoint_id=self.onto.id))
+        refs += [
+            JobInputRef(role="model", position=len(refs) + index, checkpoint_id=row.id)
+            for index, row in enumerate(self.statistics)
+        ]
         return [*refs, *measuring.head_inputs([*self.evaluate, *self.learning])]
 
 
@@ -110,16 +116,17 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
-    learner = merge_data.learner_of(wiring.catalog, card, parameters)
+    learner = merge_data.learner_of(wiring.catalog, card, parameters, request)
     merge_data.check(learner, request)
     named = _find(session, actor, request, learner)
     base, onto, models = named.base, named.onto, named.models
     space = _check_space(card, request, base, models)
     _check_adapter_bases(session, base, models)
-    known = [row for row in (base, onto, *models) if row is not None]
+    known = [row for row in (base, onto, *models, *named.statistics) if row is not None]
     manifests = checkpoint_rows.load_manifests(session, list({row.id for row in known}))
     if request.n_blocks is not None:
         passthrough.check_depth([manifests[row.id] for row in models], request.n_blocks)
+    merge_data.check_statistics(card, request, models, [manifests[row.id] for row in named.statistics])
     labels = _label_models(card, request, models)
     if onto is not None:
         additions.check(card, request, parameters, (base, manifests[onto.id], labels))
@@ -127,7 +134,11 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     return Draft(
         card=card,
         recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
-            update={"adapter_space": space, "data": merge_data.describe(session, request, named.learning)}
+            update={
+                "adapter_space": space,
+                "data": merge_data.describe(session, request, named.learning),
+                "statistics": tuple(PinnedCheckpoint(**_digests(row)) for row in named.statistics),
+            }
         ),
         base=base,
         models=models,
@@ -139,6 +150,7 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
         onto=onto,
         learner=learner,
         learning=named.learning,
+        statistics=named.statistics,
     )
 
 
@@ -159,18 +171,24 @@ class _Named:
     models: tuple[Checkpoint, ...]
     evaluate: tuple[PinnedItem, ...]
     learning: tuple[PinnedItem, ...]
+    statistics: tuple[Checkpoint, ...]
     base_checkpoint: str | None
 
     @property
     def key(self) -> str:
         """Digest of the rows and of what may change in them."""
-        rows = [row and [row.id, row.task, row.base_checkpoint_id] for row in (self.base, self.onto, *self.models)]
+        rows = [row and [row.id, row.task, row.base_checkpoint_id] for row in self._rows]
         items = [item.model_dump(mode="json") for item in (*self.evaluate, *self.learning)]
         return digest_json([rows, items, self.base_checkpoint])
+
+    @property
+    def _rows(self) -> list[Checkpoint | None]:
+        return [self.base, self.onto, *self.models, *self.statistics]
 
 
 def _find(session: Session, actor: Actor, request: MergeRequest, learner: Learner) -> _Named:
     base, onto, models = _resolve(session, actor, request)
+    sources = [(f"/statistics/{index}", reference) for index, reference in enumerate(request.statistics)]
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     shared = bases.shared_root(session, [row.id for row in ([base] if base is not None else models)])
     return _Named(
@@ -179,6 +197,7 @@ def _find(session: Session, actor: Actor, request: MergeRequest, learner: Learne
         models=tuple(models),
         evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
         learning=merge_data.pin(session, actor, request, learner, models, default_base=shared),
+        statistics=tuple(checkpoint_rows.resolve(session, actor.project_id, sources)),
         base_checkpoint=_base_checkpoint(base, onto) or shared,
     )
 
@@ -418,6 +437,7 @@ def specify(request: MergeRequest, made: Draft) -> MergeSpec:
             "output": {**document["output"], "name": name},
             "evaluate": made.evaluate,
             "learning": made.learning,
+            "statistics": [row.id for row in made.statistics],
             "onto": made.onto.id if made.onto is not None else None,
             "base_checkpoint": made.base_checkpoint,
             "recipe": made.recipe,

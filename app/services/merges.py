@@ -230,7 +230,9 @@ class MergeSteps:
         heads = [item.base_model for item in spec.learning]
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto, *heads))])
+            for checkpoint_id in dict.fromkeys(
+                [*ids, *filter(None, (spec.base_model, spec.onto, *heads)), *spec.statistics]
+            )
         }
         return MergeWork(
             recipe=spec.recipe,
@@ -244,6 +246,7 @@ class MergeSteps:
                 )
                 for item in spec.learning
             ),
+            statistics=tuple(here[checkpoint_id] for checkpoint_id in spec.statistics),
             output=scratch / "output",
         )
 

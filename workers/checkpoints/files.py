@@ -14,6 +14,7 @@ from pathlib import Path
 from app.domain.checkpoints import TensorSpec
 from app.domain.errors import CheckpointInvalid, InvalidHeader, MissingWeights, UnsafeFormat
 from app.domain.headers import PREFIX_BYTES, parse_header, read_header_length
+from app.domain.statistics_files import is_statistics_file
 
 WEIGHTS_SUFFIX = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -58,7 +59,7 @@ def find_files(source: Path) -> CheckpointFiles:
     weights = _find_weights(source, sizes)
     companions = tuple(path for path in sizes if _is_companion(path))
     for path in companions:
-        if sizes[path] > MAX_COMPANION_BYTES:
+        if sizes[path] > MAX_COMPANION_BYTES and not is_statistics_file(path):
             raise CheckpointInvalid(
                 f"{path}: found {sizes[path]} bytes, expected at most {MAX_COMPANION_BYTES} for a file beside the "
                 "weights; move it out of the folder."
@@ -216,4 +217,4 @@ def read_json(path: Path, *, max_bytes: int) -> dict[str, object]:
 
 def _is_companion(path: str) -> bool:
     name = path.rsplit("/", 1)[-1]
-    return path.endswith(COMPANION_SUFFIXES) or name.startswith(COMPANION_NAMES)
+    return path.endswith(COMPANION_SUFFIXES) or name.startswith(COMPANION_NAMES) or is_statistics_file(path)

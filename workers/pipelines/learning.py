@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from pydantic import JsonValue
@@ -17,10 +18,12 @@ from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.errors import HeadMismatch, JobInternal, ModelNotRunnable
 from app.domain.jobs import Progress
 from app.domain.recipes import RecipeData
+from app.domain.statistics_files import find_statistics, statistics_file
 from app.domain.work import MergeWork
 from workers.checkpoints.model import Models
 from workers.checkpoints.places import find_places
 from workers.contract import MergeContext, MergeMethod, PieceSource
+from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import Learned
 from workers.model_contract import Evaluator, Probe, Step, Subject
 from workers.pipelines.fusing import fuse_adapter
@@ -35,6 +38,7 @@ class Phases:
         self._on_progress = on_progress
         self._began_at = time.monotonic()
         self._has_begun = False
+        self._reached = LEARNING_BEGINS
 
     def __call__(self, progress: Progress) -> None:
         """Report what the pipeline does before or after learning."""
@@ -44,16 +48,18 @@ class Phases:
     def begin(self, task: str) -> None:
         """Report that a task is opened for learning."""
         self._has_begun = True
-        self._began_at = time.monotonic()
-        self._on_progress(Progress(stage=f"opening {task}", fraction=LEARNING_BEGINS))
+        if self._reached == LEARNING_BEGINS:  # a later model is opened within the time that is counted
+            self._began_at = time.monotonic()
+        self._on_progress(Progress(stage=f"opening {task}", fraction=self._reached))
 
     def on_step(self, step: Step) -> None:
         """Report a step of learning, with the time left at the pace so far."""
         seconds_per_step = (time.monotonic() - self._began_at) / step.done
+        self._reached = LEARNING_BEGINS + (LEARNING_ENDS - LEARNING_BEGINS) * step.done / step.total
         self._on_progress(
             Progress(
                 stage="learning",
-                fraction=LEARNING_BEGINS + (LEARNING_ENDS - LEARNING_BEGINS) * step.done / step.total,
+                fraction=self._reached,
                 done=step.done,
                 total=step.total,
                 unit="steps",
@@ -74,7 +80,9 @@ class MergeLearner:
     n_examples: dict[int, int] = field(default_factory=dict)  # of each task that was opened
 
     def __call__(self, method: MergeMethod, parameters: object, source: PieceSource, context: MergeContext) -> Learned:
-        """Learn, and return what was found."""
+        """Learn, and return what was found, or what an earlier merge has found."""
+        if self.work.statistics:
+            return _restore(method, self.work, context)
         data = self.work.recipe.data
         if method.learn is None or data is None:
             raise JobInternal(f"{method.card.name} was to learn without a learner or without data; report this fault.")
@@ -85,12 +93,25 @@ class MergeLearner:
     def report(self) -> dict[str, JsonValue]:
         """Return what was looked at."""
         data = self.work.recipe.data
+        if data is None:
+            return {}
         tasks: list[JsonValue] = [
             {"task": one.task.spec.name, "digest": one.task.spec.digest, "n_examples": self.n_examples.get(index)}
             for index, one in enumerate(self.work.learning)
         ]
-        split = data.split if data is not None else None
-        return {"split": split, "transductive": data is not None and data.transductive, "tasks": tasks}
+        return {"split": data.split, "transductive": data.transductive, "tasks": tasks}
+
+
+def _restore(method: MergeMethod, work: MergeWork, context: MergeContext) -> Learned:
+    """Open the statistics of each model where the first of the earlier results has them."""
+    kind = str(method.card.statistics)
+    found = find_statistics(kind, context.model_keys, [one.manifest.files for one in work.statistics])
+    paths = [statistics_file(kind, key) for key in context.model_keys]
+    if None in found:
+        raise JobInternal(f"{paths[found.index(None)]} lies in none of the earlier results; report this fault.")
+    return StatisticsOfModels(
+        [StatisticsFile(work.statistics[at], path) for at, path in zip(found, paths, strict=True) if at is not None]
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,11 @@ class Session:
     def tasks(self) -> Sequence[str]:
         """Names of the tasks."""
         return [one.task.spec.name for one in self.learner.work.learning]
+
+    @property
+    def scratch(self) -> Path:
+        """A folder beside the artifact's."""
+        return self.learner.work.output.parent / "learning"
 
     def open(self, task: int, *, model: int | None = None) -> Probe:
         """Return a task with a model of its own to run; see the contract."""

@@ -29,6 +29,7 @@ SILENT = {  # fields of a recipe that mergekit has no word for -> the value that
     "transforms": (),
     "post_steps": (),
     "data": None,
+    "statistics": (),
     "onto": None,
 }
 

@@ -30,18 +30,21 @@ class World:
     tasks: tuple[LocalTask, ...]
 
     def work(self, output: Path, parameters: dict[str, Any], **changes: Any) -> MergeWork:
-        """Return a work order; `changes` go into the recipe. An output folder is made."""
+        """Return a work order; `changes` go into the recipe's data, but for method and transforms; makes the folder."""
         output.mkdir(parents=True)
         transforms = changes.pop("transforms", ())
-        card, effective = load_catalog().check(
-            "adamerging", parameters, has_base_model=True, weights=[1.0] * len(self.models)
-        )
+        weights = changes.pop("weights", [1.0] * len(self.models))
+        method = changes.pop("method", "adamerging")
+        card, effective = load_catalog().check(method, parameters, has_base_model=True, weights=weights)
         learning = tuple(LearningTask(task=task, head_base_model=self.base) for task in self.tasks)
         recipe = Recipe(
             method=card.name,
             method_version=card.version,
             base_model=pin(self.base),
-            models=tuple(RecipeModel(**pin(model).model_dump()) for model in self.models),
+            models=tuple(
+                RecipeModel(**pin(model).model_dump(), weight=weight)
+                for model, weight in zip(self.models, weights, strict=True)
+            ),
             parameters=effective,
             shard_bytes=1 << 40,
             transforms=tuple(_pin_step(name) for name in transforms),

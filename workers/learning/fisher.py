@@ -1,0 +1,68 @@
+"""The diagonal of a model's Fisher information, example by example.
+
+Source: Matena, Raffel 2021, arXiv:2111.09832, equations 4 and 5.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.domain.errors import NotFinite
+from workers.model_contract import Probe
+
+Labels = Literal["expected", "sampled", "given"]
+
+
+def measure_fisher(
+    probe: Probe,
+    weights: dict[str, torch.nn.Parameter],
+    labels: Labels,
+    generator: torch.Generator,
+    on_example: Callable[[int, float], None],
+) -> dict[str, Tensor]:
+    """Return E_x E_y (∂ log p(y|x) / ∂θ)² over the probe's examples, in the shapes of the weights, float32.
+
+    weights: by tensor name; the module's other parameters are held. labels: y runs over all classes with the model's
+    own probability, is drawn once from it (`generator`), or is the example's label. on_example: (how many are done,
+    mean -log p of the last one).
+    Raises: NotFinite naming a tensor.
+    """
+    probe.module.requires_grad_(requires_grad=False)
+    for weight in weights.values():
+        weight.requires_grad_(requires_grad=True)
+    totals = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
+    for index in range(probe.n_examples):
+        loss = 0.0
+        for share, log_likelihood in _outcomes(probe, index, labels, generator):
+            gradients = torch.autograd.grad(log_likelihood, [*weights.values()], retain_graph=True, allow_unused=True)
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                if gradient is not None:  # else it has no part in this output
+                    total.addcmul_(gradient, gradient, value=share)
+            loss -= share * log_likelihood.item()
+        on_example(index + 1, loss)
+    for name, total in totals.items():
+        if not bool(torch.isfinite(total).all()):
+            raise NotFinite(
+                f"The Fisher information of tensor {name!r} is not finite, expected finite squares of gradients. Look "
+                "for NaN or very large numbers in the model, or exclude the tensor."
+            )
+        total.div_(probe.n_examples)
+    return totals
+
+
+def _outcomes(
+    probe: Probe, index: int, labels: Labels, generator: torch.Generator
+) -> Iterator[tuple[float, Tensor]]:
+    """Yield (how much it counts, log p(y|x) as 0-d with its graph) of the outcomes of one example."""
+    if labels == "given":
+        yield 1.0, -probe.losses([index]).sum()
+        return
+    log_p = probe.logits([index])[0].log_softmax(dim=-1)  # [n_classes]
+    p = log_p.detach().exp().cpu()
+    if labels == "sampled":
+        yield 1.0, log_p[int(torch.multinomial(p, 1, generator=generator))]
+        return
+    for label, share in enumerate(p.tolist()):
+        yield share, log_p[label]
