@@ -140,7 +140,7 @@ class Step:
 
     done: int  # steps done, this one included
     total: int
-    loss: float
+    loss: float | None = None  # None: nothing descends
 
 
 @dataclass(frozen=True)

@@ -20,28 +20,27 @@ def measure_fisher(
     weights: dict[str, torch.nn.Parameter],
     labels: Labels,
     generator: torch.Generator,
-    on_example: Callable[[int, float], None],
+    on_example: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """Return E_x E_y (∂ log p(y|x) / ∂θ)² over the probe's examples, in the shapes of the weights, float32.
+    """Return E_x E_y (∂ log p(y|x) / ∂θ)² over the probe's examples, in the shapes of the weights, float32; without those that no output
+    depends on.
 
     weights: by tensor name; the module's other parameters are held. labels: y runs over all classes with the model's
-    own probability, is drawn once from it (`generator`), or is the example's label. on_example: (how many are done,
-    mean -log p of the last one).
+    own probability, is drawn once from it (`generator`), or is the example's label. on_example: how many are done.
     Raises: NotFinite naming a tensor.
     """
     probe.module.requires_grad_(requires_grad=False)
     for weight in weights.values():
         weight.requires_grad_(requires_grad=True)
-    totals = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
+    totals: dict[str, Tensor] = {}
     for index in range(probe.n_examples):
-        loss = 0.0
         for share, log_likelihood in _outcomes(probe, index, labels, generator):
             gradients = torch.autograd.grad(log_likelihood, [*weights.values()], retain_graph=True, allow_unused=True)
-            for total, gradient in zip(totals.values(), gradients, strict=True):
-                if gradient is not None:  # else it has no part in this output
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:  # else the output does not depend on it
+                    total = totals.setdefault(name, torch.zeros_like(gradient))
                     total.addcmul_(gradient, gradient, value=share)
-            loss -= share * log_likelihood.item()
-        on_example(index + 1, loss)
+        on_example(index + 1)
     for name, total in totals.items():
         if not bool(torch.isfinite(total).all()):
             raise NotFinite(
@@ -52,9 +51,7 @@ def measure_fisher(
     return totals
 
 
-def _outcomes(
-    probe: Probe, index: int, labels: Labels, generator: torch.Generator
-) -> Iterator[tuple[float, Tensor]]:
+def _outcomes(probe: Probe, index: int, labels: Labels, generator: torch.Generator) -> Iterator[tuple[float, Tensor]]:
     """Yield (how much it counts, log p(y|x) as 0-d with its graph) of the outcomes of one example."""
     if labels == "given":
         yield 1.0, -probe.losses([index]).sum()

@@ -9,7 +9,7 @@ from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import LearningSession
 from workers.model_contract import Probe, Step
 
-OnExample = Callable[[int, float], None]  # (how many of the task's examples are done, the last one's loss)
+OnExample = Callable[[int], None]  # how many of the task's examples are done
 Measure = Callable[[int, Probe, OnExample], Mapping[str, Tensor]]  # (model, its probe, progress) -> tensors by name
 
 
@@ -41,7 +41,7 @@ def merged_weights(session: LearningSession, module: nn.Module) -> dict[str, nn.
 def _progress(session: LearningSession, model: int, n_examples: int) -> OnExample:
     n_models = session.source.n_models
 
-    def on_example(done: int, loss: float) -> None:
-        session.on_step(Step(done=model * n_examples + done, total=n_models * n_examples, loss=loss))
+    def on_example(done: int) -> None:
+        session.on_step(Step(done=model * n_examples + done, total=n_models * n_examples))
 
     return on_example

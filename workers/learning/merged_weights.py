@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from workers.learning.task_vectors import TaskVectors
 
 
+def put_in_place(module: nn.Module, path: str, tensor: nn.Parameter) -> None:
+    """Let a model hold this tensor as its parameter or buffer of that path; a buffer has no gradient."""
+    owner_path, _, attribute = path.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    if attribute in owner._buffers:
+        tensor.requires_grad = False
+        owner._buffers[attribute] = tensor.data
+    else:
+        setattr(owner, attribute, tensor)
+
+
 class MergedWeights:
     """The merged tensors that runnable models hold, once for all of them."""
 
@@ -31,14 +42,7 @@ class MergedWeights:
         for path, name in places.items():
             if name not in self._vectors.shapes:
                 continue  # it is not merged
-            owner_path, _, attribute = path.rpartition(".")
-            owner = module.get_submodule(owner_path)
-            tensor = self._share(name)
-            if attribute in owner._buffers:
-                tensor.requires_grad = False
-                owner._buffers[attribute] = tensor.data
-            else:
-                setattr(owner, attribute, tensor)
+            put_in_place(module, path, self._share(name))
 
     def mix(self, coefficients: Mapping[str, Tensor]) -> None:
         """Set the weights, in place. coefficients: one per model for each moved tensor, [n]."""

@@ -1,6 +1,7 @@
 """Fisher information against closed forms, and merges that count weights by it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def measure(labels: Labels, weight: Tensor | None = None, *, seed: int = 0) -> T
         ),
     )
     generator = torch.Generator().manual_seed(seed)
-    return measure_fisher(probe, {"w": module.weight}, labels, generator, lambda _done, _loss: None)["w"]
+    return measure_fisher(probe, {"w": module.weight}, labels, generator, lambda _done: None)["w"]
 
 
 def predictions() -> Tensor:
@@ -90,9 +91,9 @@ def test_the_merge_counts_each_weight_by_its_information(world: World, tmp_path:
             weight * (one.get(name, np.zeros(merged.shape)) / length + 1e-6)
             for weight, one, length in zip((1.0, 0.5), found, lengths, strict=True)
         ]
-        expected = sum(
-            count * model[name].double().numpy() for count, model in zip(counts, models, strict=True)
-        ) / sum(counts)
+        expected = sum(count * model[name].double().numpy() for count, model in zip(counts, models, strict=True)) / sum(
+            counts
+        )
         np.testing.assert_allclose(merged.double().numpy(), expected, rtol=1e-6, atol=1e-9, err_msg=name)
     assert "pooler.dense.weight" not in found[0]  # no prediction depends on it
     assert found[0]["encoder.layer.0.output.dense.weight"].shape == (8, 12)
@@ -121,8 +122,10 @@ def test_statistics_are_used_again_and_those_of_several_merges_together(world: W
         assert not [file.path for file in again.manifest.files if file.path.startswith("statistics/")]
 
 
-def reusing(world: World, folders: list[Path], output: Path) -> MergeWork:
-    work = world.work(output, {}, method="fisher")
+def reusing(
+    world: World, folders: list[Path], output: Path, parameters: dict[str, Any] | None = None, *, method: str = "fisher"
+) -> MergeWork:
+    work = world.work(output, parameters or {}, method=method)
     recipe = work.recipe.model_copy(update={"data": None})
     statistics = tuple(local(folder) for folder in folders)  # a folder that is registered keeps its statistics
     return work.model_copy(update={"recipe": recipe, "learning": (), "statistics": statistics})
