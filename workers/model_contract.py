@@ -63,6 +63,7 @@ class Probe:
     losses: Callable[
         [Sequence[int]], Tensor
     ]  # indices of examples -> loss of each under its label, [n], with its graph
+    labels: Sequence[int] = ()  # the right class of each example; empty: the task has no classes
 
 
 class OpenProbe(Protocol):

@@ -87,7 +87,9 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     def losses_of(batch: Sequence[int]) -> Tensor:
         return torch.nn.functional.cross_entropy(logits_of(batch), labels[list(batch)], reduction="none")
 
-    return Probe(module=opened.module, n_examples=len(examples), logits=logits_of, losses=losses_of)
+    return Probe(
+        module=opened.module, n_examples=len(examples), logits=logits_of, losses=losses_of, labels=examples.labels
+    )
 
 
 @evaluator(

@@ -22,8 +22,9 @@ def measure_fisher(
     generator: torch.Generator,
     on_example: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """Return E_x E_y (∂ log p(y|x) / ∂θ)² over the probe's examples, in the shapes of the weights, float32; without those that no output
-    depends on.
+    """Return E_x E_y (∂ log p(y|x) / ∂θ)² over the probe's examples, in the shapes of the weights, float32.
+
+    Without the weights that no output depends on.
 
     weights: by tensor name; the module's other parameters are held. labels: y runs over all classes with the model's
     own probability, is drawn once from it (`generator`), or is the example's label. on_example: how many are done.

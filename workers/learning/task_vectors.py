@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from app.domain.plans import KEPT_TASK_VECTOR_BYTES
@@ -26,7 +27,7 @@ class Block:
 
 
 class TaskVectors:
-    """The base and the task vectors of each tensor of a merge set, on the CPU."""
+    """The base and the task vectors of each tensor of a merge set, on the CPU; without a base they count from zeros."""
 
     def __init__(self, source: PieceSource, *, kept_bytes: int = KEPT_TASK_VECTOR_BYTES) -> None:
         self._source = source
@@ -53,5 +54,5 @@ class TaskVectors:
     def _read(self, name: str, offset: int, n_elements: int) -> Block:
         piece = self._source.read(name, offset, n_elements)
         if piece.base is None:
-            raise ValueError("task vectors are counted from a base model; the source has none")
+            return Block(offset, torch.zeros(n_elements), piece.finetuned)
         return Block(offset, piece.base, task_vectors.subtract(piece.finetuned, piece.base))

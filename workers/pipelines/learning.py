@@ -86,7 +86,8 @@ class MergeLearner:
         data = self.work.recipe.data
         if method.learn is None or data is None:
             raise JobInternal(f"{method.card.name} was to learn without a learner or without data; report this fault.")
-        session = Session(self, data, source, context, torch.device(self.device))
+        is_of_models = method.card.data_of == "models"
+        session = Session(self, data, source, context, torch.device(self.device), is_of_models)
         learned: Learned = method.learn(parameters, session)
         return learned
 
@@ -123,6 +124,7 @@ class Session:
     source: PieceSource
     context: MergeContext
     device: torch.device
+    is_of_models: bool  # each model has a task; else the tasks are those that the whole merge is tried on
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -143,7 +145,8 @@ class Session:
             raise HeadMismatch(
                 f"Nothing can be learned on tasks of kind {one.task.spec.kind!r}; they are measured only."
             )
-        checkpoint = self._checkpoint(task if one.task.spec.head.kind == "own" and model is None else model)
+        has_head = one.task.spec.head.kind == "own" and model is None and self.is_of_models
+        checkpoint = self._checkpoint(task if has_head else model)
         subject = Subject(one.task, checkpoint, one.head_base_model or checkpoint)
         # models of their own: the learner puts other weights into this one, and heads need the original
         probe = evaluator.open_probe(subject, self.data.split, Models(str(self.device)))
@@ -152,6 +155,7 @@ class Session:
         return replace(
             probe,
             n_examples=len(chosen),
+            labels=[probe.labels[index] for index in chosen] if probe.labels else (),
             logits=lambda batch: probe.logits([chosen[index] for index in batch]),
             losses=lambda batch: probe.losses([chosen[index] for index in batch]),
         )

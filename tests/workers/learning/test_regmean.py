@@ -152,7 +152,9 @@ def by_hand_front_to_back(world: World) -> dict[str, Tensor]:
             for name in names:
                 layer = probe.module.get_submodule(name.removesuffix(".weight"))
                 layer.register_forward_pre_hook(
-                    lambda _module, given, name=name: rows.setdefault(name, []).append(given[0].flatten(end_dim=-2))
+                    lambda _module, given, name=name, rows=rows: rows.setdefault(name, []).append(
+                        given[0].flatten(end_dim=-2)
+                    )
                 )
             with torch.no_grad():
                 for index in range(probe.n_examples):
