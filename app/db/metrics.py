@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db import tasks
-from app.db.tables import Artifact, Metric, Task
+from app.db.tables import Artifact, Checkpoint, Metric, Task
 from app.domain.identifiers import new_id
 from app.domain.tasks import Measurement
 from app.domain.views.metrics import MetricView
@@ -81,12 +81,16 @@ def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
 def _looked_at(session: Session, rows: Sequence[Metric]) -> set[tuple[str, str, str]]:
     """Return (checkpoint, task, split) of the metrics on test inputs that the checkpoint's merge had learned on."""
     wanted = Artifact.checkpoint_id.in_({row.checkpoint_id for row in rows if row.split == "test"})
-    learned = session.execute(select(Artifact.checkpoint_id, Artifact.recipe["data"]).where(wanted))
+    fields = (Artifact.checkpoint_id, Artifact.recipe["data"], Artifact.recipe["statistics"])
+    learned = session.execute(select(*fields).where(wanted)).all()
+    sources = {one["content_digest"] for _, _, used in learned for one in used or ()}
+    earlier = _data_of(session, sources)
     digests = {
         (checkpoint_id, task["digest"])
-        for checkpoint_id, data in learned
-        if isinstance(data, dict) and data["transductive"]
-        for task in data["tasks"]
+        for checkpoint_id, data, used in learned
+        for one in (data, *(earlier.get(source["content_digest"]) for source in used or ()))
+        if isinstance(one, dict) and one["transductive"]
+        for task in one["tasks"]
     }
     if not digests:
         return set()
@@ -98,3 +102,14 @@ def _looked_at(session: Session, rows: Sequence[Metric]) -> set[tuple[str, str, 
         for row in rows
         if row.split == "test" and (row.checkpoint_id, of_task.get(row.task_id)) in digests
     }
+
+
+def _data_of(session: Session, content_digests: set[str]) -> dict[str, Any]:
+    """Return what the merges looked at that made these checkpoints, by content digest; JSON of a recipe's data."""
+    if not content_digests:
+        return {}
+    made = select(Checkpoint.content_digest, Artifact.recipe["data"]).join(
+        Artifact, Artifact.checkpoint_id == Checkpoint.id
+    )
+    found = session.execute(made.where(Checkpoint.content_digest.in_(content_digests)))
+    return {str(digest): data for digest, data in found}

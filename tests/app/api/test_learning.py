@@ -157,3 +157,63 @@ def test_a_split_that_a_task_has_not_is_refused(shared: House) -> None:
 
     assert problem["errors"][0]["pointer"] == "/data/tasks/1"
     assert "has no validation split; it has test" in problem["detail"]
+
+
+# --- statistics of earlier merges ---------------------------------------------------------------------------------
+
+
+def statistics_body(**changes: Any) -> Document:
+    return {"method": "fisher", "models": MODELS, "base_model": "bert", **changes}
+
+
+def test_statistics_of_merges_of_one_model_each_serve_a_merge_of_both(shared: House) -> None:
+    whole = shared.finish("/v1/merges", statistics_body())
+    for index, model in enumerate(MODELS):
+        shared.finish("/v1/merges", statistics_body(models=[model], output={"name": f"alone-{index}"}))
+
+    again = shared.finish("/v1/merges", statistics_body(statistics=["alone-0", "alone-1"]))
+
+    assert again["state"] == "succeeded", again["problem"]
+    assert again["resource_class"] == "cpu"  # it runs no model
+    weights = [
+        shared.read(f"/v1/checkpoints/{one['result']['checkpoint']}")["weights_digest"] for one in (whole, again)
+    ]
+    assert weights[0] == weights[1]
+    artifact = shared.read(f"/v1/artifacts/{whole['result']['artifacts'][0]}")
+    assert len([file for file in artifact["files"] if file["path"].startswith("statistics/fisher-")]) == 2
+    recipe = shared.read(f"/v1/artifacts/{again['result']['artifacts'][0]}")["recipe"]
+    assert recipe["data"] is None
+    assert shared.made("/v1/merges", recipe)["deduplicated_from"] == again["id"]
+
+
+def test_what_was_measured_on_test_stays_transductive(shared: House) -> None:
+    seen = {"split": "test"}
+    shared.finish("/v1/merges", statistics_body(seed=5, data=seen, output={"name": "on-test"}))
+
+    job = shared.finish("/v1/merges", statistics_body(seed=5, statistics=["on-test"], evaluate=["kind"]))
+
+    (metric,) = shared.read(f"/v1/metrics?checkpoint={job['result']['checkpoint']}")["items"]
+    assert (metric["split"], metric["transductive"]) == ("test", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "message"),
+    [
+        ({"statistics": ["only-first"]}, "/models/1/checkpoint", "found no statistics/fisher-"),
+        ({"statistics": ["only-first"], "data": {}}, "/data", "learns nothing where statistics is given"),
+        ({"statistics": ["only-first"], "method": "regmean"}, "/models/0/checkpoint", "found no statistics/gram-"),
+        ({"statistics": ["only-first"], "method": "average"}, "/statistics", "takes no statistics"),
+        ({"statistics": ["nothing"]}, "/statistics/0", "nothing"),
+        ({"method": "greedy_soup"}, "/data/tasks", "tries merges on tasks; name them"),
+    ],
+)
+def test_statistics_that_do_not_serve_are_refused_with_their_place(
+    shared: House, changes: Document, pointer: str, message: str
+) -> None:
+    if not shared.get("/v1/checkpoints/only-first").is_success:
+        shared.finish("/v1/merges", statistics_body(models=MODELS[:1], output={"name": "only-first"}))
+
+    problem = shared.post("/v1/merges", statistics_body(**changes)).json()
+
+    assert problem["errors"][0]["pointer"] == pointer
+    assert message in problem["errors"][0]["message"]
