@@ -1,6 +1,7 @@
 """Rows of metrics: measured numbers, the newest of a kind first."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session

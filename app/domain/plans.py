@@ -16,6 +16,7 @@ from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_war
 from app.domain.passthrough import Copied, Layer, lay_out
 from app.domain.patches import bound_patch_bytes
 from app.domain.recipes import Recipe
+from app.domain.statistics_files import is_statistics_file
 from app.domain.tensor_parameters import group_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -141,6 +142,8 @@ def make_plan(
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
     bytes_beside, spooled = _bytes_beside(recipe, tensors, card)
+    if recipe.data is not None and card.statistics is not None:
+        bytes_beside += len(recipe.models) * _statistics_bytes(card, merge_set)
     bytes_written = sum(file.size_bytes for file in files) + bytes_beside + _companion_bytes(merge_set.reference)
     return MergePlan(
         files=files,
@@ -150,7 +153,7 @@ def make_plan(
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES
-        + max(_piece_bytes(merge_set, cost, len(models)), _learning_bytes(recipe, merge_set)),
+        + max(_piece_bytes(merge_set, cost, len(models)), _learning_bytes(recipe, merge_set, card)),
         disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
@@ -288,7 +291,7 @@ def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Co
     return inputs * cost.n_passes + copied
 
 
-def _learning_bytes(recipe: Recipe, merge_set: MergeSet) -> int:
+def _learning_bytes(recipe: Recipe, merge_set: MergeSet, card: MethodCard) -> int:
     """Return what a method that learns holds: task vectors, and weights, gradients and one more model in float32.
 
     The outputs of the models' layers come on top; they depend on the batch.
@@ -296,7 +299,16 @@ def _learning_bytes(recipe: Recipe, merge_set: MergeSet) -> int:
     if recipe.data is None:
         return 0
     weights = sum(4 * tensor.n_elements for tensor in merge_set.merged.values())
+    if card.data == "gram":  # of one model, in float64
+        return 2 * weights + 2 * _statistics_bytes(card, merge_set)
     return 3 * weights + min((1 + len(recipe.models)) * weights, KEPT_TASK_VECTOR_BYTES)
+
+
+def _statistics_bytes(card: MethodCard, merge_set: MergeSet) -> int:
+    """Return the bytes of one model's statistics, at most: as large as its weights, or a Gram matrix per matrix."""
+    if card.data == "fisher":
+        return sum(4 * tensor.n_elements for tensor in merge_set.merged.values())
+    return sum(4 * tensor.shape[-1] ** 2 for tensor in merge_set.merged.values() if len(tensor.shape) == 2)
 
 
 def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:
@@ -317,7 +329,8 @@ def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: Method
 
 def _companion_bytes(reference: Manifest) -> int:
     weight_files = {tensor.file for tensor in reference.tensors}
-    return sum(file.size_bytes for file in reference.files if file.path not in weight_files)
+    companions = (file for file in reference.files if not is_statistics_file(file.path))
+    return sum(file.size_bytes for file in companions if file.path not in weight_files)
 
 
 def _piece_bytes(merge_set: MergeSet, cost: _Cost, n_models: int) -> int:
