@@ -15,7 +15,6 @@ MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
 
 RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
-OTHER_MASKS = "its masks compare with the base model's weights, not with its task vectors"
 
 Values = Mapping[str, JsonValue]
 
@@ -130,10 +129,7 @@ ROWS = (
     Row("nearswap", "one model", peers=(_mergekit("nearswap", t=0.0001),), n_models=1),
     Row("passthrough", "one model", peers=(_mergekit("passthrough"),), n_models=1, is_based=False),
     Row("emr", "tensor means", {"rescale": "tensor_mean"}, (_fusion_bench("emr_merge"),), task=0),
-    Row(
-        "tall_mask",
-        peers=(_fusion_bench("TallMaskTaskArithmeticAlgorithm", OTHER_MASKS, tall_mask_lambda=0.4),), task=0,
-    ),
+    Row("tall_mask"),
     Row("consensus_ta"),
     Row("consensus_ties"),
     Row("awd_task_arithmetic"),
