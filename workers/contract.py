@@ -24,7 +24,7 @@ from torch import Tensor
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
-from workers.fusion import FLOAT32, FusedMerge, Rows
+from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
 
 Result = TypeVar("Result")
@@ -88,6 +88,8 @@ class Piece:
             content=content.contiguous().view(-1).view(torch.uint8).numpy(),
             at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
             kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
+            files=np.full(n_rows, NO_FILE, dtype=np.int64),
+            places=np.zeros(n_rows, dtype=np.int64),
             has_base=self.base is not None,
         )
 

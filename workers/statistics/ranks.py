@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from workers.contract import Piece, PieceSource
 from workers.fusion import Rows
 from workers.numerics import fused
+from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
 from workers.statistics.tallies import Block, Keys, Tally, count_bins, join
@@ -215,11 +216,20 @@ def _count_rows(
 ) -> tuple[int, list[tuple[int, Block]]]:
     index, start = places[rows.tensor]
     first = start + rows.offset
-    counts: list[tuple[int, Block]] = []
-    for window in windows[index]:
-        n_above, keys = fused.count_keys(rows, window.model, window.low, window.high)
-        counts.append((n_above, _block(keys, window, first, first + rows.n_elements)))
-    return index, counts
+    counted = zip(windows[index], fused.count_keys(rows, _as_arrays(windows[index], rows.n_models)), strict=True)
+    return index, [
+        (n_above, _block(keys, window, first, first + rows.n_elements)) for window, (n_above, keys) in counted
+    ]
+
+
+def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
+    """Return windows, which are in the order of their models, as the kernel takes them."""
+    models = [window.model for window in windows]
+    return Windows(
+        np.searchsorted(models, np.arange(n_models + 1)),
+        np.array([window.low for window in windows], dtype=np.int32),
+        np.array([window.high for window in windows], dtype=np.int32),
+    )
 
 
 def _count_piece(
