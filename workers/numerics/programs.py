@@ -5,9 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
 BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
 NO_MASK, BAND, DRAW = range(3)  # kinds of masks
-SUM_OF_ALL, MEAN, SUM, LARGEST = range(4)  # reductions; all but the first are of what agrees with an election
+# reductions; the first three are of all entries, the others of those that agree with an election
+SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, MEAN, SUM, LARGEST = range(6)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
