@@ -130,6 +130,9 @@ class PieceSource(Protocol):
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
 
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run, on the caller's thread, as `map_rows` would."""
+
 
 class StatisticRequest(Protocol):
     """A statistic over the whole merge set: a frozen value that knows how to collect itself."""
