@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, Mask, Rows
+from workers.fusion import Band, Draw, FusedMerge, Mask, NotClean, Rows
 from workers.numerics import programs
-from workers.numerics.programs import Input, Program, Scratch
+from workers.numerics.programs import Input, Program, Scratch, Windows
 from workers.numerics.signs import NUDGE
 
 # dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
@@ -56,7 +56,7 @@ def is_ready() -> bool:
 
 
 def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
-    """Write the merge of the rows into `out`, and tell whether all of it is finite, in float32 and in its own dtype.
+    """Write the merge of the rows into `out`, and tell whether all is finite: rows, task vectors, result in its dtype.
 
     out: [m] bfloat16 or float32, contiguous, on the CPU. Where a result is zero and the base is -0.0, it is -0.0.
     """
@@ -69,25 +69,37 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
 
 
 def count_signs(rows: Rows, fused: FusedMerge) -> int:
-    """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither."""
+    """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither.
+
+    Raises: NotClean.
+    """
     program = _compile(fused, rows.has_base)
-    return int(_loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights))))
+    balance, trouble = _loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)))
+    if trouble:
+        raise NotClean
+    return int(balance)
 
 
-def count_keys(rows: Rows, model: int, low: int, high: int) -> tuple[int, Keys]:
-    """Return how many magnitudes of a model's task vector lie above a window of keys, and the keys within.
+def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
+    """Return, for each window, how many magnitudes of its model's task vector lie above it, and the keys within.
 
     Keys are the bits of magnitudes; they stand in memory of this thread, until its next call.
+    Raises: NotClean.
     """
+    n_windows = len(windows.lows)
     found: Keys | None = getattr(_of_thread, "found", None)
-    if found is None or len(found) < rows.n_elements:
-        found = _of_thread.found = np.empty(rows.n_elements, dtype=np.int32)
-    n_above, n_found = _loaded[0].count_keys(_input(rows), model, low, high, _scratch_of(1), found)
-    return n_above, found[:n_found]
+    if found is None or found.shape[0] < n_windows or found.shape[1] < rows.n_elements:
+        found = _of_thread.found = np.empty((n_windows, rows.n_elements), dtype=np.int32)
+    counts = np.empty((n_windows, 2), dtype=np.int64)
+    if _loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts):
+        raise NotClean
+    return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
 def _input(rows: Rows) -> Input:
-    return Input(rows.content, rows.at, rows.kinds, rows.n_elements, rows.offset, rows.has_base)
+    return Input(
+        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base
+    )
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch
+from workers.fusion import BFLOAT16, FLOAT32, NO_FILE, PART
+from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch, Windows
 
 GROUP = 32  # elements that are looked at together for keys within a window
 
@@ -23,7 +24,11 @@ NOT_CLEAN = i64(0xFFFF_FFFF)
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers = types.float64[::1], types.int64[::1]
-_input = types.NamedTuple((types.uint8[::1], _integers, _integers, types.int64, types.int64, types.boolean), Input)
+_input = types.NamedTuple(
+    (
+        types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
+    ), Input,
+)  # fmt: skip
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
@@ -31,7 +36,9 @@ _program = types.NamedTuple(
         types.float64,
     ), Program,
 )  # fmt: skip
+_windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
 _scratch = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1]), Scratch)
+_pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 
 
 def _called(*signature):
@@ -49,6 +56,53 @@ def fma(_typing, _a, _b, _c):
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _fill(file, place, out):
+    """Read bytes of a file, and tell whether they are all there; whoever wants to know why not reads them again."""
+    done = 0
+    while done < len(out):
+        n_bytes = _pread(i32(file), out[done:].ctypes, u64(len(out) - done), place + done)
+        if n_bytes <= 0:
+            return False
+        done += n_bytes
+    return True
+
+
+@_compiled
+def _is_finite(content, kind):
+    if kind == FLOAT32:
+        wide, largest = content.view(np.uint32), u32(0)
+        for j in range(len(wide)):
+            largest = max(largest, u32(wide[j] & MAGNITUDE))
+        return largest < INFINITY
+    half, most = content.view(np.uint16), u16(0)
+    for j in range(len(half)):
+        most = max(most, u16(half[j] & u16(0x7FFF)))
+    return most < (u16(0x7F80) if kind == BFLOAT16 else u16(0x7C00))
+
+
+@_compiled
+def _read_part(given, begin, n, at):
+    """Bring a part of all rows into the content, write where they begin to `at`, tell whether all of it is finite."""
+    for number in range(len(at)):
+        item = 4 if given.kinds[number] == FLOAT32 else 2
+        if given.files[number] == NO_FILE:
+            at[number] = given.at[number] + item * begin
+        else:
+            at[number] = given.at[number]
+        row = given.content[at[number] : at[number] + item * n]
+        if given.files[number] != NO_FILE and not _fill(given.files[number], given.places[number] + item * begin, row):
+            return False
+        if not _is_finite(row, given.kinds[number]):
+            return False
+    return True
+
+
+@_compiled
+def _part(given, begin, n, at):
+    return Input(given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base)
 
 
 @_compiled
@@ -345,17 +399,16 @@ def _find_between(keys, low, high, found, n_found):
         upwards = i32(upwards + i32(keys[j] >= low))
     if upwards != above:
         for j in range(len(keys)):
-            if low <= keys[j] <= high:
-                found[n_found] = keys[j]
-                n_found += 1
+            found[n_found] = keys[j]
+            n_found += i64(keys[j] >= low) & i64(keys[j] <= high)
     return i64(above), n_found
 
 
-# --- what is called -----------------------------------------------------------------------------------------------
+# --- parts: what lies in the second cache ---------------------------------------------------------------------------
 
 
-@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
-def merge(given, program, scratch, out, to_bfloat16):
+@_compiled
+def _merge_part(given, program, scratch, out, to_bfloat16):
     """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     largest = u32(0)
     for begin in range(0, given.n_elements, BLOCK):
@@ -381,9 +434,8 @@ def merge(given, program, scratch, out, to_bfloat16):
     return i64(largest)
 
 
-@_called(types.int64, _input, _program, _scratch)
-def count_signs(given, program, scratch):
-    """Return how many more elements elect 1 than -1; those whose votes balance count for neither."""
+@_compiled
+def _count_signs_of_part(given, program, scratch):
     balance = i64(0)
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
@@ -394,21 +446,81 @@ def count_signs(given, program, scratch):
     return balance
 
 
-@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int32, _scratch, types.int32[::1])
-def count_keys(given, model, low, high, scratch, found):
-    """Return how many keys of a model's task vector lie above a window, and how many within; write those to `found`."""
-    n_above, n_found = i64(0), i64(0)
+@_compiled
+def _find_in_groups(keys, low, high, found, count):
+    n_above, n_found = count[0], count[1]
+    for group in range(0, len(keys), GROUP):
+        above, n_found = _find_between(keys[group : min(len(keys), group + GROUP)], low, high, found, n_found)
+        n_above += above
+    count[0], count[1] = n_above, n_found
+
+
+@_compiled
+def _count_keys_of_part(given, windows, scratch, found, counts):
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
         base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        _load(given, model + i64(given.has_base), begin, row)
         if given.has_base:
             _load(given, 0, begin, base)
-            _subtract(row, base)
-        keys = row.view(np.int32)
-        for j in range(m):
-            keys[j] = i32(keys[j] & i32(MAGNITUDE))
-        for group in range(0, m, GROUP):
-            above, n_found = _find_between(keys[group : min(m, group + GROUP)], low, high, found, n_found)
-            n_above += above
-    return n_above, n_found
+        for model in range(len(windows.of_model) - 1):
+            first, behind = windows.of_model[model], windows.of_model[model + 1]
+            if first == behind:
+                continue
+            _load(given, model + i64(given.has_base), begin, row)
+            if given.has_base:
+                _subtract(row, base)
+            keys = row.view(np.int32)
+            for j in range(m):
+                keys[j] = i32(keys[j] & i32(MAGNITUDE))
+            for window in range(first, behind):
+                _find_in_groups(keys, windows.lows[window], windows.highs[window], found[window], counts[window])
+
+
+# --- what is called -----------------------------------------------------------------------------------------------
+
+
+@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
+def merge(given, program, scratch, out, to_bfloat16):
+    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN.
+
+    Not clean are rows that cannot be read or are not finite, and task vectors that overflow.
+    """
+    largest, at, item = i64(0), np.empty_like(given.at), 2 if to_bfloat16 else 4
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        part = _part(given, begin, n, at)
+        largest = max(largest, _merge_part(part, program, scratch, out[item * begin : item * (begin + n)], to_bfloat16))
+    return largest
+
+
+@_called(types.UniTuple(types.int64, 2), _input, _program, _scratch)
+def count_signs(given, program, scratch):
+    """Return how many more elements elect 1 than -1, those whose votes balance counting for neither, and 0.
+
+    Or NOT_CLEAN in place of the 0, as for `merge`.
+    """
+    balance, at = i64(0), np.empty_like(given.at)
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return i64(0), NOT_CLEAN
+        balance += _count_signs_of_part(_part(given, begin, n, at), program, scratch)
+    return balance, i64(0)
+
+
+@_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
+def count_keys(given, windows, scratch, found, counts):
+    """Write to `counts` how many keys lie above each window and how many within, to `found` those within.
+
+    found: [n_windows, n_elements]; counts: [n_windows, 2]. Returns 0 or NOT_CLEAN, as for `merge`.
+    """
+    at = np.empty_like(given.at)
+    counts[:] = 0
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
+    return i64(0)

@@ -19,6 +19,8 @@ class Input(NamedTuple):
     content: NDArray[np.uint8]
     at: Integers
     kinds: Integers
+    files: Integers
+    places: Integers
     n_elements: int
     offset: int
     has_base: bool
@@ -42,6 +44,14 @@ class Program(NamedTuple):
     scaling: float
     divisor: float
     base_share: float
+
+
+class Windows(NamedTuple):
+    """Keys that are looked for, each window in one model's task vector; windows are in the order of their models."""
+
+    of_model: Integers  # [n_models + 1]: first window of each model
+    lows: NDArray[np.int32]
+    highs: NDArray[np.int32]
 
 
 class Scratch(NamedTuple):

@@ -84,9 +84,12 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
     else:
         item = size // target.spec.n_elements
         fusion = _fuse(target, merger)
-        granularity = merger.program.granularity if fusion is None else "element"
-        for runs in batched(merger.source.cut(target.source, granularity), PIECES_AT_ONCE):
-            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs, fusion)
+        if fusion is not None:
+            for run in merger.source.cut_rows(target.source):
+                yield Step(target, run.offset * item, run.n_elements * item, (run,), fusion)
+            return
+        for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
+            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
 def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:

@@ -18,6 +18,7 @@ from workers.catalog import load_method
 from workers.contract import Piece
 from workers.fusion import Band, Draw, Election, FusedMerge, Rows
 from workers.numerics import fused, precision, randomness, signs, sparsify, task_vectors
+from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -165,7 +166,8 @@ def test_keys_are_counted_as_integers(low: int) -> None:
     piece = Piece("w", (2400,), 0, 0, None, numbers.unsqueeze(0))
     keys = numbers.abs().numpy().view(np.int32)
     high = min(low + (1 << 23), (1 << 31) - 1)
-    n_above, found = fused.count_keys(piece.rows, 0, low, high)
+    windows = Windows(np.array([0, 1]), np.array([low], dtype=np.int32), np.array([high], dtype=np.int32))
+    [(n_above, found)] = fused.count_keys(piece.rows, windows)
     assert n_above == int((keys > high).sum())
     assert found.tolist() == keys[(keys >= low) & (keys <= high)].tolist()
 
