@@ -123,10 +123,8 @@ class PieceSource(Protocol):
         whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
 
-    def map_rows(
-        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
-    ) -> Iterator[Result] | None:
-        """Do as `map` does with runs of elements as files hold them; None where what is seen lies in no file."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Do as `map` does with runs of elements as files hold them, for kernels."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""

@@ -59,12 +59,13 @@ class Band:
 class Draw:
     """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py).
 
-    What is kept is divided by the divisor in float64, and rounded to float32.
+    What is kept is divided by the divisor in float64, and rounded to float32; then the same with the factor.
     """
 
     key: int
     probability: float
     divisor: float = 1.0
+    factor: float = 1.0
 
 
 Mask = Band | Draw

@@ -96,6 +96,47 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
+def sum_norms(rows: Rows, fused: FusedMerge) -> NDArray[np.int64]:
+    """Return the sums of each task vector's magnitudes as its mask finds and as it leaves them, by exponent.
+
+    result: [2, n_models, 256]; see numerics/exact_sums.py.
+    Raises: NotClean.
+    """
+    program = _compile(fused, rows.has_base)
+    sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
+    if _loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums):
+        raise NotClean
+    return sums
+
+
+def sum_magnitudes(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return Σ |x| by exponent, [256]. numbers: [m], contiguous."""
+    sums = np.zeros(256, dtype=np.int64)
+    _loaded[0].sum_magnitudes(numbers, sums)
+    return sums
+
+
+def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
+    """Drop, in place, the entries that are not drawn, and divide the others.
+
+    vector: [m] float32, contiguous, on the CPU; start: flat index of its first entry within the tensor.
+    """
+    _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
+
+
+def draw_ranked(
+    rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int
+) -> None:
+    """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
+
+    rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
+    the order (magnitude ascending, column descending); start: as for `draw`.
+    """
+    behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
+    divisors = probabilities if divides else torch.ones_like(probabilities)
+    _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
+
+
 def _input(rows: Rows) -> Input:
     return Input(
         rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base
@@ -133,9 +174,16 @@ def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], i
         marks = (lower, upper, _just_below(lower), _just_below(upper))
         return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
     if isinstance(mask, Draw):
-        behind = ceil(mask.probability * 2.0**53)  # the draws are whole multiples of 2^-53
-        return programs.DRAW, (mask.divisor, 0.0, 0.0, 0.0), (behind, 0), mask.key & (1 << 64) - 1
+        return programs.DRAW, (mask.divisor, mask.factor, 0.0, 0.0), (_behind(mask.probability), 0), _unsigned(mask.key)
     return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
+
+
+def _behind(probability: float) -> int:
+    return ceil(probability * 2.0**53)  # the draws are whole multiples of 2^-53
+
+
+def _unsigned(key: int) -> int:
+    return key & (1 << 64) - 1
 
 
 def _just_below(magnitude: float) -> float:

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from workers.fusion import BFLOAT16, FLOAT32, NO_FILE, PART
 from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch, Windows
 
+SHORT = 48  # width of rows that are sorted by insertion
 GROUP = 32  # elements that are looked at together for keys within a window
 
 f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
@@ -161,13 +162,17 @@ def _keep_band(row, index, marks, ends):
 
 
 @_compiled
+def _draw(index, key):
+    state = u64(u64(index + 1) * u64(0x9E3779B97F4A7C15)) + key
+    state = u64(state ^ (state >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+    state = u64(state ^ (state >> u64(27))) * u64(0x94D049BB133111EB)
+    return i64(u64(state ^ (state >> u64(31))) >> u64(11))
+
+
+@_compiled
 def _keep_drawn(row, index, key, behind):
     for j in range(len(row)):
-        state = u64(u64(index + j + 1) * u64(0x9E3779B97F4A7C15)) + key
-        state = u64(state ^ (state >> u64(30))) * u64(0xBF58476D1CE4E5B9)
-        state = u64(state ^ (state >> u64(27))) * u64(0x94D049BB133111EB)
-        state = u64(state ^ (state >> u64(31)))
-        row[j] = f32(row[j] * f32(i64(state >> u64(11)) < behind))
+        row[j] = f32(row[j] * f32(_draw(index + j, key) < behind))
 
 
 @_compiled
@@ -178,6 +183,8 @@ def _mask(program, model, row, index):
         _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
         if program.marks[model, 0] != 1.0:
             _divide(row, program.marks[model, 0])
+        if program.marks[model, 1] != 1.0:
+            _multiply(row, program.marks[model, 1])
 
 
 @_compiled
@@ -187,12 +194,80 @@ def _divide(row, divisor):
 
 
 @_compiled
+def _multiply(row, factor):
+    for j in range(len(row)):
+        row[j] = f32(f64(row[j]) * factor)
+
+
+@_compiled
 def _scale(row, factor):
     for j in range(len(row)):
         row[j] = f32(row[j] * factor)
 
 
+# --- ranks within rows --------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _rank(row, order, counts):
+    """Return which half of `order` holds the columns, in the lower 32 bits, by (magnitude ascending, column descending).
+
+    order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
+    inserted one by one.
+    """
+    width, bits = len(row), row.view(np.uint32)
+    for j in range(width):
+        column = width - 1 - j
+        order[0, j] = u64(u64(bits[column] & MAGNITUDE) << u64(32)) | u64(column)
+    if width <= SHORT:
+        _insert(order[0])
+        return 0
+    counts[:] = 0
+    for j in range(width):
+        for digit in range(4):
+            counts[digit, i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
+    half = 0
+    for digit in range(4):
+        if _move_by_digit(order[half], order[1 - half], counts[digit], u64(32 + 8 * digit)):
+            half = 1 - half
+    return half
+
+
+@_compiled
+def _insert(order):
+    for j in range(1, len(order)):
+        entry, i = order[j], j
+        while i > 0 and u64(order[i - 1] >> u64(32)) > u64(entry >> u64(32)):
+            order[i] = order[i - 1]
+            i -= 1
+        order[i] = entry
+
+
+@_compiled
+def _move_by_digit(entries, out, counts, shift):
+    """Sort by one digit, keeping the order of equals, and return whether there was anything to sort."""
+    if counts[i64(u64(entries[0] >> shift) & u64(255))] == len(entries):
+        return False
+    place = i64(0)
+    for value in range(256):
+        place, counts[value] = place + counts[value], place
+    for j in range(len(entries)):
+        value = i64(u64(entries[j] >> shift) & u64(255))
+        out[counts[value]] = entries[j]
+        counts[value] += 1
+    return True
+
+
 # --- sums ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _sum_by_exponent(row, sums):
+    """Add magnitudes as integers times powers of two, exponent by exponent; see numerics/exact_sums.py."""
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        exponent = u32(u32(bits[j] >> u32(23)) & u32(0xFF))
+        sums[i64(exponent)] += i64(u32(u32(bits[j] & u32(0x7FFFFF)) | u32(u32(exponent > u32(0)) << u32(23))))
 
 
 @_compiled
@@ -476,6 +551,22 @@ def _count_keys_of_part(given, windows, scratch, found, counts):
                 _find_in_groups(keys, windows.lows[window], windows.highs[window], found[window], counts[window])
 
 
+@_compiled
+def _sum_norms_of_part(given, program, scratch, sums):
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+        if given.has_base:
+            _load(given, 0, begin, base)
+        for model in range(len(program.masks)):
+            _load(given, model + i64(given.has_base), begin, row)
+            if program.of_deltas:
+                _subtract(row, base)
+            _sum_by_exponent(row, sums[0, model])
+            _mask(program, model, row, given.offset + begin)
+            _sum_by_exponent(row, sums[1, model])
+
+
 # --- what is called -----------------------------------------------------------------------------------------------
 
 
@@ -524,3 +615,50 @@ def count_keys(given, windows, scratch, found, counts):
             return NOT_CLEAN
         _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
     return i64(0)
+
+
+@_called(types.int64, _input, _program, _scratch, types.int64[:, :, ::1])
+def sum_norms(given, program, scratch, sums):
+    """Write the sums of each task vector's magnitudes to `sums`, as its mask finds and as it leaves them.
+
+    sums: [2, n_models, 256], by exponent. Returns 0 or NOT_CLEAN, as for `merge`.
+    """
+    at = np.empty_like(given.at)
+    sums[:] = 0
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        _sum_norms_of_part(_part(given, begin, n, at), program, scratch, sums)
+    return i64(0)
+
+
+@_called(types.void, types.float32[::1], types.int64[::1])
+def sum_magnitudes(numbers, sums):
+    """Add the sum of magnitudes to `sums`, [256], by exponent."""
+    _sum_by_exponent(numbers, sums)
+
+
+@_called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
+def draw(vector, index, key, behind, divisor):
+    """Drop, in place, what is not drawn, and divide the rest; index: flat, of the first element."""
+    _keep_drawn(vector, index, key, behind)
+    if divisor != 1.0:
+        _divide(vector, divisor)
+
+
+@_called(types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats)
+def draw_ranked(rows, index, key, behinds, divisors):
+    """Drop, in place, what is not drawn, and divide the rest, by its rank within its row; index: of the first element.
+
+    behinds, divisors: [width], the smallest magnitude's first.
+    """
+    n_rows, width = rows.shape
+    order, counts = np.empty((2, width), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
+    for i in range(n_rows):
+        row = rows[i]
+        half = _rank(row, order, counts)
+        for rank in range(width):
+            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+            kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
+            row[column] = f32(f64(kept) / divisors[rank])

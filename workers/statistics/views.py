@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
+from app.domain.errors import NotFinite
 from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
-from workers.fusion import Rows
+from workers.fusion import NotClean, Rows
 from workers.granularity import run_around, step_elements
 
 Result = TypeVar("Result")
@@ -53,8 +54,12 @@ class ChangedSource:
         needed = coarsest((granularity, self.granularity))
         return self.source.map(lambda piece: function(self.change(piece)), tensors, granularity=needed)
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> None:
-        """Return None: what is seen lies in no file."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of every changed piece.
+
+        Raises: NotFinite where the change has made them so.
+        """
+        return self.map(lambda piece: _of_rows(function, piece), tensors)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> None:
         """Return None, as `map_rows` does."""
@@ -111,10 +116,8 @@ class PartOfSource:
             lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity
         )
 
-    def map_rows(
-        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
-    ) -> Iterator[Result] | None:
-        """Apply a function to the rows of these tensors, if the whole source has any."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of these tensors."""
         return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
@@ -224,6 +227,16 @@ class AgainstNested:
             source, lambda piece: replace(piece, base=self.nested.of_piece(piece)), self.granularity
         )
         return self.request.collect(changed)
+
+
+def _of_rows(function: Callable[[Rows], Result], piece: Piece) -> Result:
+    try:
+        return function(piece.rows)
+    except NotClean:
+        raise NotFinite(
+            f"Tensor {piece.tensor!r} holds numbers that are not finite once its task vectors were changed, expected "
+            "finite ones; exclude the tensor, or leave the change out."
+        ) from None
 
 
 def _cut(piece: Piece, begin: int, n_elements: int) -> Piece:
