@@ -128,6 +128,10 @@ class CheckpointSource:
         base = None if piece.base is None else piece.base.clone()
         return Piece(piece.tensor, piece.shape, piece.offset, piece.position, base, piece.finetuned.clone())
 
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
+        """Return the rows of one run of elements, on the caller's thread; valid until the thread's next run."""
+        return self.read_rows(Run(self.merged[tensor], offset, n_elements))
+
     def read_run(self, run: Run) -> Piece:
         """Read a run into this thread's buffers; the piece is valid until the thread's next run.
 

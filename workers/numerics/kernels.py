@@ -521,9 +521,8 @@ def _find_between(keys, low, high, found, n_found):
         upwards = i32(upwards + i32(keys[j] >= low))
     if upwards != above:
         for j in range(len(keys)):
-            if low <= keys[j] <= high:
-                found[n_found] = keys[j]
-                n_found += 1
+            found[n_found] = keys[j]
+            n_found += i64(keys[j] >= low) & i64(keys[j] <= high)
     return i64(above), n_found
 
 
@@ -574,6 +573,15 @@ def _count_signs_of_part(given, program, scratch):
 
 
 @_compiled
+def _find_in_groups(keys, low, high, found, count):
+    n_above, n_found = count[0], count[1]
+    for group in range(0, len(keys), GROUP):
+        above, n_found = _find_between(keys[group : min(len(keys), group + GROUP)], low, high, found, n_found)
+        n_above += above
+    count[0], count[1] = n_above, n_found
+
+
+@_compiled
 def _count_keys_of_part(given, windows, scratch, found, counts):
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
@@ -591,12 +599,7 @@ def _count_keys_of_part(given, windows, scratch, found, counts):
             for j in range(m):
                 keys[j] = i32(keys[j] & i32(MAGNITUDE))
             for window in range(first, behind):
-                low, high = windows.lows[window], windows.highs[window]
-                for group in range(0, m, GROUP):
-                    above, counts[window, 1] = _find_between(
-                        keys[group : min(m, group + GROUP)], low, high, found[window], counts[window, 1]
-                    )
-                    counts[window, 0] += above
+                _find_in_groups(keys, windows.lows[window], windows.highs[window], found[window], counts[window])
 
 
 @_compiled

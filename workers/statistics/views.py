@@ -61,6 +61,9 @@ class ChangedSource:
         """
         return self.map(lambda piece: _of_rows(function, piece), tensors)
 
+    def rows(self, tensor: str, offset: int, n_elements: int) -> None:
+        """Return None, as `map_rows` does."""
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
         shape = self._shapes[tensor]
@@ -121,6 +124,11 @@ class PartOfSource:
         """Read one run of elements of a tensor."""
         return self.place(self.source.read(tensor, offset, n_elements))
 
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run of elements, if the whole source has any."""
+        rows = self.source.rows(tensor, offset, n_elements)
+        return None if rows is None else self.place(rows)
+
     def place(self, piece: Placed) -> Placed:
         """Return a piece, or rows, of the whole source with the position among these tensors."""
         return replace(piece, position=self.positions[piece.tensor] + piece.offset)
@@ -176,6 +184,10 @@ class TensorSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of every piece."""
         return self.map(lambda piece: function(piece.rows), tensors)
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
+        """Return the rows of one run of elements of a tensor."""
+        return self.read(tensor, offset, n_elements).rows
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
