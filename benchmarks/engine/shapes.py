@@ -1,4 +1,4 @@
-"""The shapes of models that are generated: names and sizes of tensors, dtype, config, and how fine-tuning changed them."""
+"""The shapes of models that are generated: names and sizes of tensors, dtype, config, and what fine-tuning changed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -223,7 +223,7 @@ def _scale(row, factor):
 
 @_compiled
 def _rank(row, order, counts):
-    """Return which half of `order` holds the columns, in the lower 32 bits, by (magnitude ascending, column descending).
+    """Return which half of `order` holds the columns, its lower 32 bits, by (magnitude ascending, column descending).
 
     order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
     inserted one by one.
@@ -474,6 +474,20 @@ def _reduce_agreeing(program, scratch, total):
 
 
 @_compiled
+def _reduce(given, program, begin, scratch, total):
+    """Make one row of the block's masked rows; return the largest magnitude's bits."""
+    if program.reduction == SUM_OF_ALL:
+        return _sum(given, program, begin, scratch, total)
+    if program.reduction == MEAN_OF_CHANGED:
+        return _sum_changed(given, program, begin, scratch, total)
+    if program.reduction == FURTHEST:
+        return _pick_furthest(given, program, begin, scratch, total)
+    seen = _vote(given, program, begin, scratch, total)
+    _reduce_agreeing(program, scratch, total)
+    return seen
+
+
+@_compiled
 def _join_base(program, total, base, row):
     """Write base_share · base + scaling · total / divisor, rounded once."""
     if program.divisor != 1.0:
@@ -538,16 +552,7 @@ def _merge_part(given, program, scratch, out, to_bfloat16):
         base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
         if given.has_base:
             _load(given, 0, begin, base)
-        if program.reduction == SUM_OF_ALL:
-            seen = _sum(given, program, begin, scratch, total)
-        elif program.reduction == MEAN_OF_CHANGED:
-            seen = _sum_changed(given, program, begin, scratch, total)
-        elif program.reduction == FURTHEST:
-            seen = _pick_furthest(given, program, begin, scratch, total)
-        else:
-            seen = _vote(given, program, begin, scratch, total)
-            _reduce_agreeing(program, scratch, total)
-        if seen >= INFINITY:
+        if _reduce(given, program, begin, scratch, total) >= INFINITY:
             return NOT_CLEAN
         _join_base(program, total, base, row)
         if given.has_base:

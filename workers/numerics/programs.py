@@ -39,7 +39,7 @@ class Program(NamedTuple):
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights
     masks: Integers  # kinds
-    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then the numbers just below; or the draws' divisor, factor
+    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then those just below; or divisor and factor of draws
     ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
     keys: NDArray[np.uint64]  # of draws
     joins_base: bool
