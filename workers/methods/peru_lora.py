@@ -8,7 +8,6 @@ Departs from source: dense models are taken, too, and adapters as the update the
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -48,8 +47,7 @@ def patch(
     """Return, per model, the truncated difference from the shared model, or its values where that is no smaller."""
     if shared.dim() != 2 or not low_rank.pays(min(parameters.rank, *shared.shape), *shared.shape):
         return residuals.replace_all(finetuned)
-    origin = shared.to(torch.float64)
-    lost = (task_vectors.subtract(model.to(torch.float64), origin) for model in finetuned)
+    lost = (model.double().sub_(shared) for model in finetuned)
     return [low_rank.truncate(one, rank=parameters.rank, energy=parameters.energy) for one in lost]
 
 
