@@ -15,7 +15,7 @@ MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
 
 RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
-
+FLOAT32_ANGLE = "it takes the angles of nearly parallel tensors in float32"
 EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
 
 Values = Mapping[str, JsonValue]
@@ -119,7 +119,11 @@ ROWS = (
         (_mergekit("model_stock", filter_wise=True),)),
     Row("multislerp", peers=(_mergekit("multislerp"),)),
     Row("nuslerp", "two models", peers=(_mergekit("nuslerp"),), n_models=2),
-    Row("slerp", "two models", {"t": 0.5}, (_mergekit("slerp", t=0.5), _fusion_bench("SlerpMergeAlgorithm", t=0.5)), 2),
+    Row(
+        "slerp", "two models", {"t": 0.5},
+        (_mergekit("slerp", FLOAT32_ANGLE, t=0.5), _fusion_bench("SlerpMergeAlgorithm", FLOAT32_ANGLE, t=0.5)),
+        n_models=2,
+    ),
     Row("sce", "density .1", {"density": 0.1}, (_mergekit("sce", EQUAL_SHARES, select_topk=0.1),)),
     Row("ram", peers=(_mergekit("ram"),)),
     Row(

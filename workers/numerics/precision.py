@@ -5,6 +5,7 @@ used anywhere: in float32 torch orders its additions by the length of the piece,
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def inner_products(vectors: Tensor) -> Tensor:
     if m == 0:
         return torch.zeros(*batch, n, n, dtype=torch.float64, device=vectors.device)
     if vectors.device.type == "cpu" and fused.is_ready():
-        return fused.inner_products(vectors.reshape(n, -1, m)).view(*batch, n, n)
+        return fused.inner_products(vectors.reshape(n, prod(batch), m)).view(*batch, n, n)
     products = torch.empty(*batch, n, n, dtype=torch.float64, device=vectors.device)
     for row in range(n):
         for column in range(row, n):
