@@ -55,9 +55,9 @@ def cover(tasks: TaskMatrices, rank: int) -> Cover:
     projected = stacked.new_zeros(stacked.shape[1], stacked.shape[1])  # Σ VᵀV Σ
     for columns in _runs(wide):
         part = _project(wide, lefts, columns)
-        projected.addmm_(part, part.mT)
+        spectra.add_gram(projected, part)
     values = projected.diagonal().sqrt()
-    left_gram, right_gram = stacked.mT @ stacked, projected / torch.outer(values, values)
+    left_gram, right_gram = spectra.gram_of(stacked.mT), spectra.mirror(projected) / torch.outer(values, values)
     return Cover(
         tasks=wide,
         is_turned=is_turned,
@@ -74,8 +74,8 @@ def _gram(tasks: TaskMatrices, model: int) -> Tensor:
     gram = tasks.base.new_zeros(tasks.shape[0], tasks.shape[0], dtype=torch.float64)
     for columns in _runs(tasks):
         part = tasks.task(model, columns)
-        gram.addmm_(part, part.mT)
-    return gram
+        spectra.add_gram(gram, part)
+    return spectra.mirror(gram)
 
 
 def _project(tasks: TaskMatrices, lefts: tuple[Tensor, ...], columns: slice) -> Tensor:
