@@ -8,12 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workers.contract import Tick, ignore_tick
+
 DECAY, SQUARE_DECAY = 0.9, 0.999
 EPSILON = 1e-8
 
 
-def descend(start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rate: float, steps: int) -> Tensor:
-    """Return where Adam is after some steps; each moves an entry by about the learning rate at most.
+def descend(
+    start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rate: float, steps: int, tick: Tick = ignore_tick
+) -> Tensor:
+    """Return where Adam is after some steps; each moves an entry by about the learning rate at most, and ticks.
 
     start: any shape, float64, not changed; gradient: of the point it is given.
     """
@@ -25,4 +29,5 @@ def descend(start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rat
         square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
         root = square.div(1.0 - SQUARE_DECAY**step).sqrt_().add_(EPSILON)
         point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
+        tick(step / steps)
     return point

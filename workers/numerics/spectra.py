@@ -9,11 +9,13 @@ A few leading directions of a large matrix are looked for in float32, in half th
 Source: Ogita, Aishima 2018, "Iterative refinement for symmetric eigenvalue decomposition", for the correction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from workers.numerics import thin_products
 
 GRAM_CONDITION = 1e4  # up to here a polar factor is taken from the Gram matrix
 NULL = 1e-7  # a singular value up to this fraction of the largest is noise of float32 inputs
@@ -33,50 +35,51 @@ class Singular:
     right: Tensor  # [k, n]
 
 
-def add_gram(gram: Tensor, rows: Tensor) -> Tensor:
-    """Add X Xᵀ to the lower triangle of a Gram matrix, which is all that is read of one here; return it.
+def gram_of(runs: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Return X Xᵀ, [m, m] float64; only its lower half is computed.
 
-    gram: [m, m]; rows: X, [m, n], of the same dtype.
+    runs: of columns of X, each [m, any] float64; like: any tensor of m rows on the same device.
     """
-    for begin in range(0, len(rows), GRAM_ROWS):
-        end = min(len(rows), begin + GRAM_ROWS)
-        gram[begin:end, :end].addmm_(rows[begin:end], rows[:end].mT)
+    size = len(like)
+    gram = like.new_zeros(size, size, dtype=torch.float64)
+    blocks = [slice(begin, min(size, begin + GRAM_ROWS)) for begin in range(0, size, GRAM_ROWS)]
+    for run in runs:
+        for block in blocks:
+            gram[block, : block.stop].addmm_(run[block], run[: block.stop].mT)
+    for block in blocks:
+        gram[: block.start, block] = gram[block, : block.start].mT
     return gram
-
-
-def gram_of(rows: Tensor) -> Tensor:
-    """Return X Xᵀ, whole. rows: X, [m, n]."""
-    return mirror(add_gram(rows.new_zeros(len(rows), len(rows)), rows))
-
-
-def mirror(gram: Tensor) -> Tensor:
-    """Return a symmetric matrix whose lower triangle is given."""
-    return gram.tril().add_(gram.tril(-1).mT)
 
 
 def find_left(gram: Tensor, rank: int) -> Tensor:
     """Return the first `rank` left singular vectors of X, [m, ≤ rank], null directions left out. gram: X Xᵀ, [m, m]."""
-    if len(gram) >= REFINED_SIDE and REFINED_SHARE * rank <= len(gram):
-        refined = _find_refined(gram, rank)
-        if refined is not None:
-            return refined.flip(1)
-    values, vectors = torch.linalg.eigh(gram)
-    n_kept = min(rank, int((values > NULL**2 * values[-1]).sum()))
-    return vectors[:, len(values) - n_kept :].flip(1)
+    values, vectors = _find_leading(gram, rank)
+    return vectors[:, values > NULL**2 * values[:1]]
 
 
-def decompose(matrix: Tensor, rank: int) -> Singular:
-    """Return the first `rank` singular triples of a matrix that is not zero, null directions left out.
+def decompose(matrix: Tensor, rank: int, *, null: float = NULL) -> Singular:
+    """Return the first `rank` singular triples, without those of at most `null` · the largest value.
 
-    matrix: [m, n] float64.
+    matrix: [m, n] float64; one of zeros has none. The right vectors are projected from the left ones (of a tall matrix,
+    the left from the right): where all are kept, U σ Vᵀ is the matrix to the last digits, however small a value.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        turned = decompose(matrix.mT, rank)
+        turned = decompose(matrix.mT, rank, null=null)
         return Singular(turned.right.mT, turned.values, turned.left.mT)
-    left = find_left(gram_of(matrix), rank)
+    left = _find_leading(gram_of([matrix], matrix), rank)[1]
     right = left.mT @ matrix
     values = torch.linalg.vector_norm(right, dim=1)
+    kept = values > null * values[:1]
+    left, values, right = left[:, kept], values[kept], right[kept]
     return Singular(left, values, right / values.unsqueeze(1))
+
+
+def find_basis(vectors: Tensor, tolerance: float) -> Tensor:
+    """Return the left singular vectors of values above tolerance · the largest one, [m, k], largest first.
+
+    vectors: [m, n] float64. The largest entry of each is positive.
+    """
+    return thin_products.fix_signs(decompose(vectors, min(vectors.shape), null=tolerance).left)
 
 
 def decompose_exactly(matrix: Tensor) -> Singular:
@@ -102,7 +105,8 @@ def polar_factor(matrix: Tensor, *, tolerance: float) -> tuple[Tensor, Tensor]:
     matrix: [m, n] float64. Directions whose singular value is at most tolerance · the largest are left out of both.
     """
     is_wide = matrix.shape[0] <= matrix.shape[1]
-    values, vectors = torch.linalg.eigh(gram_of(matrix if is_wide else matrix.mT))
+    wide = matrix if is_wide else matrix.mT
+    values, vectors = torch.linalg.eigh(gram_of([wide], wide))
     if _is_benign(values):
         root = (vectors / values.sqrt()) @ vectors.mT
         return root @ matrix if is_wide else matrix @ root, values.sqrt().flip(0)
@@ -126,8 +130,18 @@ def inverse_root(gram: Tensor, rows: Callable[[], Tensor]) -> Tensor:
     return (left / found.values[kept]) @ left.mT
 
 
-def _find_refined(gram: Tensor, rank: int) -> Tensor | None:
-    """Return the leading eigenvectors, the largest last; None where float32 does not come near enough to them.
+def _find_leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the first `rank` eigenvalues and eigenvectors of a Gram matrix, the largest first: [k], [m, k]."""
+    found = None
+    if len(gram) >= REFINED_SIDE and REFINED_SHARE * rank <= len(gram):
+        found = _find_refined(gram, rank)
+    values, vectors = torch.linalg.eigh(gram) if found is None else found
+    begin = max(0, len(values) - rank)
+    return values[begin:].flip(0), vectors[:, begin:].flip(1)
+
+
+def _find_refined(gram: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """Return the leading eigenvalues and eigenvectors, the largest last; None where float32 does not come near them.
 
     Float32 mixes what lies next to each other on the two sides of the border: there, the directions are found anew.
     Each that is kept is then turned by what its residual has in those dropped, to first order.
@@ -146,11 +160,11 @@ def _find_refined(gram: Tensor, rank: int) -> Tensor | None:
     turns = (dropped.mT @ (image - kept * level)).div_(level - values[:n_dropped].unsqueeze(1))
     if not bool(turns.abs().max() <= LARGEST_TURN):
         return None
-    return _find_within(gram, torch.addmm(kept, dropped, turns))[1]
+    return _find_within(gram, torch.addmm(kept, dropped, turns))
 
 
 def _find_within(gram: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues and eigenvectors of a Gram matrix as the span of some vectors has them (Rayleigh, Ritz)."""
+    """Return the eigenvalues and eigenvectors of a Gram matrix within the span of some vectors (Rayleigh, Ritz)."""
     triangle = torch.linalg.cholesky(vectors.mT @ vectors)
     basis = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False)  # [k, m], orthonormal rows
     values, turned = torch.linalg.eigh(basis @ gram @ basis.mT)

@@ -106,9 +106,11 @@ def produce(step: Step, merger: Merger) -> Produced:
     for run in step.runs:
         begin = run.offset - step.runs[0].offset
         part = out[begin : begin + run.n_elements]
+        share = merger.meter.share(run.n_bytes)
         if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
+            share.tick(1.0)
             continue
-        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
+        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)), share.tick)
         result = _result_of(piece)
         if merger.inputs.onto is not None:
             result = merger.inputs.onto.add(result, piece, step.target.name)
@@ -117,7 +119,9 @@ def produce(step: Step, merger: Merger) -> Produced:
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
         _check_result(part, run)
         if merger.patched:
-            patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
+            made = merger.program.patch(piece, share.tick)
+            patches.append(encode_run(piece, made, step.target, merger.patched))
+        share.tick(1.0)
     return Produced(out.view(torch.uint8).numpy().data, patches=patches)
 
 
