@@ -133,7 +133,7 @@ def inverse_root(gram: Tensor, rows: Callable[[], Tensor]) -> Tensor:
 def _find_leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the first `rank` eigenvalues and eigenvectors of a Gram matrix, the largest first: [k], [m, k]."""
     found = None
-    if len(gram) >= REFINED_SIDE and REFINED_SHARE * rank <= len(gram):
+    if len(gram) >= REFINED_SIDE and REFINED_SHARE * rank <= len(gram) and gram.any():
         found = _find_refined(gram, rank)
     values, vectors = torch.linalg.eigh(gram) if found is None else found
     begin = max(0, len(values) - rank)
