@@ -104,7 +104,7 @@ def test_directions_found_in_float32_are_those_of_float64(decay: float) -> None:
 
 def test_float32_is_not_trusted_with_what_it_cannot_tell_apart() -> None:
     n, rank = 256, 48
-    small = _draw_spectrum(torch.logspace(0, -12, n, dtype=torch.float64))  # float32 ends at about 1e-7
+    small = _draw_spectrum(torch.logspace(0, -40, n, dtype=torch.float64))  # 4e-8 of the largest at the border
     assert spectra._find_refined(small, rank) is None
     low = _draw_spectrum(torch.where(torch.arange(n) < 10, 1.0, 0.0).double())
     assert spectra._find_refined(low, rank) is None
