@@ -22,7 +22,7 @@ class TsvCompressParameters(Parameters):
 
 
 def patch(
-    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, _context: MergeContext
+    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the truncated task vector, or its values where that would be no smaller."""
     if base.dim() != 2:
@@ -31,7 +31,7 @@ def patch(
     rank = matrices.count_of_side(min(rows, columns), len(finetuned), parameters.rank_fraction)
     if not low_rank.pays(rank, rows, columns):
         return residuals.replace_all(finetuned)
-    return [low_rank.truncate(model.double().sub_(base), rank=rank) for model in finetuned]
+    return low_rank.truncate_changes(finetuned, base, rank=rank, tick=context.tick)
 
 
 @merge_method(
