@@ -6,7 +6,7 @@ Source: Eckart, Young 1936, "The approximation of one matrix by another of lower
 from torch import Tensor
 
 from workers.contract import Tick
-from workers.numerics import spectra, task_vectors, thin_products
+from workers.numerics import spectra, thin_products
 from workers.numerics.spectra import Singular
 from workers.patches import LowRank
 
@@ -37,7 +37,7 @@ def truncate_changes(finetuned: Tensor, origin: Tensor, *, rank: int, energy: fl
     """
     made: list[LowRank] = []
     for model in finetuned:
-        made.append(truncate(task_vectors.subtract(model.double(), origin.double()), rank=rank, energy=energy))
+        made.append(truncate(model.double().sub_(origin), rank=rank, energy=energy))
         tick(len(made) / len(finetuned))
     return made
 
