@@ -187,6 +187,8 @@ class MergeProgram:
     @property
     def learned(self) -> Learned | None:
         """What the method's learner found, if it has run; it has run once, for all tensors."""
+        if not self.groups:  # nothing is merged, all is copied
+            return None
         found: Learned | None = self.groups[0].bound.context.learned
         return found
 
