@@ -80,4 +80,5 @@ class Results(BaseModel):
 
 
 def _of_merges(runs: Sequence[Run], name: str) -> float:
-    return median(json.loads(run.last_line)[name] for run in runs)
+    values: list[float] = [json.loads(run.last_line)[name] for run in runs]
+    return median(values)

@@ -70,7 +70,7 @@ ROWS = (
     Row("average", peers=(_mergekit("linear"), _fusion_bench("SimpleAverageAlgorithm"))),
     Row(
         "task_arithmetic",
-        peers=(_mergekit("task_arithmetic", **{"lambda": 0.3}),
+        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}),
                _fusion_bench("TaskArithmeticAlgorithm", scaling_factor=0.3)),
     ),
     Row(
@@ -80,7 +80,7 @@ ROWS = (
         "ties", "λ .3, one entry more", {"density": _one_more(0.2), "scaling_coefficient": 0.3},
         (_fusion_bench("TiesMergingAlgorithm", scaling_factor=0.3, threshold=20, remove_keys=[], merge_func="mean"),),
     ),
-    Row("breadcrumbs", peers=(_mergekit("breadcrumbs", density=0.15, gamma=0.01, **{"lambda": 0.3}),)),
+    Row("breadcrumbs", peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}),)),
     Row(
         "breadcrumbs", "signs elected", {"elect_signs": True, "scaling_coefficient": 1.0},
         (_mergekit("breadcrumbs_ties", density=0.15, gamma=0.01),),

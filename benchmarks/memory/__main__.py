@@ -60,7 +60,7 @@ def _peak_bytes(models: Path, method: str, arguments: argparse.Namespace) -> int
     """Return what a merge holds at its peak above the process that is about to begin it."""
     output = models.with_name("out")
     n_models = _count_models(method, arguments.models)
-    command = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
+    command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
     command += ["--parameters", json.dumps(FASTER.get(method, {})), "--models", str(n_models)]
     found = run(command, environment={"OMP_NUM_THREADS": str(arguments.threads)}, sample_seconds=0.002)
     shutil.rmtree(output)

@@ -42,7 +42,7 @@ def _combine(first: Tensor, second: Tensor, share: float, other_share: float) ->
 
 def _inner_products(first: Tensor, second: Tensor) -> tuple[float, float, float]:
     """Return those of the first with itself, of both, and of the second with itself: blocks, then exactly summed."""
-    runs = zip(first.split(RUN_ELEMENTS), second.split(RUN_ELEMENTS), strict=True)
+    runs = zip(torch.split(first, RUN_ELEMENTS), torch.split(second, RUN_ELEMENTS), strict=True)
     found = torch.cat([part for one, other in runs for part in _multiply_blocks(torch.stack((one, other)))])
     sums = [fsum(found[:, row, column].tolist()) for row, column in ((0, 0), (0, 1), (1, 1))]
     return sums[0], sums[1], sums[2]
