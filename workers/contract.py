@@ -26,6 +26,7 @@ from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec,
 from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, FusedMerge, Rows
 from workers.patches import Patch
+from workers.sums import Sums
 
 Result = TypeVar("Result")
 
@@ -189,6 +190,7 @@ class MergeMethod:
     fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
+    sums: Callable[..., Sums | None] | None = None  # of a method whose result keeps them
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ def merge_method(
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
     coefficients: Callable[..., Sequence[float]] | None = None,
+    sums: Callable[..., Sums | None] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -282,9 +285,11 @@ def merge_method(
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
 
     task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
-    one is a sum over the models, or the patches apply to what stays as it is.
+    one is a sum over the models, or a quotient of two, or the patches apply to what stays as it is.
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
+    sums: `sums(base, finetuned, parameters, context, onto) -> Sums | None`: the result is the base plus their quotient,
+    and keeps them, `onto` being those of the models before; None where the parameters say not to keep them.
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
     default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
@@ -320,7 +325,7 @@ def merge_method(
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
         return MergeMethod(
-            card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing, patch, coefficients
+            card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing, patch, coefficients, sums
         )
 
     return decorate

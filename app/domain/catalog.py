@@ -53,6 +53,7 @@ class TaskAddition(Value):
 
     method: str | None = None  # by another method over what is shared; None: by the method itself
     fixed: dict[str, JsonValue] = Field(default_factory=dict)  # parameters that must have these values
+    file: str | None = None  # which must lie beside the result: it holds what weights alone do not tell
 
 
 class MethodCard(Value):

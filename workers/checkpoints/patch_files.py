@@ -24,6 +24,7 @@ from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches
 from workers.checkpoints.reader import TORCH_DTYPES, path_of
 from workers.patches import Bits, Part
+from workers.sums import DENOMINATOR, NUMERATOR
 
 SEPARATOR = "::"
 SPOOL_FOLDER = ".patches"
@@ -36,6 +37,7 @@ TORCH: dict[str, torch.dtype] = {
 DTYPES = {dtype: name for name, dtype in TORCH.items()}
 _ROLES = (
     patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
+    NUMERATOR, DENOMINATOR,
 )  # fmt: skip
 _NO_VALUES = (patches.INDICES, patches.MASK, patches.SIGNS)
 
@@ -213,11 +215,13 @@ class PatchReader:
         Raises: InputChanged when the file ends before they do.
         """
         with self._path.open("rb") as file:
-            return {role: _read(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
+            return {role: read_part(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
 
 
-def read_patch_header(checkpoint: LocalCheckpoint, file: str) -> tuple[dict[str, str], list[TensorSpec]]:
-    """Return the metadata and the tensors of a patch file.
+def read_patch_header(
+    checkpoint: LocalCheckpoint, file: str, expected: tuple[str, int] = (PATCH_FORMAT, PATCH_FORMAT_VERSION)
+) -> tuple[dict[str, str], list[TensorSpec]]:
+    """Return the metadata and the tensors of a patch file, or of another one of our formats and their versions.
 
     Raises: InputChanged when it is not there; InvalidHeader when it is none of ours, or of a later version.
     """
@@ -230,15 +234,16 @@ def read_patch_header(checkpoint: LocalCheckpoint, file: str) -> tuple[dict[str,
         raise InputChanged(f"{checkpoint.id}: {file} is not there any more; make the artifact again.") from None
     tensors = parse_header(header, file=file, file_size=size)
     metadata = json.loads(header).get("__metadata__", {})
-    if metadata.get("format") != PATCH_FORMAT or metadata.get("version") != str(PATCH_FORMAT_VERSION):
+    if (metadata.get("format"), metadata.get("version")) != (expected[0], str(expected[1])):
         raise InvalidHeader(
             f"{file}: found format {metadata.get('format')!r} version {metadata.get('version')!r}, expected "
-            f"{PATCH_FORMAT!r} version {PATCH_FORMAT_VERSION}; use the release that wrote it."
+            f"{expected[0]!r} version {expected[1]}; use the release that wrote it."
         )
     return metadata, tensors
 
 
-def _read(descriptor: int, spec: TensorSpec) -> Tensor:
+def read_part(descriptor: int, spec: TensorSpec) -> Tensor:
+    """Return a part as an open file holds it. Raises: InputChanged when the file ends before it does."""
     content = bytearray(spec.size_bytes)
     view, position = memoryview(content), spec.begin
     while view:

@@ -1,7 +1,7 @@
 """The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Piece
 from workers.fusion import FusedMerge
-from workers.numerics import fused
+from workers.numerics import fused, task_vectors
+from workers.patches import Part
 from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
@@ -71,6 +72,7 @@ class Produced:
     content: memoryview
     differs: bool = False  # whether the models disagree about what is copied
     patches: list[RunPatches] = field(default_factory=list)
+    sums: list[Part] = field(default_factory=list)  # that a dense result keeps, encoded
 
 
 def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
@@ -102,23 +104,37 @@ def produce(step: Step, merger: Merger) -> Produced:
     if not step.runs:
         return _copy(step, merger)
     patches: list[RunPatches] = []
+    sums: list[Part] = []
     out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
     for run in step.runs:
         begin = run.offset - step.runs[0].offset
         part = out[begin : begin + run.n_elements]
         if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
             continue
-        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
-        result = _result_of(piece)
-        if merger.inputs.onto is not None:
-            result = merger.inputs.onto.add(result, piece, step.target.name)
+        piece, result, kept = _merge(run, step.target.name, merger)
+        sums += kept
         if step.target.source.endswith(VARIANCE_SUFFIX):
             result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
         part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
         _check_result(part, run)
         if merger.patched:
             patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
-    return Produced(out.view(torch.uint8).numpy().data, patches=patches)
+    return Produced(out.view(torch.uint8).numpy().data, patches=patches, sums=sums)
+
+
+def _merge(run: Run, name: str, merger: Merger) -> tuple[Piece, Tensor, list[Part]]:
+    """Return a run's completed piece, the result's numbers, and the sums that it keeps. name: the result's tensor."""
+    onto = merger.inputs.onto
+    prepared = merger.program.prepare(merger.source.read_run(run))
+    earlier = onto.sums.read(name, run.offset, run.n_elements) if onto is not None and onto.sums is not None else None
+    sums = merger.program.sums(prepared, earlier)
+    if sums is not None and prepared.base is not None:
+        merged = task_vectors.add(prepared.base, sums.divide(), scaling_coefficient=1.0)
+        piece = replace(prepared, merged=merged)
+        return piece, _result_of(piece), sums.encode(run.tensor.n_elements, run.offset)
+    piece = merger.program.complete(prepared)
+    result = _result_of(piece)
+    return piece, result if onto is None else onto.add(result, piece, name), []
 
 
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:
