@@ -266,8 +266,11 @@ def _check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tup
 
 def _refuse_post_steps(card: MethodCard, request: MergeRequest) -> None:
     if request.post_steps and card.produces == "multitask":
-        message = f"{card.name} keeps patches over what it merges, so that nothing may change it afterwards"
-        raise Invalid(f"/post_steps: {message}; leave them out.", errors=[FieldProblem("/post_steps", message)])
+        message = (
+            f"{card.name} keeps patches over what it merges, so that nothing may change it afterwards; merge with a dense "
+            "method and the post-steps first, then by post_pruning with that result as base_model"
+        )
+        raise Invalid(f"/post_steps: {message}.", errors=[FieldProblem("/post_steps", message)])
 
 
 def _check_versions(card: MethodCard, request: MergeRequest) -> None:

@@ -39,7 +39,7 @@ _ROLES = (
     patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
     NUMERATOR, DENOMINATOR,
 )  # fmt: skip
-_NO_VALUES = (patches.INDICES, patches.MASK, patches.SIGNS)
+WEIGHTLESS = (patches.INDICES, patches.MASK, patches.SIGNS)  # what holds no weights, as papers count
 
 
 @dataclass(frozen=True, order=True)
@@ -189,7 +189,7 @@ class PatchWriter:
             file.flush()
             os.fsync(file.fileno())
             entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
-        values = [growing for _, growing in grown if growing.role not in _NO_VALUES]
+        values = [growing for _, growing in grown if growing.role not in WEIGHTLESS]
         return WrittenPatch(entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
 
 
@@ -199,7 +199,7 @@ class PatchReader:
     def __init__(self, checkpoint: LocalCheckpoint, file: str) -> None:
         self._path = path_of(checkpoint, file)
         self._parts: dict[str, dict[str, TensorSpec]] = {}
-        self.metadata, tensors = read_patch_header(checkpoint, file)
+        self.metadata, tensors = read_patch_header(self._path, file)
         for spec in tensors:
             tensor, _, role = spec.name.rpartition(SEPARATOR)
             self._parts.setdefault(tensor, {})[role] = spec
@@ -219,19 +219,20 @@ class PatchReader:
 
 
 def read_patch_header(
-    checkpoint: LocalCheckpoint, file: str, expected: tuple[str, int] = (PATCH_FORMAT, PATCH_FORMAT_VERSION)
+    path: Path, file: str, expected: tuple[str, int] = (PATCH_FORMAT, PATCH_FORMAT_VERSION)
 ) -> tuple[dict[str, str], list[TensorSpec]]:
-    """Return the metadata and the tensors of a patch file, or of another one of our formats and their versions.
+    """Return the metadata and the tensors of a patch file, or of a file of another format (name, version) of ours.
 
+    file: its path within its checkpoint.
     Raises: InputChanged when it is not there; InvalidHeader when it is none of ours, or of a later version.
     """
     try:
-        with path_of(checkpoint, file).open("rb") as stream:
+        with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             length = read_header_length(stream.read(PREFIX_BYTES), file=file, file_size=size)
             header = stream.read(length)
     except FileNotFoundError:
-        raise InputChanged(f"{checkpoint.id}: {file} is not there any more; make the artifact again.") from None
+        raise InputChanged(f"{file} is not there any more; make the artifact again.") from None
     tensors = parse_header(header, file=file, file_size=size)
     metadata = json.loads(header).get("__metadata__", {})
     if (metadata.get("format"), metadata.get("version")) != (expected[0], str(expected[1])):

@@ -57,13 +57,13 @@ class SumsReader:
     """
 
     def __init__(self, checkpoint: LocalCheckpoint, recipe: Recipe) -> None:
-        metadata, tensors = read_patch_header(checkpoint, SUMS_FILE, (SUMS_FORMAT, SUMS_FORMAT_VERSION))
+        self._path = path_of(checkpoint, SUMS_FILE)
+        metadata, tensors = read_patch_header(self._path, SUMS_FILE, (SUMS_FORMAT, SUMS_FORMAT_VERSION))
         if metadata.get("base") != _base_digest(recipe):
             raise IncompatibleCheckpoints(
                 f"{SUMS_FILE} of {checkpoint.id} is counted from a base model with weights {metadata.get('base')}, "
                 f"found {_base_digest(recipe)}; name the base model that it was merged over."
             )
-        self._path = path_of(checkpoint, SUMS_FILE)
         self._parts = {spec.name: spec for spec in tensors}
         self._indices = lru_cache(maxsize=2)(self._read_indices)  # of the tensors that are being merged
 

@@ -121,7 +121,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "warnings": list(warnings),
         "found": ready.report(),
         **_report_groups(ready),
-        **({"storage": measure_storage(manifest)} if manifest.patches else {}),
+        **({"storage": measure_storage(manifest).model_dump(mode="json")} if manifest.patches else {}),
     }
     return manifest, report
 
