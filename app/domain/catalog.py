@@ -24,6 +24,7 @@ from app.domain.errors import (
     UnknownTaskKind,
     UnknownTechnique,
     near_match,
+    near_matches,
 )
 from app.domain.parameter_checks import fill_defaults, parameter_faults, schema_faults
 from app.domain.recipes import Recipe
@@ -144,8 +145,15 @@ class Catalog(Value):
         for card in self.methods:
             if name == card.name or name in card.aliases:
                 return card
-        names = [known for card in self.methods for known in (card.name, *card.aliases)]
-        raise MethodNotFound(_unknown("merge method", name, names))
+        near = near_matches(name, self._method_names, most=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise MethodNotFound(
+            f"There is no merge method {name[:80]!r}.{hint} GET /v1/methods lists all {len(self.methods)} of them."
+        )
+
+    @property
+    def _method_names(self) -> list[str]:
+        return [known for card in self.methods for known in (card.name, *card.aliases)]
 
     def evaluator(self, name: str) -> EvaluatorCard:
         """Return an evaluator's card.
@@ -174,8 +182,7 @@ class Catalog(Value):
         try:
             card = self.method(method)
         except MethodNotFound as error:
-            names = [known for card in self.methods for known in (card.name, *card.aliases)]
-            problem = FieldProblem("/method", error.detail, near_match(method, names))
+            problem = FieldProblem("/method", error.detail, near_match(method, self._method_names))
             raise UnknownMethod(error.detail, errors=[problem]) from None
         faults = _structural_faults(card, has_base_model=has_base_model, weights=weights)
         faults += _per_model_faults(card, model_parameters)
@@ -187,7 +194,7 @@ class Catalog(Value):
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
         for name in card.nested:
             effective[name] = self._check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
-        faults = _model_count_faults(card, effective, len(weights))
+        faults = _model_count_faults(card, effective, len(weights), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         faults = _weight_sum_faults(card, effective, weights)
@@ -196,7 +203,7 @@ class Catalog(Value):
         return card, effective
 
     def check_override(
-        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, pointer: str
+        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, n_models: int, pointer: str
     ) -> dict[str, JsonValue]:
         """Return the parameters that an override sets, in one form; nothing is filled in.
 
@@ -208,6 +215,7 @@ class Catalog(Value):
             for name in card.nested
             if name in parameters
         ]
+        faults = faults or _model_count_faults(card, parameters, n_models, pointer=pointer)
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         filled = fill_defaults(card.parameters, parameters)
@@ -352,16 +360,18 @@ def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Seque
     return faults
 
 
-def _model_count_faults(card: MethodCard, parameters: Mapping[str, JsonValue], n_models: int) -> list[FieldProblem]:
+def _model_count_faults(
+    card: MethodCard, parameters: Mapping[str, JsonValue], n_models: int, *, pointer: str
+) -> list[FieldProblem]:
     """Return the parameters that count models and ask for more than there are."""
     counts = [name for name, rule in card.parameters["properties"].items() if rule.get(AT_MOST_MODELS)]
     return [
         FieldProblem(
-            f"/parameters/{name}",
+            f"{pointer}/{name}",
             f"{name} is {parameters[name]}, but {n_models} models are merged; expected at most {n_models}",
         )
         for name in counts
-        if isinstance(found := parameters[name], int) and found > n_models
+        if isinstance(found := parameters.get(name), int) and found > n_models
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from app.domain.adapters import AdapterSpace
-from app.domain.checkpoints import Value, digest_json
+from app.domain.checkpoints import LocalCheckpoint, Value, digest_json
 
 RECIPE_FORMAT_VERSION = 1
 ENGINE_VERSION = 1  # raised whenever the engine writes other bytes for the same recipe
@@ -19,6 +19,12 @@ class PinnedCheckpoint(Value):
 
     content_digest: str  # Manifest.digest: all files, config and tokenizer included
     weights_digest: str
+
+
+def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    """Return a checkpoint as recipes name it."""
+    manifest = checkpoint.manifest
+    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
 class RecipeModel(PinnedCheckpoint):

@@ -78,8 +78,11 @@ def test_an_unknown_method_gives_the_nearest_name() -> None:
     with pytest.raises(UnknownMethod) as caught:
         CATALOG.check("tiez", {}, has_base_model=True, weights=[1.0])
     assert caught.value.errors[0].did_you_mean == "ties"
-    with pytest.raises(MethodNotFound, match="Did you mean 'slerp'"):
-        CATALOG.method("slrp")
+    with pytest.raises(MethodNotFound, match=r"Did you mean 'ties' or 'ties_merging'\? GET /v1/methods lists all 2"):
+        CATALOG.method("ties_merg")
+    with pytest.raises(MethodNotFound) as found:
+        CATALOG.method("x" * 1000)
+    assert len(found.value.detail) < 200
     with pytest.raises(EvaluatorNotFound, match="Known: none"):
         CATALOG.evaluator("text-classification")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import IncompatibleCheckpoints, InputChanged, JobError, NotFinite, OutOfDisk
 from app.domain.jobs import Progress
-from app.domain.recipes import RecipeModel
-from tests.workers.files import FileMerge, ignore, pin, read_tensors, write_checkpoint
+from app.domain.recipes import RecipeModel, pin
+from tests.workers.files import FileMerge, ignore, read_tensors, write_checkpoint
 from tests.workers.multitask import read_tasks
 from tests.workers.peft_folders import RANK, draw_base, draw_modules, fuse, write_adapter
 from tests.workers.pipelines.merging import MergeOf, PlannedMerge
