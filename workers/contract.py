@@ -261,6 +261,7 @@ def merge_method(
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
+    per_model: tuple[str, ...] = (),
     coefficients: Callable[..., Sequence[float]] | None = None,
     sums: Callable[..., Sums | None] | None = None,
     accepts_dense: bool = True,
@@ -286,6 +287,7 @@ def merge_method(
 
     task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
     one is a sum over the models, or a quotient of two, or the patches apply to what stays as it is.
+    per_model: parameters of which a model may have its own: `parameters.of(model)` has them.
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
     sums: `sums(base, finetuned, parameters, context, onto) -> Sums | None`: the result is the base plus their quotient,
@@ -321,6 +323,7 @@ def merge_method(
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
         task_addition=task_addition,
+        per_model=per_model,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:

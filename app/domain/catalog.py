@@ -81,6 +81,7 @@ class MethodCard(Value):
     accepts_dense: bool = True  # False: its models are adapters
     adapter_spaces: tuple[AdapterSpace, ...] = ("delta",)  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
+    per_model: tuple[str, ...] = ()  # parameters of which models[].parameters may have a model's own
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
     counts_copies_as_one: bool = True  # law T4: a model named n times with weight 1/n is that model
@@ -385,14 +386,22 @@ def _weight_sum_faults(
 
 
 def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, JsonValue]]) -> list[FieldProblem]:
-    return [
-        FieldProblem(
-            f"/models/{index}/parameters/{name}",
-            f"{card.name} takes no parameters per model; use /parameters for all models, or weight",
-        )
-        for index, values in enumerate(model_parameters)
-        for name in values
-    ]
+    known = f"only {', '.join(card.per_model)}" if card.per_model else "no parameters"
+    faults: list[FieldProblem] = []
+    for index, values in enumerate(model_parameters):
+        pointer = f"/models/{index}/parameters"
+        faults += [
+            FieldProblem(
+                f"{pointer}/{name}",
+                f"{card.name} takes {known} per model; use /parameters for all models, or weight",
+                near_match(name, card.per_model),
+            )
+            for name in values
+            if name not in card.per_model
+        ]
+        own = {name: value for name, value in values.items() if name in card.per_model}
+        faults += parameter_faults(card.parameters, own, pointer=pointer)
+    return faults
 
 
 def _choice_faults(pointer: str, what: str, found: str, known: Sequence[str]) -> list[FieldProblem]:

@@ -3,7 +3,7 @@
 What it names (checkpoints, tasks) is found and checked by app/services/merge_drafts.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
@@ -46,8 +46,15 @@ def check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -
         faults = _weights_faults(card, weights, n_models, pointer=f"{pointer}/weights")
         if faults:
             raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
-        overrides.append(Override(match=one.match, parameters=parameters, weights=weights))
+        models = None if one.models is None else _check_models(catalog, card, one.models, n_models, f"{pointer}/models")
+        overrides.append(Override(match=one.match, parameters=parameters, weights=weights, models=models))
     return tuple(overrides)
+
+
+def check_model(catalog: Catalog, card: MethodCard, request: MergeRequest, model: int) -> dict[str, JsonValue]:
+    """Return a model's own parameters as the recipe has them. Raises: InvalidParameters."""
+    pointer = f"/models/{model}/parameters"
+    return catalog.check_override(card, request.models[model].parameters, n_models=len(request.models), pointer=pointer)
 
 
 def check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tuple[PinnedStep, ...]:
@@ -103,6 +110,31 @@ def _refuse_changes(card: MethodCard, request: MergeRequest) -> None:
     faults = [FieldProblem(f"/{name}", message) for name in names if getattr(request, name)]
     if faults:
         raise Invalid(f"{faults[0].pointer}: {message}.", errors=faults)
+
+
+def _check_models(
+    catalog: Catalog,
+    card: MethodCard,
+    models: Sequence[Mapping[str, JsonValue] | None],
+    n_models: int,
+    pointer: str,
+) -> tuple[dict[str, JsonValue] | None, ...]:
+    """Return what an override says of each model alone."""
+    faults = [
+        FieldProblem(f"{pointer}/{index}/{name}", f"{card.name} takes no {name} per model; give it for all models")
+        for index, own in enumerate(models)
+        for name in own or ()
+        if name not in card.per_model
+    ]
+    if len(models) != n_models:
+        message = f"found {len(models)} items, expected one for each of the {n_models} models"
+        faults.append(FieldProblem(pointer, message))
+    if faults:
+        raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
+    return tuple(
+        None if own is None else catalog.check_override(card, own, n_models=n_models, pointer=f"{pointer}/{index}")
+        for index, own in enumerate(models)
+    )
 
 
 def _weight_of(weight: float | list[float] | None) -> float | tuple[float, ...] | None:

@@ -36,11 +36,15 @@ class RecipeModel(PinnedCheckpoint):
 
 
 class Override(Value):
-    """Parameters and weights of the tensors that a glob matches; of two overrides the later one wins."""
+    """Parameters and weights of the tensors that a glob matches; of two overrides the later one wins.
+
+    `models` holds what each model has of its own there, as `models[].parameters` does everywhere.
+    """
 
     match: str
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # those that differ
     weights: tuple[float | tuple[float, ...] | None, ...] | None = None  # one per model: a gradient; None: left as is
+    models: tuple[dict[str, JsonValue] | None, ...] | None = None  # one per model; None: left as is
 
 
 class PinnedStep(Value):

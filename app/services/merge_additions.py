@@ -118,8 +118,8 @@ def _check_addition(catalog: Catalog, card: MethodCard, recipe: Recipe) -> TaskA
         _refuse(f"what {card.name} gives depends on all models at once, so none can be added later; {able} can do that")
     if recipe.transforms or recipe.post_steps:
         _refuse("transforms and post-steps see all models at once, so none can be added later; merge them all again")
-    if any(override.weights is not None for override in recipe.overrides):
-        _refuse("the recipe has overrides with a weight per model, which say nothing of new ones; merge them all again")
+    if any(override.weights is not None or override.models is not None for override in recipe.overrides):
+        _refuse("the recipe has overrides with values per model, which say nothing of new ones; merge them all again")
     return card.task_addition
 
 

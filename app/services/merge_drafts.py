@@ -236,9 +236,9 @@ def _recipe(
                 **_digests(row),
                 weight=model.weight,
                 task=label,
-                parameters=model.parameters,
+                parameters=merge_checks.check_model(wiring.catalog, card, request, at),
             )
-            for model, row, label in zip(request.models, inputs.models, inputs.labels, strict=True)
+            for at, (model, row, label) in enumerate(zip(request.models, inputs.models, inputs.labels, strict=True))
         ),
         parameters=parameters,
         seed=request.seed,

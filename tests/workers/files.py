@@ -44,6 +44,7 @@ class FileMerge:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)  # any method's, as JSON
     weights: Sequence[float] = ()
+    of_models: Sequence[Mapping[str, Any]] = ()  # each model's own parameters
     seed: int = 0
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -65,8 +66,8 @@ class FileMerge:
             method_version=card.version,
             base_model=None if base is None else pin(base),
             models=tuple(
-                RecipeModel(**pin(model).model_dump(), weight=weight)
-                for model, weight in zip(models, weights, strict=True)
+                RecipeModel(**pin(model).model_dump(), weight=weight, parameters=dict(own))
+                for model, weight, own in zip(models, weights, self.of_models or [{}] * len(models), strict=True)
             ),
             parameters=parameters,
             seed=self.seed,

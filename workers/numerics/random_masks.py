@@ -33,6 +33,9 @@ class RandomMask(Protocol):
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes; the mask itself then scales nothing."""
 
+    def of(self, model: int) -> "RandomMask":
+        """Return the mask that drops a model's entries."""
+
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return the task vector with the dropped entries set to zero, the others scaled; same shape, float32.
 
@@ -46,12 +49,17 @@ class UniformMask:
 
     density: float
     rescale: Literal["inverse_density", "l1", "none"]
+    of_models: tuple["UniformMask", ...] = ()  # each model's, where they differ
     granularity: Granularity = "element"
 
     @property
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes."""
         return self.rescale == "l1"
+
+    def of(self, model: int) -> "UniformMask":
+        """Return the mask that drops a model's entries."""
+        return self.of_models[model] if self.of_models else self
 
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return what is kept of a task vector of any shape."""
@@ -65,11 +73,15 @@ def fuse_draws(mask: UniformMask, context: MergeContext) -> tuple[Draw | None, .
     """Return what the mask does to each model, fused; None if a factor per tensor makes up for what it drops."""
     if mask.keeps_norm:
         return None
+    draws = tuple(_fuse_draw(mask.of(model), context, model) for model in range(len(context.weights)))
+    return draws if any(draws) else ()
+
+
+def _fuse_draw(mask: UniformMask, context: MergeContext, model: int) -> Draw | None:
     if mask.density == 1.0:
-        return ()
+        return None
     divisor = mask.density if mask.rescale == "inverse_density" else 1.0
-    keys = [context.random_key("mask", model) for model in range(len(context.weights))]
-    return tuple(Draw(key, mask.density, divisor) for key in keys)
+    return Draw(context.random_key("mask", model), mask.density, divisor)
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,17 @@ class RankedMask:
     density: float
     spread: float
     rescale: Literal["inverse_probability", "l1", "none"]
+    of_models: tuple["RankedMask", ...] = ()  # each model's, where they differ
     granularity: Granularity = "row"
 
     @property
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes."""
         return self.rescale == "l1"
+
+    def of(self, model: int) -> "RankedMask":
+        """Return the mask that drops a model's entries."""
+        return self.of_models[model] if self.of_models else self
 
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return what is kept of a task vector, [rows, width]."""
@@ -110,7 +127,7 @@ def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: S
     """
     drawn = torch.empty_like(deltas)
     for model, delta in enumerate(deltas):
-        kept = mask(delta, context.random_key("mask", model), start=context.offset)
+        kept = mask.of(model)(delta, context.random_key("mask", model), start=context.offset)
         drawn[model] = kept.double().mul_(factors[model]) if factors else kept
     return drawn
 

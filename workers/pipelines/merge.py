@@ -147,13 +147,14 @@ def _open_device(device: str) -> torch.device:
 
 
 def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
-    """Return the effective parameters and weights of each group of tensors, where there are several."""
-    if len(ready.groups) <= 1:
+    """Return what holds for each group of tensors, where there are several, or for each model, where they differ."""
+    if len(ready.groups) <= 1 and not any(group.tensors.of_models for group in ready.groups):
         return {}
     groups: list[JsonValue] = [
         {
             "parameters": group.parameters,
             "weights": list(group.tensors.weights),
+            **({"models": list(group.tensors.of_models)} if group.tensors.of_models else {}),
             "n_tensors": len(group.tensors.names),
             "tensors": list(group.tensors.names[:MAX_REPORTED]),
         }

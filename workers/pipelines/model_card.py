@@ -48,7 +48,8 @@ def _inputs(recipe: Recipe) -> str:
         rows.append(f"| base model | | `{recipe.base_model.content_digest}` | `{recipe.base_model.weights_digest}` |")
     for index, model in enumerate(recipe.models):
         rows.append(f"| models[{index}] | {model.weight:g} | `{model.content_digest}` | `{model.weights_digest}` |")
-    return "\n".join(rows) + "\n"
+    own = {f"models[{index}]": model.parameters for index, model in enumerate(recipe.models) if model.parameters}
+    return "\n".join(rows) + "\n" + (f"\nParameters of their own:\n\n```json\n{_json(own)}\n```\n" if own else "")
 
 
 def _steps(recipe: Recipe) -> list[str]:

@@ -283,7 +283,8 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
 ) -> ProgramGroup:
     part = PartOfSource(source, frozenset(group.names), group.weights)
     blank = replace(_blank_context(recipe), weights=group.weights)
-    parameters = code.method.parameters.model_validate(group.parameters)
+    validate = code.method.parameters.model_validate
+    parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
     nested: dict[str, NestedMerge] = {}
     for name, method in code.nested.items():
         is_local = code.method.card.nested[name] == "local"

@@ -172,7 +172,7 @@ def test_a_label_that_is_taken_is_refused(house: House) -> None:
         ),
         (
             merge("task_arithmetic", "model-0", overrides=[{"match": "*", "weights": [0.5]}]),
-            "overrides with a weight per model",
+            "overrides with values per model",
         ),
     ],
 )

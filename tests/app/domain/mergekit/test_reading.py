@@ -169,6 +169,55 @@ def test_equal_densities_of_the_models_are_one_parameter() -> None:
     assert read(text)["parameters"]["density"] == 0.4
 
 
+def test_a_density_of_one_model_is_its_own() -> None:
+    text = TIES.replace("weight: 0.3", "weight: 0.3, density: 0.2") + "    parameters: {density: 0.4}\n"
+    request = read(text)
+    assert request["parameters"]["density"] == 0.4
+    assert request["models"] == [
+        {"checkpoint": "a", "weight": 0.5},
+        {"checkpoint": "b@2", "weight": 0.3, "parameters": {"density": 0.2}},
+    ]
+
+
+def test_lists_and_conditions_of_one_model_are_overrides_of_its_own() -> None:
+    """The example of mergekit's own README."""
+    text = """
+        merge_method: ties
+        base_model: llama
+        models:
+          - {model: orca, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
+          - {model: platypus, parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}}
+          - model: wizard
+            parameters:
+              density: 0.33
+              weight: [{filter: mlp, value: 0.5}, {value: 0}]
+        parameters: {normalize: true, int8_mask: true}
+        dtype: float16
+    """
+    request = read(text)
+    assert [model["parameters"] for model in request["models"]] == [
+        {"density": 1.0}, {"density": 0.5}, {"density": 0.33},
+    ]  # fmt: skip
+    assert request["overrides"] == [
+        {
+            "match": "*.[0-9]*.*",
+            "weights": [None, [0.0, 0.3, 0.7, 1.0], None],
+            "models": [{"density": [1.0, 0.7, 0.1]}, None, None],
+        },
+        {"match": "*mlp*", "weights": [None, None, 0.5]},
+    ]
+    MergeRequest.model_validate(request)
+
+
+def test_what_goes_with_a_models_own_density_is_its_own_where_it_differs() -> None:
+    text = TIES.replace("ties", "breadcrumbs").replace("weight: 0.3", "weight: 0.3, density: 0.2")
+    request = read(text + "    parameters: {density: 1.0, gamma: 0.05}\n")
+    assert (request["parameters"]["density"], request["parameters"]["outlier_fraction"]) == (1.0, 0.0)
+    assert request["models"][1]["parameters"] == {"density": 0.2, "outlier_fraction": 0.05}
+    request = read(text + "    parameters: {density: 0.5, gamma: 0.05}\n")
+    assert request["models"][1]["parameters"] == {"density": 0.2}
+
+
 # --- modules and tokenizers ---------------------------------------------------------------------------------------
 
 
@@ -292,7 +341,6 @@ def test_passthrough_of_one_model_copies_it() -> None:
         (TIES.replace("model: b@2", "model: 7"), "/models/1/model", "as text", None),
         (TIES.replace("base_model: base", ""), "/base_model", "ties needs base_model", None),
         (TIES.replace("{weight: 0.3}", "{}"), "/models/1/model", "the weight of 'b@2' is missing", None),
-        (TIES.replace("weight: 0.3", "weight: 0.3, density: 0.2"), "/models/1/parameters/density", "differs", None),
         (TIES.replace("0.3", "[{filter: a, value: 1}]"), "/models/1/parameters/weight/0", "no value for", None),
         (TIES.replace("model: b@2", "model: base"), "/models/1/parameters/weight", "none for the base model", None),
         ("{merge_method: slerp, base_model: a, models: [{model: b}]}", "/parameters/t", "the t is missing", None),
