@@ -92,7 +92,7 @@ def _merge(request: MergeRequest, checkpoints: Mapping[str, LocalCheckpoint], ou
         method_version=card.version,
         base_model=pin(base) if base is not None else None,
         models=tuple(
-            RecipeModel(**pin(checkpoint).model_dump(), weight=model.weight)
+            RecipeModel(**pin(checkpoint).model_dump(), weight=model.weight, parameters=model.parameters)
             for model, checkpoint in zip(request.models, models, strict=True)
         ),
         parameters=parameters,
