@@ -21,7 +21,7 @@ def keeps_sums(card: MethodCard, recipe: Recipe) -> bool:
     addition = card.task_addition
     if addition is None or addition.file != SUMS_FILE or recipe.transforms or recipe.post_steps:
         return False
-    return all(recipe.parameters[name] == value for name, value in addition.fixed.items())
+    return all(recipe.parameters.get(name, value) == value for name, value in addition.fixed.items())
 
 
 def bound_sums_bytes(card: MethodCard, recipe: Recipe, tensors: Sequence[TensorSpec]) -> int:
