@@ -86,9 +86,12 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
     else:
         item = size // target.spec.n_elements
         fusion = _fuse(target, merger)
-        granularity = merger.program.granularity if fusion is None else "element"
-        for runs in batched(merger.source.cut(target.source, granularity), PIECES_AT_ONCE):
-            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs, fusion)
+        if fusion is not None:
+            for run in merger.source.cut_rows(target.source):
+                yield Step(target, run.offset * item, run.n_elements * item, (run,), fusion)
+            return
+        for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
+            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
 def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:
@@ -103,23 +106,38 @@ def produce(step: Step, merger: Merger) -> Produced:
         return Produced(memoryview(b""))
     if not step.runs:
         return _copy(step, merger)
-    patches: list[RunPatches] = []
-    sums: list[Part] = []
-    out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
-    for run in step.runs:
-        begin = run.offset - step.runs[0].offset
-        part = out[begin : begin + run.n_elements]
-        if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
-            continue
-        piece, result, kept = _merge(run, step.target.name, merger)
-        sums += kept
-        if step.target.source.endswith(VARIANCE_SUFFIX):
-            result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
-        part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
-        _check_result(part, run)
-        if merger.patched:
-            patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
-    return Produced(out.view(torch.uint8).numpy().data, patches=patches, sums=sums)
+    made = [_merge_run(step, run, merger) for run in step.runs]
+    out = made[0].content if len(made) == 1 else torch.cat([one.content for one in made])
+    return Produced(
+        out.view(torch.uint8).numpy().data,
+        patches=[one.patches for one in made if one.patches is not None],
+        sums=[part for one in made for part in one.sums],
+    )
+
+
+@dataclass(frozen=True)
+class _MergedRun:
+    """What a run becomes: in the target's dtype and in memory of its own, and what lies beside it."""
+
+    content: Tensor
+    patches: RunPatches | None = None
+    sums: Sequence[Part] = ()
+
+
+def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
+    dtype = TORCH_DTYPES[step.target.dtype]
+    if step.fusion is not None:
+        out = torch.empty(run.n_elements, dtype=dtype)
+        if _merge_fused(step.fusion, run, merger, out):
+            return _MergedRun(out)
+    piece, result, sums = _merge(run, step.target.name, merger)
+    if step.target.source.endswith(VARIANCE_SUFFIX):
+        result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+    out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
+    _check_result(out, run)
+    if not merger.patched:
+        return _MergedRun(out, sums=sums)
+    return _MergedRun(out, encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
 
 
 def _merge(run: Run, name: str, merger: Merger) -> tuple[Piece, Tensor, list[Part]]:
