@@ -15,7 +15,7 @@ from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
-from workers.contract import Piece
+from workers.contract import Piece, Tick
 from workers.fusion import FusedMerge
 from workers.numerics import fused, task_vectors
 from workers.patches import Part
@@ -126,21 +126,25 @@ class _MergedRun:
 
 def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
     dtype = TORCH_DTYPES[step.target.dtype]
+    share = merger.meter.share(run.n_bytes)
     if step.fusion is not None:
         out = torch.empty(run.n_elements, dtype=dtype)
         if _merge_fused(step.fusion, run, merger, out):
+            share.tick(1.0)
             return _MergedRun(out)
-    piece, result, sums = _merge(run, step.target.name, merger)
+    piece, result, sums = _merge(run, step.target.name, merger, share.tick)
     if step.target.source.endswith(VARIANCE_SUFFIX):
         result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
-    if not merger.patched:
-        return _MergedRun(out, sums=sums)
-    return _MergedRun(out, encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
+    patches = None
+    if merger.patched:
+        patches = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
+    share.tick(1.0)
+    return _MergedRun(out, patches, sums)
 
 
-def _merge(run: Run, name: str, merger: Merger) -> tuple[Piece, Tensor, list[Part]]:
+def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tensor, list[Part]]:
     """Return a run's completed piece, the result's numbers, and the sums that it keeps. name: the result's tensor."""
     onto = merger.inputs.onto
     prepared = merger.program.prepare(merger.source.read_run(run))
@@ -150,7 +154,7 @@ def _merge(run: Run, name: str, merger: Merger) -> tuple[Piece, Tensor, list[Par
         merged = task_vectors.add(prepared.base, sums.divide(), scaling_coefficient=1.0)
         piece = replace(prepared, merged=merged)
         return piece, _result_of(piece), sums.encode(run.tensor.n_elements, run.offset)
-    piece = merger.program.complete(prepared)
+    piece = merger.program.complete(prepared, tick)
     result = _result_of(piece)
     return piece, result if onto is None else onto.add(result, piece, name), []
 
