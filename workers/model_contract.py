@@ -6,7 +6,7 @@ fine-tuner (workers/finetuning/) trains whatever an evaluator hands it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,19 +16,21 @@ from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters, schema_of
 from app.domain.tasks import LocalTask, Measurement
 
+Loaded = TypeVar("Loaded")
+
 
 class ModelSource(Protocol):
-    """Runnable models of one job: each checkpoint is loaded once (workers/checkpoints/model.py)."""
+    """Runnable models of one job: each checkpoint is loaded once in each form (workers/checkpoints/model.py)."""
 
     @property
     def device(self) -> torch.device:
         """Where the models lie."""
 
-    def encoder(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's encoder, in evaluation mode."""
+    def open(self, checkpoint: LocalCheckpoint, load: Callable[[LocalCheckpoint, torch.device], Loaded]) -> Loaded:
+        """Return what `load(checkpoint, device)` makes of a checkpoint: a model in evaluation mode with what feeds it.
 
-    def classifier(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's model with its own classification head, in evaluation mode."""
+        The same checkpoint under the same loader is the same object.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Subject:
 class Trainable:
     """A task as a fine-tuner sees it: a model, and its loss on any batch of training examples."""
 
-    module: torch.nn.Module  # the encoder whose parameters may be trained; in evaluation mode, so without dropout
+    module: torch.nn.Module  # whose parameters may be trained; in evaluation mode, so without dropout
     embeddings: frozenset[str]  # names of the parameters that embed the input
     n_examples: int
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph

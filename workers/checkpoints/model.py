@@ -7,10 +7,10 @@ over or of another shape is refused by name. How a text becomes a feature is tol
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
@@ -31,6 +31,8 @@ from app.domain.errors import ModelNotRunnable
 
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+Loaded = TypeVar("Loaded")
 
 _UNUSED_PREFIXES = ("pooler.",)  # features are taken before the pooler, so a file without one is complete
 _MANY = 5  # how many names a message lists
@@ -71,37 +73,27 @@ class Classifier(Encoder):
 
 
 class Models:
-    """The runnable models of one job: each checkpoint is loaded once, on one device."""
+    """The runnable models of one job on one device: each checkpoint is loaded once in each form."""
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        self._encoders: dict[str, Encoder] = {}
-        self._classifiers: dict[str, Classifier] = {}
+        self._loaded: dict[tuple[object, str], Any] = {}  # Any: each loader has a type of its own
 
     @property
     def device(self) -> torch.device:
         """Where the models lie."""
         return self._device
 
-    def encoder(self, checkpoint: LocalCheckpoint) -> Encoder:
-        """Return the checkpoint's encoder; a classification head in its files is left aside.
+    def open(self, checkpoint: LocalCheckpoint, load: Callable[[LocalCheckpoint, torch.device], Loaded]) -> Loaded:
+        """Return what `load(checkpoint, device)` makes of a checkpoint: the same object for the same content.
 
-        Raises: ModelNotRunnable when the files do not make an encoder with a tokenizer.
+        Raises: ModelNotRunnable when the files do not make such a model.
         """
-        key = checkpoint.manifest.digest
-        if key not in self._encoders:
-            self._encoders[key] = load_encoder(checkpoint, self._device)
-        return self._encoders[key]
-
-    def classifier(self, checkpoint: LocalCheckpoint) -> Classifier:
-        """Return the checkpoint's model with its own classification head.
-
-        Raises: ModelNotRunnable when the files do not make a classifier with a tokenizer.
-        """
-        key = checkpoint.manifest.digest
-        if key not in self._classifiers:
-            self._classifiers[key] = load_classifier(checkpoint, self._device)
-        return self._classifiers[key]
+        key = (load, checkpoint.manifest.digest)
+        if key not in self._loaded:
+            self._loaded[key] = load(checkpoint, self._device)
+        found: Loaded = self._loaded[key]
+        return found
 
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:

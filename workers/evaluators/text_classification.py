@@ -20,7 +20,7 @@ from torch import Tensor
 from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, NotFinite
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement
-from workers.checkpoints.model import Classifier, Encoder
+from workers.checkpoints.model import Classifier, Encoder, load_classifier, load_encoder
 from workers.datasets import text as text_datasets
 from workers.model_contract import ModelSource, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
@@ -55,7 +55,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
         )
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
     examples = text_datasets.read_labeled_texts(task, "train", max_characters=preprocessing.max_characters)
-    encoder: Encoder = models.encoder(subject.checkpoint)
+    encoder = models.open(subject.checkpoint, load_encoder)
     head = _external_head(subject, models, preprocessing)
     labels = torch.tensor(examples.labels, device=models.device)
 
@@ -125,8 +125,8 @@ def _batches_by_length(texts: Sequence[str], batch_size: int) -> Iterator[list[i
 
 def _open(subject: Subject, models: ModelSource, preprocessing: TextPreprocessing) -> Logits:
     if subject.task.spec.head.kind == "own":
-        return _own_head(subject.task, models.classifier(subject.checkpoint), preprocessing)
-    encoder: Encoder = models.encoder(subject.checkpoint)
+        return _own_head(subject.task, models.open(subject.checkpoint, load_classifier), preprocessing)
+    encoder = models.open(subject.checkpoint, load_encoder)
     head = _external_head(subject, models, preprocessing)
     return lambda texts: head(_features(encoder, texts, preprocessing))
 
@@ -136,7 +136,7 @@ def _external_head(
 ) -> Callable[[Tensor], Tensor]:
     head = subject.task.spec.head
     if isinstance(head, LabelPromptsHead):
-        vectors = _prompt_vectors(subject.task, head, models.encoder(subject.base_model), preprocessing)
+        vectors = _prompt_vectors(subject.task, head, models.open(subject.base_model, load_encoder), preprocessing)
         return lambda features: feature_math.cosine_logits(_fitting(features, vectors), vectors, head.scale)
     weight, bias = _linear_head(subject.task, models.device)
 
