@@ -255,6 +255,7 @@ class EvaluationRequest(WorkRequest):
     checkpoint: ReferenceText
     tasks: EvaluationItems = Field(min_length=1)
     split: Split = Field(default="test", description="Of the tasks that name none themselves.")
+    force: bool = Field(default=False, description="Run even if equal weights were measured on an equal task.")
 
 
 class FinetuneRequest(WorkRequest):

@@ -79,6 +79,34 @@ class LocalTask(Value):
     head_weights: Path | None = None
 
 
+class Interval(Value):
+    """Between which bounds the number lies with a probability of `level`."""
+
+    low: float
+    high: float
+    level: float
+    method: Literal["wilson", "bootstrap"]
+
+
+class ClassScore(Value):
+    """The counts of one class; its recall is n_correct / n, its precision n_correct / n_predicted."""
+
+    name: str
+    n: int
+    n_predicted: int
+    n_correct: int
+
+
+class MeasurementDetails(Value):
+    """What stands behind a number."""
+
+    interval: Interval | None = None  # none for a single example
+    n_correct: int | None = None  # where an answer is right or wrong
+    per_class: tuple[ClassScore, ...] = ()  # in the order of the task's classes
+    counts: dict[str, int] = Field(default_factory=dict)  # such as n_tokens
+    other: dict[str, float] = Field(default_factory=dict)  # other numbers of the same run, by name
+
+
 class Measurement(Value):
     """One number measured. `value` is None where the number is undefined."""
 
@@ -88,5 +116,6 @@ class Measurement(Value):
     unit: str = "fraction"
     higher_is_better: bool = True
     split: str
-    n: int
+    n: int  # examples
     stderr: float | None = None
+    details: MeasurementDetails = MeasurementDetails()

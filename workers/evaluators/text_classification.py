@@ -24,6 +24,7 @@ from workers.checkpoints.model import Classifier, Encoder, load_classifier, load
 from workers.datasets import text as text_datasets
 from workers.model_contract import ModelSource, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
+from workers.scoring import classes
 
 Logits = Callable[[Sequence[str]], Tensor]  # n texts -> [n, n_classes] float32
 
@@ -74,14 +75,14 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     summary="Accuracy of an encoder on labeled texts, with label prompts, a linear head or its own head.",
     source="Radford et al. 2021, arXiv:2103.00020, section 3.1",
     heads=("label_prompts", "linear", "own"),
-    metrics=("accuracy",),
+    metrics=("accuracy", "f1", "matthews"),
     parameters=TextPreprocessing,
     make_trainable=make_trainable,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
 ) -> tuple[Measurement, ...]:
-    """Return the accuracy with its standard error sqrt(p (1 - p) / n).
+    """Return the task's metric, computed from counts over the whole split.
 
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch; NotFinite when the model gives no numbers.
     """
@@ -89,17 +90,17 @@ def measure(
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
     examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
     logits = _open(subject, models, preprocessing)
-    n_correct = 0
+    predicted = [0] * len(examples)
     n_done = 0
     with torch.inference_mode():
         for batch in _batches_by_length(examples.texts, preprocessing.batch_size):
             found = logits([examples.texts[index] for index in batch])  # [n, n_classes]
             _refuse_not_finite(found, task)
-            predicted = found.argmax(dim=-1).tolist()
-            n_correct += sum(label == examples.labels[index] for label, index in zip(predicted, batch, strict=True))
+            for index, label in zip(batch, found.argmax(dim=-1).tolist(), strict=True):
+                predicted[index] = label
             n_done += len(batch)
             on_examples(n_done, len(examples))
-    return (_accuracy(task.id, split, n_correct, len(examples)),)
+    return (classes.score(task, split, examples.labels, predicted),)
 
 
 def _refuse_not_finite(logits: Tensor, task: LocalTask) -> None:
@@ -108,12 +109,6 @@ def _refuse_not_finite(logits: Tensor, task: LocalTask) -> None:
             f"The checkpoint's logits on task {task.spec.name!r} are NaN or infinite, expected finite. Look for "
             "NaN in its weights, or merge with a smaller scaling_coefficient."
         )
-
-
-def _accuracy(task: str, split: str, n_correct: int, n: int) -> Measurement:
-    accuracy = n_correct / n
-    stderr = (accuracy * (1 - accuracy) / n) ** 0.5
-    return Measurement(task=task, name="accuracy", value=accuracy, split=split, n=n, stderr=stderr)
 
 
 def _batches_by_length(texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:

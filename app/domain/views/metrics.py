@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from app.domain.tasks import MeasurementDetails
 from app.domain.views.jobs import Instant, View
 
 
@@ -21,6 +22,12 @@ class MetricView(View):
     n: int
     stderr: float | None
     at: Instant
+
+
+class MeasuredView(MetricView):
+    """A number with what stands behind it, as the result of the job that measured it has it."""
+
+    details: MeasurementDetails
 
 
 class ComparedValue(View):
