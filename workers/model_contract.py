@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from app.domain.catalog import EvaluatorCard, FinetunerCard
+from app.domain.catalog import ClassesRule, DataFormat, EvaluatorCard, FinetunerCard
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters, schema_of
 from app.domain.tasks import LocalTask, Measurement
@@ -88,11 +88,15 @@ def evaluator(
     metrics: tuple[str, ...],
     parameters: type[Parameters],
     version: int = 1,
+    classes: ClassesRule = "required",
+    data_formats: tuple[DataFormat, ...] = ("jsonl",),
     make_trainable: MakeTrainable | None = None,
+    trainable_heads: tuple[str, ...] = (),
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
     `parameters` is the form of a task's `preprocessing`; the evaluator's name is the `kind` of the tasks it measures.
+    Raise `version` whenever it gives other numbers for the same input: what an older one measured is not reused then.
     """
     card = EvaluatorCard(
         name=name,
@@ -101,7 +105,10 @@ def evaluator(
         summary=summary,
         source=source,
         heads=heads,
+        trainable_heads=trainable_heads,
         metrics=metrics,
+        classes=classes,
+        data_formats=data_formats,
         parameters=schema_of(parameters),
     )
 

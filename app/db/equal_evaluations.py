@@ -65,12 +65,10 @@ def find(session: Session, checkpoint_id: str, digests: Sequence[str]) -> dict[s
     return found
 
 
-def _measured(
-    spec: dict[str, Any], result: dict[str, Any] | None
-) -> Iterator[tuple[str | None, list[dict[str, JsonValue]]]]:
+def _measured(spec: dict[str, Any], result: dict[str, Any] | None) -> Iterator[tuple[str, list[dict[str, JsonValue]]]]:
     metrics = (result or {}).get("metrics", ())
     for item in spec["tasks"]:
-        yield item.get("digest"), [metric for metric in metrics if metric["task_id"] == item["task_id"]]
+        yield str(item.get("digest")), [metric for metric in metrics if metric["task_id"] == item["task_id"]]
 
 
 def _is_read(path: str) -> bool:

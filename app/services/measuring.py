@@ -18,7 +18,7 @@ from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel, near_matc
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind
 from app.domain.requests import EvaluationItem, WorkRequest
-from app.domain.tasks import LabelPromptsHead, Measurement
+from app.domain.tasks import Measurement
 from app.domain.views.jobs import JobInputRef, JobView
 from app.services import jobs
 from app.services.actors import Actor
@@ -104,7 +104,7 @@ def pin_bases(
         base = (row.head_base_checkpoint_id or default) if needs_base(row) else None
         if needs_base(row) and base is None:
             message = (
-                f"task {row.name!r} has label prompts, which need a base model, and none can be derived: the checkpoint"
+                f"task {row.name!r} has a head that is made with a base model, and none can be derived: the checkpoint"
                 " has no base_checkpoint in common. Give base_model, or make a task whose head names its base_model."
             )
             raise UnknownBaseModel(f"{pointer}: {message}", errors=[FieldProblem(pointer, message)])
@@ -139,7 +139,7 @@ def pin_patches(
 
 def needs_base(row: Task) -> bool:
     """Tell whether a task's head is made with a base model."""
-    return isinstance(task_rows.spec(row).head, LabelPromptsHead)
+    return task_rows.spec(row).head_needs_base
 
 
 def head_inputs(items: Sequence[PinnedItem]) -> list[JobInputRef]:
