@@ -101,10 +101,10 @@ def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
 
     Raises: ModelNotRunnable when the files do not make an encoder with a tokenizer.
     """
-    module = _load(AutoModel, checkpoint, device)
+    module = load_module(AutoModel, checkpoint, device)
     _refuse_other_than_text_encoder(module)
-    tokenizer = _load_tokenizer(checkpoint, module)
-    return Encoder(module, tokenizer, _max_tokens(module, tokenizer))
+    tokenizer = load_tokenizer(checkpoint, n_embedded=count_embedded(module))
+    return Encoder(module, tokenizer, max_tokens_of(module, tokenizer))
 
 
 def load_classifier(checkpoint: LocalCheckpoint, device: torch.device) -> Classifier:
@@ -112,14 +112,27 @@ def load_classifier(checkpoint: LocalCheckpoint, device: torch.device) -> Classi
 
     Raises: ModelNotRunnable when the files do not make a classifier with a tokenizer.
     """
-    module = _load(AutoModelForSequenceClassification, checkpoint, device)
-    tokenizer = _load_tokenizer(checkpoint, module)
+    module = load_module(AutoModelForSequenceClassification, checkpoint, device)
+    tokenizer = load_tokenizer(checkpoint, n_embedded=count_embedded(module))
+    return Classifier(module, tokenizer, max_tokens_of(module, tokenizer), class_names(module))
+
+
+def class_names(module: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of a classifier's logits, in order."""
     names = {int(index): str(name) for index, name in (module.config.id2label or {}).items()}
-    labels = tuple(name for _, name in sorted(names.items()))
-    return Classifier(module, tokenizer, _max_tokens(module, tokenizer), labels)
+    return tuple(name for _, name in sorted(names.items()))
 
 
-def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> PreTrainedModel:
+def count_embedded(module: PreTrainedModel) -> int:
+    """Return the number of tokens that a model of texts has embeddings for."""
+    return int(module.get_input_embeddings().get_parameter("weight").shape[0])
+
+
+def load_module(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> PreTrainedModel:
+    """Load a checkpoint as the class that a factory chooses, in float32 and evaluation mode, without gradients.
+
+    Raises: ModelNotRunnable when config and weights do not fit each other.
+    """
     # Any: transformers' Auto classes share no type
     if not (checkpoint.path / "config.json").is_file():
         raise ModelNotRunnable(
@@ -141,7 +154,7 @@ def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> Pr
     except Exception as error:  # the library raises a dozen unrelated classes on a bad config
         raise ModelNotRunnable(
             f"The checkpoint (model_type {checkpoint.manifest.model_type!r}) cannot be loaded: "
-            f"{_without_path(error, checkpoint.path)}. Check its config.json against its weights."
+            f"{without_path(error, checkpoint.path)}. Check its config.json against its weights."
         ) from error
     _refuse_wrong_weights(module, loading)
     module.requires_grad_(requires_grad=False)
@@ -181,19 +194,22 @@ def _refuse_other_than_text_encoder(module: PreTrainedModel) -> None:
         )
 
 
-def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: LocalCheckpoint, *, n_embedded: int) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer; n_embedded: tokens that the model has embeddings for.
+
+    Raises: ModelNotRunnable where there is none, or one that does not fit.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
         raise ModelNotRunnable(
-            f"The checkpoint's tokenizer cannot be loaded: {_without_path(error, checkpoint.path)}. Register the "
+            f"The checkpoint's tokenizer cannot be loaded: {without_path(error, checkpoint.path)}. Register the "
             "tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
         ) from error
     _refuse_missing_vocabulary(checkpoint, tokenizer)
-    n_rows = int(module.get_input_embeddings().get_parameter("weight").shape[0])
-    if len(tokenizer) > n_rows:
+    if len(tokenizer) > n_embedded:
         raise ModelNotRunnable(
-            f"The tokenizer has {len(tokenizer)} tokens, the model embeds {n_rows}. Register the tokenizer that "
+            f"The tokenizer has {len(tokenizer)} tokens, the model embeds {n_embedded}. Register the tokenizer that "
             "belongs to these weights."
         )
     if tokenizer.pad_token is None:
@@ -215,7 +231,7 @@ def _refuse_missing_vocabulary(checkpoint: LocalCheckpoint, tokenizer: PreTraine
         )
 
 
-def _max_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def max_tokens_of(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens of a text; RoBERTa and its kin begin to count after the padding's own row."""
     limit = int(getattr(module.config, "max_position_embeddings", None) or tokenizer.model_max_length)
     for name, table in module.named_modules():
@@ -230,6 +246,7 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + more
 
 
-def _without_path(error: Exception, path: Path) -> str:
+def without_path(error: Exception, path: Path) -> str:
+    """Return what an error says on one line, without the place of the files."""
     text = " ".join(str(error).replace(str(path), "the checkpoint").split())
     return text[:400].rstrip(". ") or type(error).__name__

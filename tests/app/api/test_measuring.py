@@ -130,7 +130,48 @@ def test_an_evaluation_makes_metrics(any_house: House) -> None:
     assert (metric["checkpoint"], metric["task"], metric["task_id"]) == (bert, "kind", task["id"])
     assert (metric["name"], metric["split"], metric["n"], metric["unit"]) == ("accuracy", "validation", 6, "fraction")
     assert metric["stderr"] == pytest.approx((metric["value"] * (1 - metric["value"]) / 6) ** 0.5)
+    details = metric.pop("details")
     assert house.read("/v1/metrics")["items"] == [metric]
+    assert details["n_correct"] == round(metric["value"] * 6)
+    assert details["interval"]["low"] <= metric["value"] <= details["interval"]["high"]
+    assert [(row["name"], row["n"]) for row in details["per_class"]] == [("color", 3), ("animal", 3)]
+
+
+def test_equal_weights_are_measured_once(any_house: House) -> None:
+    house = any_house
+    house.bert()
+    twin = house.bert("twin")
+    house.bert("other", seed=1)
+    house.made("/v1/tasks", house.task_body())
+    first = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    again = house.made("/v1/evaluations", {"checkpoint": "twin", "tasks": ["kind"]})
+
+    assert (again["state"], again["deduplicated_from"]) == ("succeeded", first["id"])
+    (measured,), (taken,) = first["result"]["metrics"], again["result"]["metrics"]
+    assert (taken["checkpoint"], taken["job"]) == (twin, again["id"])
+    assert [taken[name] for name in ("value", "n", "details")] == [measured[name] for name in ("value", "n", "details")]
+    assert len(house.read("/v1/metrics?checkpoint=twin")["items"]) == 1
+    for body in (
+        {"checkpoint": "other", "tasks": ["kind"]},
+        {"checkpoint": "twin", "tasks": ["kind"], "split": "validation"},
+        {"checkpoint": "twin", "tasks": ["kind"], "force": True},
+    ):
+        assert house.made("/v1/evaluations", body)["state"] == "queued"
+
+
+def test_only_what_is_not_known_is_measured(house: House) -> None:
+    house.bert()
+    for name, changes in (("kind", {}), ("scaled", {"head": HEAD | {"scale": 3.0}})):
+        house.made("/v1/tasks", house.task_body(name, **changes))
+    first = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    both = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["scaled", "kind"]})
+
+    assert both["state"] == "succeeded", both["problem"]
+    assert [item["measured_by"] for item in both["spec"]["tasks"]] == [None, first["id"]]
+    assert [metric["task"] for metric in both["result"]["metrics"]] == ["scaled", "kind"]
+    assert both["progress"]["total"] == 6  # the other task's examples were not run
 
 
 def test_metrics_are_filtered(any_house: House) -> None:
