@@ -56,12 +56,13 @@ class Encoder:
     def embedding_parameters(self) -> frozenset[str]:
         """Names of the parameters that embed the input: the table of tokens and what stands beside it.
 
-        BERT keeps the table in a module `embeddings` with positions and a norm; where the table stands alone at the
-        top (GPT-2's `wte`), it is the only one.
+        BERT keeps the table in a module `embeddings` with positions and a norm; where the table stands among the layers
+        (GPT-2's `wte`, T5's `shared`), it is the only one.
         """
         table = self.module.get_input_embeddings()
         path = next(name for name, module in self.module.named_modules() if module is table)
-        scope = path.rpartition(".")[0] or path
+        parent = path.rpartition(".")[0]
+        scope = parent if "embed" in parent.rpartition(".")[2] else path
         return frozenset(name for name, _ in self.module.named_parameters() if name.startswith(f"{scope}."))
 
 
@@ -194,7 +195,9 @@ def _refuse_other_than_text_encoder(module: PreTrainedModel) -> None:
         )
 
 
-def load_tokenizer(checkpoint: LocalCheckpoint, *, n_embedded: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    checkpoint: LocalCheckpoint, *, n_embedded: int, needs_padding: bool = True
+) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer; n_embedded: tokens that the model has embeddings for.
 
     Raises: ModelNotRunnable where there is none, or one that does not fit.
@@ -212,7 +215,7 @@ def load_tokenizer(checkpoint: LocalCheckpoint, *, n_embedded: int) -> PreTraine
             f"The tokenizer has {len(tokenizer)} tokens, the model embeds {n_embedded}. Register the tokenizer that "
             "belongs to these weights."
         )
-    if tokenizer.pad_token is None:
+    if needs_padding and tokenizer.pad_token is None:
         raise ModelNotRunnable(
             "The tokenizer has no padding token, so texts cannot be run in batches. Set pad_token in its "
             "tokenizer_config.json and register the checkpoint again."

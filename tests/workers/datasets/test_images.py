@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.domain.errors import InputChanged, InvalidDataset
-from app.domain.tasks import LocalTask
+from app.domain.tasks import Columns, LocalTask
 from tests.workers import tiny_bert, tiny_vision
 from workers.datasets import images
 from workers.datasets.images import read_labeled_images
@@ -19,8 +19,8 @@ PIXELS, LABELS = tiny_vision.make_images(4)
 
 
 def make_task(file: Path) -> LocalTask:
-    fields = {"kind": "image-classification", "columns": {"input": "image"}, "classes": tiny_vision.CLASSES}
-    return tiny_bert.as_task({"test": file}, **fields)
+    columns = Columns(input="image")
+    return tiny_bert.as_task({"test": file}, kind="image-classification", columns=columns, classes=tiny_vision.CLASSES)
 
 
 def write_lines(folder: Path, *rows: dict[str, object]) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_vision.make_vit(tmp_path_factory.mktemp("vit") / "vit", seed=3)
 
 
+def processor_of(folder: Path) -> Any:
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+
+
 def measure(task: LocalTask, checkpoint: Path, base: Path | None = None) -> Measurement:
     subject = Subject(task, tiny_bert.local(checkpoint), tiny_bert.local(base or checkpoint))
     (found,) = image_classification.measure.measure(subject, "test", Models(), tiny_bert.ignore_examples)
@@ -44,7 +49,7 @@ def measure(task: LocalTask, checkpoint: Path, base: Path | None = None) -> Meas
 
 def count_hits(feature: Callable[[Tensor], Tensor], folder: Path, vectors: Tensor) -> int:
     """Return how many test images lie nearest to their class's vector; vectors: [n_classes, width] of any length."""
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = processor_of(folder)
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
     pixels, labels = tiny_vision.make_images(seed=2)
     hits = 0
@@ -93,7 +98,7 @@ def test_an_image_tower_alone_serves_like_the_whole_model(tmp_path: Path, base: 
 def test_prototypes_are_the_base_model_s_mean_features(tmp_path: Path, vit: Path) -> None:
     moved = tiny_vision.make_vit(tmp_path / "moved", seed=4)
     task = tiny_vision.make_task(tmp_path, head=PrototypesHead(kind="prototypes", shots=3))
-    processor, base = AutoImageProcessor.from_pretrained(vit, backend="pil"), ViTModel.from_pretrained(vit)
+    processor, base = processor_of(vit), ViTModel.from_pretrained(vit)
     pixels, labels = tiny_vision.make_images(seed=0)
     vectors = []
     for label in range(2):
@@ -116,10 +121,9 @@ def test_more_shots_than_examples_are_refused(tmp_path: Path, vit: Path) -> None
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_linear_head_is_applied_to_the_pooled_feature(tmp_path: Path, vit: Path, pooling: str) -> None:
     weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
-    save_file({"weight": weight / weight.norm(dim=-1, keepdim=True)}, tmp_path / "head.safetensors")
-    file = tiny_bert.data_file(tmp_path / "head.safetensors")
+    file = tmp_path / "head.safetensors"
+    save_file({"weight": weight / weight.norm(dim=-1, keepdim=True)}, file)
     task = tiny_vision.make_task(tmp_path, head=LINEAR, preprocessing={"pooling": pooling}, head_weights=file)
-    task = task.model_copy(update={"head_weights": tmp_path / "head.safetensors"})
     model = ViTModel.from_pretrained(vit)
 
     def feature(pixels: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def test_a_linear_head_is_applied_to_the_pooled_feature(tmp_path: Path, vit: Pat
 def test_own_head_is_matched_by_class_name(tmp_path: Path) -> None:
     folder = tiny_vision.make_vit_classifier(tmp_path / "own", ("bright", "dark"), seed=5)
     model = ViTForImageClassification.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = processor_of(folder)
     pixels, labels = tiny_vision.make_images(seed=2)
     with torch.no_grad():
         logits = model(**processor(images=[Image.fromarray(one) for one in pixels], return_tensors="pt")).logits
