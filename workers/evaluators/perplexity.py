@@ -170,7 +170,8 @@ def _cut(model: CausalModel, texts: Sequence[str], preprocessing: PerplexityPrep
         scored = 1  # tokens up to here need no more score
         end = 0
         while scored < len(tokens):
-    XX = min(begin + preprocessing.max_tokens, len(tokens))
+            begin = max(0, min(scored - 1, end - preprocessing.max_tokens + preprocessing.stride))
+            end = min(begin + preprocessing.max_tokens, len(tokens))
             windows.append(_Window(index, tokens[begin:end], end - scored))
             scored = end
     return windows
