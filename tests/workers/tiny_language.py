@@ -43,7 +43,6 @@ def make_t5(folder: Path, *, seed: int = 0) -> Path:
             d_ff=12,
             num_layers=1,
             num_heads=2,
-            decoder_start_token_id=0,
             initializer_factor=4.0,
         )
     )

@@ -78,6 +78,7 @@ def test_perplexity_and_bits_follow_from_the_loss(tmp_path: Path, gpt2: Path) ->
         "bits_per_byte": pytest.approx(total / math.log(2) / sum(map(len, TEXTS)), rel=1e-5),
     }
     assert found.details.interval is not None
+    assert found.value is not None
     assert found.details.interval.low < found.value < found.details.interval.high
 
 
@@ -97,7 +98,7 @@ def test_texts_of_one_token_alone_are_refused(tmp_path: Path, gpt2: Path) -> Non
     ("cut", "message"),
     [({"max_tokens": 13}, "the model has positions for 12"), ({"max_tokens": 4}, "stride is 6, more than max_tokens")],
 )
-def test_windows_that_do_not_fit_are_refused(tmp_path: Path, gpt2: Path, cut: dict[str, int], message: str) -> None:
+def test_windows_that_do_not_fit_are_refused(tmp_path: Path, gpt2: Path, cut: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidParameters, match=message):
         measure(make_task(tmp_path, **cut), gpt2)
 
