@@ -7,19 +7,18 @@ Source: Radford et al. 2021, arXiv:2103.00020, section 3.1 (prompts); Snell et a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from app.domain.errors import HeadMismatch, InputChanged, NotFinite
+from app.domain.errors import HeadMismatch, InputChanged
 from app.domain.tasks import LabelPromptsHead, LocalTask, PrototypesHead
 from workers.numerics import features as feature_math
 
 Head = Callable[[Tensor], Tensor]  # features [n, width] -> logits [n, n_classes]
-LogitsOf = Callable[[Sequence[int]], Tensor]  # indices of examples -> logits [n, n_classes]
 
 
 def embed_prompts(task: LocalTask, head: LabelPromptsHead, embed: Callable[[Sequence[str]], Tensor]) -> Head:
@@ -92,36 +91,6 @@ def order_classes(task: LocalTask, labels: tuple[str, ...]) -> list[int]:
     if sorted(labels) == sorted(classes):
         return [labels.index(name) for name in classes]
     return list(range(len(classes)))
-
-
-def refuse_own(task: LocalTask) -> None:
-    """Refuse to train under the checkpoint's own head. Raises: HeadMismatch."""
-    if task.spec.head.kind == "own":
-        raise HeadMismatch(
-            f"Task {task.spec.name!r} has head 'own', which lies in each checkpoint; fine-tuning keeps heads frozen. "
-            "Make a task with head 'label_prompts' or 'linear'."
-        )
-
-
-def predict(
-    task: LocalTask, batches: Iterable[Sequence[int]], logits_of: LogitsOf, on_examples: Callable[[int], None]
-) -> dict[int, int]:
-    """Return the class with the largest logit per example; `on_examples(n_done)` reports.
-
-    Raises: NotFinite when the model gives no numbers.
-    """
-    predicted: dict[int, int] = {}
-    with torch.inference_mode():
-        for batch in batches:
-            logits = logits_of(batch)  # [n, n_classes]
-            if not bool(torch.isfinite(logits).all()):
-                raise NotFinite(
-                    f"The checkpoint's logits on task {task.spec.name!r} are NaN or infinite, expected finite. Look "
-                    "for NaN in its weights, or merge with a smaller scaling_coefficient."
-                )
-            predicted |= zip(batch, logits.argmax(dim=-1).tolist(), strict=True)
-            on_examples(len(predicted))
-    return predicted
 
 
 def _fitting(features: Tensor, class_vectors: Tensor) -> Tensor:

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from app.domain.errors import HeadMismatch
 from app.domain.parameters import Parameters
-from app.domain.tasks import LabelPromptsHead, Measurement, PrototypesHead
-from workers import heads
+from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement, PrototypesHead
+from workers import classification, heads
 from workers.checkpoints.vision import (
+    ImageClassifier,
     ImageEncoder,
     TextTower,
     load_image_classifier,
     load_image_encoder,
     load_text_tower,
 )
+from workers.classification import OfExamples, Opened
 from workers.datasets.images import LabeledImages, read_labeled_images
 from workers.model_contract import ModelSource, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
-from workers.scoring import classes
 
 
 class ImagePreprocessing(Parameters):
@@ -51,25 +52,44 @@ class ImagePreprocessing(Parameters):
     )
 
 
+def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
+    """Open a checkpoint on one split of a task, under the task's head.
+
+    Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch.
+    """
+    task = subject.task
+    preprocessing = ImagePreprocessing.model_validate(task.spec.preprocessing)
+    examples = read_labeled_images(task, split)
+    n, size = len(examples), preprocessing.batch_size
+    batches = tuple(range(start, min(start + size, n)) for start in range(0, n, size))
+    if task.spec.head.kind == "own":
+        classifier = models.open(subject.checkpoint, load_image_classifier)
+        logits = _own_logits(task, classifier, examples)
+        return Opened(
+            task, split, classifier.module, classifier.embedding_parameters, examples.labels, batches, logits, None
+        )
+    encoder = models.open(subject.checkpoint, load_image_encoder)
+    head = _external_head(subject, models, preprocessing)
+    features = _features_of(encoder, examples, preprocessing, _projection(subject, models, encoder))
+    return Opened(
+        task=task,
+        split=split,
+        module=encoder.module,
+        embeddings=encoder.embedding_parameters,
+        labels=examples.labels,
+        batches=batches,
+        logits=lambda batch: head(features(batch)),
+        features=features,
+    )
+
+
 def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     """Open a checkpoint's image encoder for training on the task's train split, under the task's frozen head.
 
     Raises: HeadMismatch for a task with the checkpoint's own head; InvalidDataset, ModelNotRunnable.
     """
-    heads.refuse_own(subject.task)
-    preprocessing = ImagePreprocessing.model_validate(subject.task.spec.preprocessing)
-    examples = read_labeled_images(subject.task, "train")
-    encoder = models.open(subject.checkpoint, load_image_encoder)
-    head = _external_head(subject, models, preprocessing)
-    features_of = _features_of(encoder, examples, preprocessing, _projection(subject, models, encoder))
-    labels = torch.tensor(examples.labels, device=models.device)
-
-    def loss(batch: Sequence[int]) -> Tensor:
-        return torch.nn.functional.cross_entropy(head(features_of(batch)), labels[list(batch)])
-
-    return Trainable(
-        module=encoder.module, embeddings=encoder.embedding_parameters, n_examples=len(examples), loss=loss
-    )
+    classification.refuse_own_head(subject.task)
+    return classification.make_trainable(open_(subject, "train", models))
 
 
 @evaluator(
@@ -91,34 +111,15 @@ def measure(
 
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch; NotFinite when the model gives no numbers.
     """
-    task = subject.task
-    preprocessing = ImagePreprocessing.model_validate(task.spec.preprocessing)
-    examples = read_labeled_images(task, split)
-    n, size = len(examples), preprocessing.batch_size
-    predicted = heads.predict(
-        task,
-        [range(start, min(start + size, n)) for start in range(0, n, size)],
-        _open(subject, models, preprocessing, examples),
-        lambda n_done: on_examples(n_done, n),
-    )
-    return (classes.score(task, split, examples.labels, [predicted[index] for index in range(n)]),)
+    return (classification.measure(open_(subject, split, models), on_examples),)
 
 
-def _open(
-    subject: Subject, models: ModelSource, preprocessing: ImagePreprocessing, examples: LabeledImages
-) -> heads.LogitsOf:
-    if subject.task.spec.head.kind != "own":
-        encoder = models.open(subject.checkpoint, load_image_encoder)
-        head = _external_head(subject, models, preprocessing)
-        features_of = _features_of(encoder, examples, preprocessing, _projection(subject, models, encoder))
-        return lambda batch: head(features_of(batch))
-    classifier = models.open(subject.checkpoint, load_image_classifier)
-    module: Any = classifier.module
-    order = torch.tensor(heads.order_classes(subject.task, classifier.labels), device=models.device)
+def _own_logits(task: LocalTask, classifier: ImageClassifier, examples: LabeledImages) -> OfExamples:
+    module: Any = classifier.module  # its output is the architecture's own
+    order = torch.tensor(heads.order_classes(task, classifier.labels), device=classifier.module.device)
 
     def logits(batch: Sequence[int]) -> Tensor:
-        pixels = classifier.pixels([examples.open(index) for index in batch])
-        found: Tensor = module(pixel_values=pixels).logits
+        found: Tensor = module(pixel_values=classifier.pixels([examples.open(index) for index in batch])).logits
         return found[:, order]
 
     return logits
@@ -164,7 +165,7 @@ def _features_of(
     examples: LabeledImages,
     preprocessing: ImagePreprocessing,
     projection: Callable[[Tensor], Tensor] | None,
-) -> Callable[[Sequence[int]], Tensor]:
+) -> OfExamples:
     """Return what makes features [n, width] of examples by their indices."""
 
     def features_of(batch: Sequence[int]) -> Tensor:

@@ -18,14 +18,13 @@ from torch import Tensor
 from app.domain.errors import InvalidParameters
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement, PrototypesHead
-from workers import heads
+from workers import classification, heads
 from workers.checkpoints.model import Classifier, Encoder, load_classifier, load_encoder
+from workers.classification import OfExamples, Opened
 from workers.datasets import text as text_datasets
+from workers.datasets.text import LabeledTexts
 from workers.model_contract import ModelSource, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
-from workers.scoring import classes
-
-Logits = Callable[[Sequence[str]], Tensor]  # n texts -> [n, n_classes] float32
 
 
 class TextPreprocessing(Parameters):
@@ -42,26 +41,46 @@ class TextPreprocessing(Parameters):
     )
 
 
+def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
+    """Open a checkpoint on one split of a task, under the task's head.
+
+    Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch.
+    """
+    task = subject.task
+    preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
+    examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
+    batches = tuple(text_datasets.batches_by_length(examples.texts, preprocessing.batch_size))
+    if task.spec.head.kind == "own":
+        classifier = models.open(subject.checkpoint, load_classifier)
+        logits = _own_logits(task, classifier, examples, preprocessing)
+        return Opened(
+            task, split, classifier.module, classifier.embedding_parameters, examples.labels, batches, logits, None
+        )
+    encoder = models.open(subject.checkpoint, load_encoder)
+    head = _external_head(subject, models, preprocessing)
+
+    def features(batch: Sequence[int]) -> Tensor:
+        return _features(encoder, [examples.texts[index] for index in batch], preprocessing)
+
+    return Opened(
+        task=task,
+        split=split,
+        module=encoder.module,
+        embeddings=encoder.embedding_parameters,
+        labels=examples.labels,
+        batches=batches,
+        logits=lambda batch: head(features(batch)),
+        features=features,
+    )
+
+
 def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     """Open a checkpoint's encoder for training on the task's train split, under the task's frozen head.
 
     Raises: HeadMismatch for a task with the checkpoint's own head; InvalidDataset, ModelNotRunnable.
     """
-    task = subject.task
-    heads.refuse_own(task)
-    preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
-    examples = text_datasets.read_labeled_texts(task, "train", max_characters=preprocessing.max_characters)
-    encoder = models.open(subject.checkpoint, load_encoder)
-    head = _external_head(subject, models, preprocessing)
-    labels = torch.tensor(examples.labels, device=models.device)
-
-    def loss(batch: Sequence[int]) -> Tensor:
-        features = _features(encoder, [examples.texts[index] for index in batch], preprocessing)
-        return torch.nn.functional.cross_entropy(head(features), labels[list(batch)])
-
-    return Trainable(
-        module=encoder.module, embeddings=encoder.embedding_parameters, n_examples=len(examples), loss=loss
-    )
+    classification.refuse_own_head(subject.task)
+    return classification.make_trainable(open_(subject, "train", models))
 
 
 @evaluator(
@@ -82,25 +101,7 @@ def measure(
 
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch; NotFinite when the model gives no numbers.
     """
-    task = subject.task
-    preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
-    examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
-    logits = _open(subject, models, preprocessing)
-    predicted = heads.predict(
-        task,
-        text_datasets.batches_by_length(examples.texts, preprocessing.batch_size),
-        lambda batch: logits([examples.texts[index] for index in batch]),
-        lambda n_done: on_examples(n_done, len(examples)),
-    )
-    return (classes.score(task, split, examples.labels, [predicted[index] for index in range(len(examples))]),)
-
-
-def _open(subject: Subject, models: ModelSource, preprocessing: TextPreprocessing) -> Logits:
-    if subject.task.spec.head.kind == "own":
-        return _own_head(subject.task, models.open(subject.checkpoint, load_classifier), preprocessing)
-    encoder = models.open(subject.checkpoint, load_encoder)
-    head = _external_head(subject, models, preprocessing)
-    return lambda texts: head(_features(encoder, texts, preprocessing))
+    return (classification.measure(open_(subject, split, models), on_examples),)
 
 
 def _external_head(subject: Subject, models: ModelSource, preprocessing: TextPreprocessing) -> heads.Head:
@@ -120,11 +121,14 @@ def _external_head(subject: Subject, models: ModelSource, preprocessing: TextPre
     return heads.read_linear(task, models.device, normalize=preprocessing.normalize)
 
 
-def _own_head(task: LocalTask, classifier: Classifier, preprocessing: TextPreprocessing) -> Logits:
+def _own_logits(
+    task: LocalTask, classifier: Classifier, examples: LabeledTexts, preprocessing: TextPreprocessing
+) -> OfExamples:
     order = torch.tensor(heads.order_classes(task, classifier.labels), device=classifier.module.device)
 
-    def logits(texts: Sequence[str]) -> Tensor:
-        found: Tensor = classifier.module(**_tokens(classifier, texts, preprocessing)).logits
+    def logits(batch: Sequence[int]) -> Tensor:
+        tokens = _tokens(classifier, [examples.texts[index] for index in batch], preprocessing)
+        found: Tensor = classifier.module(**tokens).logits
         return found[:, order]
 
     return logits
