@@ -99,3 +99,5 @@ def _keep_tokens_alone(module: PreTrainedModel) -> None:
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     kept = {name: getattr(given, name, None) for name in names}
     module.generation_config = GenerationConfig(**kept)  # type: ignore[no-untyped-call]
+    if getattr(module.config, "decoder_start_token_id", None) is None:  # newer checkpoints have it in one place only
+        module.config.decoder_start_token_id = kept["decoder_start_token_id"]

@@ -98,6 +98,7 @@ def test_trainable_loss_is_the_mean_over_the_answers_tokens(tmp_path: Path, t5: 
     checkpoint = tiny_bert.local(t5)
     trainable = text2text.make_trainable(Subject(make_task(tmp_path, rows), checkpoint, checkpoint), Models())
     model, tokenizer = T5ForConditionalGeneration.from_pretrained(t5), AutoTokenizer.from_pretrained(t5)
+    model.config.decoder_start_token_id = 0
     total, n_tokens = 0.0, 0
     for row in rows:
         labels = tokenizer(row["label"], return_tensors="pt")["input_ids"]
