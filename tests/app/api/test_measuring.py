@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.app.api.house import Document, House, draw
-from tests.workers import tiny_bert
+from tests.workers import tiny_bert, tiny_language
 
 HEAD = {"kind": "label_prompts", "prompts": list(tiny_bert.PROMPTS)}
 
@@ -90,6 +90,12 @@ def test_a_task_is_not_deleted_while_a_job_needs_it(house: House) -> None:
         ({"preprocessing": {"max_tokens": 0}}, "invalid_parameters", "/preprocessing/max_tokens"),
         ({"classes": ["a"]}, "validation_failed", "/classes"),
         ({"classes": ["a", "a"]}, "validation_failed", "/"),
+        ({"classes": [], "head": {"kind": "own"}}, "validation_failed", "/classes"),
+        ({"kind": "perplexity", "head": {"kind": "own"}, "preprocessing": {}}, "validation_failed", "/classes"),
+        ({"kind": "text2text", "preprocessing": {}}, "validation_failed", "/head/kind"),
+        ({"head": {"kind": "prototypes", "shots": 0}}, "validation_failed", "/head/prototypes/shots"),
+        ({"head": {"kind": "prototypes"}, "dataset": {"test": "file:///x.jsonl"}}, "validation_failed", "/"),
+        ({"dataset": {"test": "file:///data/x.npz"}}, "uri_not_allowed", "/dataset/test"),
         ({"head": HEAD | {"prompts": ["a", "b", "c"]}}, "validation_failed", "/"),
         ({"head": {"kind": "nothing"}}, "validation_failed", "/head"),
         ({"head": HEAD | {"base_model": "nothing"}}, "checkpoint_not_found", "/head/base_model"),
@@ -525,6 +531,28 @@ def test_values_are_normalized_by_the_individual_model(measured: House) -> None:
     assert root["values"]["kind"]["normalized"] == pytest.approx(ratio)
     assert root["values"]["other"]["normalized"] is None
     assert root["normalized_average"] is None
+
+
+def test_where_lower_is_better_the_ratio_is_turned_round(house: House) -> None:
+    for seed, name in enumerate(("root", "expert")):
+        house.register_folder(name, tiny_language.make_gpt2(house.data / name, seed=seed))
+    file = tiny_bert.write_rows(house.data / "test.jsonl", [{"text": "red is a"}, {"text": "the cat runs"}])
+    preprocessing = {"max_tokens": 8, "stride": 4}
+    house.made(
+        "/v1/tasks",
+        {"name": "kind", "kind": "perplexity", "dataset": {"test": file.as_uri()}, "preprocessing": preprocessing},
+    )
+    found = {
+        name: house.finish("/v1/evaluations", {"checkpoint": name, "tasks": ["kind"]})["result"]["metrics"][0]
+        for name in ("root", "expert")
+    }
+
+    table = house.read("/v1/comparisons?checkpoints=root&tasks=kind&metric=perplexity&individual=kind:expert")
+
+    assert table["higher_is_better"] is False
+    cell = table["rows"][0]["values"]["kind"]
+    assert cell["value"] == found["root"]["value"]
+    assert cell["normalized"] == pytest.approx(found["expert"]["value"] / found["root"]["value"])
 
 
 def test_the_individual_model_can_be_named(measured: House) -> None:
