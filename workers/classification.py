@@ -1,4 +1,4 @@
-"""A classification task opened on one split, and what follows from it whatever is classified: measuring, training.
+"""A classification task opened on one split, and what follows whatever is classified: measuring, training, learning.
 
 The evaluators of texts and of images say how an example becomes a feature or logits; everything else is here.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.errors import HeadMismatch, NotFinite
 from app.domain.tasks import LocalTask, Measurement
-from workers.model_contract import Trainable
+from workers.model_contract import Probe, Trainable
 from workers.scoring import classes
 
 OfExamples = Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, …], with its graph
@@ -58,6 +58,16 @@ def make_trainable(opened: Opened) -> Trainable:
         return torch.nn.functional.cross_entropy(opened.logits(batch), labels[list(batch)])
 
     return Trainable(module=opened.module, embeddings=opened.embeddings, n_examples=len(opened.labels), loss=loss)
+
+
+def make_probe(opened: Opened) -> Probe:
+    """Return the model for learning on the split."""
+    labels = torch.tensor(opened.labels, device=next(opened.module.parameters()).device)
+
+    def losses(batch: Sequence[int]) -> Tensor:
+        return torch.nn.functional.cross_entropy(opened.logits(batch), labels[list(batch)], reduction="none")
+
+    return Probe(module=opened.module, n_examples=len(opened.labels), logits=opened.logits, losses=losses)
 
 
 def refuse_own_head(task: LocalTask) -> None:

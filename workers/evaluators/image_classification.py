@@ -29,7 +29,7 @@ from workers.checkpoints.vision import (
 )
 from workers.classification import OfExamples, Opened
 from workers.datasets.images import LabeledImages, read_labeled_images
-from workers.model_contract import ModelSource, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
 
@@ -92,6 +92,14 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     return classification.make_trainable(open_(subject, "train", models))
 
 
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a checkpoint for learning on one split, under the task's head.
+
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
+    """
+    return classification.make_probe(open_(subject, split, models))
+
+
 @evaluator(
     name="image-classification",
     title="Image classification",
@@ -103,6 +111,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     data_formats=("jsonl", "npz", "zip"),
     make_trainable=make_trainable,
     trainable_heads=("label_prompts", "prototypes", "linear"),
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

@@ -23,7 +23,7 @@ from workers.checkpoints.model import Classifier, Encoder, load_classifier, load
 from workers.classification import OfExamples, Opened
 from workers.datasets import text as text_datasets
 from workers.datasets.text import LabeledTexts
-from workers.model_contract import ModelSource, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
 
@@ -81,6 +81,14 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     """
     classification.refuse_own_head(subject.task)
     return classification.make_trainable(open_(subject, "train", models))
+
+
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a checkpoint for learning on one split, under the task's head.
+
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
+    """
+    return classification.make_probe(open_(subject, split, models))
 
 
 @evaluator(
