@@ -57,6 +57,7 @@ class ComparisonView(View):
     metric: str
     split: str
     higher_is_better: bool | None = Field(description="Null where nothing was measured yet.")
+    unit: str | None = Field(description="Of the values; null where nothing was measured yet.")
     tasks: list[str]
     individual: dict[str, str | None] = Field(description="Per task, the checkpoint that `normalized` is relative to.")
     rows: list[ComparisonRow]
