@@ -46,6 +46,8 @@ def digest_model(session: Session, checkpoint_id: str) -> str:
 
 def find(session: Session, checkpoint_id: str, digests: Sequence[str]) -> dict[str, Measured]:
     """Return, by digest, what succeeded evaluations of equal weights measured; the newest counts."""
+    if not digests:
+        return {}
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     project = checkpoint.project_id
     alike = select(Checkpoint.id).where(
@@ -55,20 +57,20 @@ def find(session: Session, checkpoint_id: str, digests: Sequence[str]) -> dict[s
     statement = select(Job.id, Job.spec, Job.result).where(
         Job.id.in_(measuring), Job.kind == str(JobKind.EVALUATE), Job.state == str(JobState.SUCCEEDED)
     )
-    if not digests:
-        return {}
     found: dict[str, Measured] = {}
     for job_id, spec, result in session.execute(statement.order_by(Job.id.desc()).limit(MAX_JOBS)):
         for digest, metrics in _measured(spec, result):
-            if digest in digests and metrics:
+            if digest is not None and digest in digests and metrics:
                 found.setdefault(digest, Measured(job_id, metrics))
     return found
 
 
-def _measured(spec: dict[str, Any], result: dict[str, Any] | None) -> Iterator[tuple[str, list[dict[str, JsonValue]]]]:
+def _measured(
+    spec: dict[str, Any], result: dict[str, Any] | None
+) -> Iterator[tuple[str | None, list[dict[str, JsonValue]]]]:
     metrics = (result or {}).get("metrics", ())
     for item in spec["tasks"]:
-        yield str(item.get("digest")), [metric for metric in metrics if metric["task_id"] == item["task_id"]]
+        yield item.get("digest"), [metric for metric in metrics if metric["task_id"] == item["task_id"]]
 
 
 def _is_read(path: str) -> bool:

@@ -157,8 +157,9 @@ def add_evaluation(
     succeeded at once.
     """
     pinned = _pin_digests(session, spec)
-    known = {} if is_forced else equal_evaluations.find(session, spec.checkpoint, [str(item.digest) for item in pinned])
-    sources = [known[str(item.digest)].job_id if str(item.digest) in known else None for item in pinned]
+    digests = [item.digest for item in pinned if item.digest is not None]
+    known = {} if is_forced else equal_evaluations.find(session, spec.checkpoint, digests)
+    sources = [known[item.digest].job_id if item.digest in known else None for item in pinned]
     items = [item.model_copy(update={"measured_by": job}) for item, job in zip(pinned, sources, strict=True)]
     named = spec.model_copy(update={"tasks": tuple(items), "task": items[0].task if len(items) == 1 else None})
     common: dict[str, Any] = {
@@ -179,7 +180,7 @@ def keep_measurements(
     session: Session, project_id: str, job_id: str, spec: EvaluationSpec, measured: Sequence[Measurement]
 ) -> dict[str, JsonValue]:
     """Keep the numbers of an evaluation, those taken over among them, and return its result, in the tasks' order."""
-    taken = {item.task_id: str(item.digest) for item in spec.tasks if item.measured_by is not None}
+    taken = {item.task_id: item.digest for item in spec.tasks if item.measured_by is not None and item.digest}
     known = equal_evaluations.find(session, spec.checkpoint, list(taken.values()))
     numbers = [*measured, *(_taken_over(row, task) for task, digest in taken.items() for row in known[digest].metrics)]
     made = metrics.add(
@@ -206,8 +207,10 @@ def _pin_digests(session: Session, spec: EvaluationSpec) -> tuple[PinnedItem, ..
     )
 
 
-def _digest(session: Session, item: PinnedItem, model: str, models: Mapping[str, str]) -> str:
-    task = session.get_one(Task, item.task_id)
+def _digest(session: Session, item: PinnedItem, model: str, models: Mapping[str, str]) -> str | None:
+    task = session.get(Task, item.task_id)
+    if task is None:
+        return None  # deleted meanwhile; the job will say so
     return digest_json(
         {
             "model": model,
