@@ -11,10 +11,9 @@ from torch import Tensor
 
 from app.domain.errors import HeadMismatch, NotFinite
 from app.domain.tasks import LocalTask, Measurement
+from workers.heads import OfExamples
 from workers.model_contract import Probe, Trainable
 from workers.scoring import classes
-
-OfExamples = Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, …], with its graph
 
 
 @dataclass(frozen=True)

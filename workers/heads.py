@@ -18,6 +18,7 @@ from app.domain.errors import HeadMismatch, InputChanged
 from app.domain.tasks import LabelPromptsHead, LocalTask, PrototypesHead
 from workers.numerics import features as feature_math
 
+OfExamples = Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, …], with its graph
 Head = Callable[[Tensor], Tensor]  # features [n, width] -> logits [n, n_classes]
 
 
@@ -35,9 +36,7 @@ def embed_prompts(task: LocalTask, head: LabelPromptsHead, embed: Callable[[Sequ
         return cosine(embed(head.prompts), head.scale)
 
 
-def average_shots(
-    task: LocalTask, head: PrototypesHead, labels: Sequence[int], features_of: Callable[[Sequence[int]], Tensor]
-) -> Head:
+def average_shots(task: LocalTask, head: PrototypesHead, labels: Sequence[int], features_of: OfExamples) -> Head:
     """Return scale x cosine with each class's mean feature over its first `shots` training examples.
 
     labels: of all training examples; features_of: indices of some -> [n, width], each brought to length 1 first.
@@ -75,6 +74,11 @@ def read_linear(task: LocalTask, device: torch.device, *, normalize: bool) -> He
         return feature_math.linear_logits(_fitting(scaled, weight), weight, bias)
 
     return linear
+
+
+def put_on(features: OfExamples, head: Head) -> OfExamples:
+    """Return what gives logits of examples: a head on their features."""
+    return lambda batch: head(features(batch))
 
 
 def order_classes(task: LocalTask, labels: tuple[str, ...]) -> list[int]:

@@ -27,8 +27,9 @@ from workers.checkpoints.vision import (
     load_image_encoder,
     load_text_tower,
 )
-from workers.classification import OfExamples, Opened
+from workers.classification import Opened
 from workers.datasets.images import LabeledImages, read_labeled_images
+from workers.heads import OfExamples
 from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
@@ -62,23 +63,23 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
     examples = read_labeled_images(task, split)
     n, size = len(examples), preprocessing.batch_size
     batches = tuple(range(start, min(start + size, n)) for start in range(0, n, size))
+    model: ImageEncoder
+    features: OfExamples | None = None
     if task.spec.head.kind == "own":
-        classifier = models.open(subject.checkpoint, load_image_classifier)
+        model = classifier = models.open(subject.checkpoint, load_image_classifier)
         logits = _own_logits(task, classifier, examples)
-        return Opened(
-            task, split, classifier.module, classifier.embedding_parameters, examples.labels, batches, logits, None
-        )
-    encoder = models.open(subject.checkpoint, load_image_encoder)
-    head = _external_head(subject, models, preprocessing)
-    features = _features_of(encoder, examples, preprocessing, _projection(subject, models, encoder))
+    else:
+        model = models.open(subject.checkpoint, load_image_encoder)
+        features = _features_of(model, examples, preprocessing, _projection(subject, models, model))
+        logits = heads.put_on(features, _external_head(subject, models, preprocessing))
     return Opened(
         task=task,
         split=split,
-        module=encoder.module,
-        embeddings=encoder.embedding_parameters,
+        module=model.module,
+        embeddings=model.embedding_parameters,
         labels=examples.labels,
         batches=batches,
-        logits=lambda batch: head(features(batch)),
+        logits=logits,
         features=features,
     )
 

@@ -20,9 +20,10 @@ from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement, PrototypesHead
 from workers import classification, heads
 from workers.checkpoints.model import Classifier, Encoder, load_classifier, load_encoder
-from workers.classification import OfExamples, Opened
+from workers.classification import Opened
 from workers.datasets import text as text_datasets
 from workers.datasets.text import LabeledTexts
+from workers.heads import OfExamples
 from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
@@ -50,26 +51,23 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
     examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
     batches = tuple(text_datasets.batches_by_length(examples.texts, preprocessing.batch_size))
+    model: Encoder
+    features: OfExamples | None = None
     if task.spec.head.kind == "own":
-        classifier = models.open(subject.checkpoint, load_classifier)
+        model = classifier = models.open(subject.checkpoint, load_classifier)
         logits = _own_logits(task, classifier, examples, preprocessing)
-        return Opened(
-            task, split, classifier.module, classifier.embedding_parameters, examples.labels, batches, logits, None
-        )
-    encoder = models.open(subject.checkpoint, load_encoder)
-    head = _external_head(subject, models, preprocessing)
-
-    def features(batch: Sequence[int]) -> Tensor:
-        return _features(encoder, [examples.texts[index] for index in batch], preprocessing)
-
+    else:
+        model = models.open(subject.checkpoint, load_encoder)
+        features = _features_of(model, examples, preprocessing)
+        logits = heads.put_on(features, _external_head(subject, models, preprocessing))
     return Opened(
         task=task,
         split=split,
-        module=encoder.module,
-        embeddings=encoder.embedding_parameters,
+        module=model.module,
+        embeddings=model.embedding_parameters,
         labels=examples.labels,
         batches=batches,
-        logits=lambda batch: head(features(batch)),
+        logits=logits,
         features=features,
     )
 
@@ -101,6 +99,7 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     parameters=TextPreprocessing,
     make_trainable=make_trainable,
     trainable_heads=("label_prompts", "prototypes", "linear"),
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
@@ -123,9 +122,7 @@ def _external_head(subject: Subject, models: ModelSource, preprocessing: TextPre
     if isinstance(head, PrototypesHead):
         base = models.open(subject.base_model, load_encoder)
         train = text_datasets.read_labeled_texts(task, "train", max_characters=preprocessing.max_characters)
-        return heads.average_shots(
-            task, head, train.labels, lambda chosen: _features(base, [train.texts[i] for i in chosen], preprocessing)
-        )
+        return heads.average_shots(task, head, train.labels, _features_of(base, train, preprocessing))
     return heads.read_linear(task, models.device, normalize=preprocessing.normalize)
 
 
@@ -140,6 +137,10 @@ def _own_logits(
         return found[:, order]
 
     return logits
+
+
+def _features_of(encoder: Encoder, examples: LabeledTexts, preprocessing: TextPreprocessing) -> OfExamples:
+    return lambda batch: _features(encoder, [examples.texts[index] for index in batch], preprocessing)
 
 
 def _features(encoder: Encoder, texts: Sequence[str], preprocessing: TextPreprocessing) -> Tensor:
