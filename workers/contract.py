@@ -24,7 +24,7 @@ from torch import Tensor
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, Preset, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
-from workers.fusion import FLOAT32, FusedMerge, Rows
+from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
 
 Result = TypeVar("Result")
@@ -89,6 +89,8 @@ class Piece:
             content=content.contiguous().view(-1).view(torch.uint8).numpy(),
             at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
             kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
+            files=np.full(n_rows, NO_FILE, dtype=np.int64),
+            places=np.zeros(n_rows, dtype=np.int64),
             has_base=self.base is not None,
         )
 
@@ -121,13 +123,14 @@ class PieceSource(Protocol):
         whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
 
-    def map_rows(
-        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
-    ) -> Iterator[Result] | None:
-        """Do as `map` does with runs of elements as files hold them; None where what is seen lies in no file."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Do as `map` does with runs of elements as files hold them, for kernels."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run, on the caller's thread, as `map_rows` would."""
 
 
 class StatisticRequest(Protocol):
