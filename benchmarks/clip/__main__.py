@@ -47,7 +47,9 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clip", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the models (3.3 GB, made if not there)")
-    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of rows to measure; none matches: only print")
+    parser.add_argument(
+        "--rows", nargs="+", default=["*"], help="patterns of rows to measure; none matches: only print"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of ours; the other tools run once")
     parser.add_argument("--without-peers", action="store_true", help="measure ours alone")
     return parser.parse_args()

@@ -124,9 +124,7 @@ def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
     _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
 
 
-def draw_ranked(
-    rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int
-) -> None:
+def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int) -> None:
     """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
 
     rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
