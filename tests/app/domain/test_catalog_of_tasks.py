@@ -47,6 +47,21 @@ def test_unknown_head_and_metric_are_refused_together() -> None:
     assert "expected one of: label_prompts, prototypes, linear, own" in caught.value.errors[0].message
 
 
+@pytest.mark.parametrize(
+    ("kind", "head", "n_classes", "pointer"),
+    [
+        ("text-classification", "own", 0, "/classes"),
+        ("perplexity", "own", 2, "/classes"),
+        ("text2text", "label_prompts", 2, "/head/kind"),
+    ],
+)
+def test_classes_and_heads_go_with_the_kind(kind: str, head: str, n_classes: int, pointer: str) -> None:
+    metric = CATALOG.evaluator(kind).metrics[0]
+    with pytest.raises(Invalid) as caught:
+        check_task(kind, head, metric, n_classes=n_classes)
+    assert [problem.pointer for problem in caught.value.errors] == [pointer]
+
+
 def test_every_fault_of_the_preprocessing_is_named() -> None:
     with pytest.raises(InvalidParameters) as caught:
         check_task(preprocessing={"max_token": 16, "pooling": "max"})
