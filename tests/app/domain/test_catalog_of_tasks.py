@@ -39,7 +39,7 @@ def test_unknown_kind_is_refused_with_the_nearest() -> None:
 
 def test_unknown_head_and_metric_are_refused_together() -> None:
     with pytest.raises(Invalid) as caught:
-        check_task(head="nearest", metric="acuracy")
+        check_task(head="xyz", metric="acuracy")
     assert [(problem.pointer, problem.did_you_mean) for problem in caught.value.errors] == [
         ("/head/kind", None),
         ("/metric", "accuracy"),
