@@ -1,8 +1,8 @@
 """One merge in one process, as a job process runs it: `python -m benchmarks.engine.merge_once FOLDER METHOD OUT`.
 
 The inputs' manifests are read from FOLDER/manifests.json (a registered checkpoint has been imported long before), which
-is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, the weights digest, and the
-anonymous memory of the process before the merge began.
+is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, its CPU seconds, the weights
+digest, the anonymous memory of the process before the merge began.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     base, models = checkpoint if order.is_based else None, all_models[: order.n_models]
     fused.load()
     idle_bytes = anonymous_bytes()
-    began_at = time.perf_counter()
+    began_at, cpu_before = time.perf_counter(), time.process_time()
     card, parameters = load_catalog().check(
         order.method, dict(order.parameters), has_base_model=order.is_based, weights=[1.0] * len(models)
     )
@@ -90,13 +90,14 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
         on_progress=lambda _: None,
         threads=threads,
     )
-    seconds = time.perf_counter() - began_at
+    seconds, cpu_seconds = time.perf_counter() - began_at, time.process_time() - cpu_before
     if order.task is not None:
         (output / "task").mkdir()
         artifact = LocalCheckpoint(id="artifact", path=output, manifest=manifest)
         materialize(artifact, order.task, output / "task", lambda _: None)
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "estimated_seconds": plan.estimated_seconds,
         "planned_memory_bytes": plan.peak_memory_bytes,
         "idle_bytes": idle_bytes,
