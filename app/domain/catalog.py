@@ -117,6 +117,10 @@ class StepCard(Value):
     statistic_passes: int = Field(default=0, ge=0)
 
 
+ClassesRule = Literal["required", "optional", "none"]  # must, may or must not a task name classes
+DataFormat = Literal["jsonl", "npz", "zip"]
+
+
 class EvaluatorCard(Value):
     """What a caller needs to know about an evaluator; its name is the `kind` of the tasks it measures."""
 
@@ -126,7 +130,10 @@ class EvaluatorCard(Value):
     summary: str
     source: str
     heads: tuple[str, ...]
-    metrics: tuple[str, ...]
+    trainable_heads: tuple[str, ...] = ()  # heads under which a model can be fine-tuned
+    metrics: tuple[str, ...]  # the first is a task's unless it names another
+    classes: ClassesRule = "required"
+    data_formats: tuple[DataFormat, ...] = ("jsonl",)
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
     is_learnable: bool = False  # whether merge methods that look at data can learn on its tasks
 
@@ -292,12 +299,18 @@ class Catalog(Value):
         )
 
     def check_task(
-        self, kind: str, *, head: str, metric: str, preprocessing: Mapping[str, JsonValue]
+        self,
+        kind: str,
+        *,
+        head: str,
+        metric: str | None,
+        n_classes: int,
+        preprocessing: Mapping[str, JsonValue],
     ) -> tuple[EvaluatorCard, dict[str, JsonValue]]:
         """Return the evaluator's card and the effective preprocessing (defaults filled in) of a task.
 
-        Raises: UnknownTaskKind with the nearest name; Invalid for a head or a metric that the evaluator has not;
-            InvalidParameters naming every fault of the preprocessing at once.
+        Raises: UnknownTaskKind with the nearest name; Invalid for a head, a metric or classes that the evaluator does
+            not take; InvalidParameters naming every fault of the preprocessing at once.
         """
         known = [card.name for card in self.evaluators]
         if kind not in known:
@@ -305,7 +318,8 @@ class Catalog(Value):
             raise UnknownTaskKind(detail, errors=[FieldProblem("/kind", detail, near_match(kind, known))])
         card = self.evaluator(kind)
         faults = _choice_faults("/head/kind", "head", head, card.heads)
-        faults += _choice_faults("/metric", "metric", metric, card.metrics)
+        faults += _choice_faults("/metric", "metric", metric or card.metrics[0], card.metrics)
+        faults += _classes_faults(card, n_classes)
         if faults:
             raise Invalid(f"{card.name}: {faults[0].message}", errors=faults)
         faults = schema_faults(card.parameters, dict(preprocessing), pointer="/preprocessing")
@@ -417,6 +431,14 @@ def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, 
         own = {name: value for name, value in values.items() if name in card.per_model}
         faults += parameter_faults(card.parameters, own, pointer=pointer)
     return faults
+
+
+def _classes_faults(card: EvaluatorCard, n_classes: int) -> list[FieldProblem]:
+    if card.classes == "required" and n_classes == 0:
+        return [FieldProblem("/classes", "name the classes, at least two, in the order of the labels' indices")]
+    if card.classes == "none" and n_classes > 0:
+        return [FieldProblem("/classes", f"tasks of this kind have no classes; found {n_classes}. Leave them out")]
+    return []
 
 
 def _choice_faults(pointer: str, what: str, found: str, known: Sequence[str]) -> list[FieldProblem]:

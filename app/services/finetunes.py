@@ -10,6 +10,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
 from app.db.products import Product
 from app.db.tables import Checkpoint, Task
+from app.domain.catalog import EvaluatorCard
 from app.domain.checkpoints import CheckpointKind, Value
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.identifiers import MAX_NAME
@@ -50,7 +51,7 @@ def submit(
         replay(session, actor, idempotency)
         base = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model)])[0]
         task = task_rows.resolve(session, actor.project_id, [("/task", request.task)])[0]
-        _check_trainable(base, task)
+        _check_trainable(base, task, wiring.catalog.evaluator(task.kind))
         pinned = measuring.pin_bases(session, [(task, "train")], default=bases.root(session, base.id), pointer="/task")
         name = request.output.name or _default_name(task.name, card.name)
         spec = FinetuneSpec(
@@ -133,7 +134,7 @@ def _default_name(task: str, technique: str) -> str:
     return task[: MAX_NAME - len(suffix)] + suffix
 
 
-def _check_trainable(base: Checkpoint, task: Task) -> None:
+def _check_trainable(base: Checkpoint, task: Task, card: EvaluatorCard) -> None:
     faults: list[FieldProblem] = []
     if base.kind != CheckpointKind.DENSE:
         faults.append(FieldProblem("/base_model", f"{base.name!r} is of kind {base.kind}; name a dense checkpoint"))
@@ -141,8 +142,9 @@ def _check_trainable(base: Checkpoint, task: Task) -> None:
     if "train" not in spec.dataset:
         known = ", ".join(sorted(spec.dataset))
         faults.append(FieldProblem("/task", f"task {task.name!r} has no train split; it has {known}"))
-    if spec.head.kind == "own":
-        message = f"task {task.name!r} has head 'own'; fine-tuning keeps heads frozen: use label_prompts or linear"
+    if spec.head.kind not in card.trainable_heads:
+        use = " or ".join(card.trainable_heads) or "a task of another kind"
+        message = f"task {task.name!r} has head {spec.head.kind!r}; fine-tuning keeps heads frozen: use {use}"
         faults.append(FieldProblem("/task", message))
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
