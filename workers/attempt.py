@@ -28,6 +28,7 @@ from app.domain.errors import (
     WorkerLost,
     from_json,
 )
+from app.domain.sweeps import POINT_EVENT
 from app.domain.views.jobs import JobView
 from app.domain.work import (
     AnalyzeOutcome,
@@ -43,7 +44,6 @@ from app.domain.work import (
 )
 from app.services import jobs, running
 from app.services.running import Claim, ClaimLost, JobSteps
-from app.services.sweeps import POINT_EVENT
 from workers.memory import out_of_memory_kills
 from workers.pulse import Pulse, Stopped, StopReason
 from workers.runtime import Runtime

@@ -64,10 +64,10 @@ def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
 
 
 def recipe_of(session: Session, job_id: str) -> dict[str, Any]:
-    """Return the recipe that a job merged by. Raises: ArtifactGone when what it made was deleted."""
+    """Return the recipe that a job merged by. Raises: NotFound when what it made was deleted."""
     recipe = session.scalar(select(Artifact.recipe).where(Artifact.job_id == job_id, Artifact.kind == "checkpoint"))
     if recipe is None:
-        raise ArtifactGone(f"What job {job_id} made was deleted, and its recipe with it.")
+        raise NotFound(f"What job {job_id} made was deleted, and its recipe with it.")
     return recipe
 
 

@@ -19,6 +19,8 @@ from app.domain.requests import Weight
 from app.domain.sweep_requests import MAX_POINTS, Choices, NumberRange, SearchRequest, full_path
 from app.domain.tasks import Measurement
 
+POINT_EVENT = "job.point"  # in the job's log: a point that was measured
+
 Values = dict[str, JsonValue]  # swept path -> value
 WEIGHT: TypeAdapter[float] = TypeAdapter(Weight)
 

@@ -142,7 +142,7 @@ def _recipe_of(sessions: Sessions, actor: Actor, job_id: str) -> Recipe:
         if job.kind is JobKind.SWEEP and job.result is not None:
             return Recipe.model_validate(artifacts.recipe_of(session, job.id))
     if job.kind is not JobKind.MERGE:
-        raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges, and sweeps that succeeded, have a recipe.")
+        raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe, and sweeps that succeeded.")
     return MergeSpec.model_validate(job.spec).recipe
 
 

@@ -19,7 +19,18 @@ from app.domain.errors import AmalgamError, FieldProblem, Invalid, InvalidParame
 from app.domain.jobs import JobKind
 from app.domain.requests import EvaluationItem, MergeRequest
 from app.domain.sweep_requests import SweepRequest, full_path
-from app.domain.sweeps import Grid, MeasuredPoint, Selection, Space, Values, make_grid, make_search, put, recipe_at
+from app.domain.sweeps import (
+    POINT_EVENT,
+    Grid,
+    MeasuredPoint,
+    Selection,
+    Space,
+    Values,
+    make_grid,
+    make_search,
+    put,
+    recipe_at,
+)
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import Outcome, SweepOutcome, SweepWork
 from app.services import inputs, jobs, measuring, merge_jobs, merge_plans, task_files
@@ -31,8 +42,6 @@ from app.services.merge_drafts import Draft, MergeSpec
 from app.services.merge_jobs import Made
 from app.services.running import Claim, JobResult, Keepers
 from app.services.wiring import Wiring
-
-POINT_EVENT = "job.point"  # a point that was measured, in the job's log
 
 
 class SweepSpec(Value):
