@@ -112,37 +112,36 @@ def test_a_sweep_of_patches_is_measured_with_them(sweeping: House) -> None:
     assert sweeping.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["kind"] == "multitask"
 
 
-@pytest.mark.parametrize(
-    ("changes", "code", "pointer", "words"),
-    [
-        ({"grid": {"scaling_coeficient": [1.0]}}, "invalid_parameters", "/grid/scaling_coeficient", "unknown"),
-        ({"grid": {"scaling_coefficient": [0.5, "x"]}}, "invalid_parameters", "/grid/scaling_coefficient", "point 1"),
-        ({"grid": {"models.7.weight": [0.5]}}, "invalid_parameters", "/grid/models.7.weight", "leads to nothing"),
-        ({"grid": {"models.1.weight": [0.5, 1e9]}}, "invalid_parameters", "/grid/models.1.weight", "point 1"),
-        ({"grid": {"models.1.weight": ["x"]}}, "invalid_parameters", "/grid/models.1.weight", "number"),
-        ({"merge": TIES, "grid": None, "search": SEARCH},
-         "invalid_parameters", "/search/parameters/density", "minimum"),
-        ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),
-        ({"merge": {**MERGE, "evaluate": ["nothing"]}}, "task_not_found", "/merge/evaluate/0", "nothing"),
-        ({"select_on": {"tasks": ["nothing"]}}, "task_not_found", "/select_on/tasks/0/task", "nothing"),
-        ({"select_on": {"metric": "acuracy"}}, "validation_failed", "/select_on/metric", "expected one of accuracy"),
-        ({"select_on": {"split": "test"}}, "validation_failed", "/select_on/split", "too good"),
-        ({"search": SEARCH}, "validation_failed", "/", "either a grid or a search"),
-        ({"merge": {**MERGE, "evaluate": []}}, "validation_failed", "/", "nothing to choose by"),
-        ({"grid": {"scaling_coefficient": [0.1] * 2}}, "validation_failed", "/", "twice"),
-        ({"grid": {"models.0.weight": list(range(40)), "models.1.weight": list(range(40))}},
-         "validation_failed", "/", "1,600 points"),
-        ({"merge": COPIES, "grid": {"models.0.weight": [1.0]}},
-         "invalid_parameters", "/merge/parameters", "slices"),
-    ],
-)  # fmt: skip
-def test_a_faulty_sweep_is_refused_before_anything_runs(
-    sweeping: House, changes: Document, code: str, pointer: str, words: str
-) -> None:
-    response = sweeping.post("/v1/sweeps", {**GRID, **changes})
+FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, pointer, words
+    ({"grid": {"scaling_coeficient": [1.0]}}, "invalid_parameters", "/grid/scaling_coeficient", "unknown"),
+    ({"grid": {"scaling_coefficient": [0.5, "x"]}}, "invalid_parameters", "/grid/scaling_coefficient", "point 1"),
+    ({"grid": {"models.7.weight": [0.5]}}, "invalid_parameters", "/grid/models.7.weight", "leads to nothing"),
+    ({"grid": {"models.1.weight": [0.5, 1e9]}}, "invalid_parameters", "/grid/models.1.weight", "point 1"),
+    ({"grid": {"models.1.weight": ["x"]}}, "invalid_parameters", "/grid/models.1.weight", "number"),
+    ({"merge": TIES, "grid": None, "search": SEARCH},
+     "invalid_parameters", "/search/parameters/density", "minimum"),
+    ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),
+    ({"merge": {**MERGE, "evaluate": ["nothing"]}}, "task_not_found", "/merge/evaluate/0", "nothing"),
+    ({"select_on": {"tasks": ["nothing"]}}, "task_not_found", "/select_on/tasks/0/task", "nothing"),
+    ({"select_on": {"metric": "acuracy"}}, "validation_failed", "/select_on/metric", "expected one of accuracy"),
+    ({"select_on": {"split": "test"}}, "validation_failed", "/select_on/split", "too good"),
+    ({"search": SEARCH}, "validation_failed", "/", "either a grid or a search"),
+    ({"merge": {**MERGE, "evaluate": []}}, "validation_failed", "/", "nothing to choose by"),
+    ({"grid": {"scaling_coefficient": [0.1] * 2}}, "validation_failed", "/", "twice"),
+    ({"grid": {"models.0.weight": list(range(40)), "models.1.weight": list(range(40))}},
+     "validation_failed", "/", "1,600 points"),
+    ({"merge": COPIES, "grid": {"models.0.weight": [1.0]}},
+     "validation_failed", "/merge/method", "only copies"),
+]  # fmt: skip
 
-    problem = response.json()
-    assert (response.status_code, problem["code"]) == (422, code), problem
-    assert problem["errors"][0]["pointer"] == pointer
-    assert words in problem["errors"][0]["message"]
+
+def test_a_faulty_sweep_is_refused_before_anything_runs(sweeping: House, subtests: pytest.Subtests) -> None:
+    for changes, code, pointer, words in FAULTS:
+        with subtests.test(str(changes)):
+            response = sweeping.post("/v1/sweeps", {**GRID, **changes})
+
+            problem = response.json()
+            assert (response.status_code, problem["code"]) == (422, code), problem
+            assert problem["errors"][0]["pointer"] == pointer
+            assert words in problem["errors"][0]["message"]
     assert sweeping.read("/v1/jobs?kind=sweep")["items"] == []
