@@ -65,7 +65,8 @@ def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
 
 def recipe_of(session: Session, job_id: str) -> dict[str, Any]:
     """Return the recipe that a job merged by. Raises: NotFound when what it made was deleted."""
-    recipe = session.scalar(select(Artifact.recipe).where(Artifact.job_id == job_id, Artifact.kind == "checkpoint"))
+    made = (Artifact.job_id == job_id, Artifact.kind == "checkpoint")
+    recipe: dict[str, Any] | None = session.scalar(select(Artifact.recipe).where(*made))
     if recipe is None:
         raise NotFound(f"What job {job_id} made was deleted, and its recipe with it.")
     return recipe

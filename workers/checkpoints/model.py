@@ -155,7 +155,7 @@ def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> Pr
     return module.eval().to(device)  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> Any:  # a module, and how it was loaded: untyped
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     options: dict[str, Any] = {
         "use_safetensors": True,
@@ -164,11 +164,11 @@ def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> tuple[PreTrai
         "output_loading_info": True,
     }
     if not isinstance(checkpoint, HeldCheckpoint):
-        return factory.from_pretrained(checkpoint.path, **local, **options)  # type: ignore[no-any-return]  # untyped
+        return factory.from_pretrained(checkpoint.path, **local, **options)
     config = AutoConfig.from_pretrained(checkpoint.path, **local)
     with torch.device("meta"):  # the class alone is wanted: a factory takes no tensors in place of a folder
         kind = type(factory.from_config(config, trust_remote_code=False))
-    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)  # type: ignore[no-any-return]
+    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)
 
 
 def _refuse_wrong_weights(module: PreTrainedModel, loading: dict[str, Any]) -> None:

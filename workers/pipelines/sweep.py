@@ -103,9 +103,14 @@ def _measure_all(
 
 def _propose(space: Space) -> Proposals:
     if isinstance(space, Grid):
-        return (values for values in space.points())
+        return _walk(space)
     proposals: Proposals = import_module("workers.pipelines.searching").propose(space)  # Optuna, for a search alone
     return proposals
+
+
+def _walk(grid: Grid) -> Proposals:
+    for values in grid.points():  # noqa: UP028 (an iterator takes no answers)
+        yield values
 
 
 def _next(proposals: Proposals, goodness: float | None) -> Values | None:

@@ -78,7 +78,8 @@ class _KeptRequest:
         return replace(self, context=context)
 
     def collect(self, source: PieceSource) -> Any:
-        request, drawn = self.request, ()
+        request = self.request
+        drawn: tuple[object, ...] = ()
         if self.context is not None and isinstance(request, RandomStatistic):
             drawn = (self.context.seed, self.context.model_keys, self.context.weights)
             request = request.within(self.context)

@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from app.domain.sweeps import POINT_EVENT
 from app.domain.work import SweepWork
@@ -72,7 +73,7 @@ def test_a_second_attempt_knows_what_the_first_has_measured(sweeping: House) -> 
     sessions = sweeping.wiring.sessions
     claim = running.claim(sessions, sweeping.worker, lease_seconds=600)
     assert claim is not None
-    point = {"index": 0, "parameters": {"scaling_coefficient": 0.0}, "problem": "it was tried"}
+    point: dict[str, JsonValue] = {"index": 0, "parameters": {"scaling_coefficient": 0.0}, "problem": "it was tried"}
     running.heartbeat(sessions, claim, told=[(POINT_EVENT, point)])
     running.release(sessions, claim, "its worker was stopped")
 

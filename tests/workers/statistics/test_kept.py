@@ -8,7 +8,7 @@ from torch import Tensor
 from app.domain.parameters import Parameters
 from app.domain.recipes import PinnedStep
 from tests.workers.pipelines.merging import method_of
-from workers.contract import MergeContext, PieceSource, RecipeCode, StatisticRequest
+from workers.contract import MergeContext, PieceSource, RandomStatistic, RecipeCode, StatisticRequest
 from workers.statistics.kept import Shelf, keep_statistics
 from workers.statistics.views import TensorSource
 
@@ -120,6 +120,7 @@ def test_what_is_drawn_is_kept_by_its_seed() -> None:
     method = method_of(keep_all, parameters=Threshold, collect=lambda _: [Drawn()])
     (asked,) = keep_statistics(RecipeCode(method), Shelf(), ()).method.collect(Threshold())
 
+    assert isinstance(asked, RandomStatistic)
     found = [asked.within(replace(BLANK, seed=seed)).collect(SOURCE) for seed in (1, 2, 1)]
 
     assert found == [1, 2, 1]
