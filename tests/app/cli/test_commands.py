@@ -249,6 +249,9 @@ def test_a_sweep_keeps_the_best_merge_and_tells_every_point(registered: Serve) -
     (job,) = httpx.get(f"{registered.url}/v1/jobs?kind=sweep").json()["items"]
     assert answered(registered, "checkpoints", "show", "swept")["id"] == job["result"]["checkpoint"]
     assert len(job["result"]["evaluations"]) == 1
+    events = httpx.get(f"{registered.url}/v1/jobs/{job['id']}/events").json()["items"]
+    points = [event["data"]["parameters"] for event in events if event["type"] == "job.point"]
+    assert points == [{"scaling_coefficient": value} for value in (0.0, 0.5, 1.0)]
 
 
 def test_comparing_says_who_leads_in_plain_words(registered: Serve) -> None:
