@@ -112,7 +112,7 @@ def test_what_the_last_merge_did_not_ask_for_is_dropped() -> None:
 
     collect(requests(shelf, 0.5))
 
-    assert calls == [0.5, 0.7]  # 0.5 was still there when it was asked for again, and after that
+    assert calls == [0.5, 0.7, 0.5]  # the second merge did not ask for 0.5, the last one found it
 
 
 def test_what_is_drawn_is_kept_by_its_seed() -> None:
