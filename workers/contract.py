@@ -28,6 +28,11 @@ from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
 
 Result = TypeVar("Result")
+Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
+
+
+def ignore_tick(_fraction: float) -> None:
+    """Take note of nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class MergeContext:
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
     nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
     learned: Any = None  # what the method's learner found, of a type of its own; None: nothing was learned
+    tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from app.domain.errors import IncompatibleCheckpoints, InvalidParameters
 from app.domain.parameters import NestedMethod, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, Update, adapter_method
+from workers.adapter_contract import AdapterContext, ModuleUpdates, Update, adapter_method
 from workers.numerics import updates
+from workers.patches import LowRank
 
 DEFAULT = NestedMethod(method="task_arithmetic")
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.parameters import Density, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, Update, adapter_method
+from workers.adapter_contract import AdapterContext, ModuleUpdates, Update, adapter_method
 from workers.contract import MergeContext
-from workers.numerics import randomness, sparsify, thin_products, updates
+from workers.numerics import low_rank, randomness, sparsify, thin_products, updates
+from workers.patches import LowRank
 
 CombinationType = Literal[
     "svd", "linear", "cat", "ties", "ties_svd", "dare_ties", "dare_linear", "dare_ties_svd", "dare_linear_svd",
@@ -82,8 +83,7 @@ def _combine(
     weights = [context.weights[index] for index in present]
     if kind.endswith("_svd"):
         dense = [b @ a for a, b in (updates.factors(update) for update in module.updates if update is not None)]
-        u, sigma, vt = thin_products.decompose(combine("delta", dense, weights), rank)
-        return LowRank(*thin_products.balance(u, sigma, vt))
+        return low_rank.truncate(combine("delta", dense, weights).double(), rank=rank)
     return _combine_factors(module, [update for update in module.updates if update is not None], weights, combine)
 
 

@@ -124,9 +124,7 @@ def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
     _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
 
 
-def draw_ranked(
-    rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int
-) -> None:
+def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int) -> None:
     """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
 
     rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
@@ -135,6 +133,17 @@ def draw_ranked(
     behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
     divisors = probabilities if divides else torch.ones_like(probabilities)
     _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
+
+
+def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
+    """Return the index of the `missing`-th entry (from 1) of a model's task vector that has the key, and 0.
+
+    Or -1 and how many are missing, where the rows have fewer. Raises: NotClean.
+    """
+    index, missing = _loaded[0].find_key(_input(rows), model, key, missing, _scratch_of(1))
+    if index == programs.NOT_CLEAN:
+        raise NotClean
+    return int(index), int(missing)
 
 
 def _input(rows: Rows) -> Input:

@@ -35,7 +35,6 @@ from workers.adapter_contract import (
     AdapterContext,
     AdapterMethod,
     Coordinates,
-    LowRank,
     ModuleUpdates,
     Update,
 )
@@ -45,6 +44,7 @@ from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.contract import MergeMethod, RecipeCode
 from workers.numerics import updates
+from workers.patches import LowRank
 from workers.pipelines import program
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.progress import ProgressMeter

@@ -112,11 +112,13 @@ def produce(step: Step, merger: Merger) -> Produced:
 def _merge_run(step: Step, run: Run, merger: Merger) -> tuple[Tensor, RunPatches | None]:
     """Return what a run becomes, in the target's dtype and in memory of its own, and what lies beside it."""
     dtype = TORCH_DTYPES[step.target.dtype]
+    share = merger.meter.share(run.n_bytes)
     if step.fusion is not None:
         out = torch.empty(run.n_elements, dtype=dtype)
         if _merge_fused(step.fusion, run, merger, out):
+            share.tick(1.0)
             return out, None
-    piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
+    piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)), share.tick)
     result = _result_of(piece)
     if merger.inputs.onto is not None:
         result = merger.inputs.onto.add(result, piece, step.target.name)
@@ -124,9 +126,11 @@ def _merge_run(step: Step, run: Run, merger: Merger) -> tuple[Tensor, RunPatches
         result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
-    if not merger.patched:
-        return out, None
-    return out, encode_run(piece, merger.program.patch(piece), step.target, merger.patched)
+    patch = None
+    if merger.patched:
+        patch = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
+    share.tick(1.0)
+    return out, patch
 
 
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:

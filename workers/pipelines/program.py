@@ -30,7 +30,9 @@ from workers.contract import (
     RecipeCode,
     Reported,
     StatisticRequest,
+    Tick,
     Transform,
+    ignore_tick,
 )
 from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
@@ -72,10 +74,11 @@ class BoundMethod:
         )
         return merged.reshape(shape)
 
-    def of_piece(self, piece: Piece) -> Tensor:
+    def of_piece(self, piece: Piece, tick: Tick = ignore_tick) -> Tensor:
         """Return the merge of a piece, [m] float32 on the CPU."""
         base = None if piece.base is None else piece.base.to(self.device)
-        result = self(base, piece.finetuned.to(self.device), _placed(self.context, piece))
+        context = replace(_placed(self.context, piece), tick=tick)
+        result = self(base, piece.finetuned.to(self.device), context)
         if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
@@ -83,7 +86,7 @@ class BoundMethod:
             )
         return result.cpu()
 
-    def patches_of(self, piece: Piece) -> Sequence[Patch]:
+    def patches_of(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return what turns a piece that was merged into each model's task, by a method with patches."""
         if self.method.patch is None or piece.base is None or piece.merged is None:
             raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
@@ -93,7 +96,7 @@ class BoundMethod:
             piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
             piece.merged.to(self.device).view(seen),
             self.parameters,
-            _placed(self.context, piece),
+            replace(_placed(self.context, piece), tick=tick),
         )
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
@@ -167,19 +170,19 @@ class MergeProgram:
             piece = step.change(piece)
         return piece
 
-    def complete(self, piece: Piece) -> Piece:
-        """Return a prepared piece with what was merged, post-steps included."""
+    def complete(self, piece: Piece, tick: Tick = ignore_tick) -> Piece:
+        """Return a prepared piece with what was merged, post-steps included; the method ticks."""
         group = self.group_of(piece.tensor)
         placed = replace(piece, position=group.positions[piece.tensor] + piece.offset)
-        piece = replace(piece, merged=group.bound.of_piece(placed))
+        piece = replace(piece, merged=group.bound.of_piece(placed, tick))
         for step in self.post_steps:
             piece = step.change(piece)
         return piece
 
-    def patch(self, piece: Piece) -> Sequence[Patch]:
+    def patch(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return, of a completed piece, what turns it into each model's task."""
         group = self.group_of(piece.tensor)
-        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset))
+        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset), tick)
 
     @property
     def learned(self) -> Learned | None:
