@@ -27,11 +27,9 @@ def collect(parameters: DareLinearParameters) -> Sequence[StatisticRequest]:
     return drawn.request_norms(_mask(parameters))
 
 
-def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, unless sums of magnitudes are restored."""
-    masks = random_masks.fuse_draws(_mask(parameters), context)
-    if masks is None:
-        return None
+def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
     scaling = parameters.scaling_coefficient
     return FusedMerge(context.weights, of_deltas=True, masks=masks, scaling=scaling, base_share=1.0)
 
@@ -49,6 +47,7 @@ def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge 
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
+    per_model=("density",),
     collect=collect,
     fused=fuse,
 )
@@ -64,4 +63,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DareLinearParameters, con
 
 
 def _mask(parameters: DareLinearParameters) -> random_masks.UniformMask:
-    return random_masks.UniformMask(parameters.density, parameters.rescale)
+    own = tuple(random_masks.UniformMask(one.density, one.rescale) for one in parameters.of_models)
+    return random_masks.UniformMask(parameters.density, parameters.rescale, own)

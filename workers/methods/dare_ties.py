@@ -45,10 +45,10 @@ def collect(parameters: DareTiesParameters) -> Sequence[StatisticRequest]:
 
 
 def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, if it must know nothing of the whole model, as by default."""
-    masks = random_masks.fuse_draws(_mask(parameters), context)
-    if masks is None or collect(parameters):
+    """Return what `merge` computes, fused, if nothing is trimmed and balanced votes need no majority, as by default."""
+    if drawn.needs_ranks(parameters, parameters.trim_density):
         return None
+    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
     votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
     return FusedMerge(
         context.weights,
@@ -73,6 +73,7 @@ def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | 
     is_random=True,
     statistic_passes=3,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
+    per_model=("density",),
     collect=collect,
     fused=fuse,
 )
@@ -95,4 +96,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DareTiesParameters, conte
 
 
 def _mask(parameters: DareTiesParameters) -> random_masks.UniformMask:
-    return random_masks.UniformMask(parameters.density, parameters.rescale)
+    own = tuple(random_masks.UniformMask(one.density, one.rescale) for one in parameters.of_models)
+    return random_masks.UniformMask(parameters.density, parameters.rescale, own)
