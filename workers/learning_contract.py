@@ -62,6 +62,9 @@ class LearningSession(Protocol):
     def on_step(self, step: Step) -> None:
         """Report a step."""
 
+    def on_count(self, done: int, total: int) -> None:
+        """Report how much is done, where there is no loss to tell."""
+
 
 class Learned(Protocol):
     """What a learner found: coefficients, statistics, masks."""

@@ -148,7 +148,7 @@ class Step:
 
     done: int  # steps done, this one included
     total: int
-    loss: float | None = None  # None: nothing descends
+    loss: float
 
 
 @dataclass(frozen=True)

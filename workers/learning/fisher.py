@@ -32,7 +32,7 @@ def measure_fisher(
     """
     probe.module.requires_grad_(requires_grad=False)
     for weight in weights.values():
-        weight.requires_grad_(requires_grad=True)
+        weight.requires_grad = True
     totals: dict[str, Tensor] = {}
     for index in range(probe.n_examples):
         for share, log_likelihood in _outcomes(probe, index, labels, generator):

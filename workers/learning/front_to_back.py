@@ -18,7 +18,7 @@ from workers.learning.gram import GramSums, LinearLayer, find_linear_layers
 from workers.learning.merged_weights import put_in_place
 from workers.learning.regmean import RegmeanParameters, weighted_mean
 from workers.learning_contract import LearningSession
-from workers.model_contract import Probe, Step
+from workers.model_contract import Probe
 from workers.numerics.regression import Regression
 
 
@@ -179,7 +179,7 @@ class _Run:
                         weight,
                         non_diagonal_scale=self.parameters.non_diagonal_scale,
                     )
-            self.session.on_step(Step(done=at * len(self.probes) + task + 1, total=n_stages * len(self.probes)))
+            self.session.on_count(at * len(self.probes) + task + 1, n_stages * len(self.probes))
         return {
             layer.tensor: _turned(sums[layer.tensor].solve(self.parameters.ridge), layer).float().contiguous()
             for layer in stage.layers[0]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from app.domain.statistics_files import statistics_file
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels, write_statistics
 from workers.learning_contract import LearningSession
-from workers.model_contract import Probe, Step
+from workers.model_contract import Probe
 
 OnExample = Callable[[int], None]  # how many of the task's examples are done
 Measure = Callable[[int, Probe, OnExample], Mapping[str, Tensor]]  # (model, its probe, progress) -> tensors by name
@@ -42,6 +42,6 @@ def _progress(session: LearningSession, model: int, n_examples: int) -> OnExampl
     n_models = session.source.n_models
 
     def on_example(done: int) -> None:
-        session.on_step(Step(done=model * n_examples + done, total=n_models * n_examples))
+        session.on_count(model * n_examples + done, n_models * n_examples)
 
     return on_example

@@ -17,7 +17,6 @@ from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.coefficients import Coefficients, LearnedCoefficients, coefficients_of
 from workers.learning.trials import Trials, share_out
 from workers.learning_contract import LearningSession
-from workers.model_contract import Step
 from workers.numerics import precision
 
 
@@ -63,7 +62,7 @@ class _Score:
         coefficients = share_out(models, self.n_models)
         score = -self._trials.loss(coefficients) if self._is_loss else self._trials.accuracy(coefficients)
         self._n_done += 1
-        self._session.on_step(Step(done=self._n_done, total=2 * self.n_models - 1))
+        self._session.on_count(self._n_done, 2 * self.n_models - 1)
         return score
 
 

@@ -64,7 +64,6 @@ def learn(parameters: LorahubParameters, session: LearningSession) -> LearnedCoe
     weights="unused",
     granularity="element",
     neutral_parameters={"coefficients": {"*": [1.0]}},
-    is_random=True,
     learning=Learning(learn, data="labelled", data_of="merge", parameter="coefficients"),
     adapter_spaces=("delta",),
 )

@@ -53,18 +53,22 @@ class Phases:
         self._on_progress(Progress(stage=f"opening {task}", fraction=self._reached))
 
     def on_step(self, step: Step) -> None:
-        """Report a step of learning, with the time left at the pace so far."""
-        seconds_per_step = (time.monotonic() - self._began_at) / step.done
-        self._reached = LEARNING_BEGINS + (LEARNING_ENDS - LEARNING_BEGINS) * step.done / step.total
+        """Report a step of learning."""
+        self.on_count(step.done, step.total, loss=step.loss)
+
+    def on_count(self, done: int, total: int, *, loss: float | None = None) -> None:
+        """Report how much is done, with the time left at the pace so far."""
+        seconds_per_step = (time.monotonic() - self._began_at) / done
+        self._reached = LEARNING_BEGINS + (LEARNING_ENDS - LEARNING_BEGINS) * done / total
         self._on_progress(
             Progress(
                 stage="learning",
                 fraction=self._reached,
-                done=step.done,
-                total=step.total,
+                done=done,
+                total=total,
                 unit="steps",
-                eta_seconds=seconds_per_step * (step.total - step.done),
-                loss=step.loss,
+                eta_seconds=seconds_per_step * (total - done),
+                loss=loss,
             )
         )
 
@@ -175,6 +179,10 @@ class Session:
     def on_step(self, step: Step) -> None:
         """Report a step."""
         self.learner.phases.on_step(step)
+
+    def on_count(self, done: int, total: int) -> None:
+        """Report how much is done."""
+        self.learner.phases.on_count(done, total)
 
     def _choose(self, task: int, n_examples: int) -> list[int]:
         """Return the examples that are looked at, in the file's order."""

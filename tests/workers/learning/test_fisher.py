@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from app.domain.errors import NotFinite
+from app.domain.jobs import Progress
 from app.domain.work import MergeWork
 from tests.workers.files import read_tensors
 from tests.workers.learning.world import World, run
@@ -129,3 +130,11 @@ def reusing(
     recipe = work.recipe.model_copy(update={"data": None})
     statistics = tuple(local(folder) for folder in folders)  # a folder that is registered keeps its statistics
     return work.model_copy(update={"recipe": recipe, "learning": (), "statistics": statistics})
+
+
+def test_progress_rises_over_all_models(world: World, tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    run(world.work(tmp_path / "out", {}, method="fisher", max_examples=3), reports)
+    fractions = [report.fraction for report in reports]
+    assert fractions == sorted(fractions)
+    assert [report.done for report in reports if report.stage == "learning"] == [1, 2, 3, 4, 5, 6]
