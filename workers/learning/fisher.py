@@ -3,7 +3,7 @@
 Source: Matena, Raffel 2021, arXiv:2111.09832, equations 4 and 5.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ Labels = Literal["expected", "sampled", "given"]
 
 def measure_fisher(
     probe: Probe,
-    weights: dict[str, torch.nn.Parameter],
+    weights: Mapping[str, Tensor],
     labels: Labels,
     generator: torch.Generator,
     on_example: Callable[[int], None],

@@ -26,6 +26,7 @@ def accuracy(world: World, folder: Path) -> float:
         text_classification.measure(
             Subject(task, checkpoint, world.base), "validation", Models(), tiny_bert.ignore_examples
         )[0].value
+        or 0.0
         for task in world.tasks
     ]
     return sum(found) / len(found)
