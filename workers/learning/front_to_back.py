@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from app.domain.checkpoints import FileEntry
 from workers.learning.gram import GramSums, LinearLayer, find_linear_layers
+from workers.learning.means import weighted_mean
 from workers.learning.merged_weights import put_in_place
-from workers.learning.regmean import RegmeanParameters, weighted_mean
+from workers.learning.regmean import RegmeanParameters
 from workers.learning_contract import LearningSession
 from workers.model_contract import Probe
 from workers.numerics.regression import Regression

@@ -5,17 +5,17 @@ Departs from source: each model's information is scaled to length 1 unless told 
     labels, where other code squares the gradient of a batch (docs/methods/fisher.md).
 """
 
-from math import fsum
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.errors import InvalidParameters
+from app.domain.errors import IncompatibleCheckpoints
 from app.domain.parameters import Parameters
 from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.fisher import Labels, measure_fisher
+from workers.learning.means import weighted_mean
 from workers.learning.measuring import OnExample, measure_models, merged_weights
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import LearningSession
@@ -73,18 +73,14 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: FisherParameters, 
 
     Raises: InvalidParameters when all weights are 0.
     """
-    weight_sum = fsum(context.weights)
-    if weight_sum == 0:
-        raise InvalidParameters(
-            f"fisher: the weights {list(context.weights)} sum to 0, so their mean is not defined. Change the weights."
-        )
-    mean = precision.weighted_sum(finetuned, context.weights).div_(weight_sum)
+    mean = weighted_mean(finetuned, context)
     learned: StatisticsOfModels | None = context.learned
     if learned is None:
         return precision.round_to_float32(mean)
     total, counts = torch.zeros_like(mean), torch.zeros_like(mean)
     for tensor, weight, statistics in zip(finetuned, context.weights, learned.of_model, strict=True):
-        count = _information(statistics, parameters, context, len(tensor)).add_(parameters.floor).mul_(weight)
+        found = _information(statistics, parameters, context, len(tensor)).to(tensor.device)
+        count = found.add_(parameters.floor).mul_(weight)
         counts.add_(count)
         total.addcmul_(count, tensor.double())
     return precision.round_to_float32(torch.where(counts > 0, total.div_(counts), mean))
@@ -96,5 +92,11 @@ def _information(
     """Return a model's information of the piece, [m] float64; zeros for a tensor that no prediction depends on."""
     if context.tensor not in statistics.tensors:
         return torch.zeros(n_elements, dtype=torch.float64)
+    shape = statistics.tensors[context.tensor].shape
+    if shape != context.shape:
+        raise IncompatibleCheckpoints(
+            f"{statistics.path} holds {list(shape)} for {context.tensor!r}, expected {list(context.shape)}; use "
+            "statistics of these models."
+        )
     found = statistics.read(context.tensor, context.offset, n_elements).double()
     return found.div_(statistics.norm) if parameters.normalize and statistics.norm > 0 else found

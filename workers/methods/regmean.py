@@ -9,8 +9,9 @@ from torch import Tensor
 from app.domain.errors import IncompatibleCheckpoints
 from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.gram import TRANSPOSED, find_linear_layers, measure_grams
+from workers.learning.means import weighted_mean
 from workers.learning.measuring import OnExample, measure_models, merged_weights
-from workers.learning.regmean import RegmeanParameters, weighted_mean
+from workers.learning.regmean import RegmeanParameters
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import LearningSession
 from workers.model_contract import Probe
@@ -61,7 +62,7 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: RegmeanParameters,
     regression = Regression(mean.mT if is_transposed else mean)
     for tensor, weight, one in zip(finetuned, context.weights, learned.of_model, strict=True):
         own = tensor.mT if is_transposed else tensor  # [out, in]
-        gram = _read_gram(one, name, own.shape[-1])
+        gram = _read_gram(one, name, own.shape[-1]).to(own.device)
         regression.add(own, gram, weight, non_diagonal_scale=parameters.non_diagonal_scale)
     merged = precision.round_to_float32(regression.solve(parameters.ridge))
     return merged.mT.contiguous() if is_transposed else merged

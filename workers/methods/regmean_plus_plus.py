@@ -8,7 +8,8 @@ from torch import Tensor
 
 from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.front_to_back import LearnedLayers, learn_front_to_back
-from workers.learning.regmean import RegmeanParameters, weighted_mean
+from workers.learning.means import weighted_mean
+from workers.learning.regmean import RegmeanParameters
 from workers.learning_contract import LearningSession
 from workers.numerics import precision
 
@@ -42,5 +43,5 @@ def merge(base: Tensor | None, finetuned: Tensor, parameters: RegmeanParameters,
     """
     learned: LearnedLayers | None = context.learned
     if learned is not None and context.tensor in learned.layers:
-        return learned.layers[context.tensor].clone()
+        return learned.layers[context.tensor].to(finetuned.device, copy=True)
     return precision.round_to_float32(weighted_mean(finetuned, context))

@@ -35,5 +35,6 @@ class Regression:
         level = self._normal.diagonal().mean().item()
         if level <= 0.0:  # no input but zeros
             return self._mean.clone()
-        normal = self._normal + ridge * level * torch.eye(len(self._normal), dtype=torch.float64)
+        normal = self._normal.clone()
+        normal.diagonal().add_(ridge * level)
         return self._mean + torch.cholesky_solve(self._moved.mT, torch.linalg.cholesky(normal)).mT
