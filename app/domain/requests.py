@@ -184,7 +184,9 @@ class MergeModel(Request):
         description="Labels the model's patch in a multitask artifact, and names the task that a method learns on; "
         "default: the checkpoint's task.",
     )
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    parameters: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Its own, before those of all: what `per_model` of the method's card names."
+    )
 
 
 class OverrideRequest(Request):
@@ -196,6 +198,11 @@ class OverrideRequest(Request):
         default=None,
         max_length=MAX_MODELS,
         description="One per model: a number, a list interpolated over depth, or null to leave it.",
+    )
+    models: list[dict[str, JsonValue] | None] | None = Field(
+        default=None,
+        max_length=MAX_MODELS,
+        description="One per model: its own parameters there, as in models[].parameters, or null to leave them.",
     )
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts, bases, metrics
+from app.db import bases, metrics, products
 from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
+from app.db.products import Product
 from app.db.tables import Checkpoint, Task
 from app.domain.catalog import EvaluatorCard
 from app.domain.checkpoints import CheckpointKind, Value
@@ -105,39 +106,19 @@ class FinetuneSteps:
         if not isinstance(outcome, CheckpointOutcome):
             raise TypeError(f"a fine-tuning gave {type(outcome).__name__}, expected CheckpointOutcome")
         spec = FinetuneSpec.model_validate(claim.job.spec)
-        artifact = artifacts.add(
-            session,
-            claim.actor,
-            kind="checkpoint",
-            job_id=claim.job.id,
-            checkpoint_id=None,
-            files=outcome.manifest.files,
-        )
-        tags = spec.output["tags"]
-        checkpoint = checkpoint_rows.add_produced(
-            session,
-            claim.actor,
-            name=str(spec.output["name"]),
-            kind=CheckpointKind.DENSE,
-            manifest=outcome.manifest,
-            job_id=claim.job.id,
-            artifact_id=artifact.id,
-            base_checkpoint_id=spec.base_model,
-            task=spec.task,
-            tags={key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
-        )
-        artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+        product = Product(claim.job.id, outcome.manifest, spec.output, spec.base_model, spec.task)
+        artifact_id, checkpoint_id = products.add(session, claim.actor, product)
         made = metrics.add(
             session,
             claim.actor.project_id,
             job_id=claim.job.id,
-            checkpoint_id=checkpoint.id,
+            checkpoint_id=checkpoint_id,
             measurements=outcome.measurements,
         )
         return JobResult(
             {
-                "checkpoint": checkpoint.id,
-                "artifacts": [artifact.id],
+                "checkpoint": checkpoint_id,
+                "artifacts": [artifact_id],
                 "evaluations": [],
                 "metrics": [metric.model_dump(mode="json") for metric in made],
                 "data": outcome.report,

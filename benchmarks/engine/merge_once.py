@@ -17,7 +17,7 @@ from pydantic import JsonValue, TypeAdapter
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from benchmarks.engine.processes import anonymous_bytes
 from workers.catalog import load_recipe
 from workers.numerics import fused
@@ -73,8 +73,8 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=None if base is None else _pin(base),
-        models=tuple(RecipeModel(**_pin(model).model_dump()) for model in models),
+        base_model=None if base is None else pin(base),
+        models=tuple(RecipeModel(**pin(model).model_dump()) for model in models),
         parameters=parameters,
         shard_bytes=SHARD_BYTES,
     )
@@ -103,11 +103,6 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
         "idle_bytes": idle_bytes,
         "weights_digest": manifest.weights_digest,
     }
-
-
-def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
 def main() -> None:

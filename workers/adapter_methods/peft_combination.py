@@ -32,8 +32,7 @@ class PeftCombinationParameters(Parameters):
         CombinationType,
         Field(
             description="cat: exact, stacked ranks; svd and …_svd: of the updates, cut to a rank; all others act on "
-            "the "
-            "factors A and B apart, so products of different adapters' factors come in."
+            "the factors A and B apart, so products of different adapters' factors come in."
         ),
     ] = "svd"
     rank: Annotated[
@@ -93,9 +92,8 @@ def _combine_factors(
     """Combine A's with A's and B's with B's, each under the root of |weight · scaling|, the sign on A."""
     if len({update.a.shape for update in present}) > 1:
         raise IncompatibleCheckpoints(
-            f"The adapters' updates of {module.name!r} have different ranks, and this combination type needs one. "
-            f"Use cat, "
-            "svd or one of the …_svd types."
+            f"The adapters' updates of {module.name!r} have different ranks, and this combination type needs one. Use "
+            "cat, svd or one of the …_svd types."
         )
     products = [weight * update.scaling for weight, update in zip(weights, present, strict=True)]
     roots = [sqrt(abs(product)) for product in products]

@@ -40,6 +40,7 @@ from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
+from workers.sums import Sums
 
 OnRequest = Callable[[StatisticRequest], None]
 
@@ -98,6 +99,21 @@ class BoundMethod:
             self.parameters,
             replace(_placed(self.context, piece), tick=tick),
         )
+
+    def sums_of(self, piece: Piece, onto: Sums | None) -> Sums | None:
+        """Return the sums of a piece that its result keeps, [m] float64; None where it keeps none."""
+        if self.method.sums is None or piece.base is None:
+            return None
+        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        earlier = None if onto is None else onto.on(self.device).view(seen)
+        found: Sums | None = self.method.sums(
+            piece.base.to(self.device).view(seen),
+            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            self.parameters,
+            _placed(self.context, piece),
+            earlier,
+        )
+        return None if found is None else found.on(torch.device("cpu")).view((-1,))
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
         source = TensorSource(
@@ -178,6 +194,16 @@ class MergeProgram:
         for step in self.post_steps:
             piece = step.change(piece)
         return piece
+
+    def sums(self, piece: Piece, onto: Sums | None = None) -> Sums | None:
+        """Return the sums of a prepared piece that its result keeps, those before it included; None: it keeps none.
+
+        Transforms and post-steps see all models at once, so that nothing can be added behind them.
+        """
+        if self.transforms or self.post_steps:
+            return None
+        group = self.group_of(piece.tensor)
+        return group.bound.sums_of(replace(piece, position=group.positions[piece.tensor] + piece.offset), onto)
 
     def patch(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return, of a completed piece, what turns it into each model's task."""
@@ -274,7 +300,8 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
 ) -> ProgramGroup:
     part = PartOfSource(source, frozenset(group.names), group.weights)
     blank = replace(_blank_context(recipe), weights=group.weights)
-    parameters = code.method.parameters.model_validate(group.parameters)
+    validate = code.method.parameters.model_validate
+    parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
     nested: dict[str, NestedMerge] = {}
     for name, method in code.nested.items():
         is_local = code.method.card.nested[name] == "local"
