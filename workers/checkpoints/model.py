@@ -100,8 +100,8 @@ class Models:
 
     def forget(self, checkpoint: LocalCheckpoint) -> None:
         """Drop a checkpoint that is not measured any more."""
-        self._encoders.pop(checkpoint.manifest.digest, None)
-        self._classifiers.pop(checkpoint.manifest.digest, None)
+        for key in [key for key in self._loaded if key[1] == checkpoint.manifest.digest]:
+            del self._loaded[key]
 
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
