@@ -90,3 +90,4 @@ class Measurement(Value):
     split: str
     n: int
     stderr: float | None = None
+    step: int | None = None  # of a training, after which it was measured; None: of the checkpoint as it is

@@ -20,6 +20,9 @@ class MetricView(View):
     split: str
     n: int
     stderr: float | None
+    step: int | None = Field(
+        default=None, description="Of a validation during the training: after which step. Null: of the checkpoint."
+    )
     at: Instant
 
 
