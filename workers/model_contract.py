@@ -140,11 +140,11 @@ class Run:
     """What surrounds a training: its draws, its reports, its memory."""
 
     seed: int  # of the order of the examples, and of dropout
-    base_key: str  # identity of the base model's weights; keys the draws that experts of one base share
+    base_key: str  # identity of the base model's weights; keys the draws that adapters of one base share
     on_step: Callable[[Step], None]
     states: StateStore | None = None  # None: nothing is kept
     validate: Callable[[int], Measurement] | None = None  # the task's metric after a step, by the validation split
-    start: Start | None = None  # of another expert's adapter: this one begins there, too
+    start: Start | None = None  # of another adapter: this one begins there, too
     on_begin: Callable[["LoraResult"], None] | None = None  # is shown an adapter before it learns, and may refuse it
 
 

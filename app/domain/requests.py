@@ -266,8 +266,8 @@ class FinetuneRequest(WorkRequest):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     family: ReferenceText | None = Field(
         default=None,
-        description="Another expert of the same base, trained with linearized_lora: this one begins where it began. "
-        "Not needed between experts made here: they begin at one place unless init_seed says otherwise.",
+        description="Another adapter of the same base, trained with linearized_lora: this one begins where it began. "
+        "Not needed between adapters made here: they begin at one place unless init_seed says otherwise.",
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     output: Output = Output()

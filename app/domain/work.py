@@ -72,7 +72,7 @@ class FinetuneWork(Value):
     parameters: dict[str, JsonValue]
     seed: int
     output: Path  # an empty folder
-    family: LocalCheckpoint | None = None  # another expert: its adapter's start is this one's
+    family: LocalCheckpoint | None = None  # another adapter, whose start is this one's
     kept: Path | None = None  # a folder that may be made, and outlives the attempt
     save_every_seconds: float = 10.0  # between two states in `kept`
 

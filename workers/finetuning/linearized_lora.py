@@ -1,7 +1,7 @@
 """L-LoRA: each LoRA layer is replaced by its first-order Taylor expansion around where its factors begin.
 
 Since B begins at zero the output depends on B alone, A keeps its first value, and the adapter is exactly linear in what
-is learned. All experts of one base begin at the same φ₀, unless `init_seed` or `target_modules` say otherwise.
+is learned. All adapters of one base begin at the same φ₀, unless `init_seed` or `target_modules` say otherwise.
 
 Source: Tang et al. 2023, arXiv:2310.04742.
 Departs from source: A is not trained where B₀ is zero; its gradient is zero, and weight decay moves it to no effect.
@@ -26,7 +26,7 @@ class LinearizedLoraParameters(LoraParameters):
 @finetuner(
     name="linearized_lora",
     title="Linearized LoRA (L-LoRA)",
-    summary="Trains LoRA as its first-order expansion around a start that all experts of a base share, so that what "
+    summary="Trains LoRA as its first-order expansion around a start that all adapters of a base share, so that what "
     "they learn adds up; gives an adapter with its start.",
     source="Tang et al. 2023, arXiv:2310.04742",
     parameters=LinearizedLoraParameters,

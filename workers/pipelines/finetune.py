@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from app.domain.adapters import place
 from app.domain.catalog import FinetunerCard
 from app.domain.checkpoints import CheckpointKind, FileEntry, LocalCheckpoint, Manifest, digest_json
-from app.domain.errors import HeadMismatch
+from app.domain.errors import HeadMismatch, IncompatibleCheckpoints
 from app.domain.jobs import Progress
 from app.domain.parameters import Parameters
 from app.domain.tasks import Measurement
@@ -145,7 +145,13 @@ def _refuse_homeless(adapter: LoraResult, base_model: LocalCheckpoint) -> None:
 
     Raises: IncompatibleCheckpoints.
     """
-    place(describe(adapter), base_model.manifest)
+    try:
+        place(describe(adapter), base_model.manifest)
+    except IncompatibleCheckpoints as error:
+        raise IncompatibleCheckpoints(
+            f"target_modules: an adapter on these modules could not be merged or folded into the base's files. "
+            f"{error.detail} Name other modules, or use the technique full."
+        ) from None
 
 
 @contextmanager

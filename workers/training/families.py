@@ -1,4 +1,4 @@
-"""Families of experts: linearized adapters that begin at one φ₀, so that what they learn can be added up."""
+"""Families: linearized adapters that begin at one φ₀, so that what they learn can be added up."""
 
 from torch import Tensor
 
@@ -11,25 +11,25 @@ from workers.model_contract import Start
 from workers.training.parameters import LoraParameters
 
 
-def read_start(expert: LocalCheckpoint, parameters: LoraParameters) -> Start:
-    """Return where an expert's factors began, by module.
+def read_start(family: LocalCheckpoint, parameters: LoraParameters) -> Start:
+    """Return where an adapter's factors began, by module.
 
-    Raises: IncompatibleCheckpoints for an expert that does not tell it, or was scaled otherwise.
+    Raises: IncompatibleCheckpoints for an adapter that does not tell it, or was scaled otherwise.
     """
-    parts = parts_of(expert.manifest) if expert.manifest.kind is CheckpointKind.ADAPTER else None
+    parts = parts_of(family.manifest) if family.manifest.kind is CheckpointKind.ADAPTER else None
     if parts is None or not parts.is_linearized:
         raise IncompatibleCheckpoints(
             "family: the checkpoint is no linearized adapter, so it does not tell where its factors began. Name an "
-            "expert that was trained with linearized_lora, or leave family out."
+            "adapter that was trained with linearized_lora, or leave family out."
         )
     scaling = parameters.alpha / (parameters.rank**0.5 if parameters.use_rslora else parameters.rank)
     start: dict[str, tuple[Tensor, Tensor]] = {}
-    with TensorReader(expert) as files:
+    with TensorReader(family) as files:
         for module, part in parts.lora.items():
             if part.scaling != scaling:
                 raise IncompatibleCheckpoints(
-                    f"family: the expert scales {module!r} by {part.scaling} and this request by {scaling} (alpha, "
-                    "rank, use_rslora), expected the same. Set alpha and rank as the expert has them."
+                    f"family: the adapter scales {module!r} by {part.scaling} and this request by {scaling} (alpha, "
+                    "rank, use_rslora), expected the same. Set alpha and rank as the adapter has them."
                 )
             if part.a_start is not None and part.b_start is not None:
                 start[module] = read_factor(files, part.a_start), read_factor(files, part.b_start)

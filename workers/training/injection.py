@@ -1,6 +1,6 @@
 """Puts LoRA into a model in memory, by PEFT, and takes what was learned out of it again.
 
-Where the factors begin depends on the base's weights, the module and `init_seed` alone, and not on the task: experts of
+Where the factors begin depends on the base's weights, the module and `init_seed` alone, and not on the task: adapters of
 one base can be merged factor by factor. B begins at zero, so that training begins at the base.
 
 Source: Hu et al. 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA). A begins as PEFT has it,
@@ -64,7 +64,7 @@ def choose_targets(module: torch.nn.Module, asked: tuple[str, ...] | None) -> tu
 
 
 def begin(layers: Layers, *, base_key: str, init_seed: int, start: Start | None) -> None:
-    """Give the factors the values that they begin with; `start`: those of another expert.
+    """Give the factors the values that they begin with; `start`: those of another adapter.
 
     Raises: IncompatibleCheckpoints for a start of other modules or shapes.
     """
@@ -150,13 +150,13 @@ def _refuse_other_start(layers: Layers, start: Start) -> None:
     missing, extra = sorted(set(layers) - set(start)), sorted(set(start) - set(layers))
     if missing or extra:
         raise IncompatibleCheckpoints(
-            f"The expert in `family` adapts {len(start)} modules and this request {len(layers)}; they differ in "
+            f"The adapter in `family` adapts {len(start)} modules and this request {len(layers)}; they differ in "
             f"{list_names(missing + extra)}. Name the family's modules in target_modules."
         )
     for name, layer in layers.items():
         rank, there = factors(layer)[0].shape[0], start[name][0].shape[0]
         if rank != there:
             raise IncompatibleCheckpoints(
-                f"The expert in `family` has rank {there} in {name!r} and this request rank {rank}, expected the same: "
+                f"The adapter in `family` has rank {there} in {name!r} and this request rank {rank}, expected the same: "
                 f"set rank to {there}."
             )

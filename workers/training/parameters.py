@@ -67,5 +67,5 @@ class LoraParameters(TrainingParameters):
         default=None,
         ge=0,
         le=2**63 - 1,
-        description="Seed of where the factors begin; the same for all experts that are to be merged. null: 0.",
+        description="Seed of where the factors begin; the same for all adapters that are to be merged. null: 0.",
     )
