@@ -18,7 +18,7 @@ from app.domain.adapter_sets import factor_names
 from app.domain.adapters import PREFIX, START, Kind
 from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LoraConfig, TensorSpec
 from app.domain.headers import make_header
-from app.domain.lora_configs import CONFIG_FILE, parse_lora_config
+from app.domain.lora_configs import BASE_NAMES_FILE, CONFIG_FILE, parse_lora_config
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.files import ADAPTER_FILE
 from workers.checkpoints.reader import TORCH_DTYPES
@@ -49,6 +49,7 @@ class AdapterOutput:
     task_type: str | None = None
     alpha: float | None = None  # None: r, so that the scaling is 1
     use_rslora: bool = False
+    base_names: Mapping[str, str] = field(default_factory=dict)  # of modules that the base's files call otherwise
 
 
 def write_adapter(
@@ -65,11 +66,12 @@ def write_adapter(
         specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(tensor.shape), file=file, begin=position, end=end))
         content.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
         position = end
-    config = json.dumps(write_config(output), indent=2, sort_keys=True, ensure_ascii=False)
     entries = [
         write_file(folder, file, b"".join(content)),
-        write_file(folder, CONFIG_FILE, config.encode() + b"\n"),
+        write_file(folder, CONFIG_FILE, _to_json(write_config(output))),
     ]
+    if output.base_names:
+        entries.append(write_file(folder, BASE_NAMES_FILE, _to_json(dict(output.base_names))))
     return entries, specs
 
 
@@ -108,7 +110,11 @@ def _is_turned(output: AdapterOutput) -> bool:
 
 def config_of(output: AdapterOutput) -> LoraConfig:
     """Return the config as a manifest records it."""
-    return parse_lora_config(write_config(output))
+    return parse_lora_config(write_config(output)).model_copy(update={"base_names": dict(output.base_names)})
+
+
+def _to_json(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def name_tensors(output: AdapterOutput) -> dict[str, Tensor]:

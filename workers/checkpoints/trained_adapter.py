@@ -4,6 +4,7 @@ The copy is plain LoRA with the factors A₀ and B, which computes the same: W +
 expansion has another rank than the config can say, and there is no copy.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from workers.model_contract import LoraResult
 DTYPE = "F32"
 
 
-def write_trained_adapter(result: LoraResult, folder: Path) -> None:
-    """Write the adapter's weights and config into the folder."""
-    output = _output(result)
+def write_trained_adapter(result: LoraResult, folder: Path, base_names: Mapping[str, str]) -> None:
+    """Write the adapter's weights and config into the folder.
+
+    base_names: what modules are called in the base's files, where that differs.
+    """
+    output = _output(result, base_names)
     starts = [one.start for one in output.modules if one.start is not None]
     if starts:
         write_adapter(output, folder, dtype=DTYPE, file=LINEARIZED_FILE)
@@ -26,9 +30,9 @@ def write_trained_adapter(result: LoraResult, folder: Path) -> None:
         write_adapter(replace(output, modules=plain), folder, dtype=DTYPE, file=ADAPTER_FILE)
 
 
-def describe(result: LoraResult) -> Manifest:
+def describe(result: LoraResult, base_names: Mapping[str, str]) -> Manifest:
     """Return what planning would know of the adapter, were it written: its tensors without digests, and its config."""
-    output = _output(result)
+    output = _output(result, base_names)
     tensors = [
         TensorSpec(name=name, dtype=DTYPE, shape=tuple(tensor.shape), file=ADAPTER_FILE, begin=0, end=tensor.nbytes)
         for name, tensor in sorted(name_tensors(output).items())
@@ -37,7 +41,7 @@ def describe(result: LoraResult) -> Manifest:
     return Manifest(kind=kind, files=(), tensors=tuple(tensors), weights_digest="", adapter=config_of(output))
 
 
-def _output(result: LoraResult) -> AdapterOutput:
+def _output(result: LoraResult, base_names: Mapping[str, str]) -> AdapterOutput:
     modules = [
         AdaptedOutput(
             module=one.module,
@@ -50,4 +54,4 @@ def _output(result: LoraResult) -> AdapterOutput:
         )
         for one in result.updates
     ]
-    return AdapterOutput(modules=modules, alpha=result.alpha, use_rslora=result.use_rslora)
+    return AdapterOutput(modules=modules, alpha=result.alpha, use_rslora=result.use_rslora, base_names=dict(base_names))

@@ -23,13 +23,14 @@ from app.domain.parameters import Parameters
 from app.domain.tasks import Measurement
 from app.domain.work import FinetuneWork
 from workers.checkpoints.model import Models
-from workers.checkpoints.trained import write_trained
+from workers.checkpoints.trained import names_in_files, write_trained
 from workers.checkpoints.trained_adapter import describe, write_trained_adapter
 from workers.model_contract import Evaluator, Finetuner, LoraResult, Run, Step, Subject, Trainable, Trained
 from workers.pipelines.finetune_documents import recipe_of, write_documents
 from workers.pipelines.fusing import fuse_adapter
 from workers.pipelines.importing import import_checkpoint
 from workers.training.families import read_start
+from workers.training.parameters import LoraParameters
 from workers.training.states import FileStates
 
 _TRAINING = 0.93  # share of the job's time
@@ -60,7 +61,7 @@ def finetune(
         models = Models(device)
         subject = Subject(work.task, _to_be_trained(work.base_model), work.head_base_model)
         trainable = evaluator.make_trainable(subject, models)
-        run = _make_run(work, finetuner.card, parameters, on_progress, _Validator(evaluator, subject, models))
+        run = _make_run(work, finetuner, trainable, on_progress, _Validator(evaluator, subject, models))
         trained = finetuner.train(trainable, parameters, run)
         on_progress(Progress(stage="writing", fraction=_TRAINING))
         report = _report(finetuner.card, parameters, trained)
@@ -80,23 +81,27 @@ def _to_be_trained(base_model: LocalCheckpoint) -> LocalCheckpoint:
 
 def _make_run(
     work: FinetuneWork,
-    card: FinetunerCard,
-    parameters: Parameters,
+    finetuner: Finetuner,
+    trainable: Trainable,
     on_progress: Callable[[Progress], None],
     validator: "_Validator",
 ) -> Run:
+    parameters = finetuner.parameters.model_validate(work.parameters)
     states = None
     if work.kept is not None:
-        key = digest_json(recipe_of(work, card, parameters))
+        key = digest_json(recipe_of(work, finetuner.card, parameters))
         states = FileStates(work.kept, key, every_seconds=work.save_every_seconds)
+    start = None
+    if work.family is not None and isinstance(parameters, LoraParameters):
+        start = read_start(work.family, parameters)
     return Run(
         seed=work.seed,
         base_key=work.base_model.manifest.weights_digest,
         on_step=_StepReport(on_progress),
         states=states,
         validate=validator if "validation" in work.task.files else None,
-        start=None if work.family is None else read_start(work.family, parameters),
-        on_begin=lambda adapter: _refuse_homeless(adapter, work.base_model),
+        start=start,
+        on_begin=lambda adapter: _refuse_homeless(adapter, trainable, work.base_model),
     )
 
 
@@ -140,13 +145,20 @@ class _Validator:
         return chosen.model_copy(update={"step": step})
 
 
-def _refuse_homeless(adapter: LoraResult, base_model: LocalCheckpoint) -> None:
+def _base_names(adapter: LoraResult, trainable: Trainable) -> dict[str, str]:
+    """Return what the adapted modules are called in the base's files, where memory has other names."""
+    if not isinstance(trainable.module, PreTrainedModel):
+        return {}
+    return names_in_files(trainable.module, [update.module for update in adapter.updates])
+
+
+def _refuse_homeless(adapter: LoraResult, trainable: Trainable, base_model: LocalCheckpoint) -> None:
     """Check before anything is learned that each update has its place in the base's files.
 
     Raises: IncompatibleCheckpoints.
     """
     try:
-        place(describe(adapter), base_model.manifest)
+        place(describe(adapter, _base_names(adapter, trainable)), base_model.manifest)
     except IncompatibleCheckpoints as error:
         raise IncompatibleCheckpoints(
             f"target_modules: an adapter on these modules could not be merged or folded into the base's files. "
@@ -176,7 +188,7 @@ def _between(on_progress: Callable[[Progress], None], begin: float, end: float) 
 def _write(work: FinetuneWork, trainable: Trainable, adapter: LoraResult | None) -> dict[str, JsonValue]:
     """Write the weights, and return what the report says of them."""
     if adapter is not None:
-        write_trained_adapter(adapter, work.output)
+        write_trained_adapter(adapter, work.output, _base_names(adapter, trainable))
         return {"adapted_modules": [update.module for update in adapter.updates]}
     if not isinstance(trainable.module, PreTrainedModel):
         raise TypeError(f"a {type(trainable.module).__name__} cannot be written, expected a PreTrainedModel")

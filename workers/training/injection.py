@@ -1,7 +1,7 @@
 """Puts LoRA into a model in memory, by PEFT, and takes what was learned out of it again.
 
-Where the factors begin depends on the base's weights, the module and `init_seed` alone, and not on the task: adapters of
-one base can be merged factor by factor. B begins at zero, so that training begins at the base.
+Where the factors begin depends on the base's weights, the module and `init_seed` alone, and not on the task: adapters
+of one base can be merged factor by factor. B begins at zero, so that training begins at the base.
 
 Source: Hu et al. 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA). A begins as PEFT has it,
 uniform in ±1/√in.
@@ -157,6 +157,6 @@ def _refuse_other_start(layers: Layers, start: Start) -> None:
         rank, there = factors(layer)[0].shape[0], start[name][0].shape[0]
         if rank != there:
             raise IncompatibleCheckpoints(
-                f"The adapter in `family` has rank {there} in {name!r} and this request rank {rank}, expected the same: "
-                f"set rank to {there}."
+                f"The adapter in `family` has rank {there} in {name!r} and this request rank {rank}, expected the "
+                f"same: set rank to {there}."
             )

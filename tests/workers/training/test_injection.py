@@ -97,7 +97,7 @@ def test_only_the_factors_learn_and_the_global_generator_is_left_alone() -> None
 
 def test_peft_loads_what_is_written_and_gives_the_same_outputs(tmp_path: Path) -> None:
     module, adapter = train()
-    write_trained_adapter(adapter, tmp_path)
+    write_trained_adapter(adapter, tmp_path, {})
     loaded = PeftModel.from_pretrained(make_bert(), tmp_path)  # type: ignore[arg-type]  # takes a path
     assert torch.equal(loaded(input_ids=INPUTS).last_hidden_state, module(input_ids=INPUTS).last_hidden_state)
 

@@ -139,7 +139,7 @@ def test_an_expert_begins_where_its_family_did() -> None:
 
 def test_peft_loads_the_folded_copy_with_the_same_outputs(tmp_path: Path) -> None:
     module, adapter = train()
-    write_trained_adapter(adapter, tmp_path)
+    write_trained_adapter(adapter, tmp_path, {})
     loaded = PeftModel.from_pretrained(make_bert(), tmp_path)  # type: ignore[arg-type]  # takes a path
     found, expected = (model(input_ids=INPUTS).last_hidden_state for model in (loaded, module))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -147,7 +147,7 @@ def test_peft_loads_the_folded_copy_with_the_same_outputs(tmp_path: Path) -> Non
 
 def test_there_is_no_copy_where_it_would_need_another_rank(tmp_path: Path) -> None:
     _, adapter = train({update.module: (update.a, torch.ones_like(update.b)) for update in train(steps=1)[1].updates})
-    write_trained_adapter(adapter, tmp_path)
+    write_trained_adapter(adapter, tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json", "linearized_adapter_model.safetensors"
     ]  # fmt: skip
