@@ -41,7 +41,8 @@ def optimize(trainable: Trainable, chosen: Chosen, parameters: TrainingParameter
     with _own_draws(next(iter(chosen.values())).device):
         while record.done < parameters.steps and not record.is_exhausted(parameters.early_stopping_patience):
             _seed_step(run.seed, record.done)
-            _step(trainable.loss, next(batches), chosen, optimizer, parameters, record)
+            _set_learning_rate(optimizer, parameters, record.done)
+            _descend(trainable.loss(next(batches)), chosen, optimizer, parameters, record)
             run.on_step(Step(done=record.done, total=parameters.steps, loss=record.losses[-1]))
             if validate is not None and _is_validated(record.done, parameters):
                 record.add(validate(record.done), chosen if parameters.keep == "best" else {})
@@ -67,7 +68,7 @@ class _Record:
 
     def is_exhausted(self, patience: int | None) -> bool:
         """Whether so many validations in a row were no better than the best before them."""
-        return patience is not None and len(self.validations) - 1 - self.best >= patience and self.best >= 0
+        return patience is not None and self.best >= 0 and len(self.validations) - 1 - self.best >= patience
 
     def add(self, validation: Measurement, chosen: Chosen) -> None:
         """Take a validation; of the best one, the first of equals, the chosen parameters are kept."""
@@ -104,19 +105,16 @@ def _make_optimizer(chosen: Chosen, parameters: TrainingParameters) -> torch.opt
     return torch.optim.AdamW(chosen.values(), lr=rate, weight_decay=decay, foreach=False)
 
 
-def _step(  # noqa: PLR0913 (a step has so many parts)
-    loss_of: Callable[[list[int]], Tensor],
-    batch: list[int],
-    chosen: Chosen,
-    optimizer: torch.optim.Optimizer,
-    parameters: TrainingParameters,
-    record: _Record,
-) -> None:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: TrainingParameters, done: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = parameters.learning_rate * learning_rate_factor(record.done, parameters)
-    optimizer.zero_grad(set_to_none=True)
-    loss = loss_of(batch)
+        group["lr"] = parameters.learning_rate * learning_rate_factor(done, parameters)
+
+
+def _descend(
+    loss: Tensor, chosen: Chosen, optimizer: torch.optim.Optimizer, parameters: TrainingParameters, record: _Record
+) -> None:
     _refuse_not_finite(loss, record.done + 1, parameters)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(chosen.values(), parameters.max_gradient_norm)
     optimizer.step()
