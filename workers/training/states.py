@@ -18,13 +18,14 @@ _UNREADABLE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)  # what 
 
 
 class FileStates:
-    """The states of one training, saved every so many seconds; the first is due when these have passed."""
+    """The states of one training, saved every so many seconds; 0: after every step, whatever it takes."""
 
     def __init__(self, folder: Path, key: str, *, every_seconds: float) -> None:
         self._path = folder / STATE_FILE
         self._key = key
         self._every_seconds = every_seconds
         self._saved_at = time.monotonic()
+        self._pause_seconds = every_seconds
 
     def load(self) -> dict[str, Any] | None:
         """Return the last state of this very training; None where there is none, or none that can be read."""
@@ -37,7 +38,7 @@ class FileStates:
 
     def is_due(self) -> bool:
         """Whether it is time to save again."""
-        return time.monotonic() - self._saved_at >= self._every_seconds
+        return time.monotonic() - self._saved_at >= self._pause_seconds
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state. Raises: OSError when the disk is full."""
@@ -50,4 +51,5 @@ class FileStates:
             os.fsync(file.fileno())
         beside.replace(self._path)
         self._saved_at = time.monotonic()
-        self._every_seconds = max(self._every_seconds, SHARE * (self._saved_at - began_at))
+        if self._every_seconds > 0:
+            self._pause_seconds = max(self._every_seconds, SHARE * (self._saved_at - began_at))

@@ -21,6 +21,9 @@ from workers.pipelines.fusing import fuse_adapter
 from workers.training.injection import begin, factors, inject, read_update
 from workers.training.parameters import LoraParameters
 
+# PEFT asks transformers by a name that is going away
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> LocalCheckpoint:

@@ -169,7 +169,13 @@ def test_an_evaluator_that_cannot_train_is_refused(tmp_path: Path) -> None:
 
 LINEARIZED: dict[str, Any] = {
     "technique": "linearized_lora",
-    "parameters": {"steps": 20, "learning_rate": 0.1, "batch_size": 4, "rank": 2, "target_modules": ["dense"]},
+    "parameters": {
+        "steps": 20,
+        "learning_rate": 0.1,
+        "batch_size": 4,
+        "rank": 2,
+        "target_modules": ["output.dense", "intermediate.dense"],
+    },
 }
 LORA: dict[str, Any] = LINEARIZED | {"technique": "lora"}
 
@@ -183,8 +189,7 @@ def test_an_adapter_is_measured_as_it_was_trained(tmp_path: Path, technique: dic
     assert manifest.kind is CheckpointKind.ADAPTER
     assert (on_the_way.step, last.step, result.step) == (10, 20, None)
     assert result == last.model_copy(update={"step": None})
-    assert result.value is not None
-    assert result.value > 0.8
+    assert float(str(report["final_loss"])) < 1.5  # from 2.2
     assert report["adapted_modules"] == [
         "encoder.layer.0.attention.output.dense", "encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense"
     ]  # fmt: skip
@@ -215,6 +220,8 @@ def test_experts_of_two_tasks_merge_as_a_family(tmp_path: Path) -> None:
         base_model=pin(base),
         models=tuple(RecipeModel(**pin(expert).model_dump()) for expert in experts),
         parameters={"merge": {"method": "average", "parameters": {}, "version": None}, "space": "factors"},
+        shard_bytes=1 << 40,
+        adapter_space="factors",
     )
     plan = plan_merge(recipe, base.manifest, [expert.manifest for expert in experts], card)
     code = load_adapter_recipe(recipe)
@@ -268,11 +275,14 @@ def test_a_family_of_plain_adapters_tells_no_start(tmp_path: Path) -> None:
 # --- attempts -----------------------------------------------------------------------------------------------------
 
 
+FULL: dict[str, Any] = {"parameters": PARAMETERS | {"steps": 20}}
+
+
 class Killed(Exception):
     """In the place of a signal."""
 
 
-@pytest.mark.parametrize("technique", [{}, LINEARIZED], ids=["full", "linearized_lora"])
+@pytest.mark.parametrize("technique", [FULL, LINEARIZED], ids=["full", "linearized_lora"])
 def test_a_second_attempt_goes_on_and_gives_the_same_bytes(tmp_path: Path, technique: dict[str, Any]) -> None:
     run(make_work(tmp_path, output="whole", **technique))
     kept = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
@@ -294,8 +304,9 @@ def test_a_second_attempt_goes_on_and_gives_the_same_bytes(tmp_path: Path, techn
 
 
 def test_what_another_request_kept_is_left_aside(tmp_path: Path) -> None:
+    short: dict[str, Any] = {"parameters": PARAMETERS | {"steps": 3}}
     kept = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
-    run(make_work(tmp_path, output="first", **kept))
-    run(make_work(tmp_path, output="plain", seed=1))
-    run(make_work(tmp_path, output="second", seed=1, **kept))
+    run(make_work(tmp_path, output="first", **short, **kept))
+    run(make_work(tmp_path, output="plain", seed=1, **short))
+    run(make_work(tmp_path, output="second", seed=1, **short, **kept))
     assert read_all(tmp_path / "second") == read_all(tmp_path / "plain")

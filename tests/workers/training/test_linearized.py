@@ -17,6 +17,11 @@ from workers.training.injection import factors, inject
 from workers.training.linearized import ClosedForm, JacobianVectorProduct, LinearizedLora, linearize
 from workers.training.parameters import LoraParameters
 
+pytestmark = [  # PEFT and torch ask for what is going away in transformers and torch
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),
+]
+
 RANK = 2
 SCALING = 1.5
 INPUTS = torch.arange(12).view(4, 3)
