@@ -76,7 +76,7 @@ def submit(
             inputs=[
                 JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
                 *measuring.head_inputs(pinned),
-                *(JobInputRef(role="family", position=0, checkpoint_id=one.id) for one in family),
+                *(JobInputRef(role="model", position=0, checkpoint_id=one.id) for one in family),
             ],
             tags=dict(request.output.tags),
             **measuring.terms(wiring.defaults, request).model_dump(),

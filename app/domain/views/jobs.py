@@ -38,7 +38,7 @@ class JobTimings(View):
 
 
 class JobInputRef(View):
-    """A checkpoint that a job reads; `role` is base_model, model, head or family."""
+    """A checkpoint that a job reads; `role` is base_model, model or head."""
 
     role: str
     position: int
