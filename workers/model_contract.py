@@ -50,6 +50,28 @@ class Trainable:
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A task as a learner sees it: a model in float32 and evaluation mode, and what it says of examples of one split.
+
+    Whoever replaces the module's weights, or lets them have gradients, changes what the functions compute.
+    """
+
+    module: torch.nn.Module
+    n_examples: int
+    logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph
+    losses: Callable[
+        [Sequence[int]], Tensor
+    ]  # indices of examples -> loss of each under its label, [n], with its graph
+
+
+class OpenProbe(Protocol):
+    """Open a subject for learning on one split of its task."""
+
+    def __call__(self, subject: Subject, split: str, models: ModelSource) -> Probe:
+        """Return the model with its outputs."""
+
+
 class Measure(Protocol):
     """Measure a subject on one split of its task; `on_examples(done, total)` reports."""
 
@@ -74,6 +96,7 @@ class Evaluator:
     parameters: type[Parameters]
     measure: Measure
     make_trainable: MakeTrainable | None  # None: tasks of this kind cannot be trained on
+    open_probe: OpenProbe | None = None  # None: merge methods cannot learn on tasks of this kind
 
 
 def evaluator(
@@ -87,6 +110,7 @@ def evaluator(
     parameters: type[Parameters],
     version: int = 1,
     make_trainable: MakeTrainable | None = None,
+    open_probe: OpenProbe | None = None,
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
@@ -101,10 +125,11 @@ def evaluator(
         heads=heads,
         metrics=metrics,
         parameters=schema_of(parameters),
+        is_learnable=open_probe is not None,
     )
 
     def decorate(function: Measure) -> Evaluator:
-        return Evaluator(card, parameters, function, make_trainable)
+        return Evaluator(card, parameters, function, make_trainable, open_probe)
 
     return decorate
 

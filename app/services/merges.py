@@ -16,7 +16,7 @@ from app.db.tables import Checkpoint
 from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
-from app.domain.jobs import JobKind, JobState
+from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.mergekit.writing import write_merge
 from app.domain.planning import plan_merge
 from app.domain.plans import MergePlan
@@ -24,8 +24,8 @@ from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
-from app.domain.work import CheckpointOutcome, MergeWork, Outcome
-from app.services import inputs, jobs, measuring, merge_additions
+from app.domain.work import CheckpointOutcome, LearningTask, MergeWork, Outcome
+from app.services import inputs, jobs, measuring, merge_additions, merge_data, task_files
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -45,6 +45,7 @@ def submit(
     Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
         UnknownBaseModel, IncompatibleCheckpoints, OutOfDisk; Replayed, IdempotencyKeyReused.
     """
+    request = merge_data.expand(wiring.catalog, request)
     ahead = _plan_ahead(wiring, actor, request)
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
@@ -85,6 +86,7 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
 
     Raises: as `submit` for what the request itself gets wrong.
     """
+    request = merge_data.expand(wiring.catalog, request)
     with wiring.sessions.read() as session:
         made = drafts.draft(session, wiring, actor, request)
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
@@ -196,6 +198,7 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
         "inputs": made.inputs,
         "recipe_digest": made.recipe.digest,
         "tags": spec.tags,
+        "resource_class": ResourceClass.GPU if spec.learning else None,  # it runs models
         **terms.model_dump(),
     }
     if source is None:
@@ -224,15 +227,23 @@ class MergeSteps:
         """Bring the inputs here."""
         spec = MergeSpec.model_validate(claim.job.spec)
         ids = [str(model["checkpoint"]) for model in spec.models]
+        heads = [item.base_model for item in spec.learning]
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto))])
+            for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto, *heads))])
         }
         return MergeWork(
             recipe=spec.recipe,
             base_model=here[spec.base_model] if spec.base_model is not None else None,
             models=tuple(here[checkpoint_id] for checkpoint_id in ids),
             onto=here[spec.onto] if spec.onto is not None else None,
+            learning=tuple(
+                LearningTask(
+                    task=task_files.fetch(keepers, item.task_id, [item.split]),
+                    head_base_model=here[item.base_model] if item.base_model is not None else None,
+                )
+                for item in spec.learning
+            ),
             output=scratch / "output",
         )
 

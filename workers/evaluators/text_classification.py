@@ -22,7 +22,7 @@ from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement
 from workers.checkpoints.model import Classifier, Encoder
 from workers.datasets import text as text_datasets
-from workers.model_contract import ModelSource, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
 Logits = Callable[[Sequence[str]], Tensor]  # n texts -> [n, n_classes] float32
@@ -68,6 +68,28 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     )
 
 
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a checkpoint for learning on one split, under the task's head.
+
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
+    """
+    task = subject.task
+    preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
+    examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
+    logits = _open(subject, models, preprocessing)
+    has_own_head = task.spec.head.kind == "own"
+    opened: Encoder = models.classifier(subject.checkpoint) if has_own_head else models.encoder(subject.checkpoint)
+    labels = torch.tensor(examples.labels, device=models.device)
+
+    def logits_of(batch: Sequence[int]) -> Tensor:
+        return logits([examples.texts[index] for index in batch])
+
+    def losses_of(batch: Sequence[int]) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits_of(batch), labels[list(batch)], reduction="none")
+
+    return Probe(module=opened.module, n_examples=len(examples), logits=logits_of, losses=losses_of)
+
+
 @evaluator(
     name="text-classification",
     title="Text classification",
@@ -77,6 +99,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     metrics=("accuracy",),
     parameters=TextPreprocessing,
     make_trainable=make_trainable,
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
