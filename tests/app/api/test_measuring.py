@@ -427,7 +427,7 @@ def test_a_family_has_one_base_and_tells_where_it_began(house: House) -> None:
     second = house.finish("/v1/finetunes", ask | {"family": "first", "output": {"name": "second"}})
 
     assert second["state"] == "succeeded", second["problem"]
-    assert {one["role"] for one in second["inputs"]} == {"base_model", "head", "model"}
+    assert second["spec"]["family"] == house.read("/v1/checkpoints/first")["id"]
     for changes, pointer, message in (
         ({"family": "bert"}, "/family", "is of kind dense"),
         ({"family": "stranger"}, "/family", "one family has one base"),
