@@ -45,7 +45,8 @@ def optimize(trainable: Trainable, chosen: Chosen, parameters: TrainingParameter
             _descend(trainable.loss(next(batches)), chosen, optimizer, parameters, record)
             run.on_step(Step(done=record.done, total=parameters.steps, loss=record.losses[-1]))
             if validate is not None and _is_validated(record.done, parameters):
-                record.add(validate(record.done), chosen if parameters.keep == "best" else {})
+                found = _validate(trainable.module, validate, record.done)
+                record.add(found, chosen if parameters.keep == "best" else {})
             if run.states is not None and run.states.is_due():
                 run.states.save(_state(record, chosen, optimizer))
     return _finish(record, chosen, parameters)
@@ -90,6 +91,16 @@ def _validation(parameters: TrainingParameters, run: Run) -> Callable[[int], Mea
     if run.validate is None:
         raise InvalidParameters("validate_every: the task has no validation split. Leave it out, or add the split.")
     return run.validate
+
+
+def _validate(module: torch.nn.Module, validate: Callable[[int], Measurement], step: int) -> Measurement:
+    """Measure without dropout, and leave the module's parts in the modes they had."""
+    learning = [part for part in module.modules() if part.training]
+    module.eval()
+    found = validate(step)
+    for part in learning:
+        part.training = True
+    return found
 
 
 def _is_validated(done: int, parameters: TrainingParameters) -> bool:

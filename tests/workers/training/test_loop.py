@@ -112,6 +112,22 @@ def test_validating_changes_nothing() -> None:
     assert torch.equal(validated.weight, train()[0].weight)
 
 
+def test_dropout_is_on_while_training_and_off_while_measuring() -> None:
+    module = make_bert()
+    seen: list[tuple[str, bool]] = []
+
+    def look(_: Any) -> None:
+        seen.append(("step", any(part.training for part in module.modules())))
+
+    def validate(step: int) -> Any:
+        seen.append(("validation", any(part.training for part in module.modules())))
+        return validate_with({2: 0.5, 4: 0.5})(step)
+
+    parameters = LoraParameters(steps=4, batch_size=2, rank=2, dropout=0.5, validate_every=2)
+    train_adapter(make_bert_task(module), parameters, replace(RUN, on_step=look, validate=validate))
+    assert set(seen) == {("step", True), ("validation", False)}
+
+
 def test_the_best_is_the_first_of_equals_and_its_weights_are_kept() -> None:
     best = VALIDATED.model_copy(update={"keep": "best"})
     kept, trained = train(best, replace(RUN, validate=validate_with(VALUES)))
