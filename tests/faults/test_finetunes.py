@@ -20,7 +20,7 @@ N_STEPS = 60
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WarmServer]:
-    made = WarmServer("workers.runner", MODULES, threads=1)
+    made = WarmServer("tests.faults.real_work", MODULES, threads=1)
     yield made
     made.stop()
 
