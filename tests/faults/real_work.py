@@ -1,4 +1,4 @@
-"""A job process that does its work as it is, without the checks and kernels that a worker makes ready. For tests alone."""
+"""A job process that does its work as it is, without what a worker checks and compiles first. For tests alone."""
 
 from workers.runner import run
 
