@@ -6,11 +6,12 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts, bases, metrics
+from app.db import bases, metrics, products
 from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
+from app.db.products import Product
 from app.db.tables import Checkpoint, Task
-from app.domain.catalog import FinetunerCard
+from app.domain.catalog import EvaluatorCard, FinetunerCard
 from app.domain.checkpoints import CheckpointKind, Value
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.identifiers import MAX_NAME
@@ -53,7 +54,7 @@ def submit(
         asked = [("/base_model", request.base_model), *([("/family", request.family)] if request.family else [])]
         base, *family = checkpoint_rows.resolve(session, actor.project_id, asked)
         task = task_rows.resolve(session, actor.project_id, [("/task", request.task)])[0]
-        _refuse([*_base_faults(base, task), *_validation_faults(parameters, task)])
+        _refuse([*_base_faults(base, task, wiring.catalog.evaluator(task.kind)), *_validation_faults(parameters, task)])
         _refuse([fault for one in family for fault in _family_faults(session, one, base, card, parameters)])
         pinned = measuring.pin_bases(session, [(task, "train")], default=bases.root(session, base.id), pointer="/task")
         name = request.output.name or _default_name(task.name, card.name)
@@ -113,39 +114,19 @@ class FinetuneSteps:
         if not isinstance(outcome, CheckpointOutcome):
             raise TypeError(f"a fine-tuning gave {type(outcome).__name__}, expected CheckpointOutcome")
         spec = FinetuneSpec.model_validate(claim.job.spec)
-        artifact = artifacts.add(
-            session,
-            claim.actor,
-            kind="checkpoint",
-            job_id=claim.job.id,
-            checkpoint_id=None,
-            files=outcome.manifest.files,
-        )
-        tags = spec.output["tags"]
-        checkpoint = checkpoint_rows.add_produced(
-            session,
-            claim.actor,
-            name=str(spec.output["name"]),
-            kind=outcome.manifest.kind,
-            manifest=outcome.manifest,
-            job_id=claim.job.id,
-            artifact_id=artifact.id,
-            base_checkpoint_id=spec.base_model,
-            task=spec.task,
-            tags={key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
-        )
-        artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+        product = Product(claim.job.id, outcome.manifest, spec.output, spec.base_model, spec.task)
+        artifact_id, checkpoint_id = products.add(session, claim.actor, product)
         made = metrics.add(
             session,
             claim.actor.project_id,
             job_id=claim.job.id,
-            checkpoint_id=checkpoint.id,
+            checkpoint_id=checkpoint_id,
             measurements=outcome.measurements,
         )
         return JobResult(
             {
-                "checkpoint": checkpoint.id,
-                "artifacts": [artifact.id],
+                "checkpoint": checkpoint_id,
+                "artifacts": [artifact_id],
                 "evaluations": [],
                 "metrics": [metric.model_dump(mode="json") for metric in made if metric.step is None],
                 "data": outcome.report,
@@ -166,7 +147,7 @@ def _refuse(faults: list[FieldProblem]) -> None:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
 
 
-def _base_faults(base: Checkpoint, task: Task) -> list[FieldProblem]:
+def _base_faults(base: Checkpoint, task: Task, card: EvaluatorCard) -> list[FieldProblem]:
     faults: list[FieldProblem] = []
     if base.kind != CheckpointKind.DENSE:
         faults.append(FieldProblem("/base_model", f"{base.name!r} is of kind {base.kind}; name a dense checkpoint"))
@@ -174,8 +155,9 @@ def _base_faults(base: Checkpoint, task: Task) -> list[FieldProblem]:
     if "train" not in spec.dataset:
         known = ", ".join(sorted(spec.dataset))
         faults.append(FieldProblem("/task", f"task {task.name!r} has no train split; it has {known}"))
-    if spec.head.kind == "own":
-        message = f"task {task.name!r} has head 'own'; fine-tuning keeps heads frozen: use label_prompts or linear"
+    if spec.head.kind not in card.trainable_heads:
+        use = " or ".join(card.trainable_heads) or "a task of another kind"
+        message = f"task {task.name!r} has head {spec.head.kind!r}; fine-tuning keeps heads frozen: use {use}"
         faults.append(FieldProblem("/task", message))
     return faults
 

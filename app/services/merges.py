@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts, equal_merges
 from app.db import checkpoints as checkpoint_rows
+from app.db import equal_merges, products
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
+from app.db.products import Product
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
@@ -303,35 +304,17 @@ class _Kept:
 
 
 def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
-    artifact = artifacts.add(
-        session,
-        actor,
-        kind="checkpoint",
-        job_id=made.job_id,
-        checkpoint_id=None,
-        files=made.files,
-        recipe=made.spec.recipe.model_dump(mode="json"),
-        recipe_digest=made.spec.recipe.digest,
+    spec = made.spec
+    product = Product(
+        made.job_id, made.manifest, spec.output, spec.base_checkpoint, recipe=spec.recipe, files=made.files
     )
-    checkpoint = checkpoint_rows.add_produced(
-        session,
-        actor,
-        name=made.spec.name,
-        kind=made.manifest.kind,
-        manifest=made.manifest,
-        job_id=made.job_id,
-        artifact_id=artifact.id,
-        base_checkpoint_id=made.spec.base_checkpoint,
-        task=None,
-        tags=made.spec.tags,
-    )
-    artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+    artifact_id, checkpoint_id = products.add(session, actor, product)
     evaluations = tuple(
-        (new_id("job"), EvaluationSpec(checkpoint=checkpoint.id, tasks=(item,))) for item in made.spec.evaluate
+        (new_id("job"), EvaluationSpec(checkpoint=checkpoint_id, tasks=(item,))) for item in made.spec.evaluate
     )
     document: dict[str, JsonValue] = {
-        "checkpoint": checkpoint.id,
-        "artifacts": [artifact.id],
+        "checkpoint": checkpoint_id,
+        "artifacts": [artifact_id],
         "evaluations": [job_id for job_id, _ in evaluations],
         "metrics": [],
     }

@@ -47,7 +47,9 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clip", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the models (3.3 GB, made if not there)")
-    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of rows to measure; none matches: only print")
+    parser.add_argument(
+        "--rows", nargs="+", default=["*"], help="patterns of rows to measure; none matches: only print"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of ours; the other tools run once")
     parser.add_argument("--without-peers", action="store_true", help="measure ours alone")
     return parser.parse_args()
@@ -74,7 +76,7 @@ def _emptied(folder: Path) -> Iterator[Path]:
 
 def _run_ours(row: Row, models: Path, output: Path) -> Run:
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.engine.merge_once", models, row.method, output]
+    command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, row.method, output]
     command += ["--parameters", json.dumps(row.parameters)]
     command += [] if row.n_models is None else ["--models", str(row.n_models)]
     command += [] if row.is_based else ["--without-base"]
