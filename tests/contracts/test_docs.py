@@ -25,7 +25,7 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("quickstart", "api", "adapters", "finetuning", "learning", "operations", "scaling")
+        for name in ("quickstart", "api", "adapters", "finetuning", "learning", "sweeps", "operations", "scaling")
     ),
 ]
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)

@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would no
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import ModelNotRunnable
+from workers.checkpoints.held import HeldCheckpoint
 
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -96,6 +98,11 @@ class Models:
         found: Loaded = self._loaded[key]
         return found
 
+    def forget(self, checkpoint: LocalCheckpoint) -> None:
+        """Drop a checkpoint that is not measured any more."""
+        self._encoders.pop(checkpoint.manifest.digest, None)
+        self._classifiers.pop(checkpoint.manifest.digest, None)
+
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
     """Load a checkpoint's encoder afresh: a fine-tuner changes the one it gets.
@@ -141,15 +148,7 @@ def load_module(factory: Any, checkpoint: LocalCheckpoint, device: torch.device)
             "layout (config.json and tokenizer beside the weights) to run it."
         )
     try:
-        module, loading = factory.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # so that they are listed by name and refused below
-            output_loading_info=True,
-        )
+        module, loading = _from_pretrained(factory, checkpoint)
     except MemoryError:
         raise
     except Exception as error:  # the library raises a dozen unrelated classes on a bad config
@@ -160,6 +159,22 @@ def load_module(factory: Any, checkpoint: LocalCheckpoint, device: torch.device)
     _refuse_wrong_weights(module, loading)
     module.requires_grad_(requires_grad=False)
     return module.eval().to(device)  # type: ignore[no-any-return]  # from_pretrained is untyped
+
+
+def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> Any:  # a module, and how it was loaded: untyped
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,  # so that they are listed by name and refused below
+        "output_loading_info": True,
+    }
+    if not isinstance(checkpoint, HeldCheckpoint):
+        return factory.from_pretrained(checkpoint.path, **local, **options)
+    config = AutoConfig.from_pretrained(checkpoint.path, **local)
+    with torch.device("meta"):  # the class alone is wanted: a factory takes no tensors in place of a folder
+        kind = type(factory.from_config(config, trust_remote_code=False))
+    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)
 
 
 def _refuse_wrong_weights(module: PreTrainedModel, loading: dict[str, Any]) -> None:
