@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import artifacts, equal_merges
 from app.db import checkpoints as checkpoint_rows
-from app.db import equal_merges
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
