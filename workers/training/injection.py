@@ -90,7 +90,7 @@ def draw_first_factor(shape: torch.Size, *, key: str) -> Tensor:
 
 def factors(layer: LoraLayer) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
     """Return A [r, in, *kernel] and B [out, r, 1, …] of a layer."""
-    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return layer.lora_A[ADAPTER].get_parameter("weight"), layer.lora_B[ADAPTER].get_parameter("weight")
 
 
 def read_update(name: str, layer: LoraLayer, start: tuple[Tensor, Tensor] | None = None) -> LoraUpdate:
@@ -116,8 +116,9 @@ def _default_targets(module: torch.nn.Module, adaptable: list[str]) -> tuple[str
     """Return PEFT's targets for the architecture, else the first of its targets for any that are all there."""
     own = DEFAULT_TARGETS.get(str(getattr(getattr(module, "config", None), "model_type", "")))
     for targets in (own, *DEFAULT_TARGETS.values()):
-        is_list = isinstance(targets, list)
-        if is_list and all(any(_fits(name, target) for name in adaptable) for target in targets):
+        if targets is None or isinstance(targets, str):  # a regular expression, for a model of several parts
+            continue
+        if all(any(_fits(name, target) for name in adaptable) for target in targets):
             return tuple(targets)
     raise InvalidParameters(
         f"target_modules: no query and value were found in the {type(module).__name__}; expected names of modules, of "

@@ -8,7 +8,7 @@ network around them stays non-linear.
 Source: Tang et al. 2023, arXiv:2310.04742, §3 (partial linearization).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -48,7 +48,7 @@ class LinearizedLora(torch.nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, which some architectures look at."""
-        return self.layer.get_base_layer().weight  # type: ignore[no-any-return]  # a module's attribute is untyped
+        return self.layer.get_base_layer().get_parameter("weight")
 
     @property
     def start(self) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,12 @@ class JacobianVectorProduct(LinearizedLora):
         """Return f(x; φ₀) + J(x; φ₀)·(φ − φ₀)."""
         names = (f"lora_A.{ADAPTER}.weight", f"lora_B.{ADAPTER}.weight")
 
+        layer = cast(torch.nn.Module, self.layer)  # PEFT's type is a mixin's
+
         def compute(*values: Tensor) -> Tensor:
-            call = torch.func.functional_call
-            return call(self.layer, dict(zip(names, values, strict=True)), (x, *args), kwargs)  # type: ignore[no-any-return]
+            given = dict(zip(names, values, strict=True))
+            return torch.func.functional_call(layer, given, (x, *args), kwargs)  # type: ignore[no-any-return]
 
         changes = tuple(value - start for value, start in zip(factors(self.layer), self.start, strict=True))
-        at_start, change = torch.func.jvp(compute, self.start, changes)
-        return at_start + change  # type: ignore[no-any-return]
+        found = torch.func.jvp(compute, self.start, changes)
+        return found[0] + found[1]  # type: ignore[no-any-return]

@@ -41,7 +41,8 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> LocalCheckpoint:
 
 def load(checkpoint: LocalCheckpoint) -> ViTModel:
     loaded = ViTModel.from_pretrained(checkpoint.path, add_pooling_layer=False)
-    return loaded.eval().requires_grad_(requires_grad=False)
+    loaded.train(mode=False)
+    return loaded.requires_grad_(requires_grad=False)
 
 
 def make_adapter(model: ViTModel) -> LoraResult:
@@ -66,7 +67,7 @@ def test_an_adapter_is_folded_into_the_base_s_files_and_loaded_by_peft(vit: Loca
 
     pixels = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     expected = model(pixels).last_hidden_state
-    by_peft = PeftModel.from_pretrained(load(vit), folder)  # type: ignore[arg-type]  # takes a path
+    by_peft = PeftModel.from_pretrained(load(vit), folder)
     assert torch.equal(by_peft(pixels).last_hidden_state, expected)
     folded = fuse_adapter(tiny_bert.local(folder), vit, tmp_path / "fused")
     assert set(load_file(folded.path / "model.safetensors")) == {tensor.name for tensor in vit.manifest.tensors}

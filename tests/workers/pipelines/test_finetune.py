@@ -285,7 +285,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("technique", [FULL, LINEARIZED], ids=["full", "linearized_lora"])
 def test_a_second_attempt_goes_on_and_gives_the_same_bytes(tmp_path: Path, technique: dict[str, Any]) -> None:
     run(make_work(tmp_path, output="whole", **technique))
-    kept = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
+    kept: dict[str, Any] = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
     killed = make_work(tmp_path, output="killed", **technique, **kept)
 
     def die(progress: Progress) -> None:
@@ -305,7 +305,7 @@ def test_a_second_attempt_goes_on_and_gives_the_same_bytes(tmp_path: Path, techn
 
 def test_what_another_request_kept_is_left_aside(tmp_path: Path) -> None:
     short: dict[str, Any] = {"parameters": PARAMETERS | {"steps": 3}}
-    kept = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
+    kept: dict[str, Any] = {"kept": tmp_path / "kept", "save_every_seconds": 0.0}
     run(make_work(tmp_path, output="first", **short, **kept))
     run(make_work(tmp_path, output="plain", seed=1, **short))
     run(make_work(tmp_path, output="second", seed=1, **short, **kept))

@@ -101,12 +101,12 @@ def test_only_the_factors_learn_and_the_global_generator_is_left_alone() -> None
 def test_peft_loads_what_is_written_and_gives_the_same_outputs(tmp_path: Path) -> None:
     module, adapter = train()
     write_trained_adapter(adapter, tmp_path, {})
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)  # type: ignore[arg-type]  # takes a path
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
     assert torch.equal(loaded(input_ids=INPUTS).last_hidden_state, module(input_ids=INPUTS).last_hidden_state)
 
 
 def test_weights_that_are_stored_the_other_way_round_are_adapted_too() -> None:
-    gpt2 = GPT2Model(GPT2Config(vocab_size=12, n_embd=4, n_layer=1, n_head=2, n_positions=4)).eval()
+    gpt2 = GPT2Model(GPT2Config(vocab_size=12, n_embd=4, n_layer=1, n_head=2, n_positions=4))
     layers = inject(gpt2.requires_grad_(requires_grad=False), PARAMETERS)
     begin(layers, base_key="base", init_seed=0, start=None)
     a, b = factors(layers["h.0.attn.c_attn"])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,10 +78,14 @@ def test_the_whole_net_folds_into_dense_weights(b_start: float) -> None:
     net, made = make_net(b_start=b_start)
     x = draw(5, 9, seed=3)
     expected = net(x)
-    folded = [torch.nn.Linear(9, 18).double(), torch.nn.Unflatten(1, (2, 3, 3)), torch.nn.Conv2d(2, 4, 2).double()]
+    folded: list[Any] = [
+        torch.nn.Linear(9, 18).double(),
+        torch.nn.Unflatten(1, (2, 3, 3)),
+        torch.nn.Conv2d(2, 4, 2).double(),
+    ]
     with torch.no_grad():
         for name, one in made.items():
-            base = one.layer.get_base_layer()
+            base: Any = one.layer.get_base_layer()
             (a, b), (a0, b0) = (tuple(factor.flatten(1) for factor in pair) for pair in (factors(one.layer), one.start))
             update = SCALING * (b @ a0 + b0 @ (a - a0))
             folded[int(name)].weight.copy_(base.weight + update.view_as(base.weight))
@@ -145,7 +150,7 @@ def test_an_expert_begins_where_its_family_did() -> None:
 def test_peft_loads_the_folded_copy_with_the_same_outputs(tmp_path: Path) -> None:
     module, adapter = train()
     write_trained_adapter(adapter, tmp_path, {})
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)  # type: ignore[arg-type]  # takes a path
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
     found, expected = (model(input_ids=INPUTS).last_hidden_state for model in (loaded, module))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 

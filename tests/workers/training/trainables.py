@@ -39,7 +39,9 @@ def make_bert(seed: int = 0) -> BertModel:
     """Return a BERT with frozen weights, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BertModel(tiny_bert.make_config()).eval().requires_grad_(requires_grad=False)
+        model = BertModel(tiny_bert.make_config()).requires_grad_(requires_grad=False)
+    model.train(mode=False)
+    return model
 
 
 def make_bert_task(module: BertModel) -> Trainable:
@@ -48,7 +50,7 @@ def make_bert_task(module: BertModel) -> Trainable:
     targets = torch.randn(4, 8, generator=torch.Generator().manual_seed(7))
 
     def loss(batch: list[int]) -> Tensor:
-        hidden = module(input_ids=inputs[batch]).last_hidden_state.mean(dim=1)
+        hidden: Tensor = module(input_ids=inputs[batch]).last_hidden_state.mean(dim=1)
         return ((hidden - targets[batch]) ** 2).mean()
 
     return Trainable(module, frozenset(), 4, loss)  # type: ignore[arg-type]  # as above
