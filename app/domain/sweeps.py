@@ -168,7 +168,9 @@ def recipe_at(catalog: Catalog, recipe: Recipe, values: Mapping[str, JsonValue])
             _, step["parameters"] = catalog.check_step(kind, step["name"], step["parameters"], pointer=pointer)
     for index, one in enumerate(document["overrides"]):
         pointer = f"/overrides/{index}/parameters"
-        one["parameters"] = catalog.check_override(card, one["parameters"], pointer=pointer)
+        one["parameters"] = catalog.check_override(
+            card, one["parameters"], n_models=len(recipe.models), pointer=pointer
+        )
     return Recipe.model_validate({**document, "parameters": parameters})
 
 

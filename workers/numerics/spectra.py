@@ -123,7 +123,7 @@ def inverse_root(gram: Tensor, rows: Callable[[], Tensor]) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(gram)
     if _is_benign(values):
-        return (vectors / values.sqrt()) @ vectors.mT
+        return torch.matmul(vectors / values.sqrt(), vectors.mT)
     found = decompose_exactly(rows())
     kept = found.values > NULL * found.values[0]
     left = found.left[:, kept]

@@ -213,9 +213,7 @@ class MergeProgram:
     @property
     def learned(self) -> Learned | None:
         """What the method's learner found, if it has run; it has run once, for all tensors."""
-        if not self.groups:  # nothing is merged, all is copied
-            return None
-        found: Learned | None = self.groups[0].bound.context.learned
+        found: Learned | None = self.groups[0].bound.context.learned if self.groups else None
         return found
 
     def report(self) -> dict[str, JsonValue]:

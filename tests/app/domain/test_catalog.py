@@ -1,6 +1,7 @@
 """A recipe is checked against the cards: all faults at once, near matches, defaults filled in."""
 
 import pytest
+from pydantic import JsonValue
 
 from app.domain.catalog import Catalog, MethodCard
 from app.domain.checkpoints import digest_json
@@ -128,7 +129,7 @@ def test_a_model_has_its_own_parameters_where_the_card_says_so() -> None:
     )
     assert effective["density"] == 0.2
     with pytest.raises(Invalid, match="takes only density per model") as caught:
-        own = [{"reduce": "sum"}, {"density": 2.0}]
+        own: list[dict[str, JsonValue]] = [{"reduce": "sum"}, {"density": 2.0}]
         catalog.check("ties", {}, has_base_model=True, weights=weights, model_parameters=own)
     assert [fault.pointer for fault in caught.value.errors] == [
         "/models/0/parameters/reduce",

@@ -11,11 +11,10 @@ from transformers import BertModel
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
-from app.domain.recipes import PinnedStep, PinnedTask, Recipe, RecipeData, RecipeModel
+from app.domain.recipes import PinnedStep, PinnedTask, Recipe, RecipeData, RecipeModel, pin
 from app.domain.tasks import LabelPromptsHead, LocalTask
 from app.domain.work import CheckpointOutcome, LearningTask, MergeWork
 from tests.workers import tiny_bert
-from tests.workers.files import pin
 from workers.runner import WorkOrder, perform
 
 PROMPTS = (("red green", "cat dog"), ("the is", "runs a"))

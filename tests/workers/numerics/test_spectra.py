@@ -85,7 +85,7 @@ def test_an_svd_that_does_not_converge_is_tried_again(shape: tuple[int, int], mo
 def _draw_spectrum(values: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     vectors = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)).Q
-    return vectors * values @ vectors.mT
+    return torch.matmul(vectors * values, vectors.mT)
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.7, -1.4])  # flat but for a slope, as task vectors are, steep

@@ -11,12 +11,11 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import JobError
 from app.domain.jobs import Progress
-from app.domain.recipes import Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from app.domain.sweep_requests import Choices, NumberRange
 from app.domain.sweeps import MeasuredPoint, Search, Selection, Space, make_grid, recipe_at
 from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, SweepOutcome, SweepWork
 from tests.workers import tiny_bert
-from tests.workers.files import pin
 from workers import catalog
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.sweep import Workshop, sweep
