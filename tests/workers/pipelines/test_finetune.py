@@ -12,11 +12,10 @@ from app.domain.checkpoints import CheckpointKind, LocalCheckpoint, Manifest
 from app.domain.errors import HeadMismatch, IncompatibleCheckpoints
 from app.domain.jobs import Progress
 from app.domain.planning import plan_merge
-from app.domain.recipes import Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from app.domain.tasks import LocalTask, Measurement
 from app.domain.work import FinetuneWork
 from tests.workers import tiny_bert
-from tests.workers.files import pin
 from workers.catalog import load_adapter_recipe, load_finetuner
 from workers.checkpoints.files import LINEARIZED_FILE
 from workers.evaluators import text_classification
