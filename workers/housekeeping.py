@@ -2,12 +2,14 @@
 
 import shutil
 import threading
+from pathlib import Path
 
 import structlog
 
 from app.domain.errors import Unavailable
 from app.services import presence, reaping
 from app.services.presence import WorkerFacts
+from app.services.running import KEPT_SUFFIX
 from workers.runtime import Runtime
 from workers.tasks import Supervisor
 
@@ -40,16 +42,29 @@ class Housekeeping:
                 log.exception("housekeeping_broken")
 
     def sweep_scratch(self) -> int:
-        """Remove the folders of attempts that nobody holds any more; return how many."""
+        """Remove the folders of attempts that nobody holds any more, and what jobs kept that have ended.
+
+        Returns how many were removed.
+        """
+        dead = [*self._dead_attempts(), *self._dead_jobs()]
+        for folder in dead:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(dead)
+
+    def _dead_attempts(self) -> list[Path]:
         folders = {}
         for folder in self._runtime.scratch.glob("job_*.*"):
             job_id, _, fence = folder.name.rpartition(".")
             if fence.isdigit():
                 folders[job_id, int(fence)] = folder
         if not folders:
-            return 0
+            return []
         live = reaping.live_attempts(self._runtime.keepers.sessions, folders)
-        dead = [folder for attempt, folder in folders.items() if attempt not in live]
-        for folder in dead:
-            shutil.rmtree(folder, ignore_errors=True)
-        return len(dead)
+        return [folder for attempt, folder in folders.items() if attempt not in live]
+
+    def _dead_jobs(self) -> list[Path]:
+        folders = {folder.stem: folder for folder in self._runtime.scratch.glob(f"job_*{KEPT_SUFFIX}")}
+        if not folders:
+            return []
+        live = reaping.live_jobs(self._runtime.keepers.sessions, folders)
+        return [folder for job_id, folder in folders.items() if job_id not in live]

@@ -4,9 +4,9 @@ An evaluator (workers/evaluators/) measures a checkpoint on tasks of one kind, a
 fine-tuner (workers/finetuning/) trains whatever an evaluator hands it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -151,17 +151,79 @@ class Step:
     loss: float
 
 
+class StateStore(Protocol):
+    """Where a training keeps what it needs to go on after it was killed (workers/training/states.py)."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what an earlier attempt at the same training saved last; None: there is nothing."""
+
+    def is_due(self) -> bool:
+        """Whether it is time to save again."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state of tensors and plain values in place of the last one, wholly or not at all."""
+
+
+Start = Mapping[str, tuple[Tensor, Tensor]]
+"""Where the factors of an adapter begin, by module: A [r, in], B [out, r]."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What surrounds a training: its draws, its reports, its memory."""
+
+    seed: int  # of the order of the examples, and of dropout
+    base_key: str  # identity of the base model's weights; keys the draws that adapters of one base share
+    on_step: Callable[[Step], None]
+    states: StateStore | None = None  # None: nothing is kept
+    validate: Callable[[int], Measurement] | None = None  # the task's metric after a step, by the validation split
+    start: Start | None = None  # of another adapter: this one begins there, too
+    on_begin: Callable[["LoraResult"], None] | None = None  # is shown an adapter before it learns, and may refuse it
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """What was learned of one module, float32, in PEFT's orientation."""
+
+    module: str  # its path in memory
+    in_shape: tuple[int, ...]  # [in], or [in, *kernel]
+    a: Tensor  # [r, in · kernel]
+    b: Tensor  # [out, r]
+    start: tuple[Tensor, Tensor] | None  # A and B where a linearized training began
+    is_transposed: bool  # the base stores [in, out]
+
+
+@dataclass(frozen=True)
+class LoraResult:
+    """An adapter as it was trained: each module computes W x + s B A x, or the first-order expansion of that."""
+
+    updates: tuple[LoraUpdate, ...]
+    alpha: float
+    use_rslora: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a fine-tuner has done to its trainable."""
+
+    n_parameters: int  # that learned
+    n_steps: int  # that it ran
+    kept_step: int  # after which step the model was as it is now
+    losses: tuple[float, ...]  # one per step
+    validations: tuple[Measurement, ...]
+    adapter: LoraResult | None = None  # None: the module's own weights were trained
+
+
 @dataclass(frozen=True)
 class Finetuner:
     """A fine-tuning technique as the pipeline takes it.
 
-    `train(trainable, parameters, seed, on_step)` changes the trainable's module in place and returns the names of the
-    parameters it has trained.
+    `train(trainable, parameters, run)` changes the trainable's module in place.
     """
 
     card: FinetunerCard
     parameters: type[Parameters]
-    train: Callable[..., frozenset[str]]
+    train: Callable[..., Trained]
 
 
 def finetuner(
@@ -172,9 +234,10 @@ def finetuner(
     source: str,
     parameters: type[Parameters],
     produces: Literal["dense", "adapter"] = "dense",
+    keeps_start: bool = False,
     version: int = 1,
-) -> Callable[[Callable[..., frozenset[str]]], Finetuner]:
-    """Turn `train(trainable, parameters, seed, on_step)` into a fine-tuning technique with its card."""
+) -> Callable[[Callable[..., Trained]], Finetuner]:
+    """Turn `train(trainable, parameters, run)` into a fine-tuning technique with its card."""
     card = FinetunerCard(
         name=name,
         version=version,
@@ -182,10 +245,11 @@ def finetuner(
         summary=summary,
         source=source,
         produces=produces,
+        keeps_start=keeps_start,
         parameters=schema_of(parameters),
     )
 
-    def decorate(function: Callable[..., frozenset[str]]) -> Finetuner:
+    def decorate(function: Callable[..., Trained]) -> Finetuner:
         return Finetuner(card, parameters, function)
 
     return decorate

@@ -94,8 +94,11 @@ def merge(
 def finetune(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The base model (a ref).")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task to train on.")],
-    technique: Annotated[str, typer.Option(help="How to train.")] = "full",
+    technique: Annotated[str, typer.Option(help="full, lora or linearized_lora.")] = "full",
     parameters: Parameters = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="REF", help="A linearized adapter: begin where it began.")
+    ] = None,
     name: OutputName = None,
     seed: Seed = 0,
     wait: Wait = False,
@@ -112,6 +115,8 @@ def finetune(
     }
     if name:
         body["output"] = {"name": name}
+    if family:
+        body["family"] = family
     with Client(url) as client:
         finish_submission(client, client.post("/v1/finetunes", body), wait=wait, as_json=as_json)
 

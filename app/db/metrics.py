@@ -31,6 +31,7 @@ def add(
             split=measured.split,
             n=measured.n,
             stderr=measured.stderr,
+            step=measured.step,
         )
         for measured in measurements
     ]
@@ -43,13 +44,14 @@ def add(
 def newest(  # noqa: PLR0913 (one filter each)
     session: Session, project_id: str, *, checkpoint_ids: Iterable[str], task_ids: Iterable[str], name: str, split: str
 ) -> dict[tuple[str, str], Metric]:
-    """Return the newest metric of a name and split per (checkpoint id, task id)."""
+    """Return the newest metric of a name and split per (checkpoint id, task id); none of a step on the way there."""
     statement = select(Metric).where(
         Metric.project_id == project_id,
         Metric.checkpoint_id.in_(set(checkpoint_ids)),
         Metric.task_id.in_(set(task_ids)),
         Metric.name == name,
         Metric.split == split,
+        Metric.step.is_(None),
     )
     ordered = session.scalars(statement.order_by(Metric.at, Metric.id))
     return {(row.checkpoint_id, row.task_id): row for row in ordered}
@@ -73,6 +75,7 @@ def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
             split=row.split,
             n=row.n,
             stderr=row.stderr,
+            step=row.step,
             transductive=(row.checkpoint_id, row.task_id, row.split) in seen,
             at=row.at,
         )

@@ -407,6 +407,7 @@ class Metric(Table):
     split: Mapped[str] = mapped_column(String(16))
     n: Mapped[int]
     stderr: Mapped[float | None] = mapped_column(Float)
+    step: Mapped[int | None]  # of the training that made the checkpoint; null: of the checkpoint itself
     at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

@@ -125,7 +125,7 @@ def place(manifest: Manifest, base: Manifest) -> dict[str, Placed]:
         found = _find(name, index)
         placed[found.name if found is not None else name] = Placed(full=replace_name(spec, found))
     for module, part in parts.lora.items():
-        found = _find(f"{module}.weight", index)
+        found = _find(f"{config.base_names.get(module, module)}.weight", index)
         if found is None:
             _refuse_homeless(module, index)
         _refuse_tied(module, found.name, base)

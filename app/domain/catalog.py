@@ -148,6 +148,7 @@ class FinetunerCard(Value):
     summary: str
     source: str
     produces: Literal["dense", "adapter"]
+    keeps_start: bool = False  # whether its adapters tell where they began, so that a request may name a `family`
     parameters: dict[str, Any]  # JSON Schema of the parameters object
 
 

@@ -85,6 +85,7 @@ class LoraConfig(Value):
     bias: str = "none"
     base_model_name: str | None = None  # as its author called it; nothing is looked up by it
     task_type: str | None = None  # which model class PEFT wraps
+    base_names: dict[str, str] = Field(default_factory=dict)  # module -> its name in the base's files, where it differs
 
 
 class TaskPatch(Value):

@@ -12,6 +12,7 @@ from app.domain.checkpoints import LoraConfig
 from app.domain.errors import AdapterUnsupported, CheckpointInvalid
 
 CONFIG_FILE = "adapter_config.json"
+BASE_NAMES_FILE = "base_names.json"  # ours: what modules are called in the base's files, where memory has other names
 MAX_RANK = 1 << 20
 MAX_PATTERNS = 10_000
 MAX_PATTERN_LENGTH = 512
@@ -66,6 +67,16 @@ def parse_lora_config(document: Mapping[str, Any]) -> LoraConfig:
         base_model_name=_read_base_name(document),
         task_type=_read_word(document.get("task_type")),
     )
+
+
+def parse_base_names(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return module path in memory -> module path in the base's files. Raises: CheckpointInvalid."""
+    for module, name in document.items():
+        if not isinstance(name, str):
+            raise CheckpointInvalid(
+                f"{BASE_NAMES_FILE}: found {ascii(name)[:120]} at {module[:120]!r}, expected a name."
+            )
+    return {module: str(name) for module, name in document.items()}
 
 
 def rank_of(config: LoraConfig, module: str) -> int:

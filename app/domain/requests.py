@@ -357,6 +357,11 @@ class FinetuneRequest(WorkRequest):
     task: TaskReference
     technique: str = Field(default="full", min_length=1, max_length=64)
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    family: ReferenceText | None = Field(
+        default=None,
+        description="Another adapter of the same base, trained with linearized_lora: this one begins where it began. "
+        "Not needed between adapters made here: they begin at one place unless init_seed says otherwise.",
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     output: Output = Output()
 

@@ -135,4 +135,5 @@ class Measurement(Value):
     split: str
     n: int  # examples
     stderr: float | None = None
+    step: int | None = None  # of a training, after which it was measured; None: of the checkpoint as it is
     details: MeasurementDetails = MeasurementDetails()

@@ -82,6 +82,9 @@ class FinetuneWork(Value):
     parameters: dict[str, JsonValue]
     seed: int
     output: Path  # an empty folder
+    family: LocalCheckpoint | None = None  # another adapter, whose start is this one's
+    kept: Path | None = None  # a folder that may be made, and outlives the attempt
+    save_every_seconds: float = 10.0  # between two states in `kept`
 
 
 class AnalyzeWork(Value):

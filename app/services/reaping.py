@@ -18,7 +18,7 @@ from app.db import jobs as rows
 from app.db.engine import Sessions
 from app.db.tables import IdempotencyKey, Job, Worker
 from app.domain.errors import ArtifactGone, Unavailable
-from app.domain.jobs import JobState
+from app.domain.jobs import LIVE_STATES, JobState
 from app.domain.views.jobs import JobView
 from app.queue import JobQueue
 from app.services.jobs import Ending, conclude, hint
@@ -196,6 +196,14 @@ def live_attempts(sessions: Sessions, candidates: Iterable[tuple[str, int]]) -> 
     with sessions.read() as session:
         held = select(Job.id, Job.fence).where(Job.id.in_([job_id for job_id, _ in wanted]), rows.in_state(*rows.HELD))
         return {(job_id, fence) for job_id, fence in session.execute(held)} & set(wanted)
+
+
+def live_jobs(sessions: Sessions, candidates: Iterable[str]) -> set[str]:
+    """Return which of these jobs have not ended; what was kept for the next attempt of the others is a leftover."""
+    with sessions.read() as session:
+        return set(
+            session.scalars(select(Job.id).where(Job.id.in_(sorted(set(candidates))), rows.in_state(*LIVE_STATES)))
+        )
 
 
 def _lose(sessions: Sessions, job_id: str, fence: int) -> bool:

@@ -28,6 +28,8 @@ from app.services.jobs import Ending, conclude
 from app.storage.base import UNWATCHED, Storage, Watch
 from app.storage.sources import Sources
 
+KEPT_SUFFIX = ".kept"
+
 
 class ClaimLost(Exception):
     """The job is no longer this worker's: its lease ran out and another took it, or it was ended. Write nothing."""
@@ -98,6 +100,14 @@ class JobSteps(Protocol):
 
         The files of the outcome have been published into the store by now.
         """
+
+
+def kept_folder(scratch: Path) -> Path:
+    """Return the folder of an attempt's job that outlives the attempt: what lies in it helps the next one on.
+
+    It is this worker's, is made by whoever writes into it, and is removed when the job has ended.
+    """
+    return scratch.with_suffix(KEPT_SUFFIX)
 
 
 LogLine = tuple[str, dict[str, JsonValue]]  # kind of event, what it holds

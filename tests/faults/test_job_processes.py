@@ -70,6 +70,18 @@ def test_a_killed_job_process_is_tried_again_and_told_from_a_lack_of_memory(plan
     assert job.events.count("job.succeeded") == 1
 
 
+def test_what_a_job_keeps_outlives_its_attempts_and_not_the_job(plant: Plant) -> None:
+    job = plant.add(keep=True, sleep_seconds=60)
+    kept = plant.home / "scratch" / "jobs" / f"{job.id}.kept" / "fences"
+    pid = job.until_working()
+    os.kill(pid, signal.SIGKILL)
+    job.until_working()
+    assert kept.read_text() == "1\n2\n"
+    job.cancel()
+    job.until_final()
+    wait_until(lambda: not kept.parent.exists(), reason="what the job kept is removed")
+
+
 def test_a_job_process_that_always_dies_fails_as_worker_lost_with_the_signal(plant: Plant) -> None:
     job = plant.add(max_attempts=1, signal=int(signal.SIGSEGV))
     assert job.until_final().state is JobState.FAILED

@@ -11,7 +11,7 @@ from app.config import load_settings
 from app.domain.jobs import JobKind
 from app.domain.work import ImportWork, Outcome, Work
 from app.logging import set_up_logging
-from app.services.running import Claim, JobResult, Keepers
+from app.services.running import Claim, JobResult, Keepers, kept_folder
 from tests.faults.work import BEHAVIOR
 from workers import main
 from workers.tasks import Kind
@@ -26,6 +26,10 @@ class BehavingSteps:
         behavior = json.loads((folder / BEHAVIOR).read_text())
         if behavior.get("fill_disk_before"):
             Path("/dev/full").write_bytes(b"0" * 4096)
+        if behavior.get("keep"):
+            kept_folder(scratch).mkdir(exist_ok=True)
+            with (kept_folder(scratch) / "fences").open("a") as file:
+                file.write(f"{claim.fence}\n")
         n_pieces = behavior.get("n_slow_pieces", 0)
         keepers.watch.expect(n_pieces * PIECE_BYTES)
         with keepers.storage.new_temp(watch=keepers.watch) as temp:

@@ -1,6 +1,7 @@
 """Writes an adapter folder that PEFT loads: factors and whole tensors under its names, and its config.
 
-The scaling is 1 in every module (alpha = r, rsLoRA off), so that no loader can scale it wrongly: it is in the factors.
+The scaling of a merge is 1 in every module (alpha = r, rsLoRA off), so that no loader can scale it wrongly: it is in
+the factors. That of a training is what it was trained with.
 """
 
 import json
@@ -14,10 +15,10 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapter_sets import factor_names
-from app.domain.adapters import PREFIX, Kind
+from app.domain.adapters import PREFIX, START, Kind
 from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LoraConfig, TensorSpec
 from app.domain.headers import make_header
-from app.domain.lora_configs import CONFIG_FILE, parse_lora_config
+from app.domain.lora_configs import BASE_NAMES_FILE, CONFIG_FILE, parse_lora_config
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.files import ADAPTER_FILE
 from workers.checkpoints.reader import TORCH_DTYPES
@@ -33,6 +34,7 @@ class AdaptedOutput:
     a: Tensor  # [r, in]
     b: Tensor  # [out, r]
     is_transposed: bool = False  # the base stores [in, out]
+    start: tuple[Tensor, Tensor] | None = None  # A and B where a linearized training began
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,31 @@ class AdapterOutput:
     bias: str = "none"
     base_model_name: str | None = None
     task_type: str | None = None
+    alpha: float | None = None  # None: r, so that the scaling is 1
+    use_rslora: bool = False
+    base_names: Mapping[str, str] = field(default_factory=dict)  # of modules that the base's files call otherwise
 
 
-def write_adapter(output: AdapterOutput, folder: Path, *, dtype: str) -> tuple[list[FileEntry], list[TensorSpec]]:
+def write_adapter(
+    output: AdapterOutput, folder: Path, *, dtype: str, file: str = ADAPTER_FILE
+) -> tuple[list[FileEntry], list[TensorSpec]]:
     """Write weights and config into the folder; return the files and the tensors. dtype: safetensors' name of one."""
-    tensors = dict(sorted(_name(output).items()))
+    tensors = dict(sorted(name_tensors(output).items()))
     stored = {name: tensor.to(TORCH_DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
     item = DTYPE_BYTES[dtype]
     header = make_header([(name, dtype, tuple(tensor.shape), tensor.numel() * item) for name, tensor in stored.items()])
     content, specs, position = [header], [], len(header)
     for name, tensor in stored.items():
         end = position + tensor.numel() * item
-        specs.append(
-            TensorSpec(name=name, dtype=dtype, shape=tuple(tensor.shape), file=ADAPTER_FILE, begin=position, end=end)
-        )
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(tensor.shape), file=file, begin=position, end=end))
         content.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
         position = end
-    config = json.dumps(write_config(output), indent=2, sort_keys=True, ensure_ascii=False)
     entries = [
-        write_file(folder, ADAPTER_FILE, b"".join(content)),
-        write_file(folder, CONFIG_FILE, config.encode() + b"\n"),
+        write_file(folder, file, b"".join(content)),
+        write_file(folder, CONFIG_FILE, _to_json(write_config(output))),
     ]
+    if output.base_names:
+        entries.append(write_file(folder, BASE_NAMES_FILE, _to_json(dict(output.base_names))))
     return entries, specs
 
 
@@ -80,12 +86,12 @@ def write_config(output: AdapterOutput) -> dict[str, JsonValue]:
         "task_type": output.task_type,
         "base_model_name_or_path": output.base_model_name,
         "r": rank,
-        "lora_alpha": rank,
+        "lora_alpha": rank if output.alpha is None else output.alpha,
         "lora_dropout": 0.0,
-        "use_rslora": False,
+        "use_rslora": output.use_rslora,
         "use_dora": False,
         "rank_pattern": dict(others),
-        "alpha_pattern": dict(others),
+        "alpha_pattern": dict(others) if output.alpha is None else {},
         "target_modules": [*sorted(ranks)],
         "modules_to_save": [*output.modules_to_save] or None,
         "bias": output.bias,
@@ -104,16 +110,22 @@ def _is_turned(output: AdapterOutput) -> bool:
 
 def config_of(output: AdapterOutput) -> LoraConfig:
     """Return the config as a manifest records it."""
-    return parse_lora_config(write_config(output))
+    return parse_lora_config(write_config(output)).model_copy(update={"base_names": dict(output.base_names)})
 
 
-def _name(output: AdapterOutput) -> dict[str, Tensor]:
+def _to_json(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def name_tensors(output: AdapterOutput) -> dict[str, Tensor]:
+    """Return the tensors of the adapter's file by name."""
     tensors: dict[str, Tensor] = {}
     for one in output.modules:
         name_a, name_b = factor_names(one.module, one.kind)
         ones = (1,) * (len(one.in_shape) - 1)
-        tensors[name_a] = one.a.reshape(one.a.shape[0], *one.in_shape)
-        tensors[name_b] = one.b.reshape(*one.b.shape, *ones)
+        for prefix, (a, b) in {"": (one.a, one.b), **({} if one.start is None else {START: one.start})}.items():
+            tensors[prefix + name_a] = a.reshape(a.shape[0], *one.in_shape)
+            tensors[prefix + name_b] = b.reshape(*b.shape, *ones)
     targets = {one.module for one in output.modules}
     for name, tensor in output.full.items():
         module, _, leaf = name.rpartition(".")

@@ -21,7 +21,9 @@ WEIGHTS_SUFFIX = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-LINEARIZED_FILE = "linearized_adapter_model.safetensors"  # the factors with their start; before a folded copy beside it
+LINEARIZED_FILE = (
+    "linearized_adapter_model.safetensors"  # the factors with their start; a folded copy may lie beside it
+)
 ADAPTER_FILES = (LINEARIZED_FILE, ADAPTER_FILE)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".md", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".yaml")
@@ -59,9 +61,10 @@ def find_files(source: Path) -> CheckpointFiles:
         raise MissingWeights(f"Found nothing at {source.name!r}, expected a folder or a {WEIGHTS_SUFFIX} file.")
     sizes = dict(sorted(_walk(source)))
     weights = _find_weights(source, sizes)
-    companions = tuple(path for path in sizes if _is_companion(path))
+    copies = {ADAPTER_FILE} if LINEARIZED_FILE in weights else set()  # travels along, and is read by PEFT alone
+    companions = tuple(path for path in sizes if _is_companion(path) or path in copies)
     for path in companions:
-        if sizes[path] > MAX_COMPANION_BYTES and not is_statistics_file(path):
+        if sizes[path] > MAX_COMPANION_BYTES and path not in copies and not is_statistics_file(path):
             raise CheckpointInvalid(
                 f"{path}: found {sizes[path]} bytes, expected at most {MAX_COMPANION_BYTES} for a file beside the "
                 "weights; move it out of the folder."

@@ -6,12 +6,12 @@ by bit, heads and integer buffers included; config and tokenizer travel along.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,6 +39,22 @@ def write_trained(base_model: LocalCheckpoint, module: PreTrainedModel, output: 
     if (base_model.path / INDEX_FILE).is_file():
         shutil.copyfile(base_model.path / INDEX_FILE, output / INDEX_FILE)  # the same tensors in the same shards
     return tuple(sorted(changed))
+
+
+def names_in_files(module: PreTrainedModel, paths: Sequence[str]) -> dict[str, str]:
+    """Return what modules with a weight are called in the module's files, by their paths in memory, where that differs.
+
+    A weight that the files hold together with others, or in pieces, is left out.
+    """
+    marks = {f"{path}.weight": torch.tensor([float(index)]) for index, path in enumerate(paths)}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            module.save_pretrained(folder, state_dict=marks)  # as above: it alone knows the names
+        except (RuntimeError, IndexError, ValueError):  # it joins or splits weights, and a mark is none
+            return {}
+        saved = load_file(Path(folder) / "model.safetensors")
+    found = {paths[int(mark)]: name.removesuffix(".weight") for name, mark in saved.items() if mark.shape == (1,)}
+    return {path: name for path, name in found.items() if name != path}
 
 
 def _places(base_model: LocalCheckpoint, module: PreTrainedModel, saved: frozenset[str]) -> dict[str, str]:

@@ -286,7 +286,15 @@ def _output(
         modules=kept,
         base_model_name=None if config is None else config.base_model_name,
         task_type=None if config is None else config.task_type,
+        base_names=_base_names([one.module for one in kept], models),
     )
+
+
+def _base_names(modules: Sequence[str], models: Sequence[LocalCheckpoint]) -> dict[str, str]:
+    """Return what modules are called in the base's files, as the adapters tell it; the first one counts."""
+    configs = [model.manifest.adapter for model in reversed(models) if model.manifest.adapter is not None]
+    told = {module: name for config in configs for module, name in config.base_names.items()}
+    return {module: told[module] for module in modules if module in told}
 
 
 def _zero(module: AdaptedModule) -> AdaptedOutput:

@@ -19,7 +19,7 @@ from app.domain.checkpoints import (
 )
 from app.domain.errors import CheckpointInvalid
 from app.domain.jobs import Progress
-from app.domain.lora_configs import CONFIG_FILE, parse_lora_config
+from app.domain.lora_configs import BASE_NAMES_FILE, CONFIG_FILE, parse_base_names, parse_lora_config
 from workers.checkpoints import config, files, hashing, parallel
 from workers.checkpoints.patch_checks import check_patches
 from workers.pipelines.progress import ProgressMeter
@@ -74,6 +74,9 @@ def _read_adapter(found: files.CheckpointFiles, tensors: Sequence[TensorSpec]) -
             "scaling. Copy it there, as PEFT's save_pretrained writes it."
         )
     adapter = parse_lora_config(files.read_json(found.root / CONFIG_FILE, max_bytes=config.MAX_CONFIG_BYTES))
+    if BASE_NAMES_FILE in found.companions:
+        names = files.read_json(found.root / BASE_NAMES_FILE, max_bytes=config.MAX_CONFIG_BYTES)
+        adapter = adapter.model_copy(update={"base_names": parse_base_names(names)})
     read_parts(tensors, adapter)
     return adapter
 

@@ -18,7 +18,14 @@ class FinetuneBody(FinetuneRequest):
                     "parameters": {"steps": 75, "learning_rate": 5e-5, "batch_size": 16},
                     "seed": 0,
                     "output": {"name": "tickets-expert"},
-                }
+                },
+                {
+                    "base_model": "minilm",
+                    "task": "tickets",
+                    "technique": "linearized_lora",
+                    "parameters": {"rank": 16, "alpha": 32, "validate_every": 25, "keep": "best"},
+                    "output": {"name": "tickets-adapter"},
+                },
             ]
         }
     )

@@ -21,6 +21,9 @@ class MetricView(View):
     split: str
     n: int
     stderr: float | None
+    step: int | None = Field(
+        default=None, description="Of a validation during the training: after which step. Null: of the checkpoint."
+    )
     transductive: bool = Field(description="Whether the merge had looked at these inputs: it learned on this split.")
     at: Instant
 

@@ -414,6 +414,76 @@ def test_a_fine_tuning_makes_a_checkpoint_of_its_task(any_house: House) -> None:
     assert house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")["checkpoint"] == expert["id"]
 
 
+def train_adapter(house: House, name: str, technique: str = "linearized_lora", **changes: Any) -> Document:
+    parameters = {"steps": 2, "batch_size": 4, "rank": 2}
+    body = {"base_model": "bert", "task": "kind", "technique": technique, "parameters": parameters,
+            "output": {"name": name}}  # fmt: skip
+    return house.finish("/v1/finetunes", body | changes)
+
+
+def test_an_adapter_is_trained_evaluated_and_merged(house: House) -> None:
+    bert = house.bert()
+    house.made("/v1/tasks", house.task_body())
+    for name, technique in (("plain", "lora"), ("linear-0", "linearized_lora"), ("linear-1", "linearized_lora")):
+        job = train_adapter(house, name, technique, seed=int(name == "linear-1"))
+        assert job["state"] == "succeeded", job["problem"]
+        made = house.read(f"/v1/checkpoints/{name}")
+        assert (made["kind"], made["base_checkpoint"]) == ("adapter", bert)
+        on_validation = job["result"]["metrics"][0]["value"]
+        evaluation = house.finish("/v1/evaluations", {"checkpoint": name, "tasks": ["kind"], "split": "validation"})
+        assert evaluation["result"]["metrics"][0]["value"] == on_validation
+    files = house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")["files"]
+    assert {file["path"] for file in files} >= {"linearized_adapter_model.safetensors", "adapter_model.safetensors"}
+
+    models = [{"checkpoint": "linear-0"}, {"checkpoint": "linear-1"}]
+    merge = house.finish("/v1/merges", {"method": "linearized_lora", "base_model": "bert", "models": models})
+
+    assert merge["state"] == "succeeded", merge["problem"]
+
+
+def test_validations_become_metrics_with_their_steps_and_leave_comparisons_alone(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    parameters = {"steps": 5, "batch_size": 4, "validate_every": 2}
+    body = {"base_model": "bert", "task": "kind", "parameters": parameters, "output": {"name": "expert"}}
+
+    job = house.finish("/v1/finetunes", body)
+
+    found = house.read(f"/v1/metrics?job={job['id']}")["items"]
+    assert sorted((row["step"] or 99, row["name"], row["split"]) for row in found) == [
+        (step, "accuracy", "validation") for step in (2, 4, 5, 99)
+    ]
+    assert [metric["step"] for metric in job["result"]["metrics"]] == [None]
+    assert [one["step"] for one in job["result"]["data"]["validations"]] == [2, 4, 5]
+    house.finish("/v1/evaluations", {"checkpoint": "expert", "tasks": ["kind"], "split": "validation"})
+    compared = house.read("/v1/comparisons?checkpoints=expert&tasks=kind&split=validation")
+    assert compared["rows"][0]["values"]["kind"]["value"] == job["result"]["metrics"][0]["value"]
+
+
+def test_a_family_has_one_base_and_tells_where_it_began(house: House) -> None:
+    house.bert()
+    house.bert("other", seed=1)
+    house.made("/v1/tasks", house.task_body())
+    train_adapter(house, "first", parameters={"steps": 1, "rank": 2, "init_seed": 7})
+    train_adapter(house, "stranger", base_model="other")
+    ask = {"base_model": "bert", "task": "kind", "technique": "linearized_lora", "parameters": {"rank": 2, "steps": 1}}
+
+    second = house.finish("/v1/finetunes", ask | {"family": "first", "output": {"name": "second"}})
+
+    assert second["state"] == "succeeded", second["problem"]
+    assert second["spec"]["family"] == house.read("/v1/checkpoints/first")["id"]
+    for changes, pointer, message in (
+        ({"family": "bert"}, "/family", "is of kind dense"),
+        ({"family": "stranger"}, "/family", "one family has one base"),
+        ({"family": "first", "technique": "lora"}, "/family", "do not tell where they began"),
+        ({"family": "first", "parameters": {"init_seed": 1}}, "/parameters/init_seed", "leave out one of"),
+        ({"family": "nobody"}, "/family", ""),
+    ):
+        problem = house.post("/v1/finetunes", ask | changes).json()
+        assert (problem["status"], problem["errors"][0]["pointer"]) == (422, pointer), problem
+        assert message in problem["detail"]
+
+
 def test_a_fine_tuning_of_a_task_with_a_long_name_has_a_name_that_fits(house: House) -> None:
     house.bert()
     house.made("/v1/tasks", house.task_body() | {"name": "t" * 128})
@@ -430,6 +500,8 @@ def test_a_fine_tuning_of_a_task_with_a_long_name_has_a_name_that_fits(house: Ho
         ({"technique": "ful"}, "unknown_technique", "/technique"),
         ({"parameters": {"step": 1}}, "invalid_parameters", "/parameters/step"),
         ({"parameters": {"steps": 0}}, "invalid_parameters", "/parameters/steps"),
+        ({"parameters": {"keep": "best"}}, "validation_failed", "/parameters/keep"),
+        ({"parameters": {"early_stopping_patience": 1}}, "validation_failed", "/parameters/early_stopping_patience"),
         ({"base_model": "nothing"}, "checkpoint_not_found", "/base_model"),
         ({"task": "nothing"}, "task_not_found", "/task"),
     ],

@@ -199,6 +199,15 @@ def test_only_held_attempts_are_live(world: JobWorld) -> None:
     assert reaping.live_attempts(world.sessions, candidates) == set()
 
 
+def test_live_jobs_are_those_that_have_not_ended(world: JobWorld) -> None:
+    running, waiting = world.add(), world.add()
+    claim = world.claim()
+    candidates = [running.id, waiting.id, "job_unknown"]
+    assert reaping.live_jobs(world.sessions, candidates) == {running.id, waiting.id}
+    world.finish(claim)
+    assert reaping.live_jobs(world.sessions, candidates) == {waiting.id}
+
+
 def test_a_round_does_everything(world: JobWorld) -> None:
     lost, waiting = world.add(), world.add()
     world.claim()
