@@ -204,7 +204,9 @@ def _finetune(work: FinetuneWork, order: WorkOrder, on_progress: OnProgress) -> 
 
 
 def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
-    outcome: Outcome = import_module("workers.pipelines.analyze").analyze(work, on_progress)
+    analysis = import_module("workers.catalog").load_analysis(work.analysis)  # brings matplotlib, which no merge needs
+    pipeline = import_module("workers.pipelines.analyze")
+    outcome: Outcome = pipeline.analyze(work, analysis, on_progress, threads=order.threads, device=order.device)
     return outcome
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from app.domain.errors import AmalgamError, Unavailable
-from app.domain.jobs import JobKind
+from app.domain.jobs import JobKind, ResourceClass
 from app.services import reaping, running
 from app.services.running import Claim, ClaimLost, CompleteWaiter, JobSteps
 from workers.attempt import Attempt, Place
@@ -32,7 +32,12 @@ class Kind:
 
     steps: JobSteps
     server: str
+    server_of_models: str | None = None  # of the kind's jobs that run models, if others do not
     takes_free_cores: bool = False  # else its share of all cores: results must not depend on what else runs
+
+    def server_for(self, needed: ResourceClass) -> str:
+        """Return the warm process for a job that needs this most."""
+        return (self.server_of_models or self.server) if needed is ResourceClass.GPU else self.server
 
 
 class Supervisor:
@@ -121,7 +126,8 @@ class Supervisor:
             try:
                 kind = self._kinds[claim.job.kind]
                 with pulse, self._scratch(claim) as scratch:
-                    place = Place(scratch, self._servers[kind.server], self._n_threads(kind))
+                    server = self._servers[kind.server_for(claim.job.resource_class)]
+                    place = Place(scratch, server, self._n_threads(kind))
                     Attempt(self._runtime, claim, pulse, place).run(kind.steps)
             except ClaimLost:
                 log.warning("claim_lost")

@@ -14,8 +14,8 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def schema_of(parameters: type[Parameters]) -> dict[str, Any]:
-    """Return the JSON Schema of a method's parameters, complete in itself: definitions stand where they are used."""
+def schema_of(parameters: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a method's parameters, or of any other values, complete in itself: definitions stand where they are used."""
     schema = parameters.model_json_schema()
     definitions = schema.pop("$defs", {})
 

@@ -2,22 +2,28 @@
 
 from pathlib import Path
 
+from pydantic import Field, JsonValue
 from sqlalchemy.orm import Session
 
 from app.db import artifacts
 from app.db import checkpoints as checkpoint_rows
+from app.domain.analyses import check_analysis
+from app.domain.catalog import AnalysisCard
 from app.domain.checkpoints import Manifest, Value, check_mergeable
 from app.domain.errors import FieldProblem, IncompatibleCheckpoints
-from app.domain.jobs import JobKind
+from app.domain.jobs import JobKind, ResourceClass
 from app.domain.merge_sets import view_adapters
 from app.domain.requests import AnalysisRequest
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import AnalyzeOutcome, AnalyzeWork, Outcome
-from app.services import inputs, jobs, measuring
+from app.services import inputs, jobs, measuring, task_files
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.measuring import PinnedItem
 from app.services.running import Claim, JobResult, Keepers
 from app.services.wiring import Wiring
+
+TUNED_ON = "validation"
 
 
 class AnalysisSpec(Value):
@@ -27,6 +33,8 @@ class AnalysisSpec(Value):
     base_model: str
     models: tuple[str, ...]
     labels: tuple[str, ...]  # the models' names, for people
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)  # effective
+    tasks: tuple[PinnedItem, ...] = ()
 
 
 def submit(
@@ -34,19 +42,30 @@ def submit(
 ) -> JobView:
     """Accept an analysis.
 
-    Raises: UnknownCheckpoint, CheckpointNotReady, IncompatibleCheckpoints; Replayed, IdempotencyKeyReused.
+    Raises: UnknownAnalysis, Invalid, InvalidParameters, UnknownMethod; UnknownCheckpoint, CheckpointNotReady,
+        IncompatibleCheckpoints; UnknownTask; Replayed, IdempotencyKeyReused.
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
+        card, parameters = check_analysis(
+            wiring.catalog,
+            request.kind,
+            request.parameters,
+            n_models=len(request.models),
+            n_tasks=len(request.tasks),
+        )
         refs = [(f"/models/{index}", ref) for index, ref in enumerate(request.models)]
         base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
         manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
         _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
+        tasks = _pin_tasks(session, actor, card, request, base.id)
         spec = AnalysisSpec(
-            kind=request.kind,
+            kind=card.name,
             base_model=base.id,
             models=tuple(row.id for row in models),
             labels=tuple(f"{row.name}@{row.version}" for row in models),
+            parameters=parameters,
+            tasks=tasks,
         )
         job = jobs.add(
             session,
@@ -56,7 +75,9 @@ def submit(
             inputs=[
                 JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
                 *(JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(models)),
+                *measuring.head_inputs(tasks),
             ],
+            resource_class=ResourceClass.GPU if tasks else None,
             **measuring.terms(wiring.defaults, request).model_dump(),
         )
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
@@ -70,15 +91,20 @@ class AnalysisSteps:
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> AnalyzeWork:
         """Bring the models here."""
         spec = AnalysisSpec.model_validate(claim.job.spec)
+        heads = {item.task_id: item.base_model or spec.base_model for item in spec.tasks}
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models])
+            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models, *heads.values()])
         }
         return AnalyzeWork(
-            analysis="task_vector_cosines",
+            analysis=spec.kind,
             base_model=here[spec.base_model],
             models=tuple(here[checkpoint_id] for checkpoint_id in spec.models),
             labels=spec.labels,
+            parameters=spec.parameters,
+            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split, TUNED_ON]) for item in spec.tasks),
+            head_bases={task_id: here[base] for task_id, base in heads.items()},
+            split=spec.tasks[0].split if spec.tasks else "test",
             output=scratch / "output",
         )
 
@@ -95,6 +121,16 @@ class AnalysisSteps:
 
 
 steps = AnalysisSteps()
+
+
+def _pin_tasks(
+    session: Session, actor: Actor, card: AnalysisCard, request: AnalysisRequest, base: str
+) -> tuple[PinnedItem, ...]:
+    """Return the tasks; where the kind tunes anything, each one must have the split that is tuned on."""
+    splits = dict.fromkeys([*([TUNED_ON] if card.tunes else []), request.split])
+    for split in splits:
+        found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=split)
+    return measuring.pin_bases(session, found, default=base, pointer="/tasks")
 
 
 def _check_comparable(base: Manifest, models: list[Manifest]) -> None:
