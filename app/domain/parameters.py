@@ -15,7 +15,7 @@ class Parameters(BaseModel):
 
 
 def schema_of(parameters: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of a method's parameters, or of any other values, complete in itself: definitions stand where they are used."""
+    """Return the JSON Schema of parameters or of other values, complete: definitions stand where they are used."""
     schema = parameters.model_json_schema()
     definitions = schema.pop("$defs", {})
 

@@ -60,7 +60,10 @@ def draw(found: NormsFound, names: Names) -> Figure:
     """Return the length of each task vector over the depth, as it is and relative to the base model."""
     figure, axes = style.new_figure(2, width=11.0, height=5.2)
     layers = [one.layer for one in found.layers]
-    for panel, field, title in ((axes[0], "norms", "Norms of task vectors"), (axes[1], "relative_norms", "Relative")):
+    for panel, field, title in (
+        (axes[0], "norms", "Norms of task vectors"),
+        (axes[1], "relative_norms", "Relative to the base model"),
+    ):
         series = {name: [getattr(one, field)[index] for one in found.layers] for index, name in enumerate(names.models)}
         depth.draw_by_layer(panel, layers, series, has_legend=panel is axes[0])
         panel.set_ylim(bottom=0.0)

@@ -1,7 +1,7 @@
 """Sign conflict: where two models change an entry, how often does one raise it while the other lowers it?
 
-A share of one half is what chance would give; merging by sums or averages cancels such entries, and TIES elects one
-sign.
+Of two models a share of one half is what chance would give. Merging by sums or averages cancels such entries; TIES
+elects one sign.
 
 Source: Yadav et al. 2023, arXiv:2306.01708, section 3, figure 3; the trim is that of its section 4.1.
 """
@@ -15,6 +15,7 @@ from app.domain.parameters import Density, Parameters, TrimScope
 from workers.analysis_contract import Found, Names, analysis
 from workers.contract import PieceSource
 from workers.figures import depth, matrices, style
+from workers.figures.matrices import Scale
 from workers.numerics.numbers import ratio
 from workers.statistics.layers import Layer, list_layers
 from workers.statistics.sign_counts import CountSigns, SignCounts, total
@@ -39,6 +40,7 @@ class Conflict(BaseModel):
     n_shared: int = Field(description="Changed by at least two models.")
     n_conflicting: int = Field(description="Raised by one model and lowered by another.")
     conflict_share: float | None = Field(description="n_conflicting / n_shared; null where nothing is shared.")
+    chance_share: float | None = Field(description="What conflict_share would be if every sign were a coin's toss.")
     pairs: Shares = Field(
         description="[n, n]: of the entries that both models change, the share that they change in opposite directions."
     )
@@ -73,14 +75,17 @@ def draw(found: SignConflictFound, names: Names) -> Figure:
         [None if row == column else share for column, share in enumerate(shares)]
         for row, shares in enumerate(found.pairs)
     ]
-    matrices.draw_matrix(
-        axes[0], pairs, names.models, limits=(0.0, 1.0), colormap=style.DIVERGING, label="opposed / changed by both"
-    )
+    scale = Scale(0.0, 1.0, style.DIVERGING, "opposed / changed by both")
+    matrices.draw_matrix(axes[0], pairs, names.models, scale)
     axes[0].set_title("Opposite signs, by pair")
     layers = [one.layer for one in found.layers]
-    depth.draw_by_layer(axes[1], layers, {"any two models": [one.conflict_share for one in found.layers]})
+    series = {
+        "found": [one.conflict_share for one in found.layers],
+        "by chance": [one.chance_share for one in found.layers],
+    }
+    depth.draw_by_layer(axes[1], layers, series)
     axes[1].set_ylabel("conflicting / shared entries")
-    axes[1].set_ylim(0.0, 1.0)
+    axes[1].set_ylim(0.0, 1.02)
     axes[1].set_title("Sign conflict by layer")
     return figure
 
@@ -121,10 +126,11 @@ def _described(counts: SignCounts) -> dict[str, object]:
         for rows in zip(counts.n_opposed.tolist(), counts.n_both.tolist(), strict=True)
     ]
     return {
-        "n_elements": counts.n_elements,
-        "n_changed": counts.n_changed,
+        "n_elements": int(counts.n_by_changers.sum()),
+        "n_changed": int(counts.n_by_changers[1:].sum()),
         "n_shared": counts.n_shared,
         "n_conflicting": counts.n_conflicting,
         "conflict_share": ratio(counts.n_conflicting, counts.n_shared),
+        "chance_share": ratio(counts.n_by_chance, counts.n_shared),
         "pairs": pairs,
     }

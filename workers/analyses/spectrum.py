@@ -90,14 +90,14 @@ def draw(found: SpectrumFound, names: Names) -> Figure:
     figure, axes = style.new_figure(2, width=11.0, height=5.2)
     percent = [100.0 * point / (N_POINTS - 1) for point in range(N_POINTS)]
     curves = {name: curve for name, curve in zip(names.models, found.energy_curves, strict=True) if curve}
-    lines.draw_lines(axes[0], percent, curves)
+    lines.draw_lines(axes[0], percent, curves, has_markers=False)
     axes[0].set(xlabel="leading directions, %", ylabel="share of the energy", xlim=(0.0, 100.0), ylim=(0.0, 1.02))
     axes[0].set_title("Energy of the singular values")
     ranks = {name: [one.effective_ranks[index] for one in found.layers] for index, name in enumerate(names.models)}
     depth.draw_by_layer(axes[1], [one.layer for one in found.layers], ranks, has_legend=False)
     axes[1].set_ylim(bottom=0.0)
-    axes[1].set_ylabel("effective rank, mean over matrices")
-    axes[1].set_title("By layer")
+    axes[1].set_ylabel("directions, mean over matrices")
+    axes[1].set_title("Effective rank by layer")
     return figure
 
 

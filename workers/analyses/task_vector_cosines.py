@@ -16,6 +16,7 @@ from app.domain.parameters import Parameters
 from workers.analysis_contract import Found, Names, analysis
 from workers.contract import PieceSource
 from workers.figures import depth, matrices, style
+from workers.figures.matrices import Scale
 from workers.numerics.numbers import optional, optional_rows
 from workers.statistics import gram
 from workers.statistics.layers import Layer, list_layers
@@ -67,20 +68,18 @@ def draw(found: CosinesFound, names: Names) -> Figure:
     """Return the matrix of cosines and, of two models or more, how alike they are in each layer."""
     has_pairs = len(names.models) > 1
     figure, axes = style.new_figure((2 if has_pairs else 1), width=11.0 if has_pairs else 6.0, height=5.2)
-    matrices.draw_matrix(
-        axes[0], found.cosines, names.models, limits=(-1.0, 1.0), colormap=style.DIVERGING, label="cosine"
-    )
+    matrices.draw_matrix(axes[0], found.cosines, names.models, Scale(-1.0, 1.0, style.DIVERGING, "cosine"))
     axes[0].set_title("Cosines of task vectors")
     if has_pairs:
         layers = [one.layer for one in found.layers]
         series = {
-            "mean over pairs": [one.mean_cosine for one in found.layers],
-            "mean of absolute values": [one.mean_absolute_cosine for one in found.layers],
+            "mean of cosine": [one.mean_cosine for one in found.layers],
+            "mean of |cosine|": [one.mean_absolute_cosine for one in found.layers],
         }
         depth.draw_by_layer(axes[1], layers, series)
         axes[1].axhline(0.0, color=style.FAINT, linewidth=1.0, zorder=0)
         axes[1].set_ylabel("cosine")
-        axes[1].set_title("By layer")
+        axes[1].set_title("Over pairs, by layer")
     return figure
 
 

@@ -22,7 +22,7 @@ def draw_by_layer(axes: Axes, layers: Sequence[Layer], series: Series, *, has_le
     if any(layer.index is None for layer in layers):
         axes.tick_params(axis="x", rotation=40)
     towers = [tower for tower, _ in groupby(layer.tower for layer in layers) if tower is not None]
-    axes.set_xlabel(f"{towers[0]} …" if len(towers) == 1 else " | ".join(towers) or "tensor")
+    axes.set_xlabel(f"block of {towers[0]}" if len(towers) == 1 else " | ".join(towers) or "tensor")
 
 
 def _with_gaps(layers: Sequence[Layer], series: Series) -> tuple[list[float], Mapping[str, list[float | None]]]:

@@ -14,9 +14,12 @@ Series = Mapping[str, Sequence[float | None]]
 
 
 def draw_lines(
-    axes: Axes, x: Sequence[float], series: Series, *, has_markers: bool = False, has_legend: bool = True
+    axes: Axes, x: Sequence[float], series: Series, *, has_markers: bool = True, has_legend: bool = True
 ) -> None:
-    """Draw a line per series, broken where it has no value; beyond eight, their mean with the range around it."""
+    """Draw a line per series, broken where it has no value; beyond eight, their mean with the range around it.
+
+    has_markers: one at every value; of long lines, at every tenth.
+    """
     values = {name: _numbers(line) for name, line in series.items()}
     if len(values) > MAX_LINES:
         _draw_range(axes, x, values)
@@ -24,9 +27,9 @@ def draw_lines(
         for index, (name, line) in enumerate(values.items()):
             axes.plot(
                 x, line, color=style.COLORS[index], label=style.shorten(name),
-                marker=style.MARKERS[index] if has_markers else None,
+                marker=style.MARKERS[index], markevery=1 if has_markers else (index, 10),
             )  # fmt: skip
-    if has_legend and (len(values) > 1 or len(values) > MAX_LINES):
+    if has_legend and len(values) > 1:
         axes.legend()
 
 

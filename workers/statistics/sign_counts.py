@@ -20,9 +20,7 @@ from workers.statistics.trims import KeptRank
 class SignCounts:
     """Counts over some entries; an entry is changed by a model whose task vector is not zero there."""
 
-    n_elements: int
-    n_changed: int  # by any model
-    n_shared: int  # changed by two models or more
+    n_by_changers: Tensor  # [n + 1] int64: entries that 0, 1, …, n models change
     n_conflicting: int  # raised by one model, lowered by another
     n_both: Tensor  # [n, n] int64: changed by both models of a pair
     n_opposed: Tensor  # [n, n] int64: of those, in opposite directions
@@ -30,13 +28,22 @@ class SignCounts:
     def __add__(self, other: "SignCounts") -> "SignCounts":
         """Return the counts over the entries of both."""
         return SignCounts(
-            self.n_elements + other.n_elements,
-            self.n_changed + other.n_changed,
-            self.n_shared + other.n_shared,
+            self.n_by_changers + other.n_by_changers,
             self.n_conflicting + other.n_conflicting,
             self.n_both + other.n_both,
             self.n_opposed + other.n_opposed,
         )
+
+    @property
+    def n_shared(self) -> int:
+        """Entries that two models or more change."""
+        return int(self.n_by_changers[2:].sum())
+
+    @property
+    def n_by_chance(self) -> float:
+        """Conflicting entries to expect if every sign were the toss of a coin: of k signs all agree by 2 · 2^(−k)."""
+        changers = torch.arange(len(self.n_by_changers), dtype=torch.float64)[2:]
+        return float((self.n_by_changers[2:] * (1.0 - 2.0 ** (1.0 - changers))).sum())
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class CountSigns:
 def nothing(n_models: int) -> SignCounts:
     """Return the counts over no entry."""
     zeros = torch.zeros(n_models, n_models, dtype=torch.int64)
-    return SignCounts(0, 0, 0, 0, zeros, zeros)
+    return SignCounts(torch.zeros(n_models + 1, dtype=torch.int64), 0, zeros, zeros)
 
 
 def total(counts: Iterable[SignCounts], n_models: int) -> SignCounts:
@@ -85,13 +92,10 @@ def count_signs(deltas: Tensor) -> SignCounts:
     """Return the counts of a run of entries. deltas: [n, m], m at most 2^24, so that float32 holds every count."""
     signs = deltas.sign()  # [n, m]
     n_raising, n_lowering = (signs > 0).sum(0), (signs < 0).sum(0)  # [m]
-    n_changing = n_raising + n_lowering
     changed = signs.abs()
     n_both, balance = changed @ changed.T, signs @ signs.T  # same signs count 1, opposite ones -1
     return SignCounts(
-        deltas.shape[1],
-        int((n_changing >= 1).sum()),
-        int((n_changing >= 2).sum()),
+        torch.bincount(n_raising + n_lowering, minlength=len(deltas) + 1),
         int(((n_raising > 0) & (n_lowering > 0)).sum()),
         n_both.long(),
         ((n_both - balance) / 2).long(),
