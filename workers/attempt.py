@@ -28,13 +28,16 @@ from app.domain.errors import (
     WorkerLost,
     from_json,
 )
+from app.domain.sweeps import POINT_EVENT
 from app.domain.views.jobs import JobView
 from app.domain.work import (
     AnalyzeOutcome,
     CheckpointOutcome,
     Outcome,
+    PointReport,
     ProgressReport,
     Report,
+    SweepOutcome,
     Work,
     WorkFailed,
     WorkSucceeded,
@@ -138,6 +141,8 @@ class Attempt:
                 report = _parse(line)
                 if isinstance(report, ProgressReport):
                     self._pulse.note(self._transfers.after(report.progress))
+                elif isinstance(report, PointReport):
+                    self._pulse.tell((POINT_EVENT, report.point.model_dump(mode="json")))
                 else:
                     return report
         return None
@@ -215,4 +220,6 @@ def _parse(line: bytes) -> Report:
 def _files(outcome: Outcome) -> tuple[FileEntry, ...]:
     if isinstance(outcome, CheckpointOutcome):
         return outcome.manifest.files
+    if isinstance(outcome, SweepOutcome):
+        return (*outcome.manifest.files, *outcome.curve_files)
     return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

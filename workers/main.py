@@ -35,6 +35,7 @@ from app.services import (
     merges,
     presence,
     reaping,
+    sweeps,
 )
 from app.services.presence import WorkerFacts
 from app.services.reaping import Reaper, ReapLimits
@@ -86,6 +87,7 @@ TRADE = Trade(
         JobKind.ANALYZE: Kind(analyses.steps, "merge", takes_free_cores=True, server_of_models="model"),
         JobKind.EVALUATE: Kind(evaluations.steps, "model"),
         JobKind.FINETUNE: Kind(finetunes.steps, "model"),
+        JobKind.SWEEP: Kind(sweeps.steps, "model"),
     },
     entry="workers.runner",
     preloaded={
@@ -95,7 +97,12 @@ TRADE = Trade(
             "workers.pipelines.materialize",
             *modules_of("workers.methods"),
         ),
-        "model": ("transformers", "workers.pipelines.evaluate", "workers.pipelines.finetune"),
+        "model": (
+            "transformers",
+            "workers.pipelines.evaluate",
+            "workers.pipelines.finetune",
+            "workers.pipelines.merge",
+        ),
     },
 )
 

@@ -10,7 +10,7 @@ from app.db.engine import Sessions
 from app.domain.errors import Unavailable
 from app.domain.jobs import Progress
 from app.services import running
-from app.services.running import Claim
+from app.services.running import Claim, LogLine
 
 LEASE_MARGIN = 0.9  # of the lease: a worker that cannot renew stops before another may take over
 log = structlog.get_logger(__name__)
@@ -43,6 +43,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._entered: list[str] = []
+        self._told: list[LogLine] = []
         self._stage = ""
         self._drain_at: float | None = None
         self._started_at = self._renewed_at = time.monotonic()
@@ -73,6 +74,11 @@ class Pulse:
         """Begin a stage of the supervisor's own."""
         self.note(Progress(stage=stage, fraction=fraction))
 
+    def tell(self, line: LogLine) -> None:
+        """Take a line for the job's log; it is stored with the next beat."""
+        with self._lock:
+            self._told.append(line)
+
     def look(self) -> None:
         """Return while the attempt may go on. Raises: Stopped."""
         if self.reason is not None:
@@ -94,11 +100,12 @@ class Pulse:
 
     def _beat(self) -> None:
         with self._lock:
-            progress, entered = self._progress, tuple(self._entered)
+            progress, entered, told = self._progress, tuple(self._entered), tuple(self._told)
             self._progress = None
             self._entered.clear()
+            self._told.clear()
         asked_at = time.monotonic()
-        heard = running.heartbeat(self._sessions, self._claim, progress, entered=entered)
+        heard = running.heartbeat(self._sessions, self._claim, progress, entered=entered, told=told)
         self._renewed_at = asked_at
         if heard.is_lost:
             self._give(StopReason.LOST)

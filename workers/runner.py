@@ -21,6 +21,7 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import Value
 from app.domain.errors import AmalgamError, JobInternal, OutOfDisk, OutOfMemory
 from app.domain.jobs import Progress
+from app.domain.sweeps import MeasuredPoint
 from app.domain.work import (
     AnalyzeWork,
     CheckpointOutcome,
@@ -32,8 +33,10 @@ from app.domain.work import (
     MaterializeWork,
     MergeWork,
     Outcome,
+    PointReport,
     ProgressReport,
     Report,
+    SweepWork,
     Work,
     WorkFailed,
     WorkSucceeded,
@@ -42,6 +45,7 @@ from app.domain.work import (
 REPORT_SECONDS = 0.1
 REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
 OnProgress = Callable[[Progress], None]
+OnPoint = Callable[[MeasuredPoint], None]
 
 
 class WorkOrder(Value):
@@ -67,14 +71,16 @@ def run(order_path: Path, reports: int) -> None:
         order = WorkOrder.model_validate_json(order_path.read_bytes())
         order = order.model_copy(update={"device": _device(order.device)})
         _limit_threads(order.threads)
-        outcome = perform(order, reporter.progress)
+        outcome = perform(order, reporter.progress, reporter.point)
         reporter.say(WorkSucceeded(outcome=outcome, stages=reporter.stages()))
     except Exception as error:  # noqa: BLE001 (the last word of a job that failed, whatever the reason)
         reporter.say(WorkFailed(problem=_stored(to_problem(error))))
 
 
-def perform(order: WorkOrder, on_progress: OnProgress) -> Outcome:
-    """Run the pipeline of a work order."""
+def perform(order: WorkOrder, on_progress: OnProgress, on_point: OnPoint = lambda _: None) -> Outcome:
+    """Run the pipeline of a work order; `on_point` hears of each point that a sweep has measured."""
+    if isinstance(order.work, SweepWork):
+        return _sweep(order.work, order, on_progress, on_point)
     return PERFORMERS[type(order.work)](order.work, order, on_progress)
 
 
@@ -100,6 +106,11 @@ class Reporter:
                 return
             self._said_at = now
             self._write(ProgressReport(progress=progress))
+
+    def point(self, point: MeasuredPoint) -> None:
+        """Report a point that a sweep has measured; none is left out."""
+        with self._lock:
+            self._write(PointReport(point=point))
 
     def say(self, word: WorkSucceeded | WorkFailed) -> None:
         """Say the last word."""
@@ -131,7 +142,7 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
     return ImportOutcome(manifest=importing.import_checkpoint(work.source, on_progress, threads=order.threads))
 
 
-def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
     planning = import_module("app.domain.planning")
     catalog = import_module("workers.catalog")
     if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
@@ -157,7 +168,7 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcom
     return CheckpointOutcome(manifest=manifest, report=report)
 
 
-def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
     planning = import_module("app.domain.planning")
     code = import_module("workers.catalog").load_adapter_recipe(work.recipe)
     base = work.base_model.manifest if work.base_model is not None else None
@@ -207,6 +218,20 @@ def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Ou
     analysis = import_module("workers.catalog").load_analysis(work.analysis)  # brings matplotlib, which no merge needs
     pipeline = import_module("workers.pipelines.analyze")
     outcome: Outcome = pipeline.analyze(work, analysis, on_progress, threads=order.threads, device=order.device)
+    return outcome
+
+
+def _sweep(work: SweepWork, order: WorkOrder, on_progress: OnProgress, on_point: OnPoint) -> Outcome:
+    catalog = import_module("workers.catalog")
+    pipeline = import_module("workers.pipelines.sweep")
+    workshop = pipeline.Workshop(
+        evaluators={task.spec.kind: catalog.load_evaluator(task.spec.kind) for task in work.tasks},
+        load_code=catalog.load_recipe,
+        merge=lambda merge, report: _merge(merge, order, report),
+        device=order.device,
+        threads=order.threads,
+    )
+    outcome: Outcome = pipeline.sweep(work, workshop, on_progress, on_point)
     return outcome
 
 

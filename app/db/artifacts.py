@@ -63,6 +63,14 @@ def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
     return row
 
 
+def recipe_of(session: Session, job_id: str) -> dict[str, Any]:
+    """Return the recipe that a job merged by. Raises: NotFound when what it made was deleted."""
+    recipe = session.scalar(select(Artifact.recipe).where(Artifact.job_id == job_id, Artifact.kind == "checkpoint"))
+    if recipe is None:
+        raise NotFound(f"What job {job_id} made was deleted, and its recipe with it.")
+    return recipe
+
+
 def find_checkpoint(session: Session, project_id: str, artifact_id: str) -> Checkpoint:
     """Return the checkpoint that an artifact is; it stays until the transaction ends.
 

@@ -33,4 +33,4 @@ def shared_root(session: Session, checkpoint_ids: Sequence[str]) -> str | None:
 
 def _is_merged(session: Session, row: Checkpoint) -> bool:
     job = session.get(Job, row.job_id) if row.job_id is not None else None
-    return job is not None and job.kind == JobKind.MERGE
+    return job is not None and job.kind in (JobKind.MERGE, JobKind.SWEEP)

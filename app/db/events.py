@@ -42,6 +42,12 @@ def of_job(session: Session, job_id: str, asked: EventsRequest) -> list[EventVie
     return [EventView(seq=row.seq, type=row.type, at=row.at, data=row.data) for row in rows]
 
 
+def of_kind(session: Session, job_id: str, kind: str) -> list[dict[str, JsonValue]]:
+    """Return what the lines of one kind in a job's log hold, in order."""
+    rows = session.scalars(select(Event).where(Event.job_id == job_id, Event.type == kind).order_by(Event.seq))
+    return [row.data for row in rows]
+
+
 def of_all_jobs(session: Session, project_id: str, asked: EventsRequest) -> list[GlobalEventView]:
     """Return the part of a project's stamped events that is asked for, by their global numbers."""
     rows = session.scalars(_part(select(Event).where(Event.project_id == project_id), Event.global_seq, asked))

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class JobKind(StrEnum):
-    """What a job does. `sweep` keeps its place; nothing creates it yet."""
+    """What a job does."""
 
     IMPORT = "import"
     FINETUNE = "finetune"
@@ -59,6 +59,7 @@ RESOURCE_CLASSES = {
     JobKind.MATERIALIZE: ResourceClass.CPU,
     JobKind.EVALUATE: ResourceClass.GPU,
     JobKind.FINETUNE: ResourceClass.GPU,
+    JobKind.SWEEP: ResourceClass.GPU,
 }
 """What each kind needs most. Models run on the GPU of the worker that serves `gpu`, and on its cores if it has none."""
 

@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue
 from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest, Value
 from app.domain.jobs import Progress
 from app.domain.recipes import Recipe
+from app.domain.sweeps import MeasuredPoint, Selection, Space
 from app.domain.tasks import LocalTask, Measurement
 
 
@@ -89,8 +90,23 @@ class AnalyzeWork(Value):
     output: Path  # an empty folder
 
 
+class SweepWork(Value):
+    """Measure a merge at many points, and write the best one; tasks as in EvaluateWork."""
+
+    kind: Literal["sweep"] = "sweep"
+    merge: MergeWork  # its recipe is that of some point
+    space: Space
+    selection: Selection
+    tasks: tuple[LocalTask, ...]
+    base_models: dict[str, LocalCheckpoint]  # task id -> of its head
+    labels: dict[str, str] = Field(default_factory=dict)  # of a multitask result: task id -> label of its patch
+    measured: tuple[MeasuredPoint, ...] = ()  # by an earlier attempt
+    scratch: Path  # a folder that may be made
+
+
 Work = Annotated[
-    ImportWork | MergeWork | MaterializeWork | EvaluateWork | FinetuneWork | AnalyzeWork, Field(discriminator="kind")
+    ImportWork | MergeWork | MaterializeWork | EvaluateWork | FinetuneWork | AnalyzeWork | SweepWork,
+    Field(discriminator="kind"),
 ]
 
 
@@ -125,7 +141,21 @@ class AnalyzeOutcome(Value):
     files: tuple[FileEntry, ...] = ()
 
 
-Outcome = Annotated[ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome, Field(discriminator="kind")]
+class SweepOutcome(Value):
+    """The best merge, written into the work's output folder, and beside it the files of the curve."""
+
+    kind: Literal["sweep"] = "sweep"
+    manifest: Manifest
+    report: dict[str, JsonValue]  # of the merge
+    recipe: Recipe  # of the best point
+    best: MeasuredPoint
+    curve: dict[str, JsonValue]
+    curve_files: tuple[FileEntry, ...]
+
+
+Outcome = Annotated[
+    ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome | SweepOutcome, Field(discriminator="kind")
+]
 
 
 class ProgressReport(Value):
@@ -133,6 +163,13 @@ class ProgressReport(Value):
 
     kind: Literal["progress"] = "progress"
     progress: Progress
+
+
+class PointReport(Value):
+    """From the job process of a sweep: a point that it has measured."""
+
+    kind: Literal["point"] = "point"
+    point: MeasuredPoint
 
 
 class WorkSucceeded(Value):
@@ -150,4 +187,4 @@ class WorkFailed(Value):
     problem: dict[str, JsonValue]
 
 
-Report = Annotated[ProgressReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")]
+Report = Annotated[ProgressReport | PointReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")]

@@ -1,11 +1,8 @@
 """Merges: what one would cost, the job it becomes, and what the job leaves behind."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from app.db import artifacts, equal_merges
@@ -13,24 +10,23 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import jobs as job_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState
 from app.domain.mergekit.writing import write_merge
-from app.domain.planning import plan_merge
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
 from app.domain.work import CheckpointOutcome, MergeWork, Outcome
-from app.services import inputs, jobs, measuring, merge_additions
+from app.services import jobs, measuring, merge_additions, merge_jobs, merge_plans
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
-from app.services.measuring import EvaluationSpec, JobTerms
+from app.services.measuring import JobTerms
 from app.services.merge_drafts import Draft, MergeSpec
+from app.services.merge_jobs import Made
 from app.services.running import Claim, JobResult, Keepers
 from app.services.wiring import Wiring
 
@@ -52,10 +48,10 @@ def submit(
             made, plan = ahead
         else:
             made = drafts.draft(session, wiring, actor, request)
-            plan = _plan(wiring, made)
+            plan = merge_plans.make_plan(wiring, made)
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
         if source is None or source.state != JobState.SUCCEEDED:
-            _check_disk(wiring, plan)
+            merge_plans.check_disk(wiring, plan)
         spec = drafts.specify(request, made)
         terms = measuring.terms(wiring.defaults, request)
         job, followers = _add_job(session, actor, made, spec, terms, source)
@@ -99,12 +95,12 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
         "free_disk_bytes": wiring.storage.free_bytes(),
     }
     try:
-        planned = _plan(wiring, made)
+        planned = merge_plans.make_plan(wiring, made)
     except (IncompatibleCheckpoints, Invalid) as error:
         return PlanView(**common, is_runnable=False, problems=[error.to_json()], warnings=[])
     problems: list[AmalgamError] = []
     try:
-        _check_disk(wiring, planned)
+        merge_plans.check_disk(wiring, planned)
     except OutOfDisk as error:
         problems.append(error)
     return PlanView(
@@ -127,7 +123,7 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
 def export_recipe(sessions: Sessions, actor: Actor, job_id: str) -> MergeRequest:
     """Return a merge's recipe as a request that gives the same bytes wherever the same contents are registered.
 
-    Raises: NotFound for an unknown job, and for one that is no merge.
+    Raises: NotFound for an unknown job, and for one that has merged nothing.
     """
     return MergeRequest.model_validate(request_of(_recipe_of(sessions, actor, job_id)))
 
@@ -143,8 +139,10 @@ def export_for_mergekit(sessions: Sessions, actor: Actor, job_id: str) -> str:
 def _recipe_of(sessions: Sessions, actor: Actor, job_id: str) -> Recipe:
     with sessions.read() as session:
         job = job_rows.view(session, job_rows.find(session, actor.project_id, job_id))
+        if job.kind is JobKind.SWEEP and job.result is not None:
+            return Recipe.model_validate(artifacts.recipe_of(session, job.id))
     if job.kind is not JobKind.MERGE:
-        raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe.")
+        raise NotFound(f"Job {job_id} is of kind {job.kind}; only merges have a recipe, and sweeps that succeeded.")
     return MergeSpec.model_validate(job.spec).recipe
 
 
@@ -156,14 +154,9 @@ def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Dr
     try:
         with wiring.sessions.read() as session:
             made = drafts.draft(session, wiring, actor, request)
-        return made, _plan(wiring, made)
+        return made, merge_plans.make_plan(wiring, made)
     except AmalgamError:
         return None
-
-
-def _plan(wiring: Wiring, made: Draft) -> MergePlan:
-    beside = wiring.catalog.cards_beside(made.recipe)
-    return plan_merge(made.recipe, made.base_manifest, made.manifests, made.card, beside)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
@@ -175,15 +168,6 @@ def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
         content_digest=str(row.content_digest),
         weights_digest=str(row.weights_digest),
     )
-
-
-def _check_disk(wiring: Wiring, plan: MergePlan) -> None:
-    free = wiring.storage.free_bytes()
-    if free is not None and free < plan.disk_bytes:
-        raise OutOfDisk(
-            f"The merge writes {plan.disk_bytes:,} bytes, and the store has {free:,} left. Delete artifacts that"
-            " nothing needs, or give the store more room."
-        )
 
 
 def _add_job(  # noqa: PLR0913 (all that was found out about one job)
@@ -207,10 +191,10 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
     except ArtifactGone:  # deleted a moment ago
         return jobs.add(session, actor, **common), ()
     manifest = checkpoint_rows.load_manifest(session, checkpoint_id)
-    kept = _keep(session, actor, _Made(new_id("job"), spec, manifest, files))
+    kept = merge_jobs.keep(session, actor, Made(new_id("job"), spec, manifest, files))
     common |= {"job_id": kept.job_id, "result": kept.result(source), "deduplicated_from": source.id}
     job = jobs.add(session, actor, **common)
-    evaluations = _add_evaluations(session, actor, kept, terms)
+    evaluations = merge_jobs.add_evaluations(session, actor, kept, terms)
     return job.model_copy(update={"children": tuple(child.id for child in evaluations)}), evaluations
 
 
@@ -222,28 +206,16 @@ class MergeSteps:
 
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> MergeWork:
         """Bring the inputs here."""
-        spec = MergeSpec.model_validate(claim.job.spec)
-        ids = [str(model["checkpoint"]) for model in spec.models]
-        here = {
-            checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto))])
-        }
-        return MergeWork(
-            recipe=spec.recipe,
-            base_model=here[spec.base_model] if spec.base_model is not None else None,
-            models=tuple(here[checkpoint_id] for checkpoint_id in ids),
-            onto=here[spec.onto] if spec.onto is not None else None,
-            output=scratch / "output",
-        )
+        return merge_jobs.fetch(keepers, MergeSpec.model_validate(claim.job.spec), scratch / "output")
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
         """Keep the artifact, the named checkpoint, and the evaluations to come."""
         if not isinstance(outcome, CheckpointOutcome):
             raise TypeError(f"a merge gave {type(outcome).__name__}, expected CheckpointOutcome")
         spec = MergeSpec.model_validate(claim.job.spec)
-        made = _Made(claim.job.id, spec, outcome.manifest, outcome.manifest.files)
-        kept = _keep(session, claim.actor, made)
-        followers = _add_evaluations(session, claim.actor, kept, _terms_of(claim.job))
+        made = Made(claim.job.id, spec, outcome.manifest, outcome.manifest.files)
+        kept = merge_jobs.keep(session, claim.actor, made)
+        followers = merge_jobs.add_evaluations(session, claim.actor, kept, merge_jobs.terms_of(claim.job))
         warnings = outcome.report.get("warnings")
         return JobResult(
             {**kept.document, "data": outcome.report},
@@ -263,83 +235,6 @@ def complete_waiter(session: Session, waiter: JobView, source: JobView) -> JobRe
     spec = MergeSpec.model_validate(waiter.spec)
     actor = Actor(waiter.project_id, waiter.actor, waiter.request_id, waiter.traceparent)
     checkpoint_id, files = equal_merges.made_by(session, source.id)
-    made = _Made(waiter.id, spec, checkpoint_rows.load_manifest(session, checkpoint_id), files)
-    kept = _keep(session, actor, made)
-    return JobResult(kept.result(source), _add_evaluations(session, actor, kept, _terms_of(waiter)))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a merge has made: files that lie in the store."""
-
-    job_id: str
-    spec: MergeSpec
-    manifest: Manifest
-    files: Sequence[FileEntry]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The rows of what a merge has made."""
-
-    job_id: str
-    document: dict[str, JsonValue]
-    evaluations: tuple[tuple[str, EvaluationSpec], ...]  # (id of the job to be, what it measures)
-
-    def result(self, source: JobView) -> dict[str, JsonValue]:
-        """Return the result of a job that reuses what another made."""
-        return {**self.document, "data": (source.result or {}).get("data")}
-
-
-def _keep(session: Session, actor: Actor, made: _Made) -> _Kept:
-    artifact = artifacts.add(
-        session,
-        actor,
-        kind="checkpoint",
-        job_id=made.job_id,
-        checkpoint_id=None,
-        files=made.files,
-        recipe=made.spec.recipe.model_dump(mode="json"),
-        recipe_digest=made.spec.recipe.digest,
-    )
-    checkpoint = checkpoint_rows.add_produced(
-        session,
-        actor,
-        name=made.spec.name,
-        kind=made.manifest.kind,
-        manifest=made.manifest,
-        job_id=made.job_id,
-        artifact_id=artifact.id,
-        base_checkpoint_id=made.spec.base_checkpoint,
-        task=None,
-        tags=made.spec.tags,
-    )
-    artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
-    evaluations = tuple(
-        (new_id("job"), EvaluationSpec(checkpoint=checkpoint.id, tasks=(item,))) for item in made.spec.evaluate
-    )
-    document: dict[str, JsonValue] = {
-        "checkpoint": checkpoint.id,
-        "artifacts": [artifact.id],
-        "evaluations": [job_id for job_id, _ in evaluations],
-        "metrics": [],
-    }
-    return _Kept(made.job_id, document, evaluations)
-
-
-def _add_evaluations(session: Session, actor: Actor, kept: _Kept, terms: JobTerms) -> tuple[JobView, ...]:
-    """Add a job per task, so that one with broken data takes no other with it."""
-    return tuple(
-        measuring.add_evaluation(
-            session, actor, spec, terms.model_copy(update={"job_id": job_id, "parent_id": kept.job_id})
-        )
-        for job_id, spec in kept.evaluations
-    )
-
-
-def _terms_of(job: JobView) -> JobTerms:
-    return JobTerms(
-        priority=job.priority,
-        max_attempts=job.max_attempts,
-        timeout_seconds=job.timeout_seconds,
-    )
+    made = Made(waiter.id, spec, checkpoint_rows.load_manifest(session, checkpoint_id), files)
+    kept = merge_jobs.keep(session, actor, made)
+    return JobResult(kept.result(source), merge_jobs.add_evaluations(session, actor, kept, merge_jobs.terms_of(waiter)))

@@ -100,6 +100,7 @@ class JobSteps(Protocol):
         """
 
 
+LogLine = tuple[str, dict[str, JsonValue]]  # kind of event, what it holds
 CompleteWaiter = Callable[[Session, JobView, JobView], JobResult]
 """(session, waiter, source) -> result: gives a merge that waited for an equal one its share of that one's result."""
 
@@ -152,9 +153,17 @@ def claim(sessions: Sessions, worker: WorkerIdentity, *, lease_seconds: float) -
 
 
 def heartbeat(
-    sessions: Sessions, claim: Claim, progress: Progress | None = None, *, entered: Sequence[str] = ()
+    sessions: Sessions,
+    claim: Claim,
+    progress: Progress | None = None,
+    *,
+    entered: Sequence[str] = (),
+    told: Sequence[LogLine] = (),
 ) -> Heartbeat:
-    """Renew the lease and store the progress; say whether to stop. `entered`: the stages begun since the last beat."""
+    """Renew the lease and store the progress; say whether to stop.
+
+    entered, told: the stages begun, and the lines for the job's log, since the last beat.
+    """
     with sessions.begin() as session:
         at = clock.now(session)
         values: dict[str, object] = {"lease_until": at + timedelta(seconds=claim.lease_seconds)}
@@ -165,6 +174,8 @@ def heartbeat(
             return Heartbeat(cancel_requested=False, is_lost=True)
         for stage in entered:
             event_log.append(session, claim.job.id, "job.stage", {"stage": stage})
+        for kind, data in told:
+            event_log.append(session, claim.job.id, kind, data)
         if progress is not None:
             event_log.append(session, claim.job.id, "job.progress", progress.model_dump(mode="json"))
         return Heartbeat(cancel_requested=row.state == JobState.CANCELING, is_lost=False)

@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would no
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import ModelNotRunnable
+from workers.checkpoints.held import HeldCheckpoint
 
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -103,6 +105,11 @@ class Models:
             self._classifiers[key] = load_classifier(checkpoint, self._device)
         return self._classifiers[key]
 
+    def forget(self, checkpoint: LocalCheckpoint) -> None:
+        """Drop a checkpoint that is not measured any more."""
+        self._encoders.pop(checkpoint.manifest.digest, None)
+        self._classifiers.pop(checkpoint.manifest.digest, None)
+
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
     """Load a checkpoint's encoder afresh: a fine-tuner changes the one it gets.
@@ -135,15 +142,7 @@ def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> Pr
             "layout (config.json and tokenizer beside the weights) to run it."
         )
     try:
-        module, loading = factory.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # so that they are listed by name and refused below
-            output_loading_info=True,
-        )
+        module, loading = _from_pretrained(factory, checkpoint)
     except MemoryError:
         raise
     except Exception as error:  # the library raises a dozen unrelated classes on a bad config
@@ -154,6 +153,22 @@ def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> Pr
     _refuse_wrong_weights(module, loading)
     module.requires_grad_(requires_grad=False)
     return module.eval().to(device)  # type: ignore[no-any-return]  # from_pretrained is untyped
+
+
+def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> tuple[PreTrainedModel, dict[str, Any]]:
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,  # so that they are listed by name and refused below
+        "output_loading_info": True,
+    }
+    if not isinstance(checkpoint, HeldCheckpoint):
+        return factory.from_pretrained(checkpoint.path, **local, **options)  # type: ignore[no-any-return]  # untyped
+    config = AutoConfig.from_pretrained(checkpoint.path, **local)
+    with torch.device("meta"):  # the class alone is wanted: a factory takes no tensors in place of a folder
+        kind = type(factory.from_config(config, trust_remote_code=False))
+    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)  # type: ignore[no-any-return]
 
 
 def _refuse_wrong_weights(module: PreTrainedModel, loading: dict[str, Any]) -> None:

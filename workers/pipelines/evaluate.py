@@ -25,14 +25,16 @@ def evaluate(
     on_progress: Callable[[Progress], None],
     *,
     device: str = "cpu",
+    models: Models | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure the checkpoint on each task, in the order given; each checkpoint involved is loaded once.
 
-    `evaluators` holds one evaluator per kind of the tasks. The numbers do not depend on what else is measured.
+    `evaluators` holds one evaluator per kind of the tasks; `models` those that are loaded already. The numbers do not
+    depend on what else is measured.
 
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch, InvalidParameters.
     """
-    models = Models(device)
+    models = models or Models(device)
     runnable = _runnable(work, on_progress)
     measurements: list[Measurement] = []
     for index, task in enumerate(work.tasks):

@@ -72,12 +72,12 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         not there. On any error the weight files that were begun are removed.
     """
     _check_room(plan, output)
-    on_device = _open_device(device)
+    on_device = open_device(device)
     keep_freed_memory()
     reference = base or models[0]
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
-        inputs = _open_inputs(stack, plan, code, base=base, models=models)
+        inputs = open_inputs(stack, plan, code, base=base, models=models)
         if onto is not None and code.method.patch is None:
             inputs = replace(inputs, onto=open_onto(stack, plan, onto))
         granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
@@ -88,7 +88,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
             merged=inputs.merged,
             weights=[model.weight for model in recipe.models],
             piece_elements=chunk_elements or piece_elements(len(models)),
-            threads=_count_threads(granularity, inputs, parallel.n_threads(threads)),
+            threads=count_threads(granularity, inputs, parallel.n_threads(threads)),
             nan_policy=recipe.nan_policy,
             on_bytes=meter.advance,
         )
@@ -134,7 +134,7 @@ def _check_room(plan: MergePlan, output: Path) -> None:
         )
 
 
-def _open_device(device: str) -> torch.device:
+def open_device(device: str) -> torch.device:
     """Return the device once something could be put there."""
     try:
         return torch.empty(1, device=device).device
@@ -161,7 +161,7 @@ def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
     return {"groups": groups}
 
 
-def _open_inputs(
+def open_inputs(
     stack: ExitStack,
     plan: MergePlan,
     code: RecipeCode,
@@ -169,6 +169,7 @@ def _open_inputs(
     base: LocalCheckpoint | None,
     models: Sequence[LocalCheckpoint],
 ) -> Inputs:
+    """Open the checkpoints of a merge; the stack closes them."""
     base_reader = stack.enter_context(TensorReader(base)) if base is not None else None
     readers = [open_model(stack, model, base_reader) for model in models]
     reference = base_reader or readers[0]
@@ -189,7 +190,7 @@ def _open_inputs(
     return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
-def _count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
+def count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
     """Return how many runs may be in flight: whole tensors are large, and each thread holds one of every model."""
     if granularity in ("element", "row"):
         return threads

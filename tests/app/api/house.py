@@ -22,7 +22,7 @@ from app.db.migrate import upgrade
 from app.domain.errors import AmalgamError
 from app.domain.identifiers import new_id
 from app.domain.jobs import ResourceClass
-from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome
+from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome, SweepOutcome
 from app.main import create_app
 from app.services import reaping, running
 from app.services.merges import complete_waiter
@@ -189,4 +189,6 @@ def open_house(folder: Path, database_url: str = "", **settings: Any) -> Iterato
 def _files(outcome: Outcome) -> Sequence[Any]:
     if isinstance(outcome, CheckpointOutcome):
         return outcome.manifest.files
+    if isinstance(outcome, SweepOutcome):
+        return (*outcome.manifest.files, *outcome.curve_files)
     return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

@@ -1,0 +1,123 @@
+"""What a job that merges does around its work: bring the inputs here, keep what was made, add the evaluations to come.
+
+Shared by merges and sweeps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.db import artifacts
+from app.db import checkpoints as checkpoint_rows
+from app.domain.checkpoints import FileEntry, Manifest
+from app.domain.identifiers import new_id
+from app.domain.views.jobs import JobView
+from app.domain.work import MergeWork
+from app.services import inputs, measuring
+from app.services.actors import Actor
+from app.services.measuring import EvaluationSpec, JobTerms
+from app.services.merge_drafts import MergeSpec
+from app.services.running import Keepers
+
+
+def fetch(keepers: Keepers, spec: MergeSpec, output: Path) -> MergeWork:
+    """Bring the inputs of a merge here and return its work, which writes into the empty folder `output`."""
+    ids = [str(model["checkpoint"]) for model in spec.models]
+    here = {
+        checkpoint_id: inputs.local(keepers, checkpoint_id)
+        for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto))])
+    }
+    return MergeWork(
+        recipe=spec.recipe,
+        base_model=here[spec.base_model] if spec.base_model is not None else None,
+        models=tuple(here[checkpoint_id] for checkpoint_id in ids),
+        onto=here[spec.onto] if spec.onto is not None else None,
+        output=output,
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job has merged: files that lie in the store."""
+
+    job_id: str
+    spec: MergeSpec
+    manifest: Manifest
+    files: Sequence[FileEntry]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The rows of what was merged."""
+
+    job_id: str
+    checkpoint_id: str
+    artifact_id: str
+    evaluations: tuple[tuple[str, EvaluationSpec], ...]  # (id of the job to be, what it measures)
+
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """The job's result, as far as the rows decide it."""
+        return {
+            "checkpoint": self.checkpoint_id,
+            "artifacts": [self.artifact_id],
+            "evaluations": [job_id for job_id, _ in self.evaluations],
+            "metrics": [],
+        }
+
+    def result(self, source: JobView) -> dict[str, JsonValue]:
+        """Return the result of a job that reuses what another made."""
+        return {**self.document, "data": (source.result or {}).get("data")}
+
+
+def keep(session: Session, actor: Actor, made: Made) -> Kept:
+    """Add the artifact and the checkpoint; `add_evaluations` adds what follows."""
+    artifact = artifacts.add(
+        session,
+        actor,
+        kind="checkpoint",
+        job_id=made.job_id,
+        checkpoint_id=None,
+        files=made.files,
+        recipe=made.spec.recipe.model_dump(mode="json"),
+        recipe_digest=made.spec.recipe.digest,
+    )
+    checkpoint = checkpoint_rows.add_produced(
+        session,
+        actor,
+        name=made.spec.name,
+        kind=made.manifest.kind,
+        manifest=made.manifest,
+        job_id=made.job_id,
+        artifact_id=artifact.id,
+        base_checkpoint_id=made.spec.base_checkpoint,
+        task=None,
+        tags=made.spec.tags,
+    )
+    artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+    evaluations = tuple(
+        (new_id("job"), EvaluationSpec(checkpoint=checkpoint.id, tasks=(item,))) for item in made.spec.evaluate
+    )
+    return Kept(made.job_id, checkpoint.id, artifact.id, evaluations)
+
+
+def add_evaluations(session: Session, actor: Actor, kept: Kept, terms: JobTerms) -> tuple[JobView, ...]:
+    """Add a job per task, so that one with broken data takes no other with it; hint them after the commit."""
+    return tuple(
+        measuring.add_evaluation(
+            session, actor, spec, terms.model_copy(update={"job_id": job_id, "parent_id": kept.job_id})
+        )
+        for job_id, spec in kept.evaluations
+    )
+
+
+def terms_of(job: JobView) -> JobTerms:
+    """Return how what follows a job is run: as the job itself."""
+    return JobTerms(
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        timeout_seconds=job.timeout_seconds,
+    )

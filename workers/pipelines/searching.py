@@ -1,0 +1,51 @@
+"""The points of a sweep, one after the other: a grid's as they stand, a search's as Optuna's sampler proposes them.
+
+Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", section 4: the tree-structured Parzen
+estimator; the first ten points are drawn at random. One seed, one point at a time: the same points on every machine.
+"""
+
+from collections.abc import Generator, Mapping
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import JsonValue
+
+from app.domain.sweep_requests import Choices, NumberRange
+from app.domain.sweeps import Grid, Search, Space, Values
+
+Proposals = Generator[Values, float | None, None]
+"""Yields points; is sent how good the last one was (higher is better), None where it could not be measured."""
+
+
+def propose(space: Space) -> Proposals:
+    """Yield the points of a grid or a search in order."""
+    return _try_all(space) if isinstance(space, Grid) else _search(space)
+
+
+def _try_all(grid: Grid) -> Proposals:
+    for values in grid.points():  # noqa: UP028 (an iterator takes no answers)
+        yield values
+
+
+def _search(search: Search) -> Proposals:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=search.seed))
+    distributions = {path: _distribution(values) for path, values in search.axes}
+    for _ in range(search.n_trials):
+        trial = study.ask(distributions)
+        goodness = yield _values(trial.params, distributions)
+        failed = optuna.trial.TrialState.FAIL
+        study.tell(trial, goodness, state=None if goodness is not None else failed)
+
+
+def _values(found: Mapping[str, JsonValue], paths: Mapping[str, BaseDistribution]) -> Values:
+    return {path: found[path] for path in paths}
+
+
+def _distribution(values: NumberRange | Choices) -> BaseDistribution:
+    if isinstance(values, Choices):
+        return CategoricalDistribution(tuple(values.choices))
+    if values.integer:
+        step = 1 if values.step is None else int(values.step)
+        return IntDistribution(int(values.low), int(values.high), log=values.log, step=step)
+    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)

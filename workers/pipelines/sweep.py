@@ -1,0 +1,251 @@
+"""Sweep: merge at many points, measure each on validation, and write the best merge as any merge is written.
+
+Losers are never stored. Where the result is a dense model that fits into memory it is measured from there; else it is
+merged into a folder that is removed again. The numbers are the same either way.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import FileEntry, LocalCheckpoint
+from app.domain.errors import InvalidParameters, JobError, NotFinite
+from app.domain.jobs import Progress
+from app.domain.planning import plan_merge
+from app.domain.recipes import Recipe
+from app.domain.sweeps import MeasuredPoint, Values, find_best, recipe_at
+from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, PatchedTasks, SweepOutcome, SweepWork
+from workers.checkpoints.companions import copy_companions
+from workers.checkpoints.held import hold
+from workers.checkpoints.model import Models
+from workers.contract import RecipeCode
+from workers.memory import free_bytes
+from workers.model_contract import Evaluator
+from workers.pipelines.evaluate import evaluate
+from workers.pipelines.held_merge import MergeSet, can_hold, merge_in_memory
+from workers.pipelines.searching import propose
+from workers.pipelines.sweep_report import describe, write_curve
+from workers.statistics.kept import Shelf
+
+HELD_SHARE = 0.5  # of the memory that is free: a held model may take so much
+POINT_FAULTS = (NotFinite, InvalidParameters)  # a point of which this is true loses; any other error ends the sweep
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a sweep merges and measures with."""
+
+    evaluators: Mapping[str, Evaluator]  # by the kind of task
+    load_code: Callable[[Recipe], RecipeCode]
+    merge: Callable[[MergeWork, OnProgress], CheckpointOutcome]  # into a folder
+    device: str = "cpu"
+    threads: int | None = None
+    room_bytes: int = field(default_factory=lambda: int(free_bytes() * HELD_SHARE))  # for a held model
+
+
+def sweep(
+    work: SweepWork, workshop: Workshop, on_progress: OnProgress, on_point: Callable[[MeasuredPoint], None]
+) -> SweepOutcome:
+    """Measure every point, write the best merge and the curve into the work's output folder.
+
+    Raises: JobError where no point could be measured; else as merging and measuring do.
+    """
+    work.scratch.mkdir()
+    progress = _SweepProgress(on_progress, work.space.n_points)
+    points = _measure_all(work, _Bench(work, workshop), progress, on_point)
+    best = find_best(points)
+    if best is None:
+        raise JobError(
+            f"None of the {len(points)} points could be measured; the first: {points[0].problem} Sweep other values."
+        )
+    recipe = recipe_at(load_catalog(), work.merge.recipe, best.parameters)
+    merged = workshop.merge(work.merge.model_copy(update={"recipe": recipe}), progress.merge)
+    report = describe(work, points, best, recipe)
+    return SweepOutcome(
+        manifest=merged.manifest,
+        report=merged.report,
+        recipe=recipe,
+        best=best,
+        curve=report.summary,
+        curve_files=write_curve(report, work.merge.output),
+    )
+
+
+def _measure_all(
+    work: SweepWork, bench: "_Bench", progress: "_SweepProgress", on_point: Callable[[MeasuredPoint], None]
+) -> list[MeasuredPoint]:
+    """Measure the points in order; what was measured before, by an earlier attempt or at an equal point, is reused."""
+    known = {_key(point.parameters): point for point in work.measured}
+    points: list[MeasuredPoint] = []
+    proposals = propose(work.space)
+    goodness: float | None = None
+    while True:
+        try:
+            values = next(proposals) if not points else proposals.send(goodness)
+        except StopIteration:
+            return points
+        key = _key(values)
+        if key in known:
+            point = known[key].model_copy(update={"index": len(points)})
+        else:
+            point = bench.measure(len(points), values, progress.measure)
+            on_point(point)
+        known[key] = point
+        points.append(point)
+        progress.done = len(points)
+        goodness = _goodness(point)
+
+
+def _key(values: Values) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _goodness(point: MeasuredPoint) -> float | None:
+    if point.mean is None:
+        return None
+    return point.mean if point.measurements[0].higher_is_better else -point.mean
+
+
+class _Bench:
+    """Merges and measures one point after the other."""
+
+    def __init__(self, work: SweepWork, workshop: Workshop) -> None:
+        self._work = work
+        self._workshop = workshop
+        self._catalog = load_catalog()
+        self._held = self._open_held()
+
+    def measure(self, index: int, values: Values, on_progress: OnProgress) -> MeasuredPoint:
+        """Return the point with what was measured there, or with the reason why nothing could be."""
+        metric = self._work.selection.metric
+        try:
+            recipe = recipe_at(self._catalog, self._work.merge.recipe, values)
+            with self._merged(recipe) as checkpoint:
+                found = evaluate(
+                    self._evaluation(checkpoint),
+                    self._workshop.evaluators,
+                    on_progress,
+                    device=self._workshop.device,
+                    models=self._held.models if self._held is not None else None,
+                )
+        except POINT_FAULTS as error:
+            return MeasuredPoint(index=index, parameters=values, problem=error.detail)
+        point = MeasuredPoint(
+            index=index, parameters=values, measurements=tuple(one for one in found if one.name == metric)
+        )
+        undefined = f"{metric} is undefined on some task."
+        return point if point.mean is not None else point.model_copy(update={"problem": undefined})
+
+    def _open_held(self) -> "_Held | None":
+        """Return what merges in memory stand on; None where the result is no dense model, or too large."""
+        work, workshop = self._work.merge, self._workshop
+        base = work.base_model.manifest if work.base_model is not None else None
+        card, beside = self._catalog.method(work.recipe.method), self._catalog.cards_beside(work.recipe)
+        plan = plan_merge(work.recipe, base, [model.manifest for model in work.models], card, beside)
+        if not can_hold(work.recipe, card, plan, room_bytes=workshop.room_bytes):
+            return None
+        folder = self._work.scratch / "held"
+        folder.mkdir()
+        reference = work.base_model or work.models[0]
+        companions = tuple(copy_companions(reference, folder, dtype=work.recipe.output_dtype))
+        merge_set = MergeSet(plan, work.base_model, work.models, workshop.device, workshop.threads)
+        return _Held(merge_set, folder, companions, Models(workshop.device))
+
+    @contextmanager
+    def _merged(self, recipe: Recipe) -> Iterator[LocalCheckpoint]:
+        """Yield the merge, in memory or in a folder; it is gone afterwards."""
+        if self._held is not None:
+            with self._held.merged(recipe, self._workshop.load_code(recipe)) as held:
+                yield held
+            return
+        folder = self._work.scratch / "merged"
+        output = folder / "output"
+        (folder / "tasks").mkdir(parents=True)
+        output.mkdir()
+        try:
+            order = self._work.merge.model_copy(update={"recipe": recipe, "output": output})
+            manifest = self._workshop.merge(order, lambda _: None).manifest
+            yield LocalCheckpoint(id="merged", path=output, manifest=manifest)
+        finally:
+            shutil.rmtree(folder)
+
+    def _evaluation(self, checkpoint: LocalCheckpoint) -> EvaluateWork:
+        work = self._work
+        scratch = work.scratch / "merged"
+        return EvaluateWork(
+            checkpoint=checkpoint,
+            tasks=work.tasks,
+            base_models=work.base_models,
+            split={task.id: work.selection.split for task in work.tasks},
+            patched=PatchedTasks(labels=work.labels, scratch=scratch / "tasks") if work.labels else None,
+            adapter_base=work.merge.base_model,
+            scratch=scratch / "fused",
+        )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What merges in memory share."""
+
+    merge_set: MergeSet
+    folder: Path
+    companions: tuple[FileEntry, ...]
+    models: Models
+    shelf: Shelf = field(default_factory=Shelf)
+
+    @contextmanager
+    def merged(self, recipe: Recipe, code: RecipeCode) -> Iterator[LocalCheckpoint]:
+        """Yield the merge in memory."""
+        self.shelf.begin()
+        tensors = merge_in_memory(self.merge_set, recipe, code, self.shelf)
+        content = recipe.model_dump_json().encode()
+        identity = FileEntry(path="recipe.json", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        checkpoint = hold(tensors, self.folder, self.companions, identity)
+        try:
+            yield checkpoint
+        finally:
+            self.models.forget(checkpoint)
+
+
+class _SweepProgress:
+    """Turns the progress of one point, and of the last merge, into that of the sweep."""
+
+    def __init__(self, on_progress: OnProgress, n_points: int) -> None:
+        self._on_progress = on_progress
+        self._n_points = n_points
+        self._began_at = time.monotonic()
+        self._first: int | None = None  # the first point that is measured by this attempt
+        self.done = 0
+
+    def measure(self, progress: Progress) -> None:
+        """Report how far the measuring is: a point is a step."""
+        if self._first is None:
+            self._first = self.done
+        done = self.done + min(1.0, progress.fraction)
+        elapsed = time.monotonic() - self._began_at
+        per_point = elapsed / (done - self._first) if done > self._first else None
+        left = None if per_point is None else per_point * (self._n_points + 1 - done)
+        self._say("measuring points", done, left)
+
+    def merge(self, progress: Progress) -> None:
+        """Report how far the merge of the best point is."""
+        self._say("merging the best", self._n_points + progress.fraction, progress.eta_seconds)
+
+    def _say(self, stage: str, done: float, left: float | None) -> None:
+        self._on_progress(
+            Progress(
+                stage=stage,
+                fraction=min(1.0, done / (self._n_points + 1)),
+                done=self.done,
+                total=self._n_points,
+                unit="points",
+                eta_seconds=left,
+            )
+        )
