@@ -6,13 +6,16 @@ pipeline.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.catalog import AnalysisCard, TasksNeeded
-from app.domain.parameters import Parameters, schema_of
+from app.domain.parameters import NestedMethod, Parameters, schema_of
+from app.domain.tasks import Measurement
+from workers.model_contract import Observed
 
 
 class Found(BaseModel):
@@ -29,6 +32,43 @@ class Names:
 
     models: tuple[str, ...]
     tasks: tuple[str, ...] = ()
+
+
+class Merged(Protocol):
+    """A merge that lies in memory, to be measured on the bench's tasks while its block lasts. task: index."""
+
+    def measure(self, task: int, split: str | None = None) -> Measurement:
+        """Return the task's metric over a whole split; None: the one that was asked for."""
+
+    def observe(self, task: int, max_examples: int) -> Observed:
+        """Return what the model makes of evenly spaced examples of the split that was asked for."""
+
+
+class Bench(Protocol):
+    """Merges in memory, and measures the merges on tasks; nothing of it is stored."""
+
+    @property
+    def n_models(self) -> int:
+        """How many models there are to merge."""
+
+    @property
+    def n_tasks(self) -> int:
+        """How many tasks there are to measure on."""
+
+    def expect(self, n_runs: int) -> None:
+        """Say how often `measure` and `observe` will be called, for the progress."""
+
+    def check(self, method: NestedMethod, n_models: int) -> None:
+        """Check that a method can merge so many models in memory. Raises: InvalidParameters, Invalid."""
+
+    def count_models(self, method: NestedMethod) -> tuple[int, int]:
+        """Return how few and how many of the bench's models a method takes."""
+
+    def merge(self, method: NestedMethod, models: Sequence[int]) -> AbstractContextManager[Merged]:
+        """Merge some models, by index, with weights of 1."""
+
+    def combine(self, coefficients: Sequence[float]) -> AbstractContextManager[Merged]:
+        """Give θ₀ + Σᵢ cᵢ τᵢ, one coefficient for each model; zeros alone give the base model, to the bit."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +94,7 @@ def analysis(
     draw: Callable[..., Any],
     models: tuple[int, int | None] = (1, None),
     tasks: TasksNeeded = "none",
+    observes: bool = False,
     tunes: bool = False,
     nested: Sequence[str] = (),
     version: int = 1,
@@ -73,6 +114,7 @@ def analysis(
         min_models=models[0],
         max_models=models[1],
         tasks=tasks,
+        observes=observes,
         tunes=tunes,
         nested=tuple(nested),
         parameters=schema_of(parameters),

@@ -50,6 +50,22 @@ class Trainable:
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a model makes of examples, on the CPU."""
+
+    logits: Tensor  # [n, n_classes] float32
+    labels: Tensor  # [n] int64, indices of classes
+    features: Tensor | None  # [n, width] float32, before the head; None under a head that is the checkpoint's own
+
+
+class Observe(Protocol):
+    """Run a subject on examples of one split of its task: evenly spaced ones, `max_examples` at most."""
+
+    def __call__(self, subject: Subject, split: str, models: ModelSource, max_examples: int) -> Observed:
+        """Return what the model makes of them, in the order of the split."""
+
+
 class Measure(Protocol):
     """Measure a subject on one split of its task; `on_examples(done, total)` reports."""
 
@@ -74,6 +90,7 @@ class Evaluator:
     parameters: type[Parameters]
     measure: Measure
     make_trainable: MakeTrainable | None  # None: tasks of this kind cannot be trained on
+    observe: Observe | None = None  # None: its models give no logits of classes
 
 
 def evaluator(
@@ -87,6 +104,7 @@ def evaluator(
     parameters: type[Parameters],
     version: int = 1,
     make_trainable: MakeTrainable | None = None,
+    observe: Observe | None = None,
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
@@ -100,11 +118,12 @@ def evaluator(
         source=source,
         heads=heads,
         metrics=metrics,
+        observes=observe is not None,
         parameters=schema_of(parameters),
     )
 
     def decorate(function: Measure) -> Evaluator:
-        return Evaluator(card, parameters, function, make_trainable)
+        return Evaluator(card, parameters, function, make_trainable, observe)
 
     return decorate
 

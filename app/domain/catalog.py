@@ -111,6 +111,7 @@ class EvaluatorCard(Value):
     source: str
     heads: tuple[str, ...]
     metrics: tuple[str, ...]
+    observes: bool = False  # it gives logits and features of single examples, which some analyses need
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
 
 
@@ -141,6 +142,7 @@ class AnalysisCard(Value):
     min_models: int = Field(ge=1)
     max_models: int | None = None
     tasks: TasksNeeded = "none"
+    observes: bool = False  # it needs tasks whose evaluator observes
     tunes: bool = False  # something is chosen on the tasks' validation split, whatever split is measured on
     nested: tuple[str, ...] = ()  # parameters that name a merge method
     parameters: dict[str, Any]  # JSON Schema of the parameters object

@@ -1,5 +1,6 @@
 """Analyses: looking at models without changing them. The result is a report artifact and its data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, JsonValue
@@ -7,10 +8,11 @@ from sqlalchemy.orm import Session
 
 from app.db import artifacts
 from app.db import checkpoints as checkpoint_rows
+from app.db.tables import Task
 from app.domain.analyses import check_analysis
-from app.domain.catalog import AnalysisCard
+from app.domain.catalog import AnalysisCard, Catalog
 from app.domain.checkpoints import Manifest, Value, check_mergeable
-from app.domain.errors import FieldProblem, IncompatibleCheckpoints
+from app.domain.errors import FieldProblem, IncompatibleCheckpoints, Invalid
 from app.domain.jobs import JobKind, ResourceClass
 from app.domain.merge_sets import view_adapters
 from app.domain.requests import AnalysisRequest
@@ -58,7 +60,7 @@ def submit(
         base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
         manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
         _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
-        tasks = _pin_tasks(session, actor, card, request, base.id)
+        tasks = _pin_tasks(session, actor, card, request, base.id, catalog=wiring.catalog)
         spec = AnalysisSpec(
             kind=card.name,
             base_model=base.id,
@@ -106,6 +108,7 @@ class AnalysisSteps:
             head_bases={task_id: here[base] for task_id, base in heads.items()},
             split=spec.tasks[0].split if spec.tasks else "test",
             output=scratch / "output",
+            scratch=scratch / "bench",
         )
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
@@ -124,13 +127,29 @@ steps = AnalysisSteps()
 
 
 def _pin_tasks(
-    session: Session, actor: Actor, card: AnalysisCard, request: AnalysisRequest, base: str
+    session: Session, actor: Actor, card: AnalysisCard, request: AnalysisRequest, base: str, *, catalog: Catalog
 ) -> tuple[PinnedItem, ...]:
     """Return the tasks; where the kind tunes anything, each one must have the split that is tuned on."""
     splits = dict.fromkeys([*([TUNED_ON] if card.tunes else []), request.split])
     for split in splits:
         found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=split)
+    if card.observes:
+        _check_observable(catalog, card, [row for row, _ in found])
     return measuring.pin_bases(session, found, default=base, pointer="/tasks")
+
+
+def _check_observable(catalog: Catalog, card: AnalysisCard, tasks: Sequence[Task]) -> None:
+    faults = [
+        FieldProblem(
+            f"/tasks/{index}",
+            f"task {row.name!r} is of kind {row.kind!r}, whose models give no logits of single examples",
+        )
+        for index, row in enumerate(tasks)
+        if not catalog.evaluator(row.kind).observes
+    ]
+    if faults:
+        known = ", ".join(one.name for one in catalog.evaluators if one.observes)
+        raise Invalid(f"{card.name}: {faults[0].message}; expected tasks of a kind among {known}.", errors=faults)
 
 
 def _check_comparable(base: Manifest, models: list[Manifest]) -> None:

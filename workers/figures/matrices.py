@@ -15,6 +15,7 @@ MAX_WRITTEN = 10  # rows; beyond, squares carry no numbers
 MAX_LABELED = 30  # rows; beyond, every k-th one is labeled
 
 Cells = Sequence[Sequence[float | None]]
+Numbers = np.ma.MaskedArray[tuple[int, int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class Scale:
     high: float
     colormap: str
     label: str
+
+    @staticmethod
+    def of(cells: Cells, colormap: str, label: str) -> "Scale":
+        """Return the scale from the least to the most of some numbers."""
+        known = [cell for row in cells for cell in row if cell is not None]
+        return Scale(min(known, default=0.0), max(known, default=1.0), colormap, label)
 
     @property
     def colors(self) -> Colormap:
@@ -39,10 +46,10 @@ class Scale:
 
 def draw_matrix(axes: Axes, cells: Cells, labels: Sequence[str], scale: Scale) -> None:
     """Draw a square matrix, its first row on top. cells: [n, n], None is gray."""
-    values = np.array([[np.nan if cell is None else cell for cell in row] for row in cells], dtype=float)
+    values = to_numbers(cells)
     n = len(values)
     mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=scale.colors, vmin=scale.low, vmax=scale.high, edgecolors="white",
+        values, cmap=scale.colors, vmin=scale.low, vmax=scale.high, edgecolors="white",
         linewidth=2.0 if n <= MAX_WRITTEN else 0.0, rasterized=n > 2 * MAX_LABELED,
     )  # fmt: skip
     axes.set_aspect("equal")
@@ -56,8 +63,18 @@ def draw_matrix(axes: Axes, cells: Cells, labels: Sequence[str], scale: Scale) -
     axes.set_yticks([place + 0.5 for place in places], shown)
     if n <= MAX_WRITTEN:
         for row, column in np.ndindex(*values.shape):
-            _write_number(axes, column + 0.5, row + 0.5, values[row, column], scale)
+            _write_number(
+                axes,
+                (row, column),
+                None if np.ma.getmaskarray(values)[row, column] else float(values[row, column]),
+                scale,
+            )
     draw_scale(axes, mesh, scale)
+
+
+def to_numbers(cells: Cells) -> Numbers:
+    """Return the numbers, those that are None masked."""
+    return np.ma.masked_invalid([[np.nan if cell is None else cell for cell in row] for row in cells])
 
 
 def draw_scale(axes: Axes, mesh: QuadMesh, scale: Scale) -> None:
@@ -66,6 +83,7 @@ def draw_scale(axes: Axes, mesh: QuadMesh, scale: Scale) -> None:
     bar.outline.set_visible(False)  # type: ignore[operator]  # its stub takes it for a tuple of patches
 
 
-def _write_number(axes: Axes, x: float, y: float, value: float, scale: Scale) -> None:
-    text, ink = ("–", style.INK) if np.isnan(value) else (f"{value:z.2f}", scale.ink(value))
-    axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=13.0)
+def _write_number(axes: Axes, cell: tuple[int, int], value: float | None, scale: Scale) -> None:
+    text, ink = ("–", style.INK) if value is None else (f"{value:z.2f}", scale.ink(value))
+    row, column = cell
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=13.0)

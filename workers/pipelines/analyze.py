@@ -20,7 +20,7 @@ from app.domain.errors import IncompatibleCheckpoints
 from app.domain.jobs import Progress
 from app.domain.parameters import Parameters
 from app.domain.work import AnalyzeOutcome, AnalyzeWork
-from workers.analysis_contract import Analysis, Found, Names, summarize
+from workers.analysis_contract import Analysis, Bench, Found, Names, summarize
 from workers.checkpoints import parallel
 from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import write_file
@@ -43,17 +43,23 @@ def analyze(
     on_progress: Callable[[Progress], None],
     *,
     threads: int | None = None,
-    device: str = "cpu",
+    bench: Bench | None = None,
 ) -> AnalyzeOutcome:
     """Write the report's data and figure into the work's output folder and return them.
+
+    bench: of an analysis with tasks, over the work's models and tasks.
 
     Raises: IncompatibleCheckpoints naming a tensor; NotFinite; InputChanged; whatever the analysis raises.
     """
     parameters = analysis.parameters.model_validate(work.parameters)
-    with _open_source(work, on_progress, analysis.count_passes(parameters), parallel.n_threads(threads)) as source:
-        found = analysis.examine(source, parameters)
+    if bench is not None:
+        found = analysis.examine(bench, parameters)
+    else:
+        with _open_source(work, on_progress, analysis.count_passes(parameters), parallel.n_threads(threads)) as source:
+            found = analysis.examine(source, parameters)
     on_progress(Progress(stage="drawing", fraction=1.0))
-    names = Names(work.labels or tuple(f"models[{index}]" for index in range(len(work.models))))
+    labels = work.labels or tuple(f"models[{index}]" for index in range(len(work.models)))
+    names = Names(labels, tuple(task.spec.name for task in work.tasks))
     heading = _heading(work, analysis, names, parameters)
     files = (
         *_write_figure(work, analysis, found, names),
@@ -71,6 +77,10 @@ def _heading(work: AnalyzeWork, analysis: Analysis, names: Names, parameters: Pa
         "models": [model.manifest.digest for model in work.models],
         "labels": list(names.models),
         "parameters": parameters.model_dump(mode="json"),
+        "tasks": [
+            {"name": task.spec.name, "digest": task.spec.digest, "split": work.split, "metric": task.spec.metric}
+            for task in work.tasks
+        ],
     }
 
 
