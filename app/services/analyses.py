@@ -49,7 +49,7 @@ def submit(
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
-        card, parameters = check_analysis(
+        _, parameters = check_analysis(
             wiring.catalog,
             request.kind,
             request.parameters,
@@ -60,9 +60,9 @@ def submit(
         base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
         manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
         _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
-        tasks = _pin_tasks(session, actor, card, request, base.id, catalog=wiring.catalog)
+        tasks = _pin_tasks(session, actor, wiring.catalog, request, base.id)
         spec = AnalysisSpec(
-            kind=card.name,
+            kind=request.kind,
             base_model=base.id,
             models=tuple(row.id for row in models),
             labels=tuple(f"{row.name}@{row.version}" for row in models),
@@ -127,9 +127,10 @@ steps = AnalysisSteps()
 
 
 def _pin_tasks(
-    session: Session, actor: Actor, card: AnalysisCard, request: AnalysisRequest, base: str, *, catalog: Catalog
+    session: Session, actor: Actor, catalog: Catalog, request: AnalysisRequest, base: str
 ) -> tuple[PinnedItem, ...]:
-    """Return the tasks; where the kind tunes anything, each one must have the split that is tuned on."""
+    """Return the tasks of a checked request; each has the split that is tuned on, where the kind tunes anything."""
+    card = catalog.analysis(request.kind)
     splits = dict.fromkeys([*([TUNED_ON] if card.tunes else []), request.split])
     for split in splits:
         found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=split)

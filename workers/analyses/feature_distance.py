@@ -55,15 +55,15 @@ class TaskDistance(BaseModel):
 class FeatureDistanceFound(Found):
     """Distances by task, in the request's order."""
 
-    tasks: list[TaskDistance]
+    distances: list[TaskDistance]
 
 
 def draw(found: FeatureDistanceFound, names: Names) -> Figure:
     """Return the mean absolute difference on each task, of the base model and of the merge."""
     figure, (axes,) = style.new_figure(1, width=max(7.0, 2.0 + 1.2 * len(names.tasks)), height=5.2)
     groups = {
-        "base model": [one.base.l1 for one in found.tasks],
-        "merge": [one.merged.l1 for one in found.tasks],
+        "base model": [one.base.l1 for one in found.distances],
+        "merge": [one.merged.l1 for one in found.distances],
     }
     bars.draw_bars(axes, names.tasks, groups)
     axes.set_ylabel("mean |difference of features|")
@@ -108,7 +108,7 @@ def examine(bench: Bench, parameters: FeatureDistanceParameters) -> FeatureDista
                 base=_distance(of_base[task], own),
             )
         )
-    return FeatureDistanceFound(tasks=found)
+    return FeatureDistanceFound(distances=found)
 
 
 def _features(merged: Merged, task: int, parameters: FeatureDistanceParameters) -> Tensor:

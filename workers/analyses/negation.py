@@ -129,7 +129,7 @@ def _measure(
 
 
 def _choose(curve: list[Negated], min_control: float) -> float:
-    """Return the coefficient that keeps least of the target among those that keep the controls; of equal ones the smallest."""
+    """Return the coefficient that keeps least of the target and enough of the controls; of equal ones the smallest."""
     fitting = [
         (one.target_kept, one.coefficient)
         for one in curve
