@@ -42,7 +42,7 @@ def draw(found: LossLandscapeFound, names: Names) -> Figure:
     planes.draw_plane(
         axes[1], found.coefficients, found.mean_accuracy, Scale.of(found.mean_accuracy, "cividis", "mean accuracy")
     )
-    for panel, title in zip(axes, ("Loss", "Accuracy"), strict=True):
+    for panel, title in zip(axes, ("Loss (★ lowest)", "Accuracy (★ lowest loss)"), strict=True):
         planes.mark(panel, {"θ₀": (0.0, 0.0), "θ₁": (1.0, 0.0), "θ₂": (0.0, 1.0), "sum": (1.0, 1.0)}, found.best)
         planes.label(panel, names.models)
         panel.set_title(title)

@@ -6,7 +6,7 @@ elects one sign.
 Source: Yadav et al. 2023, arXiv:2306.01708, section 3, figure 3; the trim is that of its section 4.1.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
@@ -120,7 +120,7 @@ def _counter(parameters: SignConflictParameters) -> CountSigns:
     return CountSigns(parameters.density, parameters.trim_scope)
 
 
-def _described(counts: SignCounts) -> dict[str, object]:
+def _described(counts: SignCounts) -> dict[str, Any]:  # the fields of Conflict
     pairs = [
         [ratio(opposed, both) for opposed, both in zip(*rows, strict=True)]
         for rows in zip(counts.n_opposed.tolist(), counts.n_both.tolist(), strict=True)

@@ -80,7 +80,7 @@ def to_numbers(cells: Cells) -> Numbers:
 def draw_scale(axes: Axes, mesh: QuadMesh, scale: Scale) -> None:
     """Draw what colors mean beside a panel."""
     bar = axes.figure.colorbar(mesh, ax=axes, label=scale.label, shrink=0.85)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # its stub takes it for a tuple of patches
+    bar.outline.set_visible(False)
 
 
 def _write_number(axes: Axes, cell: tuple[int, int], value: float | None, scale: Scale) -> None:

@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import style as mpl_style
@@ -27,7 +28,7 @@ DIVERGING = "PuOr_r"
 SEQUENTIAL = "cividis"
 PIXELS_PER_INCH = 150
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {  # Any: the stub knows the names as literals, and no type of a value
     "font.family": "DejaVu Sans",  # comes with the library: the same on every machine
     "font.size": 14.0,
     "axes.titlesize": 16.0,
