@@ -40,6 +40,4 @@ def test_each_kind_has_its_section_with_parameters_data_and_a_figure(card: Analy
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_each_example_is_a_request_that_is_accepted(example: str) -> None:
     request = AnalysisRequest.model_validate_json(example)
-    check_analysis(
-        CATALOG, request.kind, request.parameters, n_models=len(request.models), n_tasks=len(request.tasks)
-    )
+    check_analysis(CATALOG, request.kind, request.parameters, n_models=len(request.models), n_tasks=len(request.tasks))
