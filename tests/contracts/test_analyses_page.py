@@ -1,4 +1,4 @@
-"""docs/analyses.md tells every kind, every parameter with its default, every field of its data, and shows its figure."""
+"""docs/analyses.md tells every kind, its parameters with their defaults, the fields of its data, and shows its figure."""
 
 import json
 import re
