@@ -1,4 +1,4 @@
-"""docs/analyses.md tells every kind, its parameters with their defaults, the fields of its data, and shows its figure."""
+"""docs/analyses.md tells every kind, parameters with their defaults, the fields of the data, and shows a figure."""
 
 import json
 import re

@@ -68,7 +68,7 @@ def draw(found: NegationFound, names: Names) -> Figure:
     axes.axvline(found.chosen, color=style.INK, linewidth=1.6, linestyle="--", label=f"chosen: {found.chosen:g}")
     if found.negated.target is not None:
         axes.plot(
-            found.chosen, found.negated.target, marker="*", color=style.COLORS[1], markeredgecolor="white",
+            found.chosen, found.negated.target, marker="*", color=style.COLORS[0], markeredgecolor="white",
             markersize=20.0, linestyle="none", label="target, measured", zorder=5,
         )  # fmt: skip
     axes.set(xlabel="α of θ₀ − α τ", ylabel="score on validation", ylim=(0.0, None))

@@ -16,7 +16,7 @@ from app.domain.errors import HeadMismatch, InvalidParameters
 from app.domain.tasks import OwnHead
 from app.domain.work import AnalyzeWork
 from tests.workers import tiny_bert
-from tests.workers.analyses.works import make_models, make_work, run, with_tasks
+from tests.workers.analyses.works import make_models, make_task, make_work, run, with_tasks
 from workers.analyses import negation
 from workers.analyses.negation import Negated
 from workers.checkpoints.model import Models
@@ -69,7 +69,7 @@ def analyze(work: AnalyzeWork) -> dict[str, Any]:
 
 
 def test_observed_examples_are_spread_evenly_and_in_order(models: list[LocalCheckpoint], tmp_path: Path) -> None:
-    task = tiny_bert.make_task(tmp_path)
+    task = make_task(tmp_path)
     subject = Subject(task, models[1], models[0])
     whole = text_classification.observe(subject, "train", Models(), ALL)
     part = text_classification.observe(subject, "train", Models(), 4)
@@ -128,7 +128,7 @@ def test_the_head_in_the_checkpoint_gives_no_features(models: list[LocalCheckpoi
     labels = list(tiny_bert.CLASSES)
     heads = [tiny_bert.local(tiny_bert.make_classifier(tmp_path / f"c{seed}", labels, seed=seed)) for seed in range(2)]
     work = with_tasks(make_work("feature_distance", heads, tmp_path), tmp_path, 1)
-    own = tiny_bert.make_task(tmp_path / "own", head=OwnHead(kind="own"))
+    own = make_task(tmp_path / "own", head=OwnHead(kind="own"))
     work = work.model_copy(update={"tasks": (own,), "head_bases": {own.id: heads[0]}})
     with pytest.raises(HeadMismatch, match="has head 'own', under which models give logits and no features"):
         run(work)

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from pydantic import JsonValue
 from safetensors.torch import load_file
 
 from app.domain.checkpoints import LocalCheckpoint
+from app.domain.tasks import LocalTask
 from app.domain.work import AnalyzeOutcome, AnalyzeWork
 from tests.workers import tiny_bert
 from workers.runner import WorkOrder, perform
@@ -36,11 +38,15 @@ def make_work(kind: str, models: list[LocalCheckpoint], folder: Path, **changes:
     return work.model_copy(update=changes)
 
 
+def make_task(folder: Path, **changes: Any) -> LocalTask:
+    """Return a task whose texts fit the tiny models; `changes` are fields of its TaskSpec."""
+    return tiny_bert.make_task(folder, preprocessing={"max_tokens": 8}, **changes)
+
+
 def with_tasks(work: AnalyzeWork, folder: Path, n: int, **parameters: JsonValue) -> AnalyzeWork:
     """Return the work with tasks, all alike but for their names."""
     tasks = [
-        tiny_bert.make_task(folder / "data", name=f"task{index}").model_copy(update={"id": f"task_{index}"})
-        for index in range(n)
+        make_task(folder / "data", name=f"task{index}").model_copy(update={"id": f"task_{index}"}) for index in range(n)
     ]
     heads = {task.id: work.base_model for task in tasks}
     return work.model_copy(update={"tasks": tuple(tasks), "head_bases": heads, "parameters": parameters})
