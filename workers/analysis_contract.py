@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from app.domain.catalog import AnalysisCard, TasksNeeded
 from app.domain.parameters import NestedMethod, Parameters, schema_of
 from app.domain.tasks import Measurement
-from workers.model_contract import Observed
 
 
 class Found(BaseModel):
@@ -34,14 +34,25 @@ class Names:
     tasks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Classified:
+    """What a model makes of some examples, on the CPU."""
+
+    logits: Tensor  # [n, n_classes] float32
+    labels: Tensor  # [n] int64
+
+
 class Merged(Protocol):
     """A merge that lies in memory, to be measured on the bench's tasks while its block lasts. task: index."""
 
     def measure(self, task: int, split: str | None = None) -> Measurement:
         """Return the task's metric over a whole split; None: the one that was asked for."""
 
-    def observe(self, task: int, max_examples: int) -> Observed:
-        """Return what the model makes of evenly spaced examples of the split that was asked for."""
+    def classify(self, task: int, max_examples: int) -> Classified:
+        """Return the logits of evenly spaced examples of the split that was asked for, in their order."""
+
+    def embed(self, task: int, max_examples: int) -> Tensor:
+        """Return the features of the same examples, [n, width] float32. Raises: HeadMismatch where there are none."""
 
 
 class Bench(Protocol):
@@ -56,7 +67,7 @@ class Bench(Protocol):
         """How many tasks there are to measure on."""
 
     def expect(self, n_runs: int) -> None:
-        """Say how often `measure` and `observe` will be called, for the progress."""
+        """Say how often `measure`, `classify` and `embed` will be called, for the progress."""
 
     def check(self, method: NestedMethod, n_models: int) -> None:
         """Check that a method can merge so many models in memory. Raises: InvalidParameters, Invalid."""

@@ -22,9 +22,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, StepCard, TaskAddition
+from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, Preset, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
-from workers.fusion import FLOAT32, FusedMerge, Rows
+from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
 
 Result = TypeVar("Result")
@@ -43,6 +43,7 @@ class MergeContext:
     model_keys: tuple[str, ...] = ()  # identity of each model's content; keys random draws
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
     nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
+    learned: Any = None  # what the method's learner found, of a type of its own; None: nothing was learned
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
@@ -88,6 +89,8 @@ class Piece:
             content=content.contiguous().view(-1).view(torch.uint8).numpy(),
             at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
             kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
+            files=np.full(n_rows, NO_FILE, dtype=np.int64),
+            places=np.zeros(n_rows, dtype=np.int64),
             has_base=self.base is not None,
         )
 
@@ -120,13 +123,14 @@ class PieceSource(Protocol):
         whole rows, or whole tensors. The function keeps no view of a piece's tensors.
         """
 
-    def map_rows(
-        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
-    ) -> Iterator[Result] | None:
-        """Do as `map` does with runs of elements as files hold them; None where what is seen lies in no file."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Do as `map` does with runs of elements as files hold them, for kernels."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run, on the caller's thread, as `map_rows` would."""
 
 
 class StatisticRequest(Protocol):
@@ -179,6 +183,16 @@ class NestedMerge(Protocol):
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How a method learns: from what, by what, and which parameter takes what was learned before."""
+
+    learn: Callable[..., Any]  # (parameters, session) -> Learned; see workers/learning_contract.py
+    data: Literal["unlabelled", "labelled", "gram", "fisher"]
+    parameter: str | None  # given in a request, nothing is learned
+    data_of: Literal["models", "merge"] = "models"
+
+
+@dataclass(frozen=True)
 class MergeMethod:
     """A method as the pipeline takes it: card, parameters class, and its functions."""
 
@@ -189,6 +203,7 @@ class MergeMethod:
     fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
+    learn: Callable[..., Any] | None = None  # workers/learning_contract.py: Learner, of a method that looks at data
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,8 @@ def merge_method(
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
     coefficients: Callable[..., Sequence[float]] | None = None,
+    learning: Learning | None = None,
+    presets: Mapping[str, Preset] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] | None = None,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
@@ -285,6 +302,8 @@ def merge_method(
     one is a sum over the models, or the patches apply to what stays as it is.
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
+    learning: how a method that looks at data learns before it merges; without data `context.learned` is None.
+    presets: what some of the aliases say beside the name.
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
     """
     default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
@@ -313,6 +332,10 @@ def merge_method(
         adapter_spaces=spaces,
         copies=copies,
         nested=dict(nested or {}),
+        presets=dict(presets or {}),
+        data="none" if learning is None else learning.data,
+        data_of="models" if learning is None else learning.data_of,
+        learned=None if learning is None else learning.parameter,
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
         task_addition=task_addition,
@@ -320,7 +343,14 @@ def merge_method(
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
         return MergeMethod(
-            card, parameters, function, collect or _collect_nothing, fused or _fuse_nothing, patch, coefficients
+            card,
+            parameters,
+            function,
+            collect or _collect_nothing,
+            fused or _fuse_nothing,
+            patch,
+            coefficients,
+            None if learning is None else learning.learn,
         )
 
     return decorate

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
 ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
 KIND_BYTES = {BFLOAT16: 2, FLOAT32: 4, FLOAT16: 2}
+NO_FILE = -1
+PART = 1 << 15  # elements of a row that are read from its file at a time: a part's rows fit the second cache
 Bytes = NDArray[np.uint8]
+
+
+class NotClean(Exception):
+    """Rows cannot be read or are not finite: what is wrong shows when they are read as a piece."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,17 @@ class Rows:
     offset: int  # flat index within the tensor
     position: int  # flat index within the merge set
     n_elements: int
-    content: Bytes  # all rows; they belong to the thread, until its next run
-    at: NDArray[np.int64]  # first byte of each row
+    content: Bytes  # rows, or room for what is read of them at a time; it belongs to the thread, until its next run
+    at: NDArray[np.int64]  # first byte of each row, or of its room, within the content
     kinds: NDArray[np.int64]  # kind of each row
+    files: NDArray[np.int64]  # descriptor of the file that a kernel reads the row from, NO_FILE if it is in the content
+    places: NDArray[np.int64]  # first byte of each row within its file
     has_base: bool
+
+    @property
+    def n_models(self) -> int:
+        """How many rows are models."""
+        return len(self.kinds) - self.has_base
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,13 @@ class Band:
 class Draw:
     """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py).
 
-    What is kept is divided by the divisor in float64, and rounded to float32.
+    What is kept is divided by the divisor in float64, and rounded to float32; then the same with the factor.
     """
 
     key: int
     probability: float
     divisor: float = 1.0
+    factor: float = 1.0
 
 
 Mask = Band | Draw

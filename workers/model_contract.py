@@ -51,19 +51,28 @@ class Trainable:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What a model makes of examples, on the CPU."""
+class Probe:
+    """A task as a learner or an analysis sees it: a model in float32 and evaluation mode, and what it says of examples of one split.
 
-    logits: Tensor  # [n, n_classes] float32
-    labels: Tensor  # [n] int64, indices of classes
-    features: Tensor | None  # [n, width] float32, before the head; None under a head that is the checkpoint's own
+    Whoever replaces the module's weights, or lets them have gradients, changes what the functions compute.
+    """
+
+    module: torch.nn.Module
+    n_examples: int
+    logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph
+    losses: Callable[
+        [Sequence[int]], Tensor
+    ]  # indices of examples -> loss of each under its label, [n], with its graph
+    features: Callable[[Sequence[int]], Tensor] | None  # -> what the head sees, [n, width]; None: a head of its own
+    labels: Sequence[int]  # class of each example
+    order: Sequence[int]  # all examples, those of like length together: batches of neighbors carry little padding
 
 
-class Observe(Protocol):
-    """Run a subject on examples of one split of its task: evenly spaced ones, `max_examples` at most."""
+class OpenProbe(Protocol):
+    """Open a subject on one split of its task."""
 
-    def __call__(self, subject: Subject, split: str, models: ModelSource, max_examples: int) -> Observed:
-        """Return what the model makes of them, in the order of the split."""
+    def __call__(self, subject: Subject, split: str, models: ModelSource) -> Probe:
+        """Return the model with its outputs."""
 
 
 class Measure(Protocol):
@@ -90,7 +99,7 @@ class Evaluator:
     parameters: type[Parameters]
     measure: Measure
     make_trainable: MakeTrainable | None  # None: tasks of this kind cannot be trained on
-    observe: Observe | None = None  # None: its models give no logits of classes
+    open_probe: OpenProbe | None = None  # None: merge methods cannot learn on tasks of this kind
 
 
 def evaluator(
@@ -104,7 +113,7 @@ def evaluator(
     parameters: type[Parameters],
     version: int = 1,
     make_trainable: MakeTrainable | None = None,
-    observe: Observe | None = None,
+    open_probe: OpenProbe | None = None,
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
@@ -118,12 +127,12 @@ def evaluator(
         source=source,
         heads=heads,
         metrics=metrics,
-        observes=observe is not None,
         parameters=schema_of(parameters),
+        is_learnable=open_probe is not None,
     )
 
     def decorate(function: Measure) -> Evaluator:
-        return Evaluator(card, parameters, function, make_trainable, observe)
+        return Evaluator(card, parameters, function, make_trainable, open_probe)
 
     return decorate
 

@@ -153,6 +153,12 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Checkp
     plan = planning.plan_merge(
         work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
     )
+    learn = None
+    if work.learning:
+        learning = import_module("workers.pipelines.learning")
+        evaluators = {one.task.spec.kind: catalog.load_evaluator(one.task.spec.kind) for one in work.learning}
+        on_progress = learning.Phases(on_progress)
+        learn = learning.MergeLearner(work, evaluators, on_progress, order.device)
     manifest, report = merge.merge_checkpoints(
         plan,
         code,
@@ -164,7 +170,10 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Checkp
         on_progress=on_progress,
         device=order.device,
         threads=order.threads,
+        learn=learn,
     )
+    if learn is not None:
+        report["learned"] = {**learn.report(), **report["learned"]}
     return CheckpointOutcome(manifest=manifest, report=report)
 
 

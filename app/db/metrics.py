@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db import tasks
-from app.db.tables import Metric
+from app.db.tables import Artifact, Metric, Task
 from app.domain.identifiers import new_id
 from app.domain.tasks import Measurement
 from app.domain.views.metrics import MetricView
@@ -56,6 +56,7 @@ def newest(  # noqa: PLR0913 (one filter each)
 def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
     """Return what a caller sees of metrics, in this order."""
     names = tasks.names(session, [row.task_id for row in rows])
+    seen = _looked_at(session, rows)
     return [
         MetricView(
             id=row.id,
@@ -70,7 +71,30 @@ def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
             split=row.split,
             n=row.n,
             stderr=row.stderr,
+            transductive=(row.checkpoint_id, row.task_id, row.split) in seen,
             at=row.at,
         )
         for row in rows
     ]
+
+
+def _looked_at(session: Session, rows: Sequence[Metric]) -> set[tuple[str, str, str]]:
+    """Return (checkpoint, task, split) of the metrics on test inputs that the checkpoint's merge had learned on."""
+    wanted = Artifact.checkpoint_id.in_({row.checkpoint_id for row in rows if row.split == "test"})
+    learned = session.execute(select(Artifact.checkpoint_id, Artifact.recipe["data"]).where(wanted))
+    digests = {
+        (checkpoint_id, task["digest"])
+        for checkpoint_id, data in learned
+        if isinstance(data, dict) and data["transductive"]
+        for task in data["tasks"]
+    }
+    if not digests:
+        return set()
+    of_task = {
+        row.id: row.digest for row in session.scalars(select(Task).where(Task.id.in_({row.task_id for row in rows})))
+    }
+    return {
+        (row.checkpoint_id, row.task_id, row.split)
+        for row in rows
+        if row.split == "test" and (row.checkpoint_id, of_task.get(row.task_id)) in digests
+    }

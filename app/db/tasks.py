@@ -12,6 +12,8 @@ from app.domain.identifiers import new_id
 from app.domain.tasks import TaskSpec
 from app.domain.views.tasks import TaskView
 
+DIGEST_PREFIX = "sha256:"
+
 
 def add(session: Session, owner: Owner, spec: TaskSpec, head_base_checkpoint_id: str | None) -> Task:
     """Add a task; the name must be free."""
@@ -39,7 +41,7 @@ def find(session: Session, project_id: str, reference: str) -> Task:
 
 
 def resolve(session: Session, project_id: str, references: Sequence[tuple[str, str]]) -> list[Task]:
-    """Return the tasks that a body names, in order; references are (JSON pointer, name or id).
+    """Return the tasks that a body names, in order; references are (JSON pointer, name, id or `sha256:` digest).
 
     Raises: UnknownTask naming every unknown one.
     """
@@ -90,9 +92,9 @@ def view(row: Task) -> TaskView:
 
 
 def _find(session: Session, project_id: str, reference: str) -> Task | None:
-    return session.scalar(
-        select(Task).where(Task.project_id == project_id, or_(Task.id == reference, Task.name == reference))
-    )
+    digest = reference.removeprefix(DIGEST_PREFIX) if reference.startswith(DIGEST_PREFIX) else None
+    named = Task.digest == digest if digest else or_(Task.id == reference, Task.name == reference)
+    return session.scalar(select(Task).where(Task.project_id == project_id, named).order_by(Task.created_at).limit(1))
 
 
 def _unknown(session: Session, project_id: str, pointer: str, reference: str) -> FieldProblem:

@@ -56,6 +56,13 @@ class TaskAddition(Value):
     fixed: dict[str, JsonValue] = Field(default_factory=dict)  # parameters that must have these values
 
 
+class Preset(Value):
+    """What a name adds to a request that says nothing of it: `awd_adamerging` is `adamerging` behind `awd`."""
+
+    transforms: tuple[str, ...] = ()
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class MethodCard(Value):
     """What a caller and the pipeline need to know about a merge method."""
 
@@ -69,7 +76,9 @@ class MethodCard(Value):
     min_models: int = Field(ge=1)
     max_models: int | None = None
     weights: Literal["any", "non_negative", "unused"]  # what models[].weight may be
-    data: Literal["none", "unlabelled", "labelled", "gram", "fisher"] = "none"
+    data: Literal["none", "unlabelled", "labelled", "gram", "fisher"] = "none"  # what it looks at of tasks
+    data_of: Literal["models", "merge"] = "models"  # each model's own task, or tasks that the whole merge is tried on
+    learned: str | None = None  # parameter that takes what the method learns; where it is given, nothing is learned
     granularity: Granularity  # the smallest piece the method may be given
     order_matters: bool = False
     is_random: bool = False
@@ -86,6 +95,11 @@ class MethodCard(Value):
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
     copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
+    presets: dict[str, Preset] = Field(default_factory=dict)  # aliases that say more than the name
+
+    def learns(self, parameters: Mapping[str, JsonValue]) -> bool:
+        """Tell whether a merge with these effective parameters looks at data."""
+        return self.data != "none" and (self.learned is None or parameters.get(self.learned) is None)
 
 
 class StepCard(Value):
@@ -111,8 +125,8 @@ class EvaluatorCard(Value):
     source: str
     heads: tuple[str, ...]
     metrics: tuple[str, ...]
-    observes: bool = False  # it gives logits and features of single examples, which some analyses need
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
+    is_learnable: bool = False  # whether merge methods that look at data can learn on its tasks
 
 
 class FinetunerCard(Value):
@@ -142,7 +156,7 @@ class AnalysisCard(Value):
     min_models: int = Field(ge=1)
     max_models: int | None = None
     tasks: TasksNeeded = "none"
-    observes: bool = False  # it needs tasks whose evaluator observes
+    observes: bool = False  # it looks at logits or features: its tasks' evaluators must be learnable
     tunes: bool = False  # something is chosen on the tasks' validation split, whatever split is measured on
     nested: tuple[str, ...] = ()  # parameters that name a merge method
     parameters: dict[str, Any]  # JSON Schema of the parameters object

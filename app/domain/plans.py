@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
 from app.domain.checkpoints import DTYPE_BYTES, MERGEABLE_DTYPES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
+from app.domain.coefficients import COEFFICIENTS, coefficient_faults
+from app.domain.errors import InvalidParameters
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
 from app.domain.passthrough import Copied, Layer, lay_out
@@ -28,6 +30,7 @@ MIN_PIECE_ELEMENTS = 1 << 12
 PIECES_BYTES = 1 << 28  # all models' pieces that one thread holds, float32 and the method's own copies
 COPIES_PER_PIECE = 6
 THREADS = 2
+KEPT_TASK_VECTOR_BYTES = 1 << 30  # that a method which learns keeps in memory; the others it reads at every step
 WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
 WRITTEN_PER_TENSOR_BYTES = 200  # the index
 WRITTEN_PER_PATCHED_TENSOR_BYTES = 400  # the header of a patch
@@ -128,6 +131,7 @@ def make_plan(
         return _plan_copies(recipe, base or models[0], models)
     merge_set = find_merge_set(recipe, base, models)
     group_tensors(recipe, list(merge_set.merged))
+    _check_coefficients(recipe, card, list(merge_set.merged))
     cost = _Cost(
         n_passes=1 + sum(one.statistic_passes for one in (card, *beside)),
         granularity=coarsest([one.granularity for one in (card, *beside)]),
@@ -145,10 +149,21 @@ def make_plan(
         n_passes=cost.n_passes,
         bytes_read=bytes_read,
         bytes_written=bytes_written,
-        peak_memory_bytes=PROCESS_BYTES + _piece_bytes(merge_set, cost, len(models)),
+        peak_memory_bytes=PROCESS_BYTES
+        + max(_piece_bytes(merge_set, cost, len(models)), _learning_bytes(recipe, merge_set)),
         disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
+
+
+def _check_coefficients(recipe: Recipe, card: MethodCard, merged: Sequence[str]) -> None:
+    """Refuse coefficients that are not of these tensors and models. Raises: InvalidParameters."""
+    given = recipe.parameters.get(COEFFICIENTS) if card.learned == COEFFICIENTS else None
+    if not isinstance(given, dict):
+        return
+    faults = coefficient_faults(given, merged, len(recipe.models), pointer=f"/parameters/{COEFFICIENTS}")
+    if faults:
+        raise InvalidParameters(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
 
 
 def _plan_copies(recipe: Recipe, reference: Manifest, models: Sequence[Manifest]) -> MergePlan:
@@ -271,6 +286,17 @@ def _bytes_read(merge_set: MergeSet, tensors: Sequence[PlannedTensor], cost: _Co
         inputs += sum(tensor.size_bytes for tensor in merged.values())
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
     return inputs * cost.n_passes + copied
+
+
+def _learning_bytes(recipe: Recipe, merge_set: MergeSet) -> int:
+    """Return what a method that learns holds: task vectors, and weights, gradients and one more model in float32.
+
+    The outputs of the models' layers come on top; they depend on the batch.
+    """
+    if recipe.data is None:
+        return 0
+    weights = sum(4 * tensor.n_elements for tensor in merge_set.merged.values())
+    return 3 * weights + min((1 + len(recipe.models)) * weights, KEPT_TASK_VECTOR_BYTES)
 
 
 def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:

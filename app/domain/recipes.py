@@ -45,6 +45,22 @@ class PinnedStep(Value):
     parameters: dict[str, JsonValue]
 
 
+class PinnedTask(Value):
+    """A task that a method learns on, by its content, and the base model behind its head, where it needs one."""
+
+    digest: str  # TaskSpec.digest
+    head_base_model: PinnedCheckpoint | None = None
+
+
+class RecipeData(Value):
+    """What a method that learns looks at."""
+
+    split: str
+    max_examples: int | None = None  # of each task, drawn by the seed; None: all
+    tasks: tuple[PinnedTask, ...]  # one per model, in the models' order, or those that the whole merge is tried on
+    transductive: bool = False  # the split is `test`: numbers measured there later are of inputs seen before
+
+
 class Recipe(Value):
     """A merge, complete: everything that decides the bytes of the result, and nothing else."""
 
@@ -67,6 +83,7 @@ class Recipe(Value):
     overrides: tuple[Override, ...] = ()
     transforms: tuple[PinnedStep, ...] = ()  # of the task vectors, before the method, in this order
     post_steps: tuple[PinnedStep, ...] = ()  # of the merged task vector, after the method, in this order
+    data: RecipeData | None = None  # None: nothing is learned
     onto: PinnedCheckpoint | None = None  # the result that the models are added to
 
     @property

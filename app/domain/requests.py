@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import MAX_MODELS
 from app.domain.identifiers import Name, ReferenceText
-from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, TensorPolicy
+from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, RecipeData, TensorPolicy
 from app.domain.tasks import Columns
 
 MAX_TASKS = 128
@@ -23,6 +23,7 @@ MAX_TAG_VALUE = 255
 BESIDE_A_RECIPE = ("output", "evaluate", "force", "priority", "max_attempts", "timeout_seconds")
 
 Split = Literal["train", "validation", "test"]
+MAX_EXAMPLES = 5_000_000
 TaskReference = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
@@ -109,6 +110,31 @@ class EvaluationItem(Request):
 EvaluationItems = Annotated[list[TaskReference | EvaluationItem], Field(max_length=MAX_TASKS)]
 
 
+class DataTask(Request):
+    """A task that a method learns on."""
+
+    task: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*|sha256:[0-9a-f]{64})$"),
+        Field(description="A task's name, id or `sha256:` digest."),
+    ]
+    head_base_model: ReferenceText | None = Field(
+        default=None, description="Behind a head of label prompts; default: the task's own, else the models' root."
+    )
+
+
+class DataRequest(Request):
+    """What a method that learns looks at."""
+
+    split: Split = Field(default="validation", description="`test` makes the result transductive.")
+    max_examples: int | None = Field(
+        default=None, ge=1, le=MAX_EXAMPLES, description="Of each task, drawn by the seed; default: all."
+    )
+    tasks: list[TaskReference | DataTask] | None = Field(
+        default=None, min_length=1, max_length=MAX_MODELS, description="Default: each model's task."
+    )
+
+
 # --- work ---------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +143,11 @@ class MergeModel(Request):
 
     checkpoint: ReferenceText
     weight: Weight = 1.0
-    task: Name | None = Field(default=None, description="Labels the model's patch in a multitask artifact.")
+    task: Name | None = Field(
+        default=None,
+        description="Labels the model's patch in a multitask artifact, and names the task that a method learns on; "
+        "default: the checkpoint's task.",
+    )
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -187,6 +217,7 @@ class MergeRequest(WorkRequest):
     overrides: Overrides = Field(default_factory=list)
     transforms: Steps = Field(default_factory=list, description="Of GET /v1/transforms; before the method.")
     post_steps: Steps = Field(default_factory=list, description="Of GET /v1/post_steps; after the method.")
+    data: DataRequest | None = Field(default=None, description="What a method that learns looks at.")
     onto: ReferenceText | None = Field(
         default=None, description="A result of the same method that the models are added to, where its card allows it."
     )
@@ -226,11 +257,23 @@ def request_of(recipe: Recipe) -> dict[str, Any]:
         for model in recipe.models
     ]
     return document | {
+        "data": _data_of(recipe.data) if recipe.data is not None else None,
         "base_model": f"sha256:{base.content_digest}" if base is not None else None,
         "onto": f"sha256:{recipe.onto.content_digest}" if recipe.onto is not None else None,
         "models": models,
         "output": {"dtype": recipe.output_dtype, "shard_bytes": recipe.shard_bytes},
     }
+
+
+def _data_of(data: RecipeData) -> dict[str, Any]:
+    tasks = [
+        {
+            "task": f"sha256:{task.digest}",
+            "head_base_model": f"sha256:{head.content_digest}" if (head := task.head_base_model) is not None else None,
+        }
+        for task in data.tasks
+    ]
+    return {"split": data.split, "max_examples": data.max_examples, "tasks": tasks}
 
 
 class MaterializationRequest(WorkRequest):

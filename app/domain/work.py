@@ -22,6 +22,13 @@ class ImportWork(Value):
     source: Path  # a folder, or one .safetensors file
 
 
+class LearningTask(Value):
+    """A task that a method learns on, and the base model behind its head, where it needs one."""
+
+    task: LocalTask
+    head_base_model: LocalCheckpoint | None
+
+
 class MergeWork(Value):
     """Run a recipe; models in the recipe's order."""
 
@@ -30,6 +37,7 @@ class MergeWork(Value):
     base_model: LocalCheckpoint | None
     models: tuple[LocalCheckpoint, ...]
     onto: LocalCheckpoint | None = None
+    learning: tuple[LearningTask, ...] = ()  # as recipe.data names them
     output: Path  # an empty folder
 
 

@@ -146,10 +146,10 @@ def _check_observable(catalog: Catalog, card: AnalysisCard, tasks: Sequence[Task
             f"task {row.name!r} is of kind {row.kind!r}, whose models give no logits of single examples",
         )
         for index, row in enumerate(tasks)
-        if not catalog.evaluator(row.kind).observes
+        if not catalog.evaluator(row.kind).is_learnable
     ]
     if faults:
-        known = ", ".join(one.name for one in catalog.evaluators if one.observes)
+        known = ", ".join(one.name for one in catalog.evaluators if one.is_learnable)
         raise Invalid(f"{card.name}: {faults[0].message}; expected tasks of a kind among {known}.", errors=faults)
 
 

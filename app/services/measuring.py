@@ -159,11 +159,17 @@ def add_evaluation(session: Session, actor: Actor, spec: EvaluationSpec, terms: 
     )
 
 
-def _item_faults(pointer: str, row: Task, split: str, count: int) -> list[FieldProblem]:
-    faults: list[FieldProblem] = []
+def split_fault(pointer: str, row: Task, split: str) -> FieldProblem | None:
+    """Return what is wrong with a split of a task, if it has none of that name."""
     known = sorted(task_rows.spec(row).dataset)
-    if split not in known:
-        faults.append(FieldProblem(pointer, f"task {row.name!r} has no {split} split; it has {', '.join(known)}"))
+    if split in known:
+        return None
+    return FieldProblem(pointer, f"task {row.name!r} has no {split} split; it has {', '.join(known)}")
+
+
+def _item_faults(pointer: str, row: Task, split: str, count: int) -> list[FieldProblem]:
+    fault = split_fault(pointer, row, split)
+    faults = [] if fault is None else [fault]
     if count > 1:
         faults.append(
             FieldProblem(pointer, f"task {row.name!r} with split {split} is there {count} times; once is enough")

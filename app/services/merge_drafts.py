@@ -22,10 +22,11 @@ from app.domain.kind_checks import check_kinds
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
-from app.services import measuring
+from app.services import measuring, merge_data
 from app.services import merge_additions as additions
 from app.services.actors import Actor
 from app.services.measuring import PinnedItem
+from app.services.merge_data import Learner
 from app.services.wiring import Wiring
 
 # How the job is run has columns of its own; the versions are the recipe's.
@@ -53,6 +54,8 @@ class MergeSpec(Value):
     transforms: tuple[dict[str, JsonValue], ...] = ()
     post_steps: tuple[dict[str, JsonValue], ...] = ()
     onto: str | None = None
+    data: dict[str, JsonValue] | None = None
+    learning: tuple[PinnedItem, ...] = ()  # the tasks that the method learns on
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
 
@@ -81,7 +84,9 @@ class Draft:
     evaluate: tuple[PinnedItem, ...]
     base_checkpoint: str | None
     named: str  # digest of what the request named
+    learner: Learner
     onto: Checkpoint | None = None
+    learning: tuple[PinnedItem, ...] = ()
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -93,7 +98,7 @@ class Draft:
             refs.append(JobInputRef(role="base_model", position=0, checkpoint_id=self.base.id))
         if self.onto is not None and self.onto is not self.base:
             refs.append(JobInputRef(role="model", position=len(refs), checkpoint_id=self.onto.id))
-        return [*refs, *measuring.head_inputs(self.evaluate)]
+        return [*refs, *measuring.head_inputs([*self.evaluate, *self.learning])]
 
 
 def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest) -> Draft:
@@ -105,7 +110,9 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     card, parameters = _check_recipe(wiring.catalog, request)
     _check_versions(card, request)
     _refuse_post_steps(card, request)
-    named = _find(session, actor, request)
+    learner = merge_data.learner_of(wiring.catalog, card, parameters)
+    merge_data.check(learner, request)
+    named = _find(session, actor, request, learner)
     base, onto, models = named.base, named.onto, named.models
     space = _check_space(card, request, base, models)
     _check_adapter_bases(session, base, models)
@@ -120,7 +127,7 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     return Draft(
         card=card,
         recipe=_recipe(wiring, request, card, parameters, _Inputs(base, onto, models, labels)).model_copy(
-            update={"adapter_space": space}
+            update={"adapter_space": space, "data": merge_data.describe(session, request, named.learning)}
         ),
         base=base,
         models=models,
@@ -130,6 +137,8 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
         base_checkpoint=named.base_checkpoint,
         named=named.key,
         onto=onto,
+        learner=learner,
+        learning=named.learning,
     )
 
 
@@ -138,7 +147,7 @@ def still_holds(session: Session, actor: Actor, request: MergeRequest, made: Dra
 
     Raises: as `draft` for what is not there any more.
     """
-    return _find(session, actor, request).key == made.named
+    return _find(session, actor, request, made.learner).key == made.named
 
 
 @dataclass(frozen=True)
@@ -149,16 +158,18 @@ class _Named:
     onto: Checkpoint | None
     models: tuple[Checkpoint, ...]
     evaluate: tuple[PinnedItem, ...]
+    learning: tuple[PinnedItem, ...]
     base_checkpoint: str | None
 
     @property
     def key(self) -> str:
         """Digest of the rows and of what may change in them."""
         rows = [row and [row.id, row.task, row.base_checkpoint_id] for row in (self.base, self.onto, *self.models)]
-        return digest_json([rows, [item.model_dump(mode="json") for item in self.evaluate], self.base_checkpoint])
+        items = [item.model_dump(mode="json") for item in (*self.evaluate, *self.learning)]
+        return digest_json([rows, items, self.base_checkpoint])
 
 
-def _find(session: Session, actor: Actor, request: MergeRequest) -> _Named:
+def _find(session: Session, actor: Actor, request: MergeRequest, learner: Learner) -> _Named:
     base, onto, models = _resolve(session, actor, request)
     pinned = measuring.pin_items(session, actor.project_id, request.evaluate, pointer="/evaluate")
     shared = bases.shared_root(session, [row.id for row in ([base] if base is not None else models)])
@@ -167,6 +178,7 @@ def _find(session: Session, actor: Actor, request: MergeRequest) -> _Named:
         onto=onto,
         models=tuple(models),
         evaluate=measuring.pin_bases(session, pinned, default=shared, pointer="/evaluate"),
+        learning=merge_data.pin(session, actor, request, learner, models, default_base=shared),
         base_checkpoint=_base_checkpoint(base, onto) or shared,
     )
 
@@ -405,6 +417,7 @@ def specify(request: MergeRequest, made: Draft) -> MergeSpec:
             "parameters": made.recipe.parameters,
             "output": {**document["output"], "name": name},
             "evaluate": made.evaluate,
+            "learning": made.learning,
             "onto": made.onto.id if made.onto is not None else None,
             "base_checkpoint": made.base_checkpoint,
             "recipe": made.recipe,

@@ -15,8 +15,8 @@ from app.db import checkpoints as checkpoint_rows
 from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.identifiers import new_id
 from app.domain.views.jobs import JobView
-from app.domain.work import MergeWork
-from app.services import inputs, measuring
+from app.domain.work import LearningTask, MergeWork
+from app.services import inputs, measuring, task_files
 from app.services.actors import Actor
 from app.services.measuring import EvaluationSpec, JobTerms
 from app.services.merge_drafts import MergeSpec
@@ -26,15 +26,23 @@ from app.services.running import Keepers
 def fetch(keepers: Keepers, spec: MergeSpec, output: Path) -> MergeWork:
     """Bring the inputs of a merge here and return its work, which writes into the empty folder `output`."""
     ids = [str(model["checkpoint"]) for model in spec.models]
+    heads = [item.base_model for item in spec.learning]
     here = {
         checkpoint_id: inputs.local(keepers, checkpoint_id)
-        for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto))])
+        for checkpoint_id in dict.fromkeys([*ids, *filter(None, (spec.base_model, spec.onto, *heads))])
     }
     return MergeWork(
         recipe=spec.recipe,
         base_model=here[spec.base_model] if spec.base_model is not None else None,
         models=tuple(here[checkpoint_id] for checkpoint_id in ids),
         onto=here[spec.onto] if spec.onto is not None else None,
+        learning=tuple(
+            LearningTask(
+                task=task_files.fetch(keepers, item.task_id, [item.split]),
+                head_base_model=here[item.base_model] if item.base_model is not None else None,
+            )
+            for item in spec.learning
+        ),
         output=output,
     )
 

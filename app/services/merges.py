@@ -12,7 +12,7 @@ from app.db.engine import Sessions
 from app.db.tables import Checkpoint
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
-from app.domain.jobs import JobKind, JobState
+from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.mergekit.writing import write_merge
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
@@ -20,7 +20,7 @@ from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
 from app.domain.work import CheckpointOutcome, MergeWork, Outcome
-from app.services import jobs, measuring, merge_additions, merge_jobs, merge_plans
+from app.services import jobs, measuring, merge_additions, merge_data, merge_jobs, merge_plans
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -41,6 +41,7 @@ def submit(
     Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
         UnknownBaseModel, IncompatibleCheckpoints, OutOfDisk; Replayed, IdempotencyKeyReused.
     """
+    request = merge_data.expand(wiring.catalog, request)
     ahead = _plan_ahead(wiring, actor, request)
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
@@ -81,6 +82,7 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
 
     Raises: as `submit` for what the request itself gets wrong.
     """
+    request = merge_data.expand(wiring.catalog, request)
     with wiring.sessions.read() as session:
         made = drafts.draft(session, wiring, actor, request)
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
@@ -180,6 +182,7 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
         "inputs": made.inputs,
         "recipe_digest": made.recipe.digest,
         "tags": spec.tags,
+        "resource_class": ResourceClass.GPU if spec.learning else None,  # it runs models
         **terms.model_dump(),
     }
     if source is None:

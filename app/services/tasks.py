@@ -157,5 +157,5 @@ def _live_jobs(session: Session, row: Task) -> list[str]:
 
 
 def _named_tasks(spec: dict[str, Any]) -> list[str]:
-    items = [*(spec.get("tasks") or ()), *(spec.get("evaluate") or ())]
+    items = [*(spec.get("tasks") or ()), *(spec.get("evaluate") or ()), *(spec.get("learning") or ())]
     return [*(item["task_id"] for item in items if "task_id" in item), *filter(None, [spec.get("task_id")])]

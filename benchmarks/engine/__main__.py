@@ -14,9 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.engine.generate import SHAPES, generate
+from benchmarks.engine.generate import generate
 from benchmarks.engine.merge_once import PARAMETERS, import_all
-from benchmarks.engine.processes import Run, run
+from benchmarks.engine.processes import Run, read_once, run
+from benchmarks.engine.shapes import SHAPES
 from benchmarks.parity.environments import prepare
 
 METHODS = ("task_arithmetic", "ties")
@@ -63,10 +64,10 @@ def main() -> None:
         comparisons = [Comparison(method, [], []) for method in arguments.method]
         for turn in range(arguments.rounds):
             for comparison in comparisons:
-                _warm(models)
+                read_once(models)
                 comparison.ours.append(_run_ours(models, comparison.method, folder, arguments.threads))
                 if mergekit is not None:
-                    _warm(models)
+                    read_once(models)
                     comparison.theirs.append(_run_mergekit(mergekit, models, comparison.method, folder))
                 print(f"round {turn + 1}: {comparison.method} done, load {os.getloadavg()[0]:.1f}", flush=True)
         print(f"\n{arguments.shape}, base + {arguments.models}, {arguments.rounds} rounds, {os.cpu_count()} cores")
@@ -84,14 +85,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--without-mergekit", action="store_true")
     parser.add_argument("--data", type=Path, help="folder that keeps the generated models; default: a temporary one")
     return parser.parse_args()
-
-
-def _warm(models: Path) -> None:
-    """Read every weight once, so that both find the inputs in the page cache."""
-    for path in sorted(models.rglob("*.safetensors")):
-        with path.open("rb", buffering=0) as stream:
-            while stream.read(1 << 24):
-                pass
 
 
 @contextmanager

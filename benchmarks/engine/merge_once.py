@@ -1,12 +1,15 @@
 """One merge in one process, as a job process runs it: `python -m benchmarks.engine.merge_once FOLDER METHOD OUT`.
 
 The inputs' manifests are read from FOLDER/manifests.json (a registered checkpoint has been imported long before), which
-is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, and the weights digest.
+is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, the weights digest, and the
+anonymous memory of the process before the merge began.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
@@ -15,9 +18,11 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from benchmarks.engine.processes import anonymous_bytes
 from workers.catalog import load_recipe
 from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
+from workers.pipelines.materialize import materialize
 from workers.pipelines.merge import merge_checkpoints
 
 MANIFESTS: TypeAdapter[dict[str, Manifest]] = TypeAdapter(dict[str, Manifest])
@@ -44,23 +49,36 @@ def import_all(folder: Path) -> list[LocalCheckpoint]:
     return [LocalCheckpoint(id=name, path=folder / name, manifest=found[name]) for name in sorted(found)]
 
 
-def merge_once(folder: Path, method: str, output: Path, *, threads: int | None) -> dict[str, JsonValue]:
-    """Merge the folder's models and return what it took."""
-    base, *models = import_all(folder)
+@dataclass(frozen=True)
+class Order:
+    """What is merged: the first models of a folder, by a method."""
+
+    method: str
+    parameters: Mapping[str, JsonValue]
+    n_models: int | None = None  # None: all
+    is_based: bool = True  # whether the base model is given
+    task: str | None = None  # of a multitask artifact: whose dense model is written too, into the folder task
+
+
+def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None) -> dict[str, JsonValue]:
+    """Merge models of a folder and return what it took."""
+    checkpoint, *all_models = import_all(folder)
+    base, models = checkpoint if order.is_based else None, all_models[: order.n_models]
     fused.load()
+    idle_bytes = anonymous_bytes()
     began_at = time.perf_counter()
     card, parameters = load_catalog().check(
-        method, PARAMETERS[method], has_base_model=True, weights=[1.0] * len(models)
+        order.method, dict(order.parameters), has_base_model=order.is_based, weights=[1.0] * len(models)
     )
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=_pin(base),
+        base_model=None if base is None else _pin(base),
         models=tuple(RecipeModel(**_pin(model).model_dump()) for model in models),
         parameters=parameters,
         shard_bytes=SHARD_BYTES,
     )
-    plan = make_plan(recipe, base.manifest, [model.manifest for model in models], card)
+    plan = make_plan(recipe, None if base is None else base.manifest, [model.manifest for model in models], card)
     output.mkdir(parents=True)
     manifest, _ = merge_checkpoints(
         plan,
@@ -72,10 +90,16 @@ def merge_once(folder: Path, method: str, output: Path, *, threads: int | None) 
         on_progress=lambda _: None,
         threads=threads,
     )
+    seconds = time.perf_counter() - began_at
+    if order.task is not None:
+        (output / "task").mkdir()
+        artifact = LocalCheckpoint(id="artifact", path=output, manifest=manifest)
+        materialize(artifact, order.task, output / "task", lambda _: None)
     return {
-        "seconds": time.perf_counter() - began_at,
+        "seconds": seconds,
         "estimated_seconds": plan.estimated_seconds,
         "planned_memory_bytes": plan.peak_memory_bytes,
+        "idle_bytes": idle_bytes,
         "weights_digest": manifest.weights_digest,
     }
 
@@ -89,11 +113,23 @@ def main() -> None:
     """Merge once, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("method", choices=PARAMETERS)
+    parser.add_argument("method")
     parser.add_argument("output", type=Path)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--parameters", type=json.loads, help="as JSON; default: this benchmark's, or the method's")
+    parser.add_argument("--models", type=int, help="how many of the folder's; default: all")
+    parser.add_argument("--without-base", action="store_true")
+    parser.add_argument("--task", help="write this task's dense model too, once the artifact is there")
     arguments = parser.parse_args()
-    print(json.dumps(merge_once(arguments.folder, arguments.method, arguments.output, threads=arguments.threads)))
+    given = arguments.parameters
+    order = Order(
+        arguments.method,
+        PARAMETERS.get(arguments.method, {}) if given is None else given,
+        n_models=arguments.models,
+        is_based=not arguments.without_base,
+        task=arguments.task,
+    )
+    print(json.dumps(merge_once(arguments.folder, order, arguments.output, threads=arguments.threads)))
 
 
 if __name__ == "__main__":

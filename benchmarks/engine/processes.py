@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 SAMPLE_SECONDS = 0.02
 
@@ -21,8 +22,10 @@ class Run:
     last_line: str
 
 
-def run(command: Sequence[str | Path], *, environment: dict[str, str] | None = None) -> Run:
-    """Run a command to its end.
+def run(
+    command: Sequence[str | Path], *, environment: dict[str, str] | None = None, sample_seconds: float = SAMPLE_SECONDS
+) -> Run:
+    """Run a command to its end. sample_seconds: how often its memory is looked at.
 
     Raises: RuntimeError with the end of its output when it fails.
     """
@@ -36,7 +39,7 @@ def run(command: Sequence[str | Path], *, environment: dict[str, str] | None = N
         env={**os.environ, **(environment or {})},
         text=True,
     )
-    watch = _Watch(process.pid)
+    watch = _Watch(process.pid, sample_seconds)
     watch.start()
     lines = list(process.stdout or ())
     _, status, usage = os.wait4(process.pid, 0)
@@ -49,23 +52,39 @@ def run(command: Sequence[str | Path], *, environment: dict[str, str] | None = N
     return Run(wall_seconds, cpu_seconds, watch.peak_bytes, lines[-1].strip() if lines else "")
 
 
+def read_once(models: Path) -> None:
+    """Read every weight below a folder, so that whoever comes next finds it in the page cache."""
+    for path in sorted(models.rglob("*.safetensors")):
+        with path.open("rb", buffering=0) as stream:
+            while stream.read(1 << 24):
+                pass
+
+
+def anonymous_bytes(process: int | Literal["self"] = "self") -> int:
+    """Return how much anonymous memory a process has; 0 once it has ended.
+
+    Raises: OSError where there is no such process.
+    """
+    _, _, rest = Path(f"/proc/{process}/status").read_text(encoding="utf-8").partition("RssAnon:")
+    return int(rest.split()[0]) * 1024 if rest else 0
+
+
 class _Watch(threading.Thread):
     """Samples a process's anonymous memory."""
 
-    def __init__(self, process_id: int) -> None:
+    def __init__(self, process_id: int, sample_seconds: float) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
-        self._status = Path(f"/proc/{process_id}/status")
+        self._process_id = process_id
+        self._sample_seconds = sample_seconds
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        while not self._is_over.wait(SAMPLE_SECONDS):
+        while not self._is_over.wait(self._sample_seconds):
             try:
-                text = self._status.read_text(encoding="utf-8")
+                self.peak_bytes = max(self.peak_bytes, anonymous_bytes(self._process_id))
             except OSError:
                 return
-            _, _, rest = text.partition("RssAnon:")
-            self.peak_bytes = max(self.peak_bytes, int(rest.split()[0]) * 1024 if rest else 0)
 
     def stop(self) -> None:
         self._is_over.set()

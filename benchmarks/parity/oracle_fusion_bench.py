@@ -77,7 +77,8 @@ def _merge(case: dict[str, Any]) -> nn.Module:
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    merged: nn.Module = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    made = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    merged: nn.Module = made["models"][f"model-{case['task']}"] if isinstance(made, dict) else made
     return merged
 
 

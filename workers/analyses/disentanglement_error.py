@@ -73,12 +73,12 @@ def examine(bench: Bench, parameters: DisentanglementParameters) -> Disentanglem
     for coefficient in coefficients:
         for task, pair in enumerate(((coefficient, 0.0), (0.0, coefficient))):
             with bench.combine(pair) as merged:
-                alone[task].append(merged.observe(task, parameters.max_examples).logits.argmax(-1))
+                alone[task].append(merged.classify(task, parameters.max_examples).logits.argmax(-1))
     errors = [[[0.0] * n for _ in range(n)] for _ in range(2)]
     for row, column, a, b in walk(coefficients):
         with bench.combine((a, b)) as merged:
             for task, index in enumerate((column, row)):
-                together = merged.observe(task, parameters.max_examples).logits.argmax(-1)
+                together = merged.classify(task, parameters.max_examples).logits.argmax(-1)
                 errors[task][row][column] = float((together != alone[task][index]).double().mean())
     error = [[first + second for first, second in zip(*rows, strict=True)] for rows in zip(*errors, strict=True)]
     inside = [place for place, coefficient in enumerate(coefficients) if 0.0 <= coefficient <= 1.0]

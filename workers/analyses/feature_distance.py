@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from app.domain.errors import HeadMismatch
 from app.domain.parameters import NestedMethod, Parameters
 from workers.analysis_contract import Bench, Found, Merged, Names, analysis
 from workers.figures import bars, style
@@ -112,13 +111,7 @@ def examine(bench: Bench, parameters: FeatureDistanceParameters) -> FeatureDista
 
 
 def _features(merged: Merged, task: int, parameters: FeatureDistanceParameters) -> Tensor:
-    found = merged.observe(task, parameters.max_examples).features
-    if found is None:
-        raise HeadMismatch(
-            f"tasks[{task}] has head 'own', under which models give logits and no features. Analyze on a task with "
-            "head 'label_prompts' or 'linear'."
-        )
-    return found.double()
+    return merged.embed(task, parameters.max_examples).double()
 
 
 def _distance(features: Tensor, own: Tensor) -> Distance:

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch.nn import functional
 
-from workers.analysis_contract import Bench, Found, Names, analysis
+from workers.analysis_contract import Bench, Classified, Found, Names, analysis
 from workers.figures import planes, style
 from workers.figures.matrices import Scale
-from workers.model_contract import Observed
 from workers.numerics.numbers import optional
 from workers.statistics.planes import PlaneParameters, walk
 
@@ -73,9 +72,9 @@ def examine(bench: Bench, parameters: LossLandscapeParameters) -> LossLandscapeF
     for row, column, a, b in walk(coefficients):
         with bench.combine((a, b)) as merged:
             for task in tasks:
-                observed = merged.observe(task, parameters.max_examples)
-                losses[task][row][column], accuracies[task][row][column] = _score(observed)
-                n_examples[task] = len(observed.labels)
+                found = merged.classify(task, parameters.max_examples)
+                losses[task][row][column], accuracies[task][row][column] = _score(found)
+                n_examples[task] = len(found.labels)
     total = [[_sum([grid[row][column] for grid in losses]) for column in range(n)] for row in range(n)]
     scores = [[_sum([grid[row][column] for grid in accuracies]) for column in range(n)] for row in range(n)]
     known = [
@@ -93,13 +92,13 @@ def examine(bench: Bench, parameters: LossLandscapeParameters) -> LossLandscapeF
     )
 
 
-def _score(observed: Observed) -> tuple[float | None, float | None]:
+def _score(found: Classified) -> tuple[float | None, float | None]:
     """Return mean cross-entropy and accuracy; None where the model gives no numbers."""
-    logits = observed.logits.double()
+    logits = found.logits.double()
     if not bool(logits.isfinite().all()):
         return None, None
-    loss = functional.cross_entropy(logits, observed.labels)
-    hits = logits.argmax(-1) == observed.labels
+    loss = functional.cross_entropy(logits, found.labels)
+    hits = logits.argmax(-1) == found.labels
     return optional(loss), optional(hits.double().mean())
 
 

@@ -12,7 +12,10 @@ from workers.checkpoints.config import CONFIG_FILE, with_dtype
 from workers.checkpoints.files import INDEX_FILE, WEIGHTS_SUFFIX
 from workers.checkpoints.reader import path_of
 
-WRITTEN_ANEW = frozenset({INDEX_FILE, "README.md", "recipe.json", "finetune.json", "materialization.json"})
+COEFFICIENTS_FILE = "coefficients.json"
+WRITTEN_ANEW = frozenset(
+    {INDEX_FILE, "README.md", "recipe.json", "finetune.json", "materialization.json", COEFFICIENTS_FILE}
+)
 
 
 def copy_companions(

@@ -14,7 +14,6 @@ from torch import Tensor
 from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.fusion import Bytes
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
@@ -68,13 +67,9 @@ class TensorReader:
             return True
         return has_finite_bits(out if tensor.dtype == "F64" else numbers)  # float64 may overflow float32
 
-    def read_row(self, tensor: TensorSpec, offset: int, out: Bytes, *, is_judged: bool = True) -> bool:
-        """Fill `out` with elements as the file holds them, of a dtype in ROW_KINDS; see read_floats.
-
-        out: [m · itemsize], contiguous.
-        """
-        self._read(tensor.file, tensor.begin + offset * DTYPE_BYTES[tensor.dtype], out.data)
-        return not is_judged or has_finite_bits(torch.from_numpy(out).view(TORCH_DTYPES[tensor.dtype]))
+    def descriptor(self, tensor: TensorSpec) -> int:
+        """Return the descriptor of the file that holds the tensor, for readers of its bytes as they are."""
+        return self._descriptors[tensor.file]
 
     def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
         """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""

@@ -21,7 +21,7 @@ from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece
-from workers.fusion import FLOAT32, KIND_BYTES, ROW_KINDS, Bytes, Rows
+from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
 from workers.granularity import step_elements
 
 Result = TypeVar("Result")
@@ -103,24 +103,34 @@ class CheckpointSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of every run, on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
-        runs = (run for tensor in merged for run in self.cut(tensor.name, "element"))
-        yield from map_in_order(
-            lambda run: function(self.read_rows(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
-        )
+        runs = (run for tensor in merged for run in self.cut_rows(tensor.name))
+        yield from map_in_order(lambda run: self._map_run(function, run), runs, threads=self.threads)
         self._judged.update(tensor.name for tensor in merged)
+
+    def _map_run(self, function: Callable[[Rows], Result], run: Run) -> Result:
+        try:
+            return function(self.read_rows(run))
+        except NotClean:
+            return function(self.read_run(run).rows)
 
     def cut(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into runs of about `piece_elements` elements, of whole rows, or not at all; none if empty."""
         tensor = self.merged[name]
-        step = step_elements(granularity, tensor.shape, self.piece_elements)
-        for offset in range(0, tensor.n_elements, step):
-            yield Run(tensor, offset, min(step, tensor.n_elements - offset))
+        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements))
+
+    def cut_rows(self, name: str) -> Iterator[Run]:
+        """Cut a tensor into longer runs, for kernels that read in parts."""
+        yield from _cut(self.merged[name], self.piece_elements * PIECES_AT_ONCE)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
         piece = self.read_run(Run(self.merged[tensor], offset, n_elements))
         base = None if piece.base is None else piece.base.clone()
         return Piece(piece.tensor, piece.shape, piece.offset, piece.position, base, piece.finetuned.clone())
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
+        """Return the rows of one run of elements, on the caller's thread; valid until the thread's next run."""
+        return self.read_rows(Run(self.merged[tensor], offset, n_elements))
 
     def read_run(self, run: Run) -> Piece:
         """Read a run into this thread's buffers; the piece is valid until the thread's next run.
@@ -142,25 +152,28 @@ class CheckpointSource:
         return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
 
     def read_rows(self, run: Run) -> Rows:
-        """Read a run as the files hold it, into this thread's buffer; valid until the thread's next run.
+        """Return a run as the files hold it, to be read by kernels; valid until the thread's next run.
 
-        Raises: NotFinite as `read_run` does.
+        Nothing of it is judged. What no file holds as it is needed, is read now.
         """
         tensor = run.tensor
         stored = list(zip(self.models, tensor.finetuned, strict=True))
         if self.base is not None and tensor.base is not None:
             stored.insert(0, (self.base, tensor.base))
-        kinds = [_row_kind(*source) for source in stored]
-        sizes = [run.n_elements * KIND_BYTES[kind] for kind in kinds]
+        files = [_open_row(*source) for source in stored]
+        kinds = [
+            FLOAT32 if file is None else ROW_KINDS[spec.dtype] for file, (_, spec) in zip(files, stored, strict=True)
+        ]
+        sizes = [
+            KIND_BYTES[kind] * (run.n_elements if file is None else min(run.n_elements, PART))
+            for file, kind in zip(files, kinds, strict=True)
+        ]
         begins = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
         content = self._content(begins[-1])
-        is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
-        is_finite = True
-        for (reader, spec), begin, size in zip(stored, begins, sizes, strict=False):
-            row = content[begin : begin + size]
-            is_finite = _read_row(reader, spec, run.offset, row, is_judged=is_judged) and is_finite
-        if not is_finite:
-            return self.read_run(run).rows
+        for (reader, spec), file, begin, size in zip(stored, files, begins, sizes, strict=False):
+            if file is None:
+                row = torch.from_numpy(content[begin : begin + size].view(np.float32))
+                reader.read_floats(spec, run.offset, row, is_judged=False)
         self.on_bytes(run.n_bytes)
         return Rows(
             tensor=tensor.name,
@@ -171,6 +184,11 @@ class CheckpointSource:
             content=content,
             at=np.array(begins[:-1], dtype=np.int64),
             kinds=np.array(kinds, dtype=np.int64),
+            files=np.array([NO_FILE if file is None else file for file in files], dtype=np.int64),
+            places=np.array(
+                [spec.begin + run.offset * KIND_BYTES[kind] for (_, spec), kind in zip(stored, kinds, strict=True)],
+                dtype=np.int64,
+            ),
             has_base=len(stored) > len(self.models),
         )
 
@@ -207,12 +225,13 @@ class CheckpointSource:
         )
 
 
-def _row_kind(reader: FloatReader, spec: TensorSpec) -> int:
-    return ROW_KINDS.get(spec.dtype, FLOAT32) if isinstance(reader, TensorReader) else FLOAT32
+def _cut(tensor: MergedTensor, step: int) -> Iterator[Run]:
+    for offset in range(0, tensor.n_elements, step):
+        yield Run(tensor, offset, min(step, tensor.n_elements - offset))
 
 
-def _read_row(reader: FloatReader, spec: TensorSpec, offset: int, out: Bytes, *, is_judged: bool) -> bool:
-    """Fill `out` with a row of its kind, and tell whether all of it is finite."""
+def _open_row(reader: FloatReader, spec: TensorSpec) -> int | None:
+    """Return the descriptor of the file that holds a row as kernels read it, None where none does."""
     if isinstance(reader, TensorReader) and spec.dtype in ROW_KINDS:
-        return reader.read_row(spec, offset, out, is_judged=is_judged)
-    return reader.read_floats(spec, offset, torch.from_numpy(out.view(np.float32)), is_judged=is_judged)
+        return reader.descriptor(spec)
+    return None

@@ -22,7 +22,7 @@ from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement
 from workers.checkpoints.model import Classifier, Encoder
 from workers.datasets import text as text_datasets
-from workers.model_contract import ModelSource, Observed, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.numerics import features as feature_math
 
 Logits = Callable[[Sequence[str]], Tensor]  # n texts -> [n, n_classes] float32
@@ -68,30 +68,36 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     )
 
 
-def observe(subject: Subject, split: str, models: ModelSource, max_examples: int) -> Observed:
-    """Return features and logits of evenly spaced examples, in the order of the split.
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a checkpoint on one split, under the task's head.
 
-    Raises: as measure, save NotFinite.
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
     """
     task = subject.task
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
     examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
-    n = min(max_examples, len(examples))
-    chosen = [index * len(examples) // n for index in range(n)]
-    texts = [examples.texts[index] for index in chosen]
-    run = _open_observed(subject, models, preprocessing)
-    order: list[int] = []
-    parts: list[tuple[Tensor, Tensor | None]] = []
-    with torch.inference_mode():
-        for batch in _batches_by_length(texts, preprocessing.batch_size):
-            parts.append(run([texts[index] for index in batch]))
-            order += batch
-    back = torch.tensor(order).argsort()
-    features = [found for _, found in parts if found is not None]
-    return Observed(
-        logits=torch.cat([logits for logits, _ in parts]).cpu()[back],
-        labels=torch.tensor([examples.labels[index] for index in chosen]),
-        features=torch.cat(features).cpu()[back] if features else None,
+    logits = _open(subject, models, preprocessing)
+    has_own_head = task.spec.head.kind == "own"
+    opened: Encoder = models.classifier(subject.checkpoint) if has_own_head else models.encoder(subject.checkpoint)
+    labels = torch.tensor(examples.labels, device=models.device)
+
+    def logits_of(batch: Sequence[int]) -> Tensor:
+        return logits([examples.texts[index] for index in batch])
+
+    def losses_of(batch: Sequence[int]) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits_of(batch), labels[list(batch)], reduction="none")
+
+    def features_of(batch: Sequence[int]) -> Tensor:
+        return _features(opened, [examples.texts[index] for index in batch], preprocessing)
+
+    return Probe(
+        module=opened.module,
+        n_examples=len(examples),
+        logits=logits_of,
+        losses=losses_of,
+        features=None if has_own_head else features_of,
+        labels=examples.labels,
+        order=[index for batch in _batches_by_length(examples.texts, preprocessing.batch_size) for index in batch],
     )
 
 
@@ -104,7 +110,7 @@ def observe(subject: Subject, split: str, models: ModelSource, max_examples: int
     metrics=("accuracy",),
     parameters=TextPreprocessing,
     make_trainable=make_trainable,
-    observe=observe,
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
@@ -157,23 +163,6 @@ def _open(subject: Subject, models: ModelSource, preprocessing: TextPreprocessin
     encoder: Encoder = models.encoder(subject.checkpoint)
     head = _external_head(subject, models, preprocessing)
     return lambda texts: head(_features(encoder, texts, preprocessing))
-
-
-def _open_observed(
-    subject: Subject, models: ModelSource, preprocessing: TextPreprocessing
-) -> Callable[[Sequence[str]], tuple[Tensor, Tensor | None]]:
-    """Return what gives logits and features of texts; under the checkpoint's own head, logits alone."""
-    if subject.task.spec.head.kind == "own":
-        logits = _open(subject, models, preprocessing)
-        return lambda texts: (logits(texts), None)
-    encoder: Encoder = models.encoder(subject.checkpoint)
-    head = _external_head(subject, models, preprocessing)
-
-    def run(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        features = _features(encoder, texts, preprocessing)
-        return head(features), features
-
-    return run
 
 
 def _external_head(

@@ -5,6 +5,7 @@ Departs from source: a count is rounded up, so that short blocks at the end of a
     (docs/methods/cabs.md).
 """
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from app.domain.parameters import Density, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, merge_method
 from workers.numerics import precision, sparsify, task_vectors
+
+RUN_ELEMENTS = 1 << 17  # about as many are merged at a time
 
 
 class CabsParameters(Parameters):
@@ -40,15 +43,29 @@ class CabsParameters(Parameters):
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: CabsParameters, context: MergeContext) -> Tensor:
-    """Return θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ with masks that do not overlap. base: [*shape]; finetuned: [n, *shape]."""
+    """Return θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ with masks that do not overlap. base: [*shape]; finetuned: [n, *shape].
+
+    Blocks know nothing of each other, so that a run of them at a time is merged.
+    """
+    merged = torch.empty_like(base, memory_format=torch.contiguous_format).view(-1)
+    run = parameters.block_size * max(1, RUN_ELEMENTS // parameters.block_size)
+    models = finetuned.reshape(len(finetuned), -1)
+    parts = (base.reshape(-1).split(run), models.split(run, dim=1), merged.split(run))
+    for origin, some, out in zip(*parts, strict=True):
+        out.copy_(_merge_run(origin, some, parameters, context.weights))
+    return merged.view(base.shape)
+
+
+def _merge_run(base: Tensor, finetuned: Tensor, parameters: CabsParameters, weights: Sequence[float]) -> Tensor:
+    # base: [m], whole blocks but for the tensor's last; finetuned: [n, m]
     free = torch.ones(base.numel(), dtype=torch.bool, device=base.device)
     kept: list[Tensor] = []
-    for model, weight in zip(finetuned, context.weights, strict=True):
-        delta = task_vectors.subtract(model, base).flatten()
+    for model, weight in zip(finetuned, weights, strict=True):
+        delta = task_vectors.subtract(model, base)
         claimed = _claim(delta * free, parameters) if weight else torch.zeros_like(delta)
         free &= claimed == 0
         kept.append(claimed)
-    merged = precision.weighted_sum(kept, context.weights).view(base.shape)
+    merged = precision.weighted_sum(kept, weights)
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)
 
 

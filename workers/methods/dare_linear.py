@@ -27,11 +27,9 @@ def collect(parameters: DareLinearParameters) -> Sequence[StatisticRequest]:
     return drawn.request_norms(_mask(parameters))
 
 
-def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, unless sums of magnitudes are restored."""
-    masks = random_masks.fuse_draws(_mask(parameters), context)
-    if masks is None:
-        return None
+def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
     scaling = parameters.scaling_coefficient
     return FusedMerge(context.weights, of_deltas=True, masks=masks, scaling=scaling, base_share=1.0)
 

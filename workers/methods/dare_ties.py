@@ -45,10 +45,10 @@ def collect(parameters: DareTiesParameters) -> Sequence[StatisticRequest]:
 
 
 def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, if it must know nothing of the whole model, as by default."""
-    masks = random_masks.fuse_draws(_mask(parameters), context)
-    if masks is None or collect(parameters):
+    """Return what `merge` computes, fused, if nothing is trimmed and balanced votes need no majority, as by default."""
+    if drawn.needs_ranks(parameters, parameters.trim_density):
         return None
+    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
     votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
     return FusedMerge(
         context.weights,

@@ -5,15 +5,19 @@ Departs from source: by default what was not selected is dropped, as mergekit do
     selection for the shares alone; a tensor keeps at least one entry (docs/methods/sce.md).
 """
 
+from collections.abc import Iterator
 from math import fsum
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, merge_method
 from workers.numerics import precision, signs, spans, sparsify, task_vectors
+
+RUN_ELEMENTS = 1 << 16
 
 
 class SceParameters(Parameters):
@@ -45,39 +49,54 @@ class SceParameters(Parameters):
 def merge(base: Tensor, finetuned: Tensor, parameters: SceParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + Σ wᵢ τᵢ / Σ wᵢ over the τᵢ that have the elected sign.
 
-    base: [*shape]; finetuned: [n, *shape]; result: [*shape].
+    base: [*shape]; finetuned: [n, *shape]; result: [*shape]. A run of entries at a time, so that little is held beside
+    the models.
     """
-    deltas = task_vectors.subtract(finetuned, base)
-    selected = select(deltas, parameters.density)
-    shares = weigh(selected)
-    kept = selected if parameters.variant == "mergekit" else deltas
-    elected = signs.elect(kept, [1.0] * len(kept), balanced_sign=1)
-    merged = signs.reduce_agreeing(kept, elected, shares, reduction="mean")
-    return task_vectors.add(base, merged, scaling_coefficient=1.0)
+    origin, models = base.reshape(-1), finetuned.reshape(len(finetuned), -1)
+    selected = select(origin, models, parameters.density)
+    shares = weigh(origin, models, selected)
+    merged = torch.empty_like(origin)
+    for run in _cut(origin):
+        deltas = task_vectors.subtract(models[:, run], origin[run])
+        kept = deltas * selected[run] if parameters.variant == "mergekit" else deltas
+        elected = signs.elect(kept, [1.0] * len(kept), balanced_sign=1)
+        agreed = signs.reduce_agreeing(kept, elected, shares, reduction="mean")
+        merged[run] = task_vectors.add(origin[run], agreed, scaling_coefficient=1.0)
+    return merged.view(base.shape)
 
 
-def select(deltas: Tensor, density: float) -> Tensor:
-    """Return the task vectors with all but the entries of the largest variance set to zero.
+def select(base: Tensor, finetuned: Tensor, density: float) -> Tensor:
+    """Return which entries are those of the largest variance, [m] bool; of equal ones the first.
 
-    deltas: [n, *shape]; result: [n, *shape]. Counted among the entries whose variance is not zero; at least one.
+    base: [m]; finetuned: [n, m]. Counted among the entries whose variance is not zero; at least one.
     """
     if density == 1.0:
-        return deltas
-    variance = _variance(deltas)
-    n_differing = int(variance.count_nonzero())
+        return torch.ones_like(base, dtype=torch.bool)
+    variances = torch.empty_like(base, dtype=torch.float64)
+    for run in _cut(base):
+        variances[run] = _variance(finetuned[:, run], base[run])
+    n_differing = int(variances.count_nonzero())
     n_kept = min(n_differing, max(1, sparsify.count_kept(density, n_differing)))
-    return deltas * sparsify.mark_largest(variance.flatten(), n_kept).view(variance.shape)
+    last, n_tied = sparsify.find_last(variances, n_kept)
+    selected = torch.empty_like(base, dtype=torch.bool)
+    for run in _cut(base):  # variances have lost their order
+        selected[run], n_tied = sparsify.mark_from(_variance(finetuned[:, run], base[run]), last, n_tied)
+    return selected
 
 
-def weigh(deltas: Tensor) -> list[float]:
-    """Return each task vector's share of their squared lengths; equal shares if all are zero."""
-    energies = [spans.squared_length(delta) for delta in deltas]
+def weigh(base: Tensor, finetuned: Tensor, selected: Tensor) -> list[float]:
+    """Return each task vector's share of their squared lengths over what is selected; equal shares if all are zero."""
+    energies = [spans.squared_length(task_vectors.subtract(model, base).mul_(selected)) for model in finetuned]
     total = fsum(energies)
     return [energy / total if total > 0 else 1.0 / len(energies) for energy in energies]
 
 
-def _variance(deltas: Tensor) -> Tensor:
-    # [*shape] float64; exactly 0 where all are equal
-    n = len(deltas)
+def _cut(vector: Tensor) -> Iterator[slice]:
+    yield from (slice(begin, begin + RUN_ELEMENTS) for begin in range(0, len(vector), RUN_ELEMENTS))
+
+
+def _variance(finetuned: Tensor, base: Tensor) -> Tensor:
+    # of the task vectors, [m] float64; exactly 0 where all are equal
+    deltas, n = task_vectors.subtract(finetuned, base), len(finetuned)
     mean = precision.weighted_sum(deltas, [1.0] * n).div_(n)
     return precision.weighted_sum([delta.double().sub_(mean).square_() for delta in deltas], [1.0] * n)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.numerics import fused
+
 ExponentSums = NDArray[np.int64]  # [256]: of the numbers with each exponent, the sum of their integers
 
 _FRACTION_BITS = 23
@@ -18,7 +20,10 @@ _SMALLEST_EXPONENT = -149
 
 def sum_magnitudes(numbers: Tensor) -> ExponentSums:
     """Return Σ |x| over a float32 tensor of any shape; such sums may be added."""
-    bits = numbers.reshape(-1).numpy().view(np.int32)
+    flat: NDArray[np.float32] = numbers.reshape(-1).numpy()
+    if fused.is_ready():
+        return fused.sum_magnitudes(np.ascontiguousarray(flat))
+    bits = flat.view(np.int32)
     exponents = (bits >> _FRACTION_BITS) & 0xFF
     integers = bits & ((1 << _FRACTION_BITS) - 1)
     integers = np.where(exponents > 0, integers | (1 << _FRACTION_BITS), integers)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, Mask, Rows
+from workers.fusion import Band, Draw, FusedMerge, Mask, NotClean, Rows
 from workers.numerics import programs
-from workers.numerics.programs import Input, Program, Scratch
+from workers.numerics.programs import Input, Program, Scratch, Windows
 from workers.numerics.signs import NUDGE
 
 # dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
@@ -56,7 +56,7 @@ def is_ready() -> bool:
 
 
 def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
-    """Write the merge of the rows into `out`, and tell whether all of it is finite, in float32 and in its own dtype.
+    """Write the merge of the rows into `out`, and tell whether all is finite: rows, task vectors, result in its dtype.
 
     out: [m] bfloat16 or float32, contiguous, on the CPU. Where a result is zero and the base is -0.0, it is -0.0.
     """
@@ -69,25 +69,76 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
 
 
 def count_signs(rows: Rows, fused: FusedMerge) -> int:
-    """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither."""
+    """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither.
+
+    Raises: NotClean.
+    """
     program = _compile(fused, rows.has_base)
-    return int(_loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights))))
+    balance, trouble = _loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)))
+    if trouble:
+        raise NotClean
+    return int(balance)
 
 
-def count_keys(rows: Rows, model: int, low: int, high: int) -> tuple[int, Keys]:
-    """Return how many magnitudes of a model's task vector lie above a window of keys, and the keys within.
+def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
+    """Return, for each window, how many magnitudes of its model's task vector lie above it, and the keys within.
 
     Keys are the bits of magnitudes; they stand in memory of this thread, until its next call.
+    Raises: NotClean.
     """
+    n_windows = len(windows.lows)
     found: Keys | None = getattr(_of_thread, "found", None)
-    if found is None or len(found) < rows.n_elements:
-        found = _of_thread.found = np.empty(rows.n_elements, dtype=np.int32)
-    n_above, n_found = _loaded[0].count_keys(_input(rows), model, low, high, _scratch_of(1), found)
-    return n_above, found[:n_found]
+    if found is None or found.shape[0] < n_windows or found.shape[1] < rows.n_elements:
+        found = _of_thread.found = np.empty((n_windows, rows.n_elements), dtype=np.int32)
+    counts = np.empty((n_windows, 2), dtype=np.int64)
+    if _loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts):
+        raise NotClean
+    return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
+
+
+def sum_norms(rows: Rows, fused: FusedMerge) -> NDArray[np.int64]:
+    """Return the sums of each task vector's magnitudes as its mask finds and as it leaves them, by exponent.
+
+    result: [2, n_models, 256]; see numerics/exact_sums.py.
+    Raises: NotClean.
+    """
+    program = _compile(fused, rows.has_base)
+    sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
+    if _loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums):
+        raise NotClean
+    return sums
+
+
+def sum_magnitudes(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return Σ |x| by exponent, [256]. numbers: [m], contiguous."""
+    sums = np.zeros(256, dtype=np.int64)
+    _loaded[0].sum_magnitudes(numbers, sums)
+    return sums
+
+
+def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
+    """Drop, in place, the entries that are not drawn, and divide the others.
+
+    vector: [m] float32, contiguous, on the CPU; start: flat index of its first entry within the tensor.
+    """
+    _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
+
+
+def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int) -> None:
+    """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
+
+    rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
+    the order (magnitude ascending, column descending); start: as for `draw`.
+    """
+    behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
+    divisors = probabilities if divides else torch.ones_like(probabilities)
+    _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
 
 
 def _input(rows: Rows) -> Input:
-    return Input(rows.content, rows.at, rows.kinds, rows.n_elements, rows.offset, rows.has_base)
+    return Input(
+        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base
+    )
 
 
 @lru_cache(maxsize=64)
@@ -121,9 +172,16 @@ def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], i
         marks = (lower, upper, _just_below(lower), _just_below(upper))
         return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
     if isinstance(mask, Draw):
-        behind = ceil(mask.probability * 2.0**53)  # the draws are whole multiples of 2^-53
-        return programs.DRAW, (mask.divisor, 0.0, 0.0, 0.0), (behind, 0), mask.key & (1 << 64) - 1
+        return programs.DRAW, (mask.divisor, mask.factor, 0.0, 0.0), (_behind(mask.probability), 0), _unsigned(mask.key)
     return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
+
+
+def _behind(probability: float) -> int:
+    return ceil(probability * 2.0**53)  # the draws are whole multiples of 2^-53
+
+
+def _unsigned(key: int) -> int:
+    return key & (1 << 64) - 1
 
 
 def _just_below(magnitude: float) -> float:

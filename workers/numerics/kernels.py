@@ -10,8 +10,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch
+from workers.fusion import BFLOAT16, FLOAT32, NO_FILE, PART
+from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch, Windows
 
+SHORT = 48  # width of rows that are sorted by insertion
 GROUP = 32  # elements that are looked at together for keys within a window
 
 f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
@@ -23,7 +25,11 @@ NOT_CLEAN = i64(0xFFFF_FFFF)
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers = types.float64[::1], types.int64[::1]
-_input = types.NamedTuple((types.uint8[::1], _integers, _integers, types.int64, types.int64, types.boolean), Input)
+_input = types.NamedTuple(
+    (
+        types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
+    ), Input,
+)  # fmt: skip
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
@@ -31,7 +37,9 @@ _program = types.NamedTuple(
         types.float64,
     ), Program,
 )  # fmt: skip
+_windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
 _scratch = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1]), Scratch)
+_pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 
 
 def _called(*signature):
@@ -49,6 +57,53 @@ def fma(_typing, _a, _b, _c):
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _fill(file, place, out):
+    """Read bytes of a file, and tell whether they are all there; whoever wants to know why not reads them again."""
+    done = 0
+    while done < len(out):
+        n_bytes = _pread(i32(file), out[done:].ctypes, u64(len(out) - done), place + done)
+        if n_bytes <= 0:
+            return False
+        done += n_bytes
+    return True
+
+
+@_compiled
+def _is_finite(content, kind):
+    if kind == FLOAT32:
+        wide, largest = content.view(np.uint32), u32(0)
+        for j in range(len(wide)):
+            largest = max(largest, u32(wide[j] & MAGNITUDE))
+        return largest < INFINITY
+    half, most = content.view(np.uint16), u16(0)
+    for j in range(len(half)):
+        most = max(most, u16(half[j] & u16(0x7FFF)))
+    return most < (u16(0x7F80) if kind == BFLOAT16 else u16(0x7C00))
+
+
+@_compiled
+def _read_part(given, begin, n, at):
+    """Bring a part of all rows into the content, write where they begin to `at`, tell whether all of it is finite."""
+    for number in range(len(at)):
+        item = 4 if given.kinds[number] == FLOAT32 else 2
+        if given.files[number] == NO_FILE:
+            at[number] = given.at[number] + item * begin
+        else:
+            at[number] = given.at[number]
+        row = given.content[at[number] : at[number] + item * n]
+        if given.files[number] != NO_FILE and not _fill(given.files[number], given.places[number] + item * begin, row):
+            return False
+        if not _is_finite(row, given.kinds[number]):
+            return False
+    return True
+
+
+@_compiled
+def _part(given, begin, n, at):
+    return Input(given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base)
 
 
 @_compiled
@@ -107,13 +162,17 @@ def _keep_band(row, index, marks, ends):
 
 
 @_compiled
+def _draw(index, key):
+    state = u64(u64(index + 1) * u64(0x9E3779B97F4A7C15)) + key
+    state = u64(state ^ (state >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+    state = u64(state ^ (state >> u64(27))) * u64(0x94D049BB133111EB)
+    return i64(u64(state ^ (state >> u64(31))) >> u64(11))
+
+
+@_compiled
 def _keep_drawn(row, index, key, behind):
     for j in range(len(row)):
-        state = u64(u64(index + j + 1) * u64(0x9E3779B97F4A7C15)) + key
-        state = u64(state ^ (state >> u64(30))) * u64(0xBF58476D1CE4E5B9)
-        state = u64(state ^ (state >> u64(27))) * u64(0x94D049BB133111EB)
-        state = u64(state ^ (state >> u64(31)))
-        row[j] = f32(row[j] * f32(i64(state >> u64(11)) < behind))
+        row[j] = f32(row[j] * f32(_draw(index + j, key) < behind))
 
 
 @_compiled
@@ -124,6 +183,8 @@ def _mask(program, model, row, index):
         _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
         if program.marks[model, 0] != 1.0:
             _divide(row, program.marks[model, 0])
+        if program.marks[model, 1] != 1.0:
+            _multiply(row, program.marks[model, 1])
 
 
 @_compiled
@@ -133,12 +194,80 @@ def _divide(row, divisor):
 
 
 @_compiled
+def _multiply(row, factor):
+    for j in range(len(row)):
+        row[j] = f32(f64(row[j]) * factor)
+
+
+@_compiled
 def _scale(row, factor):
     for j in range(len(row)):
         row[j] = f32(row[j] * factor)
 
 
+# --- ranks within rows --------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _rank(row, order, counts):
+    """Return which half of `order` holds the columns, in the lower 32 bits, by (magnitude ascending, column descending).
+
+    order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
+    inserted one by one.
+    """
+    width, bits = len(row), row.view(np.uint32)
+    for j in range(width):
+        column = width - 1 - j
+        order[0, j] = u64(u64(bits[column] & MAGNITUDE) << u64(32)) | u64(column)
+    if width <= SHORT:
+        _insert(order[0])
+        return 0
+    counts[:] = 0
+    for j in range(width):
+        for digit in range(4):
+            counts[digit, i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
+    half = 0
+    for digit in range(4):
+        if _move_by_digit(order[half], order[1 - half], counts[digit], u64(32 + 8 * digit)):
+            half = 1 - half
+    return half
+
+
+@_compiled
+def _insert(order):
+    for j in range(1, len(order)):
+        entry, i = order[j], j
+        while i > 0 and u64(order[i - 1] >> u64(32)) > u64(entry >> u64(32)):
+            order[i] = order[i - 1]
+            i -= 1
+        order[i] = entry
+
+
+@_compiled
+def _move_by_digit(entries, out, counts, shift):
+    """Sort by one digit, keeping the order of equals, and return whether there was anything to sort."""
+    if counts[i64(u64(entries[0] >> shift) & u64(255))] == len(entries):
+        return False
+    place = i64(0)
+    for value in range(256):
+        place, counts[value] = place + counts[value], place
+    for j in range(len(entries)):
+        value = i64(u64(entries[j] >> shift) & u64(255))
+        out[counts[value]] = entries[j]
+        counts[value] += 1
+    return True
+
+
 # --- sums ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _sum_by_exponent(row, sums):
+    """Add magnitudes as integers times powers of two, exponent by exponent; see numerics/exact_sums.py."""
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        exponent = u32(u32(bits[j] >> u32(23)) & u32(0xFF))
+        sums[i64(exponent)] += i64(u32(u32(bits[j] & u32(0x7FFFFF)) | u32(u32(exponent > u32(0)) << u32(23))))
 
 
 @_compiled
@@ -345,17 +474,16 @@ def _find_between(keys, low, high, found, n_found):
         upwards = i32(upwards + i32(keys[j] >= low))
     if upwards != above:
         for j in range(len(keys)):
-            if low <= keys[j] <= high:
-                found[n_found] = keys[j]
-                n_found += 1
+            found[n_found] = keys[j]
+            n_found += i64(keys[j] >= low) & i64(keys[j] <= high)
     return i64(above), n_found
 
 
-# --- what is called -----------------------------------------------------------------------------------------------
+# --- parts: what lies in the second cache ---------------------------------------------------------------------------
 
 
-@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
-def merge(given, program, scratch, out, to_bfloat16):
+@_compiled
+def _merge_part(given, program, scratch, out, to_bfloat16):
     """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     largest = u32(0)
     for begin in range(0, given.n_elements, BLOCK):
@@ -381,9 +509,8 @@ def merge(given, program, scratch, out, to_bfloat16):
     return i64(largest)
 
 
-@_called(types.int64, _input, _program, _scratch)
-def count_signs(given, program, scratch):
-    """Return how many more elements elect 1 than -1; those whose votes balance count for neither."""
+@_compiled
+def _count_signs_of_part(given, program, scratch):
     balance = i64(0)
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
@@ -394,21 +521,144 @@ def count_signs(given, program, scratch):
     return balance
 
 
-@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int32, _scratch, types.int32[::1])
-def count_keys(given, model, low, high, scratch, found):
-    """Return how many keys of a model's task vector lie above a window, and how many within; write those to `found`."""
-    n_above, n_found = i64(0), i64(0)
+@_compiled
+def _find_in_groups(keys, low, high, found, count):
+    n_above, n_found = count[0], count[1]
+    for group in range(0, len(keys), GROUP):
+        above, n_found = _find_between(keys[group : min(len(keys), group + GROUP)], low, high, found, n_found)
+        n_above += above
+    count[0], count[1] = n_above, n_found
+
+
+@_compiled
+def _count_keys_of_part(given, windows, scratch, found, counts):
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
         base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        _load(given, model + i64(given.has_base), begin, row)
         if given.has_base:
             _load(given, 0, begin, base)
-            _subtract(row, base)
-        keys = row.view(np.int32)
-        for j in range(m):
-            keys[j] = i32(keys[j] & i32(MAGNITUDE))
-        for group in range(0, m, GROUP):
-            above, n_found = _find_between(keys[group : min(m, group + GROUP)], low, high, found, n_found)
-            n_above += above
-    return n_above, n_found
+        for model in range(len(windows.of_model) - 1):
+            first, behind = windows.of_model[model], windows.of_model[model + 1]
+            if first == behind:
+                continue
+            _load(given, model + i64(given.has_base), begin, row)
+            if given.has_base:
+                _subtract(row, base)
+            keys = row.view(np.int32)
+            for j in range(m):
+                keys[j] = i32(keys[j] & i32(MAGNITUDE))
+            for window in range(first, behind):
+                _find_in_groups(keys, windows.lows[window], windows.highs[window], found[window], counts[window])
+
+
+@_compiled
+def _sum_norms_of_part(given, program, scratch, sums):
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+        if given.has_base:
+            _load(given, 0, begin, base)
+        for model in range(len(program.masks)):
+            _load(given, model + i64(given.has_base), begin, row)
+            if program.of_deltas:
+                _subtract(row, base)
+            _sum_by_exponent(row, sums[0, model])
+            _mask(program, model, row, given.offset + begin)
+            _sum_by_exponent(row, sums[1, model])
+
+
+# --- what is called -----------------------------------------------------------------------------------------------
+
+
+@_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
+def merge(given, program, scratch, out, to_bfloat16):
+    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN.
+
+    Not clean are rows that cannot be read or are not finite, and task vectors that overflow.
+    """
+    largest, at, item = i64(0), np.empty_like(given.at), 2 if to_bfloat16 else 4
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        part = _part(given, begin, n, at)
+        largest = max(largest, _merge_part(part, program, scratch, out[item * begin : item * (begin + n)], to_bfloat16))
+    return largest
+
+
+@_called(types.UniTuple(types.int64, 2), _input, _program, _scratch)
+def count_signs(given, program, scratch):
+    """Return how many more elements elect 1 than -1, those whose votes balance counting for neither, and 0.
+
+    Or NOT_CLEAN in place of the 0, as for `merge`.
+    """
+    balance, at = i64(0), np.empty_like(given.at)
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return i64(0), NOT_CLEAN
+        balance += _count_signs_of_part(_part(given, begin, n, at), program, scratch)
+    return balance, i64(0)
+
+
+@_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
+def count_keys(given, windows, scratch, found, counts):
+    """Write to `counts` how many keys lie above each window and how many within, to `found` those within.
+
+    found: [n_windows, n_elements]; counts: [n_windows, 2]. Returns 0 or NOT_CLEAN, as for `merge`.
+    """
+    at = np.empty_like(given.at)
+    counts[:] = 0
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
+    return i64(0)
+
+
+@_called(types.int64, _input, _program, _scratch, types.int64[:, :, ::1])
+def sum_norms(given, program, scratch, sums):
+    """Write the sums of each task vector's magnitudes to `sums`, as its mask finds and as it leaves them.
+
+    sums: [2, n_models, 256], by exponent. Returns 0 or NOT_CLEAN, as for `merge`.
+    """
+    at = np.empty_like(given.at)
+    sums[:] = 0
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN
+        _sum_norms_of_part(_part(given, begin, n, at), program, scratch, sums)
+    return i64(0)
+
+
+@_called(types.void, types.float32[::1], types.int64[::1])
+def sum_magnitudes(numbers, sums):
+    """Add the sum of magnitudes to `sums`, [256], by exponent."""
+    _sum_by_exponent(numbers, sums)
+
+
+@_called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
+def draw(vector, index, key, behind, divisor):
+    """Drop, in place, what is not drawn, and divide the rest; index: flat, of the first element."""
+    _keep_drawn(vector, index, key, behind)
+    if divisor != 1.0:
+        _divide(vector, divisor)
+
+
+@_called(types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats)
+def draw_ranked(rows, index, key, behinds, divisors):
+    """Drop, in place, what is not drawn, and divide the rest, by its rank within its row; index: of the first element.
+
+    behinds, divisors: [width], the smallest magnitude's first.
+    """
+    n_rows, width = rows.shape
+    order, counts = np.empty((2, width), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
+    for i in range(n_rows):
+        row = rows[i]
+        half = _rank(row, order, counts)
+        for rank in range(width):
+            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+            kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
+            row[column] = f32(f64(kept) / divisors[rank])

@@ -12,10 +12,18 @@ DECAY, SQUARE_DECAY = 0.9, 0.999
 EPSILON = 1e-8
 
 
-def descend(start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rate: float, steps: int) -> Tensor:
+def descend(
+    start: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    *,
+    learning_rate: float,
+    steps: int,
+    bounds: tuple[float, float] | None = None,
+) -> Tensor:
     """Return where Adam is after some steps; each moves an entry by about the learning rate at most.
 
-    start: any shape, float64, not changed; gradient: of the point it is given.
+    start: any shape, float64, not changed; gradient: of the point it is given; bounds: after each step the point is
+    projected into them, entry by entry, so that none is stuck at a bound with a gradient of zero.
     """
     point = start.clone()
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
@@ -25,4 +33,6 @@ def descend(start: Tensor, gradient: Callable[[Tensor], Tensor], *, learning_rat
         square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
         root = square.div(1.0 - SQUARE_DECAY**step).sqrt_().add_(EPSILON)
         point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
+        if bounds is not None:
+            point.clamp_(*bounds)
     return point

@@ -19,6 +19,8 @@ class Input(NamedTuple):
     content: NDArray[np.uint8]
     at: Integers
     kinds: Integers
+    files: Integers
+    places: Integers
     n_elements: int
     offset: int
     has_base: bool
@@ -35,13 +37,21 @@ class Program(NamedTuple):
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights
     masks: Integers  # kinds
-    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then the numbers just below; or the draws' divisor
+    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then the numbers just below; or the draws' divisor, factor
     ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
     keys: NDArray[np.uint64]  # of draws
     joins_base: bool
     scaling: float
     divisor: float
     base_share: float
+
+
+class Windows(NamedTuple):
+    """Keys that are looked for, each window in one model's task vector; windows are in the order of their models."""
+
+    of_model: Integers  # [n_models + 1]: first window of each model
+    lows: NDArray[np.int32]
+    highs: NDArray[np.int32]
 
 
 class Scratch(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from app.domain.catalog import Granularity
 from workers.contract import MergeContext
 from workers.fusion import Draw
-from workers.numerics import randomness, sparsify
+from workers.numerics import fused, randomness, sparsify
 
 SMALLEST_PROBABILITY = 1e-6  # of keeping an entry: its inverse is a factor
 
@@ -57,19 +57,25 @@ class UniformMask:
         """Return what is kept of a task vector of any shape."""
         if self.density == 1.0:
             return delta
+        if _is_fused(delta):
+            drawn = delta.clone(memory_format=torch.contiguous_format)
+            fused.draw(drawn.view(-1), self.fuse(key), start=start)
+            return drawn
         kept = delta * _keep(delta, key, start, self.density)
         return kept.double().div_(self.density).float() if self.rescale == "inverse_density" else kept
 
+    def fuse(self, key: int, factor: float = 1.0) -> Draw:
+        """Return what the mask does, fused. factor: on what is kept."""
+        return Draw(key, self.density, self.density if self.rescale == "inverse_density" else 1.0, factor)
 
-def fuse_draws(mask: UniformMask, context: MergeContext) -> tuple[Draw | None, ...] | None:
-    """Return what the mask does to each model, fused; None if a factor per tensor makes up for what it drops."""
-    if mask.keeps_norm:
-        return None
-    if mask.density == 1.0:
+
+def fuse_draws(mask: UniformMask, context: MergeContext, factors: Sequence[float] = ()) -> tuple[Draw, ...]:
+    """Return what `draw_all` does to each model, fused; nothing where all is kept as it is."""
+    if mask.density == 1.0 and not factors:
         return ()
-    divisor = mask.density if mask.rescale == "inverse_density" else 1.0
-    keys = [context.random_key("mask", model) for model in range(len(context.weights))]
-    return tuple(Draw(key, mask.density, divisor) for key in keys)
+    n = len(context.weights)
+    keys = [context.random_key("mask", model) for model in range(n)]
+    return tuple(mask.fuse(key, factor) for key, factor in zip(keys, factors or (1.0,) * n, strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,28 @@ class RankedMask:
 
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return what is kept of a task vector, [rows, width]."""
+        if _is_fused(delta):
+            drawn = delta.clone(memory_format=torch.contiguous_format)
+            divides = self.rescale == "inverse_probability"
+            fused.draw_ranked(drawn, key, self._by_rank(delta), divides=divides, start=start)
+            return drawn
         probabilities = self._probabilities(delta)
         kept = delta * _keep(delta, key, start, probabilities)
         return kept.double().div_(probabilities).float() if self.rescale == "inverse_probability" else kept
 
     def _probabilities(self, rows: Tensor) -> Tensor:
-        """Return [rows, width] float64: density − spread for the smallest of a row, up to density + spread."""
-        width = rows.shape[-1]
-        if width == 1 or self.spread == 0.0:
-            return torch.full_like(rows, self.density, dtype=torch.float64)
-        steps = torch.arange(width, dtype=torch.float64, device=rows.device) / max(1, width - 1)
-        by_rank = (self.density - self.spread + 2.0 * self.spread * steps).clamp_(SMALLEST_PROBABILITY, 1.0)
+        # [rows, width] float64
+        by_rank = self._by_rank(rows)
         order = sparsify.row_keys(rows).argsort(dim=-1)  # the smallest first
         return torch.empty_like(rows, dtype=torch.float64).scatter_(-1, order, by_rank.expand(rows.shape))
+
+    def _by_rank(self, rows: Tensor) -> Tensor:
+        """Return [width] float64: density − spread for the smallest of a row, up to density + spread."""
+        width = rows.shape[-1]
+        if width == 1 or self.spread == 0.0:
+            return torch.full((width,), self.density, dtype=torch.float64, device=rows.device)
+        steps = torch.arange(width, dtype=torch.float64, device=rows.device) / max(1, width - 1)
+        return (self.density - self.spread + 2.0 * self.spread * steps).clamp_(SMALLEST_PROBABILITY, 1.0)
 
 
 def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: Sequence[float] = ()) -> Tensor:
@@ -113,6 +128,10 @@ def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: S
         kept = mask(delta, context.random_key("mask", model), start=context.offset)
         drawn[model] = kept.double().mul_(factors[model]) if factors else kept
     return drawn
+
+
+def _is_fused(delta: Tensor) -> bool:
+    return delta.device.type == "cpu" and fused.is_ready()
 
 
 def _keep(delta: Tensor, key: int, start: int, probability: float | Tensor) -> Tensor:

@@ -86,16 +86,26 @@ def row_keys(rows: Tensor) -> Tensor:
     return rows.abs().view(torch.int32).long().mul_(1 << 32).sub_(columns)
 
 
-def mark_largest(scores: Tensor, n_kept: int) -> Tensor:
-    """Return which entries are the n_kept largest; of equal ones the first.
+def find_last(scores: Tensor, n_kept: int) -> tuple[float, int]:
+    """Return the smallest of the n_kept largest scores, and how many of these are equal to it.
 
-    scores: [m], any dtype; result: [m] bool.
+    scores: [m] on the CPU or not, any floating dtype, no more than that many; they may be in another order afterwards.
     """
-    if n_kept <= 0 or n_kept >= len(scores):
-        return torch.full(scores.shape, n_kept > 0, device=scores.device)
-    last = scores.kthvalue(len(scores) - n_kept + 1).values
-    is_above, is_last = scores > last, scores == last
-    return is_above | (is_last & (is_last.cumsum(0) <= n_kept - is_above.sum()))
+    if n_kept <= 0:
+        return inf, 0
+    ranked = scores.cpu().numpy()
+    ranked.partition(len(ranked) - n_kept)
+    last = float(ranked[len(ranked) - n_kept])
+    return last, int(np.count_nonzero(ranked[len(ranked) - n_kept :] == last))
+
+
+def mark_from(scores: Tensor, last: float, n_tied: int) -> tuple[Tensor, int]:
+    """Return which scores are larger than the last one or among the first n_tied equal to it, and how many remain.
+
+    scores: [m], a run of what `find_last` was given; n_tied: those that remain for it and the runs behind.
+    """
+    is_tied = (scores == last).logical_and_((scores == last).cumsum(0) <= n_tied)
+    return is_tied | (scores > last), n_tied - int(is_tied.count_nonzero())
 
 
 def trim(deltas: Tensor, boundaries: Sequence[Boundary], *, start: int) -> Tensor:

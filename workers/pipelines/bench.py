@@ -8,27 +8,33 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from app.domain.catalog import MAX_MODELS, Catalog, load_catalog
 from app.domain.checkpoints import CheckpointKind, FileEntry, LocalCheckpoint
-from app.domain.errors import Invalid, InvalidParameters
+from app.domain.errors import HeadMismatch, Invalid, InvalidParameters
 from app.domain.jobs import Progress
 from app.domain.parameters import NestedMethod
 from app.domain.planning import plan_merge
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.tasks import LocalTask, Measurement
 from app.domain.work import AnalyzeWork
+from workers.analysis_contract import Classified
+from workers.checkpoints import parallel
 from workers.checkpoints.companions import copy_companions
 from workers.checkpoints.held import hold
 from workers.checkpoints.model import Models
 from workers.contract import RecipeCode
 from workers.memory import free_bytes
-from workers.model_contract import Evaluator, Observed, Subject
+from workers.model_contract import Evaluator, Probe, Subject
 from workers.pipelines.held_merge import MergeSet, can_hold, merge_in_memory
 from workers.pipelines.progress import ProgressMeter
 from workers.statistics.kept import Shelf
 
 COMBINATION = NestedMethod(method="task_arithmetic", parameters={"scaling_coefficient": 1.0})
 HELD_SHARE = 0.5  # of the memory that is free: a held model may take so much
+BATCH = 32  # examples that are run at once
 SHARD_BYTES = 1 << 53  # one file, which is never written
 
 
@@ -161,22 +167,51 @@ class _HeldMerge:
         self.meter.advance(1)
         return next(one for one in found if one.name == subject.task.spec.metric)
 
-    def observe(self, task: int, max_examples: int) -> Observed:
-        """Return what the model makes of evenly spaced examples."""
+    def classify(self, task: int, max_examples: int) -> Classified:
+        """Return the logits of evenly spaced examples, in their order."""
+        probe, chosen = self._open(task, max_examples)
+        logits = _run(probe, probe.logits, chosen)
+        self.meter.advance(1)
+        return Classified(logits, torch.tensor([probe.labels[index] for index in chosen]))
+
+    def embed(self, task: int, max_examples: int) -> Tensor:
+        """Return the features of the same examples."""
+        probe, chosen = self._open(task, max_examples)
+        if probe.features is None:
+            raise HeadMismatch(
+                f"Task {self.work.tasks[task].spec.name!r} has head 'own', under which models give logits and no "
+                "features. Analyze on a task with another head."
+            )
+        features = _run(probe, probe.features, chosen)
+        self.meter.advance(1)
+        return features
+
+    def _open(self, task: int, max_examples: int) -> tuple[Probe, list[int]]:
+        """Return the model on the task's split, and the examples that are looked at."""
         subject = self._subject(task)
-        observe = self.evaluators[subject.task.spec.kind].observe
-        if observe is None:
+        evaluator = self.evaluators[subject.task.spec.kind]
+        if evaluator.open_probe is None:
             raise InvalidParameters(
                 f"Tasks of kind {subject.task.spec.kind!r} give no logits of single examples, which "
                 f"{self.work.analysis} looks at. Analyze on tasks of another kind."
             )
-        found = observe(subject, self.work.split, self.models, max_examples)
-        self.meter.advance(1)
-        return found
+        probe = evaluator.open_probe(subject, self.work.split, self.models)
+        n = min(max_examples, probe.n_examples)
+        return probe, [index * probe.n_examples // n for index in range(n)]
 
     def _subject(self, task: int) -> Subject:
         local: LocalTask = self.work.tasks[task]
         return Subject(local, self.checkpoint, self.work.head_bases[local.id])
+
+
+def _run(probe: Probe, function: Callable[[Sequence[int]], Tensor], chosen: Sequence[int]) -> Tensor:
+    """Return what the function gives for the chosen examples, in their order; the batches do not show in it."""
+    wanted = frozenset(chosen)
+    order = [index for index in probe.order if index in wanted]
+    with torch.inference_mode():
+        parts = [function(batch) for batch in parallel.batched(order, BATCH)]
+    place = {index: at for at, index in enumerate(order)}
+    return torch.cat(parts).cpu()[torch.tensor([place[index] for index in chosen])]
 
 
 def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:

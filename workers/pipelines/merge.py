@@ -7,7 +7,7 @@ alone: pieces are cut at will, computed on several threads, and written in the o
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
+from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
 from workers.pipelines.merge_steps import Inputs, Merger, Produced, Step, cut_steps, produce
@@ -63,11 +64,12 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     device: str = "cpu",
     threads: int | None = None,
     chunk_elements: int | None = None,
+    learn: Learn | None = None,
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
     models: in the recipe's order; onto: the result that they are added to. threads, chunk_elements: None lets the
-        engine choose; no result depends on them.
+        engine choose; no result depends on them. learn: runs the method's learner; None: nothing is learned.
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
@@ -98,7 +100,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
             requests.append(request)
             meter.enter(f"statistics: {request.name}")
 
-        ready = program.prepare(recipe, code, source, device=on_device, on_request=begin)
+        with meter.silence() if learn is not None else nullcontext():
+            ready = program.prepare(recipe, code, source, device=on_device, on_request=begin, learn=learn)
         meter.enter("merging")
         meter.expect(_total_bytes(plan, inputs, 1))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
@@ -109,7 +112,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     meter.enter("finishing")
     manifest = _manifest(plan, reference, written)
     companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
-    manifest = _complete(manifest, companions, written, output)
+    learned = [] if ready.learned is None else list(ready.learned.write(output))
+    manifest = _complete(manifest, [*companions, *learned], written, output)
     warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings, *more]
     report: dict[str, JsonValue] = {
         "parameters": recipe.parameters,
@@ -120,6 +124,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "warnings": list(warnings),
         "found": ready.report(),
         **_report_groups(ready),
+        **({"learned": ready.learned.report()} if ready.learned is not None else {}),
         **({"storage": measure_storage(manifest)} if manifest.patches else {}),
     }
     return manifest, report

@@ -84,9 +84,12 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
     else:
         item = size // target.spec.n_elements
         fusion = _fuse(target, merger)
-        granularity = merger.program.granularity if fusion is None else "element"
-        for runs in batched(merger.source.cut(target.source, granularity), PIECES_AT_ONCE):
-            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs, fusion)
+        if fusion is not None:
+            for run in merger.source.cut_rows(target.source):
+                yield Step(target, run.offset * item, run.n_elements * item, (run,), fusion)
+            return
+        for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
+            yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
 def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:
@@ -101,24 +104,29 @@ def produce(step: Step, merger: Merger) -> Produced:
         return Produced(memoryview(b""))
     if not step.runs:
         return _copy(step, merger)
-    patches: list[RunPatches] = []
-    out = torch.empty(sum(run.n_elements for run in step.runs), dtype=TORCH_DTYPES[step.target.dtype])
-    for run in step.runs:
-        begin = run.offset - step.runs[0].offset
-        part = out[begin : begin + run.n_elements]
-        if step.fusion is not None and _merge_fused(step.fusion, run, merger, part):
-            continue
-        piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
-        result = _result_of(piece)
-        if merger.inputs.onto is not None:
-            result = merger.inputs.onto.add(result, piece, step.target.name)
-        if step.target.source.endswith(VARIANCE_SUFFIX):
-            result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
-        part.copy_(result)  # also where dtypes agree: the piece's buffers are used again
-        _check_result(part, run)
-        if merger.patched:
-            patches.append(encode_run(piece, merger.program.patch(piece), step.target, merger.patched))
-    return Produced(out.view(torch.uint8).numpy().data, patches=patches)
+    made = [_merge_run(step, run, merger) for run in step.runs]
+    out = made[0][0] if len(made) == 1 else torch.cat([content for content, _ in made])
+    return Produced(out.view(torch.uint8).numpy().data, patches=[patch for _, patch in made if patch is not None])
+
+
+def _merge_run(step: Step, run: Run, merger: Merger) -> tuple[Tensor, RunPatches | None]:
+    """Return what a run becomes, in the target's dtype and in memory of its own, and what lies beside it."""
+    dtype = TORCH_DTYPES[step.target.dtype]
+    if step.fusion is not None:
+        out = torch.empty(run.n_elements, dtype=dtype)
+        if _merge_fused(step.fusion, run, merger, out):
+            return out, None
+    piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
+    result = _result_of(piece)
+    if merger.inputs.onto is not None:
+        result = merger.inputs.onto.add(result, piece, step.target.name)
+    if step.target.source.endswith(VARIANCE_SUFFIX):
+        result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+    out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
+    _check_result(out, run)
+    if not merger.patched:
+        return out, None
+    return out, encode_run(piece, merger.program.patch(piece), step.target, merger.patched)
 
 
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:

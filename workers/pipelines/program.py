@@ -34,6 +34,7 @@ from workers.contract import (
 )
 from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
+from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
@@ -180,6 +181,12 @@ class MergeProgram:
         group = self.group_of(piece.tensor)
         return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset))
 
+    @property
+    def learned(self) -> Learned | None:
+        """What the method's learner found, if it has run; it has run once, for all tensors."""
+        found: Learned | None = self.groups[0].bound.context.learned
+        return found
+
     def report(self) -> dict[str, JsonValue]:
         """Return what the statistics have to tell, by the name of their request; of the method, one entry per group."""
         told: dict[str, JsonValue] = {}
@@ -211,15 +218,18 @@ class MergeProgram:
         return {name: group for group in self.groups for name in group.positions}
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     recipe: Recipe,
     code: RecipeCode,
     source: PieceSource,
     *,
     device: torch.device,
     on_request: OnRequest = lambda _: None,
+    learn: Learn | None = None,
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
+
+    learn: runs the method's learner, where the recipe names data to learn from.
 
     Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
     """
@@ -231,6 +241,8 @@ def prepare(
     seen = _through(source, transforms)
     names = [name for name, _, _ in source.tensors]
     groups = tuple(_bind_group(recipe, code, group, seen, device, on_request) for group in group_tensors(recipe, names))
+    if learn is not None:
+        groups = tuple(_learn(group, seen, learn) for group in groups)
     granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
     program = MergeProgram(groups, tuple(transforms), (), granularity)
     for post_step, pinned in zip(code.post_steps, recipe.post_steps, strict=True):
@@ -269,6 +281,14 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
     context = replace(blank, statistics=_collect(asked, part, blank, on_request), nested=nested)
     return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
+
+
+def _learn(group: ProgramGroup, source: PieceSource, learn: Learn) -> ProgramGroup:
+    bound = group.bound
+    if len(group.tensors.names) != len(source.tensors):
+        raise JobInternal(f"{bound.method.card.name} learns for all tensors at once; report this fault.")
+    learned = learn(bound.method, bound.parameters, source, bound.context)
+    return replace(group, bound=replace(bound, context=replace(bound.context, learned=learned)))
 
 
 def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs on

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.domain.jobs import Progress
 
@@ -19,8 +20,16 @@ class ProgressMeter:
         self._done = 0
         self._stage = ""
         self._lock = threading.Lock()
+        self._is_silent = False
         self._began_at = time.monotonic()
         self._reported_at = float("-inf")
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Report nothing meanwhile, while somebody else does; units are counted."""
+        self._is_silent = True
+        yield
+        self._is_silent = False
 
     def enter(self, stage: str) -> None:
         """Begin a stage and say so at once."""
@@ -41,6 +50,8 @@ class ProgressMeter:
                 self._report()
 
     def _report(self) -> None:
+        if self._is_silent:
+            return
         now = time.monotonic()
         self._reported_at = now
         elapsed = now - self._began_at

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from app.domain.errors import JobInternal
 from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest
+from workers.fusion import FusedMerge, Rows
 from workers.granularity import piece_shape
-from workers.numerics import exact_sums, sparsify, task_vectors
+from workers.numerics import exact_sums, fused, sparsify, task_vectors
 from workers.numerics.exact_sums import ExponentSums
-from workers.numerics.random_masks import RandomMask, draw_all
+from workers.numerics.random_masks import RandomMask, UniformMask, draw_all, fuse_draws
 from workers.statistics import trims
+from workers.statistics.streams import map_fused
 from workers.statistics.views import ChangedSource
 
 DRAWN = "mask"  # name of the request
@@ -60,12 +62,23 @@ class DrawnStatistic:
 
     def _restoring_factors(self, source: PieceSource) -> Factors:
         totals: dict[str, ExponentSums] = {}  # [2, n_models, exponents]: before and after
-        for tensor, sums in source.map(self._sum_norms, granularity=self.mask.granularity):
+        found = (
+            map_fused(source, self._sum_norms_of_rows, self._sum_norms)
+            if isinstance(self.mask, UniformMask)
+            else source.map(self._sum_norms, granularity=self.mask.granularity)
+        )
+        for tensor, sums in found:
             totals[tensor] = totals[tensor] + sums if tensor in totals else sums
         return {
             tensor: tuple(_ratio(before, after) for before, after in zip(*sums, strict=True))
             for tensor, sums in totals.items()
         }
+
+    def _sum_norms_of_rows(self, rows: Rows) -> tuple[str, ExponentSums]:
+        if self.context is None or not isinstance(self.mask, UniformMask):
+            raise JobInternal("a uniform mask was drawn without seed and keys; report this fault.")
+        masks = fuse_draws(self.mask, replace(self.context, tensor=rows.tensor))
+        return rows.tensor, fused.sum_norms(rows, FusedMerge(self.context.weights, of_deltas=True, masks=masks))
 
     def _sum_norms(self, piece: Piece) -> tuple[str, ExponentSums]:
         drawn = self._draw(piece, {}).finetuned
@@ -103,9 +116,14 @@ def request_norms(mask: RandomMask) -> tuple[DrawnStatistic, ...]:
     return (DrawnStatistic(mask),) if mask.keeps_norm else ()
 
 
+def needs_ranks(choices: trims.TrimChoices, trim_density: float) -> bool:
+    """Tell whether trim and election must know anything of the whole model."""
+    return trim_density != 1.0 or choices.zero_vote != "positive"
+
+
 def request_ranks(choices: trims.TrimChoices, mask: RandomMask, trim_density: float) -> tuple[DrawnStatistic, ...]:
     """Ask for what trim and election must know of the task vectors that a mask leaves, if they must know anything."""
-    if trim_density == 1.0 and choices.zero_vote == "positive":
+    if not needs_ranks(choices, trim_density):
         return request_norms(mask)
     return (DrawnStatistic(mask, trims.request_trim(choices, trim_density)),)
 

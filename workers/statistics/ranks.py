@@ -9,6 +9,7 @@ side where the rank lies, and another pass follows. Nearly always one pass does;
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
 
@@ -17,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from workers.contract import Piece, PieceSource
-from workers.fusion import Rows
+from workers.fusion import NotClean, Rows
 from workers.numerics import fused
+from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
 from workers.statistics.tallies import Block, Keys, Tally, count_bins, join
@@ -35,7 +37,7 @@ class Effort:
 
     small_scope: int = 1 << 18  # entries of a scope that is simply held
     n_counts: int = 1 << 21  # numbers kept of all windows of one scope
-    sample_run_elements: int = 1024
+    sample_run_elements: int = 2048
     elements_per_sample_run: int = 1 << 17
     min_sample_runs: int = 32  # of one scope
     max_sample_runs: int = 2048
@@ -152,7 +154,7 @@ def _select_held(keys: Keys, rank: int) -> Boundary:
 
 def _guess(source: PieceSource, scope: Scope, effort: Effort) -> list[_Window]:
     """Return a window for each model and rank, wide enough to hold it but for very bad luck."""
-    runs = [_keys(source.read(*run)) for run in _sample_runs(scope, effort)]
+    runs = [_read_keys(source, *run) for run in _sample_runs(scope, effort)]
     windows: list[_Window] = []
     for model in range(source.n_models):
         of_model = [run[model] for run in runs]
@@ -215,11 +217,20 @@ def _count_rows(
 ) -> tuple[int, list[tuple[int, Block]]]:
     index, start = places[rows.tensor]
     first = start + rows.offset
-    counts: list[tuple[int, Block]] = []
-    for window in windows[index]:
-        n_above, keys = fused.count_keys(rows, window.model, window.low, window.high)
-        counts.append((n_above, _block(keys, window, first, first + rows.n_elements)))
-    return index, counts
+    counted = zip(windows[index], fused.count_keys(rows, _as_arrays(windows[index], rows.n_models)), strict=True)
+    return index, [
+        (n_above, _block(keys, window, first, first + rows.n_elements)) for window, (n_above, keys) in counted
+    ]
+
+
+def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
+    """Return windows, which are in the order of their models, as the kernel takes them."""
+    models = [window.model for window in windows]
+    return Windows(
+        np.searchsorted(models, np.arange(n_models + 1)),
+        np.array([window.low for window in windows], dtype=np.int32),
+        np.array([window.high for window in windows], dtype=np.int32),
+    )
 
 
 def _count_piece(
@@ -289,7 +300,7 @@ def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: Block) -> int
     """Return the index right behind the tie, by reading its block again."""
     missing = tie.n_ties
     for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):
-        found = np.flatnonzero(_keys(source.read(name, offset, n_elements))[tie.model] == tie.key)
+        found = np.flatnonzero(_read_keys(source, name, offset, n_elements)[tie.model] == tie.key)
         if missing <= len(found):
             return start + int(found[missing - 1]) + 1
         missing -= len(found)
@@ -301,6 +312,17 @@ def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, 
     for name, size, start in scope.tensors:
         for begin in range(max(first, start), min(behind, start + size), TIE_READ_ELEMENTS):
             yield name, begin - start, min(TIE_READ_ELEMENTS, behind - begin, start + size - begin), begin
+
+
+def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int) -> Keys:
+    """Return the bits of |τ| of one run, [n_models, m]."""
+    rows = source.rows(tensor, offset, n_elements) if fused.is_ready() else None
+    if rows is not None:
+        n = rows.n_models
+        anywhere = Windows(np.arange(n + 1), np.zeros(n, dtype=np.int32), np.full(n, LARGEST_KEY, dtype=np.int32))
+        with suppress(NotClean):
+            return np.array([keys for _, keys in fused.count_keys(rows, anywhere)])
+    return _keys(source.read(tensor, offset, n_elements))
 
 
 def _keys(piece: Piece) -> Keys:

@@ -1,4 +1,4 @@
-"""One pass over a source by the faster of two functions: on rows as files hold them if that can be, else on pieces."""
+"""One pass over a source by the faster of two functions: on rows, by kernels where there are any, or on pieces."""
 
 from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
@@ -17,5 +17,4 @@ def map_fused(
     tensors: Container[str] | None = None,
 ) -> Iterator[Result]:
     """Yield, in order of position, what either function makes of each piece: both make the same."""
-    mapped = source.map_rows(of_rows, tensors) if fused.is_ready() else None
-    return source.map(of_piece, tensors) if mapped is None else mapped
+    return source.map_rows(of_rows, tensors) if fused.is_ready() else source.map(of_piece, tensors)

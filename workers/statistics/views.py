@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
+from app.domain.errors import NotFinite
 from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
-from workers.fusion import Rows
+from workers.fusion import NotClean, Rows
 from workers.granularity import run_around, step_elements
 
 Result = TypeVar("Result")
@@ -53,8 +54,15 @@ class ChangedSource:
         needed = coarsest((granularity, self.granularity))
         return self.source.map(lambda piece: function(self.change(piece)), tensors, granularity=needed)
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> None:
-        """Return None: what is seen lies in no file."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of every changed piece.
+
+        Raises: NotFinite where the change has made them so.
+        """
+        return self.map(lambda piece: _of_rows(function, piece), tensors)
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> None:
+        """Return None, as `map_rows` does."""
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
@@ -108,15 +116,18 @@ class PartOfSource:
             lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity
         )
 
-    def map_rows(
-        self, function: Callable[[Rows], Result], tensors: Container[str] | None = None
-    ) -> Iterator[Result] | None:
-        """Apply a function to the rows of these tensors, if the whole source has any."""
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Apply a function to the rows of these tensors."""
         return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
         return self.place(self.source.read(tensor, offset, n_elements))
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run of elements, if the whole source has any."""
+        rows = self.source.rows(tensor, offset, n_elements)
+        return None if rows is None else self.place(rows)
 
     def place(self, piece: Placed) -> Placed:
         """Return a piece, or rows, of the whole source with the position among these tensors."""
@@ -174,6 +185,10 @@ class TensorSource:
         """Apply a function to the rows of every piece."""
         return self.map(lambda piece: function(piece.rows), tensors)
 
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
+        """Return the rows of one run of elements of a tensor."""
+        return self.read(tensor, offset, n_elements).rows
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
         shape, position = next((shape, position) for name, shape, position in self.tensors if name == tensor)
@@ -212,6 +227,16 @@ class AgainstNested:
             source, lambda piece: replace(piece, base=self.nested.of_piece(piece)), self.granularity
         )
         return self.request.collect(changed)
+
+
+def _of_rows(function: Callable[[Rows], Result], piece: Piece) -> Result:
+    try:
+        return function(piece.rows)
+    except NotClean:
+        raise NotFinite(
+            f"Tensor {piece.tensor!r} holds numbers that are not finite once its task vectors were changed, expected "
+            "finite ones; exclude the tensor, or leave the change out."
+        ) from None
 
 
 def _cut(piece: Piece, begin: int, n_elements: int) -> Piece:

@@ -28,6 +28,7 @@ SILENT = {  # fields of a recipe that mergekit has no word for -> the value that
     "adapter_space": None,
     "transforms": (),
     "post_steps": (),
+    "data": None,
     "onto": None,
 }
 

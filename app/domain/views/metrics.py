@@ -20,6 +20,7 @@ class MetricView(View):
     split: str
     n: int
     stderr: float | None
+    transductive: bool = Field(description="Whether the merge had looked at these inputs: it learned on this split.")
     at: Instant
 
 

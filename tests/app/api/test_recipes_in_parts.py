@@ -110,5 +110,5 @@ def test_a_step_needs_a_base_model(house: House) -> None:
 
 
 def test_transforms_and_post_steps_are_listed(house: House) -> None:
-    assert [card["name"] for card in house.read("/v1/transforms")["items"]] == ["awd"]
+    assert [card["name"] for card in house.read("/v1/transforms")["items"]] == ["awd", "ties"]
     assert [card["name"] for card in house.read("/v1/post_steps")["items"]] == ["lines", "svc"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import HeadMismatch, InvalidParameters
@@ -19,9 +20,11 @@ from tests.workers import tiny_bert
 from tests.workers.analyses.works import make_models, make_task, make_work, run, with_tasks
 from workers.analyses import negation
 from workers.analyses.negation import Negated
+from workers.catalog import load_evaluator, load_recipe
 from workers.checkpoints.model import Models
 from workers.evaluators import text_classification
-from workers.model_contract import Observed, Subject
+from workers.model_contract import Probe, Subject
+from workers.pipelines.bench import MemoryBench, Workshop
 
 ALL = 100  # examples: all that there are
 
@@ -52,8 +55,20 @@ class Brute:
         save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
         return Subject(work.tasks[0], tiny_bert.local(folder), work.base_model)
 
-    def observe(self, coefficients: Sequence[float]) -> Observed:
-        return text_classification.observe(self.subject(coefficients), "test", Models(), ALL)
+    def open(self, coefficients: Sequence[float]) -> Probe:
+        return text_classification.open_probe(self.subject(coefficients), "test", Models())
+
+    def logits(self, coefficients: Sequence[float]) -> Tensor:
+        probe = self.open(coefficients)
+        return torch.cat([probe.logits([index]) for index in range(probe.n_examples)]).double()
+
+    def classes(self, coefficients: Sequence[float]) -> Tensor:
+        return self.logits(coefficients).argmax(-1)
+
+    def features(self, coefficients: Sequence[float]) -> Tensor:
+        probe = self.open(coefficients)
+        assert probe.features is not None
+        return torch.cat([probe.features([index]) for index in range(probe.n_examples)])
 
     def measure(self, coefficients: Sequence[float], split: str = "test") -> float:
         (found,) = text_classification.measure.measure(
@@ -68,16 +83,18 @@ def analyze(work: AnalyzeWork) -> dict[str, Any]:
     return report
 
 
-def test_observed_examples_are_spread_evenly_and_in_order(models: list[LocalCheckpoint], tmp_path: Path) -> None:
-    task = make_task(tmp_path)
-    subject = Subject(task, models[1], models[0])
-    whole = text_classification.observe(subject, "train", Models(), ALL)
-    part = text_classification.observe(subject, "train", Models(), 4)
+def test_examples_are_spread_evenly_and_come_in_their_order(models: list[LocalCheckpoint], tmp_path: Path) -> None:
+    work = with_tasks(make_work("loss_landscape", models[:3], tmp_path), tmp_path, 1)
+    work = work.model_copy(update={"split": "train", "scratch": tmp_path / "bench"})
+    evaluators = {"text-classification": load_evaluator("text-classification")}
+    bench = MemoryBench(work, Workshop(evaluators, load_recipe), tiny_bert.ignore)
+    with bench.combine((1.0, 0.0)) as merged:
+        whole, part = merged.classify(0, ALL), merged.classify(0, 4)
+        features = merged.embed(0, ALL)
     assert whole.labels.tolist() == [0] * 6 + [1] * 6
     assert part.labels.tolist() == [0, 0, 1, 1]  # examples 0, 3, 6, 9
     torch.testing.assert_close(part.logits, whole.logits[::3])
-    assert whole.features is not None
-    assert whole.features.shape == (12, 8)
+    assert features.shape == (12, 8)
 
 
 def test_losses_are_those_of_written_models(models: list[LocalCheckpoint], tmp_path: Path) -> None:
@@ -89,8 +106,7 @@ def test_losses_are_those_of_written_models(models: list[LocalCheckpoint], tmp_p
     for (row, b), (column, a) in itertools.product(enumerate(found["coefficients"]), repeat=2):
         if (row, column) not in ((0, 0), (0, 2), (1, 0)):
             continue
-        logits = brute.observe((a, b))
-        expected = torch.nn.functional.cross_entropy(logits.logits.double(), logits.labels)
+        expected = torch.nn.functional.cross_entropy(brute.logits((a, b)), torch.tensor([0, 0, 0, 1, 1, 1]))
         assert total[row, column] == pytest.approx(float(expected), rel=1e-5)
     row, column = np.unravel_index(total.argmin(), total.shape)
     assert found["best"] == [found["coefficients"][column], found["coefficients"][row]]
@@ -102,8 +118,8 @@ def test_disentanglement_is_the_share_of_changed_predictions(models: list[LocalC
         make_work("disentanglement_error", models[:3], tmp_path), tmp_path, 2, low=0.0, high=2.0, n_steps=2
     )
     found, brute = analyze(work), Brute(work, tmp_path)
-    together = brute.observe((2.0, 2.0)).logits.argmax(-1)
-    first, second = (brute.observe(pair).logits.argmax(-1) for pair in ((2.0, 0.0), (0.0, 2.0)))
+    together = brute.classes((2.0, 2.0))
+    first, second = (brute.classes(pair) for pair in ((2.0, 0.0), (0.0, 2.0)))
     expected = float((together != first).double().mean()), float((together != second).double().mean())
     assert found["error"][1][1] == pytest.approx(sum(expected))
     assert [grid[1][1] for grid in found["errors"]] == pytest.approx(expected)
@@ -115,9 +131,7 @@ def test_disentanglement_is_the_share_of_changed_predictions(models: list[LocalC
 def test_feature_distance_is_the_mean_absolute_difference(models: list[LocalCheckpoint], tmp_path: Path) -> None:
     work = with_tasks(make_work("feature_distance", models[:3], tmp_path), tmp_path, 2, merge={"method": "average"})
     found, brute = analyze(work), Brute(work, tmp_path)
-    merged, own = brute.observe((0.5, 0.5)).features, brute.observe((0.0, 1.0)).features
-    assert merged is not None
-    assert own is not None
+    merged, own = brute.features((0.5, 0.5)), brute.features((0.0, 1.0))
     distance = found["distances"][1]["merged"]
     assert distance["l1"] == pytest.approx(float((merged - own).abs().mean()), rel=1e-4)
     assert distance["l2"] == pytest.approx(float((merged - own).norm(dim=1).mean()), rel=1e-4)

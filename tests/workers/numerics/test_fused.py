@@ -17,7 +17,9 @@ from workers import fusion
 from workers.catalog import load_method
 from workers.contract import Piece
 from workers.fusion import Band, Draw, Election, FusedMerge, Rows
-from workers.numerics import fused, precision, randomness, signs, sparsify, task_vectors
+from workers.numerics import exact_sums, fused, precision, randomness, signs, sparsify, task_vectors
+from workers.numerics.programs import Windows
+from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -35,8 +37,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dare_linear", {"density": 0.3}),
     ("dare_linear", {"density": 1.0}),
     ("dare_linear", {"rescale": "none", "scaling_coefficient": 0.7}),
+    ("dare_linear", {"rescale": "l1", "density": 0.6}),
     ("dare_ties", {"density": 0.4}),
     ("dare_ties", {"vote": "weighted", "reduce": "sum"}),
+    ("dare_ties", {"rescale": "l1", "density": 0.6}),
     ("multislerp", {"normalize": False}),
     ("karcher", {}),
     ("expo", {}),
@@ -159,13 +163,54 @@ def test_draws_are_those_of_randomness() -> None:
     assert torch.equal(out, (draws < 0.3).float())
 
 
+@pytest.mark.parametrize("width", [1, 2, 5, 48, 49, 700])
+@pytest.mark.parametrize("rescale", ["inverse_probability", "none"])
+def test_masks_by_rank_are_those_of_torch(width: int, rescale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randint(-40, 41, (9, width), generator=generator) / 8  # many ties
+    rows[0] *= 1e-40
+    mask = RankedMask(0.4, 0.4, rescale)
+    found = mask(rows, -3, start=11 * width)
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert same_bits(found, mask(rows, -3, start=11 * width))
+
+
+def test_uniform_masks_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector, mask = torch.linspace(-1, 1, 999).view(3, 333), UniformMask(0.3, "inverse_density")
+    found = mask(vector, 7, start=5)
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert same_bits(found, mask(vector, 7, start=5))
+
+
+def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.tensor([0.0, -0.0, 1e-45, -3e38, 0.1, 0.1, -7.25, 1e-39])
+    found = exact_sums.sum_magnitudes(numbers)
+    assert float(exact_sums.to_fraction(found)) == pytest.approx(3e38)
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert found.tolist() == exact_sums.sum_magnitudes(numbers).tolist()
+
+
+def test_norms_before_and_after_masks() -> None:
+    base, finetuned = torch.full((5000,), 0.25), torch.randn(2, 5000, generator=torch.Generator().manual_seed(1))
+    masks = (Draw(5, 0.5), Draw(6, 0.9))
+    sums = fused.sum_norms(
+        Piece("w", (9000,), 99, 0, base, finetuned).rows, FusedMerge((1.0, 1.0), of_deltas=True, masks=masks)
+    )
+    deltas = task_vectors.subtract(finetuned, base)
+    for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
+        left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
+        expected = [exact_sums.sum_magnitudes(vector).tolist() for vector in (delta, left)]
+        assert sums[:, model].tolist() == expected
+
+
 @pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])
 def test_keys_are_counted_as_integers(low: int) -> None:
     numbers = torch.tensor([0.0, -0.0, 0.25, -0.5, 0.5, 1.0, 3.0e38, -1e-45] * 300)
     piece = Piece("w", (2400,), 0, 0, None, numbers.unsqueeze(0))
     keys = numbers.abs().numpy().view(np.int32)
     high = min(low + (1 << 23), (1 << 31) - 1)
-    n_above, found = fused.count_keys(piece.rows, 0, low, high)
+    windows = Windows(np.array([0, 1]), np.array([low], dtype=np.int32), np.array([high], dtype=np.int32))
+    [(n_above, found)] = fused.count_keys(piece.rows, windows)
     assert n_above == int((keys > high).sum())
     assert found.tolist() == keys[(keys >= low) & (keys <= high)].tolist()
 

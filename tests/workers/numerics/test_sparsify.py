@@ -114,10 +114,14 @@ def test_a_boundary_keeps_its_rank_on_any_cut(values: list[int], rank: int, piec
     ("n_kept", "expected"),
     [(0, [0, 0, 0, 0]), (1, [0, 0, 1, 0]), (2, [1, 0, 1, 0]), (3, [1, 1, 1, 0]), (4, [1, 1, 1, 1])],
 )
-def test_the_largest_are_marked_and_of_equal_ones_the_first(n_kept: int, expected: list[int]) -> None:
+def test_the_largest_are_marked_run_by_run_and_of_equal_ones_the_first(n_kept: int, expected: list[int]) -> None:
     scores = torch.tensor([2.0, 2.0, 3.0, 2.0], dtype=torch.float64)
-    assert sparsify.mark_largest(scores, n_kept).long().tolist() == expected
+    last, n_tied = sparsify.find_last(scores.clone(), n_kept)
+    front, n_tied = sparsify.mark_from(scores[:1], last, n_tied)
+    back, n_tied = sparsify.mark_from(scores[1:], last, n_tied)
+    assert [*front.tolist(), *back.tolist()] == expected
+    assert n_tied == 0
 
 
 def test_nothing_is_marked_of_nothing() -> None:
-    assert sparsify.mark_largest(torch.empty(0), 0).tolist() == []
+    assert sparsify.mark_from(torch.empty(0), *sparsify.find_last(torch.empty(0), 0))[0].tolist() == []

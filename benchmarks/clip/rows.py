@@ -1,0 +1,144 @@
+"""What is measured: every method that works by elements, rows or thresholds, and who else can do the same.
+
+A row's settings are those under which both sides are meant to compute the same (benchmarks/parity says so too); where
+they draw random numbers or part for a reason, `differs` says why, and only time and memory are compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from benchmarks.engine.shapes import SHAPES, n_elements
+
+MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
+
+RANDOM = "random numbers of another stream"
+SAMPLED = "its quartiles are those of a sample of large tensors"
+
+Values = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How another tool is asked for the same."""
+
+    tool: str
+    call: str  # its name for the method, or its class
+    parameters: Values = field(default_factory=dict)
+    differs: str = ""  # why results are not expected to be equal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with its settings."""
+
+    method: str
+    settings: str = ""  # for the table: what is not the default
+    parameters: Values = field(default_factory=dict)
+    peers: tuple[Peer, ...] = ()
+    n_models: int | None = None  # None: all there are
+    is_based: bool = True  # whether the base model is given
+    task: int | None = None  # of a multitask artifact: whose model is compared
+
+    @property
+    def name(self) -> str:
+        """What the row is called in the table and among the results."""
+        return f"{self.method}, {self.settings}" if self.settings else self.method
+
+
+def _mergekit(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
+    return Peer(MERGEKIT, call, parameters, differs)
+
+
+def _fusion_bench(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
+    return Peer(FUSION_BENCH, call, parameters, differs)
+
+
+def _one_more(density: float) -> float:
+    """Return the density that keeps one entry more of all: fusion-bench's k-th value counts from the other end."""
+    n = n_elements(SHAPES["clip"])
+    return (int(density * n) + 1) / n
+
+
+AS_MERGEKIT: Values = {"trim_scope": "tensor", "vote": "weighted", "zero_vote": "positive"}
+DARE_OF_FUSION_BENCH: Values = {"sparsity_ratio": 0.5, "only_on_linear_weights": False, "rescale": True}
+
+ROWS = (
+    Row("average", peers=(_mergekit("linear"), _fusion_bench("SimpleAverageAlgorithm"))),
+    Row(
+        "task_arithmetic",
+        peers=(_mergekit("task_arithmetic", **{"lambda": 0.3}),
+               _fusion_bench("TaskArithmeticAlgorithm", scaling_factor=0.3)),
+    ),
+    Row(
+        "ties", "per tensor, weighted vote", AS_MERGEKIT, (_mergekit("ties", density=0.2),),
+    ),
+    Row(
+        "ties", "λ .3, one entry more", {"density": _one_more(0.2), "scaling_coefficient": 0.3},
+        (_fusion_bench("TiesMergingAlgorithm", scaling_factor=0.3, threshold=20, remove_keys=[], merge_func="mean"),),
+    ),
+    Row("breadcrumbs", peers=(_mergekit("breadcrumbs", density=0.15, gamma=0.01, **{"lambda": 0.3}),)),
+    Row(
+        "breadcrumbs", "signs elected", {"elect_signs": True, "scaling_coefficient": 1.0},
+        (_mergekit("breadcrumbs_ties", density=0.15, gamma=0.01),),
+    ),
+    Row("dare_linear", "l1 norms restored", {"rescale": "l1"}, (_mergekit("dare_linear", RANDOM, density=0.5),)),
+    Row(
+        "dare_linear",
+        peers=(Peer(FUSION_BENCH, "DareTaskArithmetic", {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0}, RANDOM),),
+    ),
+    Row(
+        "dare_ties", "l1 norms restored, weighted vote, sum", {"rescale": "l1", "vote": "weighted", "reduce": "sum"},
+        (_mergekit("dare_ties", RANDOM, density=0.5),),
+    ),
+    Row(
+        "dare_ties", "trimmed to .2, sum", {"trim_density": 0.2, "reduce": "sum", "zero_vote": "majority"},
+        (Peer(FUSION_BENCH, "DareTiesMerging",
+              {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0, "threshold": 20, "remove_keys": [], "merge_func": "sum"},
+              RANDOM),),
+    ),
+    Row("dare_ties"),
+    Row(
+        "della", "l1 norms restored, weighted vote", {"rescale": "l1", "vote": "weighted"},
+        (_mergekit("della", RANDOM, density=0.7, epsilon=0.07),),
+    ),
+    Row(
+        "della_linear", "l1 norms restored", {"rescale": "l1"},
+        (_mergekit("della_linear", RANDOM, density=0.7, epsilon=0.07),),
+    ),
+    Row("della"),
+    Row("karcher", peers=(_mergekit("karcher"),), is_based=False),
+    Row(
+        "model_stock", "cosines, no clamp", {"mean": "cosine", "clamp": False}, (_mergekit("model_stock"),),
+    ),
+    Row("model_stock", "no clamp", {"clamp": False}, (_fusion_bench("ModelStock"),)),
+    Row("model_stock", "by row", {"mean": "cosine", "clamp": False, "scope": "row"},
+        (_mergekit("model_stock", filter_wise=True),)),
+    Row("multislerp", peers=(_mergekit("multislerp"),)),
+    Row("nuslerp", "two models", peers=(_mergekit("nuslerp"),), n_models=2),
+    Row("slerp", "two models", {"t": 0.5}, (_mergekit("slerp", t=0.5), _fusion_bench("SlerpMergeAlgorithm", t=0.5)), 2),
+    Row("sce", "density .1", {"density": 0.1}, (_mergekit("sce", select_topk=0.1),)),
+    Row("ram", peers=(_mergekit("ram"),)),
+    Row(
+        "ram", "boost .1", {"unique_boost": 0.1}, (_mergekit("ramplus_tl", epsilon=1e-5),),
+    ),
+    Row("magmax", peers=(_fusion_bench("MagMaxAlgorithm"),)),
+    Row("expo", peers=(_fusion_bench("ExPOAlgorithm", extrapolation_factor=0.3),)),
+    Row("arcee_fusion", "one model", peers=(_mergekit("arcee_fusion", SAMPLED),), n_models=1),
+    Row("nearswap", "one model", peers=(_mergekit("nearswap", t=0.0001),), n_models=1),
+    Row("passthrough", "one model", peers=(_mergekit("passthrough"),), n_models=1, is_based=False),
+    Row("emr", "tensor means", {"rescale": "tensor_mean"}, (_fusion_bench("emr_merge"),), task=0),
+    Row("tall_mask"),
+    Row("consensus_ta"),
+    Row("consensus_ties"),
+    Row("awd_task_arithmetic"),
+    Row("localize_and_stitch_dataless"),
+    Row("pcb"),
+    Row("cabs"),
+    Row("bitdelta"),
+    Row("peru_fft"),
+    Row("post_pruning"),
+)  # fmt: skip
+
+START_UP = ROWS[0]  # of a small model: what starting a tool takes

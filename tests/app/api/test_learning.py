@@ -1,0 +1,159 @@
+"""Merges that look at data over HTTP: which task, which split, what is refused, and that recipes replay."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.app.api.house import Document, House, open_house
+
+PARAMETERS = {"steps": 2, "batch_size": 2}
+MODELS = [{"checkpoint": "near-0"}, {"checkpoint": "near-1", "task": "other"}]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A base, two models, of which the first says its task, and two tasks; tests add jobs only."""
+    with open_house(tmp_path_factory.mktemp("house")) as house:
+        _furnish(house)
+        yield house
+
+
+def _furnish(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    house.made("/v1/tasks", house.task_body("other"))
+    house.bert("near-0", seed=1, base_checkpoint="bert", task="kind")
+    house.bert("near-1", seed=2, base_checkpoint="bert")
+
+
+def body(**changes: Any) -> Document:
+    return {"method": "adamerging", "base_model": "bert", "models": MODELS, "parameters": PARAMETERS, **changes}
+
+
+def test_a_merge_learns_on_the_tasks_of_its_models(shared: House) -> None:
+    job = shared.finish("/v1/merges", body(evaluate=["kind"]))
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert job["resource_class"] == "gpu"  # it runs models
+    learned = job["result"]["data"]["learned"]
+    assert [one["task"] for one in learned["tasks"]] == ["kind", "other"]
+    assert (learned["split"], learned["transductive"]) == ("validation", False)
+    artifact = shared.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")
+    assert "coefficients.json" in [file["path"] for file in artifact["files"]]
+    digests = [shared.read(f"/v1/tasks/{name}")["digest"] for name in ("kind", "other")]
+    assert [one["digest"] for one in artifact["recipe"]["data"]["tasks"]] == digests
+
+
+def test_an_equal_merge_is_not_run_again_and_another_split_is_another_merge(shared: House) -> None:
+    first = shared.finish("/v1/merges", body(seed=1))
+    again = shared.made("/v1/merges", body(seed=1, data={"split": "validation"}))
+    other = shared.made("/v1/merges", body(seed=1, data={"split": "train"}))
+
+    assert again["deduplicated_from"] == first["id"]
+    assert other["state"] == "queued"
+    assert other["recipe_digest"] != first["recipe_digest"]
+
+
+def test_a_recipe_repeats_what_was_learned_on(shared: House) -> None:
+    job = shared.finish("/v1/merges", body(seed=2, data={"max_examples": 3}))
+    recipe = shared.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")["recipe"]
+
+    again = shared.made("/v1/merges", recipe)
+
+    assert again["recipe_digest"] == job["recipe_digest"]
+    assert again["deduplicated_from"] == job["id"]
+
+
+def test_coefficients_replay_without_data(shared: House) -> None:
+    job = shared.finish("/v1/merges", body(seed=3))
+    file = shared.read(f"/v1/artifacts/{job['result']['artifacts'][0]}/files/coefficients.json")
+
+    again = shared.finish("/v1/merges", body(parameters={"coefficients": file["coefficients"]}))
+
+    weights = [shared.read(f"/v1/checkpoints/{one['result']['checkpoint']}")["weights_digest"] for one in (job, again)]
+    assert weights[0] == weights[1]
+    assert again["resource_class"] == "cpu"
+
+
+def test_the_test_split_makes_a_merge_transductive_and_its_metrics_say_so(shared: House) -> None:
+    asked = body(seed=4, data={"split": "test"}, evaluate=["kind", {"task": "kind", "split": "validation"}])
+    job = shared.finish("/v1/merges", asked)
+
+    assert job["result"]["data"]["learned"]["transductive"] is True
+    metrics = shared.read(f"/v1/metrics?checkpoint={job['result']['checkpoint']}")["items"]
+    assert {one["split"]: one["transductive"] for one in metrics} == {"test": True, "validation": False}
+
+
+def test_an_alias_says_what_stands_before_the_method(shared: House) -> None:
+    job = shared.made("/v1/merges", body(method="awd_adamerging"))
+    given = [{"name": "awd", "parameters": {"scope": "tensor"}}]
+    other = shared.made("/v1/merges", body(method="awd_adamerging", transforms=given))
+
+    assert (job["spec"]["method"], [step["name"] for step in job["spec"]["transforms"]]) == ("adamerging", ["awd"])
+    assert [step["parameters"] for step in other["spec"]["transforms"]] == [{"scope": "tensor"}]
+    shared.work()
+
+
+def test_a_task_is_not_deleted_while_a_merge_learns_on_it(tmp_path: Path) -> None:
+    with open_house(tmp_path) as house:
+        _furnish(house)
+        house.made("/v1/merges", body())
+        assert house.client.delete("/v1/tasks/other").status_code == 409
+        house.work()
+        assert house.client.delete("/v1/tasks/other").status_code == 204
+
+
+def test_a_plan_tells_what_learning_takes(shared: House) -> None:
+    plan = shared.made("/v1/plans", body(seed=9))
+    plain = shared.made("/v1/plans", body(method="task_arithmetic", parameters={}))
+
+    assert plan["is_runnable"]
+    assert plan["peak_memory_bytes"] > 0
+    assert plan["recipe_digest"] != plain["recipe_digest"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"models": [{"checkpoint": "near-0"}, {"checkpoint": "near-1"}]}, "validation_failed", "/models/1/task"),
+        ({"models": [{"checkpoint": "near-0", "task": "knd"}]}, "task_not_found", "/models/0/task"),
+        ({"data": {"tasks": ["kind"]}}, "validation_failed", "/data/tasks"),
+        ({"data": {"tasks": ["kind", "knd"]}}, "task_not_found", "/data/tasks/1"),
+        ({"data": {"split": "dev"}}, "validation_failed", "/data/split"),
+        ({"data": {"max_examples": 0}}, "validation_failed", "/data/max_examples"),
+        ({"method": "task_arithmetic", "parameters": {}, "data": {}}, "validation_failed", "/data"),
+        ({"parameters": {"coefficients": {"*": [1, 1]}}, "data": {}}, "validation_failed", "/data"),
+        ({"parameters": {"coefficients": {"*": [1]}}}, "invalid_parameters", "/parameters/coefficients/*"),
+        ({"parameters": {"coefficients": {"x": [1, 1]}}}, "invalid_parameters", "/parameters/coefficients/x"),
+        ({"overrides": [{"match": "*", "parameters": {"clamp": False}}]}, "validation_failed", "/overrides"),
+        (
+            {"parameters": {"initial_coefficient": [0.1, 0.2]}},
+            "validation_failed",
+            "/parameters/initial_coefficient",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/merges", "/v1/plans"])
+def test_what_cannot_be_learned_is_refused_with_its_place(
+    shared: House, path: str, changes: Document, code: str, pointer: str
+) -> None:
+    response = shared.post(path, body(**changes))
+    problem = response.json()
+    if path == "/v1/plans" and response.status_code == 200:  # what the tensors decide is a problem in the answer
+        (problem,) = problem["problems"]
+    else:
+        assert response.status_code == 422, response.text
+    assert (problem["code"], problem["errors"][0]["pointer"]) == (code, pointer)
+
+
+def test_a_split_that_a_task_has_not_is_refused(shared: House) -> None:
+    whole = shared.task_body("short")
+    test_only = {"test": whole["dataset"]["test"]}
+    shared.made("/v1/tasks", {**whole, "dataset": test_only})
+
+    problem = shared.post("/v1/merges", body(data={"tasks": ["kind", "short"]})).json()
+
+    assert problem["errors"][0]["pointer"] == "/data/tasks/1"
+    assert "has no validation split; it has test" in problem["detail"]

@@ -1,0 +1,74 @@
+"""What a method that learns gets, and what it gives back.
+
+A learner runs once, before the merge streams: `learn(parameters, session) -> Learned`. It sees the merge set as the
+method will (behind the recipe's transforms) and the tasks that the recipe names, each as a model that can be run on one
+split. What it returns stands in `context.learned` when the method merges, is told in the job's result, and lies in the
+artifact as files that take its place in a later merge.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from app.domain.checkpoints import FileEntry
+from workers.contract import MergeContext, MergeMethod, PieceSource
+from workers.model_contract import Probe, Step
+
+
+class LearningSession(Protocol):
+    """The merge set, the tasks, and where to run models."""
+
+    @property
+    def source(self) -> PieceSource:
+        """The merge set, as the method sees it; read it as often as needed, on the caller's thread."""
+
+    @property
+    def context(self) -> MergeContext:
+        """Of no tensor yet: the seed, the models' keys, and the statistics that `collect` asked for."""
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks: one per model, in the models' order, or those that the whole merge is tried on."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where models are run."""
+
+    def open(self, task: int, *, model: int | None = None) -> Probe:
+        """Return a task with a model of its own to run: the base model, or one of the models that are merged.
+
+        The base model stands for whatever its weights are replaced with; under a head of its own (`own`) it is the
+        task's model, since the head lies there. The examples are those that the recipe allows.
+        Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
+        """
+
+    def places(self, module: nn.Module) -> Mapping[str, str]:
+        """Return, per parameter and buffer of a runnable model by its path, the tensor of the merge set that it holds.
+
+        Raises: ModelNotRunnable when a weight of the model's body has no tensor in the files.
+        """
+
+    def generator(self, purpose: str, task: int) -> torch.Generator:
+        """Return a generator keyed by (seed, purpose, content of the task), whatever the order of the models."""
+
+    def on_step(self, step: Step) -> None:
+        """Report a step."""
+
+
+class Learned(Protocol):
+    """What a learner found: coefficients, statistics, masks."""
+
+    def report(self) -> dict[str, JsonValue]:
+        """Return what is worth knowing, as JSON."""
+
+    def write(self, folder: Path) -> Sequence[FileEntry]:
+        """Write it into the artifact's folder, in the form that the method's parameter takes; return the files."""
+
+
+Learner = Callable[[Any, LearningSession], Learned]  # Any: the method's own parameters class
+Learn = Callable[[MergeMethod, Any, PieceSource, MergeContext], Learned]
+"""(method, parameters, source, context): how a pipeline runs a learner, with a session around the source."""

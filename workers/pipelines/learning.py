@@ -1,0 +1,165 @@
+"""Learning before a merge: the tasks of the work order as models that run, around the merge set that streams.
+
+Models run on one thread, and draws depend on the seed and the tasks' contents alone: on a CPU the same recipe learns
+the same, to the bit.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
+from app.domain.errors import HeadMismatch, JobInternal, ModelNotRunnable
+from app.domain.jobs import Progress
+from app.domain.recipes import RecipeData
+from app.domain.work import MergeWork
+from workers.checkpoints.model import Models
+from workers.checkpoints.places import find_places
+from workers.contract import MergeContext, MergeMethod, PieceSource
+from workers.learning_contract import Learned
+from workers.model_contract import Evaluator, Probe, Step, Subject
+from workers.pipelines.fusing import fuse_adapter
+
+LEARNING_BEGINS, LEARNING_ENDS = 0.03, 0.95  # of the job's progress
+
+
+class Phases:
+    """The progress of a merge that learns: statistics, the steps of learning, the merge itself."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
+        self._began_at = time.monotonic()
+        self._has_begun = False
+
+    def __call__(self, progress: Progress) -> None:
+        """Report what the pipeline does before or after learning."""
+        first, last = (LEARNING_ENDS, 1.0) if self._has_begun else (0.0, LEARNING_BEGINS)
+        self._on_progress(progress.model_copy(update={"fraction": first + (last - first) * progress.fraction}))
+
+    def begin(self, task: str) -> None:
+        """Report that a task is opened for learning."""
+        self._has_begun = True
+        self._began_at = time.monotonic()
+        self._on_progress(Progress(stage=f"opening {task}", fraction=LEARNING_BEGINS))
+
+    def on_step(self, step: Step) -> None:
+        """Report a step of learning, with the time left at the pace so far."""
+        seconds_per_step = (time.monotonic() - self._began_at) / step.done
+        self._on_progress(
+            Progress(
+                stage="learning",
+                fraction=LEARNING_BEGINS + (LEARNING_ENDS - LEARNING_BEGINS) * step.done / step.total,
+                done=step.done,
+                total=step.total,
+                unit="steps",
+                eta_seconds=seconds_per_step * (step.total - step.done),
+                loss=step.loss,
+            )
+        )
+
+
+@dataclass
+class MergeLearner:
+    """Runs the learner of a merge's method; a learning_contract.Learn. evaluators: one per kind of the tasks."""
+
+    work: MergeWork
+    evaluators: Mapping[str, Evaluator]
+    phases: Phases
+    device: str = "cpu"
+    n_examples: dict[int, int] = field(default_factory=dict)  # of each task that was opened
+
+    def __call__(self, method: MergeMethod, parameters: object, source: PieceSource, context: MergeContext) -> Learned:
+        """Learn, and return what was found."""
+        data = self.work.recipe.data
+        if method.learn is None or data is None:
+            raise JobInternal(f"{method.card.name} was to learn without a learner or without data; report this fault.")
+        session = Session(self, data, source, context, torch.device(self.device))
+        learned: Learned = method.learn(parameters, session)
+        return learned
+
+    def report(self) -> dict[str, JsonValue]:
+        """Return what was looked at."""
+        data = self.work.recipe.data
+        tasks: list[JsonValue] = [
+            {"task": one.task.spec.name, "digest": one.task.spec.digest, "n_examples": self.n_examples.get(index)}
+            for index, one in enumerate(self.work.learning)
+        ]
+        split = data.split if data is not None else None
+        return {"split": split, "transductive": data is not None and data.transductive, "tasks": tasks}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the learner gets; satisfies learning_contract.LearningSession."""
+
+    learner: MergeLearner
+    data: RecipeData
+    source: PieceSource
+    context: MergeContext
+    device: torch.device
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks."""
+        return [one.task.spec.name for one in self.learner.work.learning]
+
+    def open(self, task: int, *, model: int | None = None) -> Probe:
+        """Return a task with a model of its own to run; see the contract."""
+        one = self.learner.work.learning[task]
+        self.learner.phases.begin(one.task.spec.name)
+        evaluator = self.learner.evaluators[one.task.spec.kind]
+        if evaluator.open_probe is None:
+            raise HeadMismatch(
+                f"Nothing can be learned on tasks of kind {one.task.spec.kind!r}; they are measured only."
+            )
+        checkpoint = self._checkpoint(task if one.task.spec.head.kind == "own" and model is None else model)
+        subject = Subject(one.task, checkpoint, one.head_base_model or checkpoint)
+        # models of their own: the learner puts other weights into this one, and heads need the original
+        probe = evaluator.open_probe(subject, self.data.split, Models(str(self.device)))
+        chosen = self._choose(task, probe.n_examples)
+        self.learner.n_examples[task] = len(chosen)
+        return replace(
+            probe,
+            n_examples=len(chosen),
+            logits=lambda batch: probe.logits([chosen[index] for index in batch]),
+            losses=lambda batch: probe.losses([chosen[index] for index in batch]),
+        )
+
+    def places(self, module: nn.Module) -> Mapping[str, str]:
+        """Return the tensor of the merge set by path of a parameter or buffer; see the contract."""
+        work = self.learner.work
+        return find_places(module, (work.base_model or work.models[0]).manifest)
+
+    def generator(self, purpose: str, task: int) -> torch.Generator:
+        """Return a generator keyed by (seed, purpose, content of the task)."""
+        key = f"{self.context.seed}\0{purpose}\0{self.data.tasks[task].digest}"
+        generator = torch.Generator()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
+        return generator
+
+    def on_step(self, step: Step) -> None:
+        """Report a step."""
+        self.learner.phases.on_step(step)
+
+    def _choose(self, task: int, n_examples: int) -> list[int]:
+        """Return the examples that are looked at, in the file's order."""
+        wanted = self.data.max_examples
+        if wanted is None or wanted >= n_examples:
+            return list(range(n_examples))
+        order = torch.randperm(n_examples, generator=self.generator("examples", task))
+        return sorted(order[:wanted].tolist())
+
+    def _checkpoint(self, model: int | None) -> LocalCheckpoint:
+        """Return the base model, or one of the models; an adapter as the dense model that it makes of the base."""
+        work = self.learner.work
+        checkpoint = work.base_model if model is None else work.models[model]
+        if checkpoint is None:
+            raise ModelNotRunnable("There is no base model to run; name one as base_model.")
+        if checkpoint.manifest.kind is not CheckpointKind.ADAPTER or work.base_model is None:
+            return checkpoint
+        return fuse_adapter(checkpoint, work.base_model, work.output.parent / f"fused-{model}")
