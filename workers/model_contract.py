@@ -52,7 +52,9 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Probe:
-    """A task as a learner or an analysis sees it: a model in float32 and evaluation mode, and what it says of examples of one split.
+    """A task as a learner or an analysis sees it: a model in float32 and evaluation mode, and what it says of examples.
+
+    The examples are those of one split.
 
     Whoever replaces the module's weights, or lets them have gradients, changes what the functions compute.
     """
