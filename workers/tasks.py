@@ -32,12 +32,12 @@ class Kind:
 
     steps: JobSteps
     server: str
-    server_of_models: str | None = None  # of the kind's jobs that run models, if others do not
     takes_free_cores: bool = False  # else its share of all cores: results must not depend on what else runs
+    when_models_run: "Kind | None" = None  # how those of its jobs are run that run models, if others do not
 
-    def server_for(self, needed: ResourceClass) -> str:
-        """Return the warm process for a job that needs this most."""
-        return (self.server_of_models or self.server) if needed is ResourceClass.GPU else self.server
+    def suited_to(self, needed: ResourceClass) -> "Kind":
+        """Return how a job is run that needs this most."""
+        return self.when_models_run if self.when_models_run and needed is ResourceClass.GPU else self
 
 
 class Supervisor:
@@ -124,10 +124,9 @@ class Supervisor:
                 if self._is_draining:
                     pulse.drain(self._runtime.grace_seconds)
             try:
-                kind = self._kinds[claim.job.kind]
+                kind = self._kinds[claim.job.kind].suited_to(claim.job.resource_class)
                 with pulse, self._scratch(claim) as scratch:
-                    server = self._servers[kind.server_for(claim.job.resource_class)]
-                    place = Place(scratch, server, self._n_threads(kind))
+                    place = Place(scratch, self._servers[kind.server], self._n_threads(kind))
                     Attempt(self._runtime, claim, pulse, place).run(kind.steps)
             except ClaimLost:
                 log.warning("claim_lost")

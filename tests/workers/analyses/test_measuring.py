@@ -1,7 +1,6 @@
 """The analyses that merge and measure, against the same numbers from checkpoints written one by one."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from app.domain.errors import HeadMismatch, InvalidParameters
 from app.domain.tasks import OwnHead
 from app.domain.work import AnalyzeWork
 from tests.workers import tiny_bert
-from tests.workers.analyses.works import make_models, make_task, make_work, run, with_tasks
-from workers.analyses import negation
+from tests.workers.analyses.works import make_models, make_task, make_work, with_tasks
+from workers.analyses import negation, task_trend
 from workers.analyses.negation import Negated
-from workers.catalog import load_evaluator, load_recipe
+from workers.analyses.task_trend import TaskTrendParameters
+from workers.catalog import load_analysis, load_evaluator, load_recipe
 from workers.checkpoints.model import Models
 from workers.evaluators import text_classification
 from workers.model_contract import Probe, Subject
@@ -77,17 +77,21 @@ class Brute:
         return float(found.value or 0.0)
 
 
+def open_bench(work: AnalyzeWork) -> MemoryBench:
+    evaluators = {"text-classification": load_evaluator("text-classification")}
+    return MemoryBench(work, Workshop(evaluators, load_recipe), tiny_bert.ignore)
+
+
 def analyze(work: AnalyzeWork) -> dict[str, Any]:
-    run(work)
-    report: dict[str, Any] = json.loads((work.output / "report.json").read_text(encoding="utf-8"))
-    return report
+    """Return what the analysis finds; files and figures are test_every_analysis' matter."""
+    analysis = load_analysis(work.analysis)
+    found = analysis.examine(open_bench(work), analysis.parameters.model_validate(work.parameters))
+    return found.model_dump(mode="json")
 
 
 def test_examples_are_spread_evenly_and_come_in_their_order(models: list[LocalCheckpoint], tmp_path: Path) -> None:
     work = with_tasks(make_work("loss_landscape", models[:3], tmp_path), tmp_path, 1)
-    work = work.model_copy(update={"split": "train", "scratch": tmp_path / "bench"})
-    evaluators = {"text-classification": load_evaluator("text-classification")}
-    bench = MemoryBench(work, Workshop(evaluators, load_recipe), tiny_bert.ignore)
+    bench = open_bench(work.model_copy(update={"split": "train"}))
     with bench.combine((1.0, 0.0)) as merged:
         whole, part = merged.classify(0, ALL), merged.classify(0, 4)
         features = merged.embed(0, ALL)
@@ -145,7 +149,7 @@ def test_the_head_in_the_checkpoint_gives_no_features(models: list[LocalCheckpoi
     own = make_task(tmp_path / "own", head=OwnHead(kind="own"))
     work = work.model_copy(update={"tasks": (own,), "head_bases": {own.id: heads[0]}})
     with pytest.raises(HeadMismatch, match="has head 'own', under which models give logits and no features"):
-        run(work)
+        analyze(work)
 
 
 def test_the_trend_measures_every_subset(models: list[LocalCheckpoint], tmp_path: Path) -> None:
@@ -166,14 +170,14 @@ def test_the_trend_measures_every_subset(models: list[LocalCheckpoint], tmp_path
 
 
 def test_a_trend_of_many_subsets_draws_some_by_the_seed(models: list[LocalCheckpoint], tmp_path: Path) -> None:
-    def sizes(seed: int) -> list[list[int]]:
-        work = make_work("task_trend", models, tmp_path)
-        found = analyze(with_tasks(work, tmp_path, 3, max_subsets=2, seed=seed))
-        return [one["models"] for one in found["subsets"]]
+    bench = open_bench(with_tasks(make_work("task_trend", models, tmp_path), tmp_path, 3))
 
-    assert [len(models) for models in sizes(0)] == [1, 1, 2, 2, 3]
-    assert sizes(0) == sizes(0)
-    assert len({str(sizes(seed)) for seed in range(3)}) > 1
+    def draw(seed: int) -> list[tuple[int, ...]]:
+        return task_trend._choose(bench, TaskTrendParameters(max_subsets=2, seed=seed))
+
+    assert [len(subset) for subset in draw(0)] == [1, 1, 2, 2, 3]
+    assert draw(0) == draw(0)
+    assert len({str(draw(seed)) for seed in range(3)}) > 1
 
 
 def test_the_incremental_curve_tunes_on_validation_alone(models: list[LocalCheckpoint], tmp_path: Path) -> None:
@@ -196,7 +200,10 @@ def test_the_incremental_curve_tunes_on_validation_alone(models: list[LocalCheck
     [
         ({"parameter": "scaling_coefficent"}, "scaling_coefficent"),
         ({"n_first": 4}, "n_first is 4, there are 3 models to add"),
-        ({"merge": {"method": "ties"}, "parameter": "density", "values": [0.5, 2.0]}, "density"),
+        (
+            {"merge": {"method": "ties"}, "parameter": "density", "values": [0.5, 2.0]},
+            "2.0 is greater than the maximum",
+        ),
     ],
 )
 def test_a_curve_that_cannot_be_is_refused_before_anything_runs(
@@ -204,7 +211,7 @@ def test_a_curve_that_cannot_be_is_refused_before_anything_runs(
 ) -> None:
     work = with_tasks(make_work("incremental_curve", models, tmp_path), tmp_path, 3, **parameters)
     with pytest.raises(InvalidParameters, match=message):
-        run(work)
+        analyze(work)
 
 
 def test_negation_subtracts(models: list[LocalCheckpoint], tmp_path: Path) -> None:

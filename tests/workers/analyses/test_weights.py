@@ -1,6 +1,5 @@
 """The analyses of weights alone, against brute force in NumPy over whole flattened models."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,20 @@ from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import IncompatibleCheckpoints, InvalidParameters, NotFinite
 from app.domain.parameters import DENSE_PATTERNS
 from tests.workers import tiny_bert
-from tests.workers.analyses.works import Vectors, make_models, make_work, read_vectors, run, source_of
+from tests.workers.analyses.works import Vectors, make_models, make_work, open_source, read_vectors, run, source_of
 from workers.analyses import sign_conflict, spectrum
 from workers.analyses.sign_conflict import SignConflictParameters
 from workers.analyses.spectrum import SpectrumParameters
+from workers.catalog import load_analysis
 from workers.statistics import singular_values
 from workers.statistics.layers import Layer, list_layers
 
 N = 3
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[LocalCheckpoint]:
-    return make_models(tmp_path_factory.mktemp("models"), N, dtype=request.param)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[LocalCheckpoint]:
+    return make_models(tmp_path_factory.mktemp("models"), N)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,11 @@ def vectors(models: list[LocalCheckpoint]) -> Vectors:
     return read_vectors(models)
 
 
-def report(kind: str, models: list[LocalCheckpoint], folder: Path, **parameters: Any) -> dict[str, Any]:
-    work = make_work(kind, models, folder, parameters=parameters)
-    outcome = run(work, threads=2)
-    found: dict[str, Any] = json.loads((work.output / "report.json").read_text(encoding="utf-8"))
-    assert outcome.data.items() <= found.items()
-    return found
+def report(kind: str, models: list[LocalCheckpoint], **parameters: Any) -> dict[str, Any]:
+    """Return what the analysis finds; files and figures are test_every_analysis' matter."""
+    analysis = load_analysis(kind)
+    found = analysis.examine(open_source(models), analysis.parameters.model_validate(parameters))
+    return found.model_dump(mode="json")
 
 
 def flat(vectors: Vectors, prefix: str = "") -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -68,10 +67,8 @@ def test_without_blocks_each_tensor_is_a_layer() -> None:
 # --- cosines ----------------------------------------------------------------------------------------------------------
 
 
-def test_cosines_are_those_of_flattened_task_vectors(
-    models: list[LocalCheckpoint], vectors: Vectors, tmp_path: Path
-) -> None:
-    found = report("task_vector_cosines", models, tmp_path)
+def test_cosines_are_those_of_flattened_task_vectors(models: list[LocalCheckpoint], vectors: Vectors) -> None:
+    found = report("task_vector_cosines", models)
     expected = cosines(flat(vectors))
     np.testing.assert_allclose(found["cosines"], expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1))
@@ -87,8 +84,8 @@ def test_cosines_are_those_of_flattened_task_vectors(
         np.testing.assert_allclose(tensor["cosines"], cosines(first), rtol=0, atol=1e-12)
 
 
-def test_a_model_equal_to_the_base_has_no_cosine(models: list[LocalCheckpoint], tmp_path: Path) -> None:
-    found = report("task_vector_cosines", [models[0], models[0], models[1]], tmp_path)
+def test_a_model_equal_to_the_base_has_no_cosine(models: list[LocalCheckpoint]) -> None:
+    found = report("task_vector_cosines", [models[0], models[0], models[1]])
     assert found["cosines"] == [[None, None], [None, 1.0]]
     assert found["norms"][0] == 0.0
     assert found["mean_cosine"] is None
@@ -117,9 +114,9 @@ def test_signs_are_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
 def test_sign_conflict_is_that_of_trimmed_task_vectors(
-    models: list[LocalCheckpoint], vectors: Vectors, tmp_path: Path, density: float
+    models: list[LocalCheckpoint], vectors: Vectors, density: float
 ) -> None:
-    found = report("sign_conflict", models, tmp_path, density=density)
+    found = report("sign_conflict", models, density=density)
     rows = flat(vectors)
     kept = int(density * rows.shape[1] + 1e-9)
     order = np.argsort(-np.abs(rows), axis=1, kind="stable")
@@ -138,8 +135,8 @@ def test_sign_conflict_is_that_of_trimmed_task_vectors(
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 
-def test_norms_are_those_of_layers(models: list[LocalCheckpoint], vectors: Vectors, tmp_path: Path) -> None:
-    found = report("norms_by_layer", models, tmp_path)
+def test_norms_are_those_of_layers(models: list[LocalCheckpoint], vectors: Vectors) -> None:
+    found = report("norms_by_layer", models)
     np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1))
     layer = next(one for one in found["layers"] if one["layer"]["index"] == 0)
     np.testing.assert_allclose(layer["norms"], np.linalg.norm(flat(vectors, "encoder.layer.0."), axis=1))
@@ -152,8 +149,8 @@ def test_norms_are_those_of_layers(models: list[LocalCheckpoint], vectors: Vecto
 # --- spectrum ---------------------------------------------------------------------------------------------------------
 
 
-def test_spectra_are_those_of_an_svd(models: list[LocalCheckpoint], vectors: Vectors, tmp_path: Path) -> None:
-    found = report("spectrum", models, tmp_path, energy=0.8, n_values=3)
+def test_spectra_are_those_of_an_svd(models: list[LocalCheckpoint], vectors: Vectors) -> None:
+    found = report("spectrum", models, energy=0.8, n_values=3)
     names = [name for name, v in vectors.items() if v.ndim == 3 and "embed" not in name]
     assert [one["name"] for one in found["matrices"]] == names
     for one in found["matrices"]:
@@ -192,12 +189,12 @@ def test_no_matrix_at_all_is_refused() -> None:
 
 def test_integer_tensors_take_no_part(tmp_path: Path) -> None:
     models = make_models(tmp_path, 1)
-    before = report("norms_by_layer", models, tmp_path)["norms"]
+    before = run(make_work("norms_by_layer", models, tmp_path)).data["norms"]
     for index, one in enumerate(models):
         path = one.path / "model.safetensors"
         save_file({**load_file(path), "position_ids": torch.arange(4) + index}, path, metadata={"format": "pt"})
-    after = report("norms_by_layer", [tiny_bert.local(one.path) for one in models], tmp_path)["norms"]
-    assert after == before
+    with_integers = [tiny_bert.local(one.path) for one in models]
+    assert run(make_work("norms_by_layer", with_integers, tmp_path)).data["norms"] == before
 
 
 def test_models_of_another_shape_are_refused(models: list[LocalCheckpoint], tmp_path: Path) -> None:

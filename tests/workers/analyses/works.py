@@ -72,3 +72,9 @@ def source_of(base: Mapping[str, NDArray[np.float32]], models: list[Mapping[str,
     """Return arrays as a source of pieces of five elements."""
     tensors = [{name: torch.from_numpy(values) for name, values in one.items()} for one in (base, *models)]
     return TensorSource(base=tensors[0], models=tensors[1:], weights=[1.0] * len(models), piece_elements=5)
+
+
+def open_source(models: list[LocalCheckpoint]) -> TensorSource:
+    """Return checkpoints, the base model first, as a source of small pieces."""
+    base, *others = (load_file(one.path / "model.safetensors") for one in models)
+    return TensorSource(base=base, models=others, weights=[1.0] * len(others), piece_elements=100)
