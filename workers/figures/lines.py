@@ -38,7 +38,7 @@ def _draw_range(axes: Axes, x: Sequence[float], values: Mapping[str, NDArray[np.
     axes.fill_between(
         x, stacked.min(0), stacked.max(0), color=style.COLORS[5], alpha=0.35, label="range", linewidth=0.0
     )
-    axes.plot(x, stacked.mean(0), color=style.COLORS[0], label=f"mean of {len(values)}")
+    axes.plot(x, stacked.mean(0), color=style.COLORS[0], marker="o", markersize=4.0, label=f"mean of {len(values)}")
 
 
 def _numbers(line: Sequence[float | None]) -> NDArray[np.float64]:

@@ -12,7 +12,8 @@ from matplotlib.colors import Colormap
 from workers.figures import style
 
 MAX_WRITTEN = 10  # rows; beyond, squares carry no numbers
-MAX_LABELED = 30  # rows; beyond, every k-th one is labeled
+MAX_LABELED = 16  # rows; beyond, every k-th one is labeled
+MAX_PATHS = 60  # rows; beyond, the SVG holds a picture of the squares
 
 Cells = Sequence[Sequence[float | None]]
 Numbers = np.ma.MaskedArray[tuple[int, int], np.dtype[np.float64]]
@@ -50,7 +51,7 @@ def draw_matrix(axes: Axes, cells: Cells, labels: Sequence[str], scale: Scale) -
     n = len(values)
     mesh = axes.pcolormesh(
         values, cmap=scale.colors, vmin=scale.low, vmax=scale.high, edgecolors="white",
-        linewidth=2.0 if n <= MAX_WRITTEN else 0.0, rasterized=n > 2 * MAX_LABELED,
+        linewidth=2.0 if n <= MAX_WRITTEN else 0.0, rasterized=n > MAX_PATHS,
     )  # fmt: skip
     axes.set_aspect("equal")
     axes.invert_yaxis()

@@ -83,5 +83,8 @@ def to_png(figure: Figure, title: str) -> bytes:
 
 
 def shorten(label: str, n: int = 22) -> str:
-    """Return a label of at most n characters."""
-    return label if len(label) <= n else f"{label[: n - 1]}…"
+    """Return a label of at most n characters: its begin and its end, which tell names in a row apart."""
+    if len(label) <= n:
+        return label
+    n_last = (n - 1) // 2
+    return f"{label[: n - 1 - n_last]}…{label[len(label) - n_last :]}"
