@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -112,8 +113,8 @@ def test_losses_are_those_of_written_models(models: list[LocalCheckpoint], tmp_p
             continue
         expected = torch.nn.functional.cross_entropy(brute.logits((a, b)), torch.tensor([0, 0, 0, 1, 1, 1]))
         assert total[row, column] == pytest.approx(float(expected), rel=1e-5)
-    row, column = np.unravel_index(total.argmin(), total.shape)
-    assert found["best"] == [found["coefficients"][column], found["coefficients"][row]]
+    at = [int(place) for place in np.unravel_index(total.argmin(), total.shape)]
+    assert found["best"] == [found["coefficients"][at[1]], found["coefficients"][at[0]]]
     assert found["n_examples"] == [6]
 
 
@@ -153,7 +154,7 @@ def test_the_head_in_the_checkpoint_gives_no_features(models: list[LocalCheckpoi
 
 
 def test_the_trend_measures_every_subset(models: list[LocalCheckpoint], tmp_path: Path) -> None:
-    merge = {"method": "average", "parameters": {}}
+    merge: dict[str, JsonValue] = {"method": "average", "parameters": {}}
     work = with_tasks(make_work("task_trend", models, tmp_path), tmp_path, 3, merge=merge)
     found, brute = analyze(work), Brute(work, tmp_path)
     assert [one["models"] for one in found["subsets"]] == [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]]

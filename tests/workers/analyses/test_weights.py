@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from app.domain.checkpoints import LocalCheckpoint
@@ -13,12 +14,10 @@ from app.domain.errors import IncompatibleCheckpoints, InvalidParameters, NotFin
 from app.domain.parameters import DENSE_PATTERNS
 from tests.workers import tiny_bert
 from tests.workers.analyses.works import Vectors, make_models, make_work, open_source, read_vectors, run, source_of
-from workers.analyses import sign_conflict, spectrum
-from workers.analyses.sign_conflict import SignConflictParameters
-from workers.analyses.spectrum import SpectrumParameters
 from workers.catalog import load_analysis
 from workers.statistics import singular_values
 from workers.statistics.layers import Layer, list_layers
+from workers.statistics.views import TensorSource
 
 N = 3
 
@@ -35,18 +34,21 @@ def vectors(models: list[LocalCheckpoint]) -> Vectors:
 
 def report(kind: str, models: list[LocalCheckpoint], **parameters: Any) -> dict[str, Any]:
     """Return what the analysis finds; files and figures are test_every_analysis' matter."""
+    return examine(kind, open_source(models), **parameters)
+
+
+def examine(kind: str, source: TensorSource, **parameters: Any) -> dict[str, Any]:
     analysis = load_analysis(kind)
-    found = analysis.examine(open_source(models), analysis.parameters.model_validate(parameters))
-    return found.model_dump(mode="json")
+    return analysis.examine(source, analysis.parameters.model_validate(parameters)).model_dump(mode="json")
 
 
-def flat(vectors: Vectors, prefix: str = "") -> np.ndarray[Any, np.dtype[np.float64]]:
+def flat(vectors: Vectors, prefix: str = "") -> NDArray[np.float64]:
     return np.concatenate([v.reshape(len(v), -1) for name, v in vectors.items() if name.startswith(prefix)], axis=1)
 
 
-def cosines(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return units @ units.T
+def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    units: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.einsum("ik,jk->ij", units, units)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -102,14 +104,14 @@ def test_signs_are_counted_by_hand() -> None:
         [1, 0, 0, 0, 1, 0, 1, 0],
     ]
     models = [{"w": np.array(row, dtype=np.float32)} for row in rows]
-    found = sign_conflict.examine.examine(source_of(base, models), SignConflictParameters())  # type: ignore[arg-type]
+    found = examine("sign_conflict", source_of(base, models))
     # changed: columns 0, 1, 2, 4, 5, 6; shared: 0, 1, 4, 5, 6; of opposite signs: 1, 4, 5
-    assert (found.n_elements, found.n_changed, found.n_shared, found.n_conflicting) == (8, 6, 5, 3)
-    assert found.conflict_share == 3 / 5
+    assert (found["n_elements"], found["n_changed"], found["n_shared"], found["n_conflicting"]) == (8, 6, 5, 3)
+    assert found["conflict_share"] == 3 / 5
     # by chance: two models in columns 1, 5 (1/2), three in 0, 4, 6 (3/4)
-    assert found.chance_share == pytest.approx((2 * 0.5 + 3 * 0.75) / 5)
-    assert found.n_both == [[5, 5, 3], [5, 6, 3], [3, 3, 3]]
-    assert found.pairs == [[0.0, 2 / 5, 1 / 3], [2 / 5, 0.0, 1 / 3], [1 / 3, 1 / 3, 0.0]]
+    assert found["chance_share"] == pytest.approx((2 * 0.5 + 3 * 0.75) / 5)
+    assert found["n_both"] == [[5, 5, 3], [5, 6, 3], [3, 3, 3]]
+    assert found["pairs"] == [[0.0, 2 / 5, 1 / 3], [2 / 5, 0.0, 1 / 3], [1 / 3, 1 / 3, 0.0]]
 
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
@@ -172,16 +174,16 @@ def test_the_energy_of_equal_values_is_a_straight_line() -> None:
 
 def test_a_zero_matrix_has_rank_zero() -> None:
     base = {"w": np.eye(3, dtype=np.float32)}
-    found = spectrum.examine.examine(source_of(base, [base]), SpectrumParameters())  # type: ignore[list-item,arg-type]
-    assert found.effective_ranks == found.stable_ranks == found.ranks_of_energy == [0.0]
-    assert found.energy_curves == [[]]
+    found = examine("spectrum", source_of(base, [base]))
+    assert found["effective_ranks"] == found["stable_ranks"] == found["ranks_of_energy"] == [0.0]
+    assert found["energy_curves"] == [[]]
 
 
 def test_no_matrix_at_all_is_refused() -> None:
     base = {"embed": np.eye(3, dtype=np.float32)}
     assert "*embed*" in DENSE_PATTERNS
     with pytest.raises(InvalidParameters, match="dense_patterns fits every tensor of two dimensions"):
-        spectrum.examine.examine(source_of(base, [base]), SpectrumParameters())  # type: ignore[list-item,arg-type]
+        examine("spectrum", source_of(base, [base]))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
