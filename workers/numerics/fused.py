@@ -135,6 +135,17 @@ def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, di
     _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
 
 
+def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
+    """Return the index of the `missing`-th entry (from 1) of a model's task vector that has the key, and 0.
+
+    Or -1 and how many are missing, where the rows have fewer. Raises: NotClean.
+    """
+    index, missing = _loaded[0].find_key(_input(rows), model, key, missing, _scratch_of(1))
+    if index == programs.NOT_CLEAN:
+        raise NotClean
+    return int(index), int(missing)
+
+
 def _input(rows: Rows) -> Input:
     return Input(
         rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base

@@ -11,7 +11,19 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from workers.fusion import BFLOAT16, FLOAT32, NO_FILE, PART
-from workers.numerics.programs import BAND, BLOCK, DRAW, LARGEST, MEAN, SUM_OF_ALL, Input, Program, Scratch, Windows
+from workers.numerics.programs import (
+    BAND,
+    BLOCK,
+    DRAW,
+    LARGEST,
+    MEAN,
+    NOT_CLEAN,
+    SUM_OF_ALL,
+    Input,
+    Program,
+    Scratch,
+    Windows,
+)  # fmt: skip
 
 SHORT = 48  # width of rows that are sorted by insertion
 GROUP = 32  # elements that are looked at together for keys within a window
@@ -21,7 +33,6 @@ MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
-NOT_CLEAN = i64(0xFFFF_FFFF)
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers = types.float64[::1], types.int64[::1]
@@ -466,17 +477,53 @@ def _round_to_bfloat16(row, out):
 
 
 @_compiled
-def _find_between(keys, low, high, found, n_found):
-    """Append the keys within a window to what was found; return how many lie above it, and how many are found now."""
-    above, upwards = i32(0), i32(0)
+def _count_above(keys, high):
+    above = i32(0)
     for j in range(len(keys)):
         above = i32(above + i32(keys[j] > high))
-        upwards = i32(upwards + i32(keys[j] >= low))
-    if upwards != above:
-        for j in range(len(keys)):
-            found[n_found] = keys[j]
-            n_found += i64(keys[j] >= low) & i64(keys[j] <= high)
-    return i64(above), n_found
+    return i64(above)
+
+
+@_compiled
+def _count_equal(keys, key):
+    equal = i32(0)
+    for j in range(len(keys)):
+        equal = i32(equal + i32(keys[j] == key))
+    return i64(equal)
+
+
+@_compiled
+def _has_between(keys, low, span):
+    """Tell whether a key lies between low and low + span."""
+    hit = i32(0)
+    for j in range(len(keys)):
+        hit = i32(hit | i32(u32(keys[j] - low) <= span))
+    return hit != 0
+
+
+@_compiled
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many are found now."""
+    span = u32(high - low)
+    for begin in range(0, len(keys), GROUP):
+        group = keys[begin : min(len(keys), begin + GROUP)]
+        if _has_between(group, low, span):
+            for j in range(len(group)):
+                found[n_found] = group[j]
+                n_found += i64(u32(group[j] - low) <= span)
+    return n_found
+
+
+@_compiled
+def _load_keys(given, model, begin, base, row):
+    """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
+    _load(given, model + i64(given.has_base), begin, row)
+    if given.has_base:
+        _subtract(row, base)
+    keys = row.view(np.int32)
+    for j in range(len(row)):
+        keys[j] = i32(keys[j] & i32(MAGNITUDE))
+    return keys
 
 
 # --- parts: what lies in the second cache ---------------------------------------------------------------------------
@@ -522,15 +569,6 @@ def _count_signs_of_part(given, program, scratch):
 
 
 @_compiled
-def _find_in_groups(keys, low, high, found, count):
-    n_above, n_found = count[0], count[1]
-    for group in range(0, len(keys), GROUP):
-        above, n_found = _find_between(keys[group : min(len(keys), group + GROUP)], low, high, found, n_found)
-        n_above += above
-    count[0], count[1] = n_above, n_found
-
-
-@_compiled
 def _count_keys_of_part(given, windows, scratch, found, counts):
     for begin in range(0, given.n_elements, BLOCK):
         m = min(BLOCK, given.n_elements - begin)
@@ -541,14 +579,31 @@ def _count_keys_of_part(given, windows, scratch, found, counts):
             first, behind = windows.of_model[model], windows.of_model[model + 1]
             if first == behind:
                 continue
-            _load(given, model + i64(given.has_base), begin, row)
-            if given.has_base:
-                _subtract(row, base)
-            keys = row.view(np.int32)
-            for j in range(m):
-                keys[j] = i32(keys[j] & i32(MAGNITUDE))
+            keys = _load_keys(given, model, begin, base, row)
             for window in range(first, behind):
-                _find_in_groups(keys, windows.lows[window], windows.highs[window], found[window], counts[window])
+                low, high = windows.lows[window], windows.highs[window]
+                counts[window, 0] += _count_above(keys, high)
+                counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+
+
+@_compiled
+def _find_key_of_part(given, model, key, missing, scratch):
+    """Return the index of the `missing`-th entry that has the key and 0, or -1 and how many are missing then."""
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
+        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+        if given.has_base:
+            _load(given, 0, begin, base)
+        keys = _load_keys(given, model, begin, base, row)
+        equal = _count_equal(keys, key)
+        if equal < missing:
+            missing -= equal
+            continue
+        for j in range(m):
+            missing -= i64(keys[j] == key)
+            if missing == 0:
+                return i64(begin + j), i64(0)
+    return i64(-1), missing
 
 
 @_compiled
@@ -662,3 +717,20 @@ def draw_ranked(rows, index, key, behinds, divisors):
             column = i64(order[half, rank] & u64(0xFFFF_FFFF))
             kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
             row[column] = f32(f64(kept) / divisors[rank])
+
+
+@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int64, _scratch)
+def find_key(given, model, key, missing, scratch):
+    """Return the index of the `missing`-th entry of a model's task vector that has the key, and 0.
+
+    Or -1 and how many are missing behind the rows; or NOT_CLEAN and 0, as for `merge`.
+    """
+    at = np.empty_like(given.at)
+    for begin in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at):
+            return NOT_CLEAN, i64(0)
+        index, missing = _find_key_of_part(_part(given, begin, n, at), model, key, missing, scratch)
+        if index >= 0:
+            return begin + index, missing
+    return i64(-1), missing

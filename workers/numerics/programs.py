@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
+NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
 NO_MASK, BAND, DRAW = range(3)  # kinds of masks
 SUM_OF_ALL, MEAN, SUM, LARGEST = range(4)  # reductions; all but the first are of what agrees with an election
 

@@ -300,10 +300,9 @@ def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: Block) -> int
     """Return the index right behind the tie, by reading its block again."""
     missing = tie.n_ties
     for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):
-        found = np.flatnonzero(_read_keys(source, name, offset, n_elements)[tie.model] == tie.key)
-        if missing <= len(found):
-            return start + int(found[missing - 1]) + 1
-        missing -= len(found)
+        index, missing = _find_key(source, (name, offset, n_elements), tie, missing)
+        if index >= 0:
+            return start + index + 1
     raise ValueError(f"{missing} ties are missing from entries {block.first} to {block.behind}")
 
 
@@ -323,6 +322,16 @@ def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int) -
         with suppress(NotClean):
             return np.array([keys for _, keys in fused.count_keys(rows, anywhere)])
     return _keys(source.read(tensor, offset, n_elements))
+
+
+def _find_key(source: PieceSource, run: tuple[str, int, int], tie: _Tie, missing: int) -> tuple[int, int]:
+    """Return the index within the run of the `missing`-th entry that has the tie's key; or -1, and what is missing."""
+    rows = source.rows(*run) if fused.is_ready() else None
+    if rows is not None:
+        with suppress(NotClean):
+            return fused.find_key(rows, tie.model, tie.key, missing)
+    found = np.flatnonzero(_keys(source.read(*run))[tie.model] == tie.key)
+    return (int(found[missing - 1]), 0) if missing <= len(found) else (-1, missing - len(found))
 
 
 def _keys(piece: Piece) -> Keys:
