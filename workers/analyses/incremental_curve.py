@@ -85,7 +85,8 @@ def draw(found: IncrementalFound, _names: Names) -> Figure:
             sizes,
             {"frozen": [found.frozen_value] * len(sizes), "tuned again": [p.value for p in found.retuned]},
         )
-        axes[1].set(xlabel="merged models", ylabel="value of the parameter", ylim=(0.0, None))
+        axes[1].set(xlabel="merged models", ylabel="value of the parameter")
+        axes[1].margins(y=0.15)
         axes[1].set_title("What was chosen on validation")
     for panel in axes:
         panel.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
