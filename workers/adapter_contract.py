@@ -16,21 +16,9 @@ from app.domain.adapters import AdapterSpace, Kind
 from app.domain.catalog import MethodCard, NestedScope
 from app.domain.parameters import Parameters, schema_of
 from workers.contract import MergeMethod, RecipeCode
+from workers.patches import LowRank
 
 Coordinates = Mapping[str, Tensor]  # tensors by a name of the method's choice
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """An update as a product B·A, in PEFT's orientation; the scaling is within."""
-
-    a: Tensor  # [r, in]; a kernel's positions are columns
-    b: Tensor  # [out, r]
-
-    @property
-    def rank(self) -> int:
-        """Its rank r, which may be 0."""
-        return self.a.shape[0]
 
 
 @dataclass(frozen=True)

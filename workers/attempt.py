@@ -131,6 +131,8 @@ class Attempt:
         if isinstance(last, WorkFailed):
             raise from_json(last.problem)
         self._stages += last.stages
+        with contextlib.suppress(Unavailable):  # what the lines say is in the result, too
+            self._pulse.flush()
         return last.outcome
 
     def _relay(self, process: JobProcess) -> WorkSucceeded | WorkFailed | None:

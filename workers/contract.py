@@ -26,8 +26,14 @@ from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec,
 from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
+from workers.sums import Sums
 
 Result = TypeVar("Result")
+Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
+
+
+def ignore_tick(_fraction: float) -> None:
+    """Take note of nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class MergeContext:
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
     nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
     learned: Any = None  # what the method's learner found, of a type of its own; None: nothing was learned
+    tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
@@ -203,6 +210,7 @@ class MergeMethod:
     fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
+    sums: Callable[..., Sums | None] | None = None  # of a method whose result keeps them
     learn: Callable[..., Any] | None = None  # workers/learning_contract.py: Learner, of a method that looks at data
 
 
@@ -274,7 +282,9 @@ def merge_method(
     patch: Callable[..., Sequence[Patch]] | None = None,
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
+    per_model: tuple[str, ...] = (),
     coefficients: Callable[..., Sequence[float]] | None = None,
+    sums: Callable[..., Sums | None] | None = None,
     learning: Learning | None = None,
     presets: Mapping[str, Preset] | None = None,
     accepts_dense: bool = True,
@@ -299,9 +309,12 @@ def merge_method(
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
 
     task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
-    one is a sum over the models, or the patches apply to what stays as it is.
+    one is a sum over the models, or a quotient of two, or the patches apply to what stays as it is.
+    per_model: parameters of which a model may have its own: `parameters.of(model)` has them.
     coefficients: (parameters, weights) -> one number per model, of a method that is a linear combination of task
     vectors; it may then name the adapter space "concat".
+    sums: `sums(base, finetuned, parameters, context, onto) -> Sums | None`: the result is the base plus their quotient,
+    and keeps them, `onto` being those of the models before; None where the parameters say not to keep them.
     learning: how a method that looks at data learns before it merges; without data `context.learned` is None.
     presets: what some of the aliases say beside the name.
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
@@ -339,6 +352,7 @@ def merge_method(
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
         task_addition=task_addition,
+        per_model=per_model,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
@@ -350,6 +364,7 @@ def merge_method(
             fused or _fuse_nothing,
             patch,
             coefficients,
+            sums,
             None if learning is None else learning.learn,
         )
 

@@ -85,13 +85,16 @@ class FusedMerge:
     """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
 
     xᵢ is the model's element or, with `of_deltas`, what it differs by from the base model, in float32, zero where the
-    mask drops it. With an election, xᵢ is turned by the sign of wᵢ, and the reduction by |wᵢ| stands for the sum.
+    mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero, or the xᵢ of the
+    largest magnitude, the last of equal ones. With an election, xᵢ is turned by the sign of wᵢ, and the election's
+    reduction by |wᵢ| stands for the sum.
     """
 
     weights: tuple[float, ...]  # one per model
     of_deltas: bool = False
     masks: tuple[Mask | None, ...] = field(default=())  # one per model; (): none
     election: Election | None = None
+    reduction: Literal["sum", "mean_of_changed", "furthest"] = "sum"  # without an election
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

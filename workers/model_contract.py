@@ -6,29 +6,31 @@ fine-tuner (workers/finetuning/) trains whatever an evaluator hands it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from app.domain.catalog import EvaluatorCard, FinetunerCard
+from app.domain.catalog import ClassesRule, DataFormat, EvaluatorCard, FinetunerCard
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters, schema_of
 from app.domain.tasks import LocalTask, Measurement
 
+Loaded = TypeVar("Loaded")
+
 
 class ModelSource(Protocol):
-    """Runnable models of one job: each checkpoint is loaded once (workers/checkpoints/model.py)."""
+    """Runnable models of one job: each checkpoint is loaded once in each form (workers/checkpoints/model.py)."""
 
     @property
     def device(self) -> torch.device:
         """Where the models lie."""
 
-    def encoder(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's encoder, in evaluation mode."""
+    def open(self, checkpoint: LocalCheckpoint, load: Callable[[LocalCheckpoint, torch.device], Loaded]) -> Loaded:
+        """Return what `load(checkpoint, device)` makes of a checkpoint: a model in evaluation mode with what feeds it.
 
-    def classifier(self, checkpoint: LocalCheckpoint) -> Any:
-        """Return the checkpoint's model with its own classification head, in evaluation mode."""
+        The same checkpoint under the same loader is the same object.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Subject:
 class Trainable:
     """A task as a fine-tuner sees it: a model, and its loss on any batch of training examples."""
 
-    module: torch.nn.Module  # the encoder whose parameters may be trained; in evaluation mode, so without dropout
+    module: torch.nn.Module  # whose parameters may be trained; in evaluation mode, so without dropout
     embeddings: frozenset[str]  # names of the parameters that embed the input
     n_examples: int
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
@@ -62,9 +64,7 @@ class Probe:
     module: torch.nn.Module
     n_examples: int
     logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph
-    losses: Callable[
-        [Sequence[int]], Tensor
-    ]  # indices of examples -> loss of each under its label, [n], with its graph
+    losses: Callable[[Sequence[int]], Tensor]  # indices of examples -> loss of each under its label, [n]; likewise
     features: Callable[[Sequence[int]], Tensor] | None  # -> what the head sees, [n, width]; None: a head of its own
     labels: Sequence[int]  # class of each example
     order: Sequence[int]  # all examples, those of like length together: batches of neighbors carry little padding
@@ -114,12 +114,16 @@ def evaluator(
     metrics: tuple[str, ...],
     parameters: type[Parameters],
     version: int = 1,
+    classes: ClassesRule = "required",
+    data_formats: tuple[DataFormat, ...] = ("jsonl",),
     make_trainable: MakeTrainable | None = None,
+    trainable_heads: tuple[str, ...] = (),
     open_probe: OpenProbe | None = None,
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
     `parameters` is the form of a task's `preprocessing`; the evaluator's name is the `kind` of the tasks it measures.
+    Raise `version` whenever it gives other numbers for the same input: what an older one measured is not reused then.
     """
     card = EvaluatorCard(
         name=name,
@@ -128,7 +132,10 @@ def evaluator(
         summary=summary,
         source=source,
         heads=heads,
+        trainable_heads=trainable_heads,
         metrics=metrics,
+        classes=classes,
+        data_formats=data_formats,
         parameters=schema_of(parameters),
         is_learnable=open_probe is not None,
     )

@@ -39,10 +39,18 @@ class Whole:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A product of two thin matrices is added to a matrix, seen as [rows, columns]; only whole tensors have one."""
+    """A product B·A of two thin matrices, in PEFT's orientation: an adapter's update of a matrix, its scaling within.
 
-    left: Tensor  # [rows, rank]
-    right: Tensor  # [rank, columns]
+    As a patch it is added to a matrix, seen as [rows, columns]; only whole tensors have one.
+    """
+
+    a: Tensor  # [r, columns]: of a module [r, in]; a kernel's positions are columns
+    b: Tensor  # [rows, r]: of a module [out, r]
+
+    @property
+    def rank(self) -> int:
+        """Its rank r, which may be 0."""
+        return self.a.shape[0]
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,11 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
     if isinstance(patch, Whole):
         return [Part(VALUES, _stored(patch.values.reshape(-1), dtype), shape)]
     if isinstance(patch, LowRank):
-        if patch.left.shape[1] == 0:
+        if patch.rank == 0:
             return []
         return [
-            Part(LEFT, _stored(patch.left, dtype), tuple(patch.left.shape)),
-            Part(RIGHT, _stored(patch.right, dtype), tuple(patch.right.shape)),
+            Part(LEFT, _stored(patch.b, dtype), tuple(patch.b.shape)),
+            Part(RIGHT, _stored(patch.a, dtype), tuple(patch.a.shape)),
         ]
     bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
     scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)

@@ -79,6 +79,13 @@ class Pulse:
         with self._lock:
             self._told.append(line)
 
+    def flush(self) -> None:
+        """Store the lines that wait for the next beat, if there are any. Raises: Unavailable."""
+        with self._lock:
+            is_waiting = bool(self._told)
+        if is_waiting:
+            self._beat()
+
     def look(self) -> None:
         """Return while the attempt may go on. Raises: Stopped."""
         if self.reason is not None:

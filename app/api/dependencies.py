@@ -20,9 +20,8 @@ from app.domain.errors import BadRequest, FieldProblem, Invalid, near_match
 from app.queue import JobQueue
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest
-from app.services.wiring import Defaults, Wiring
+from app.services.wiring import Wiring
 from app.storage.base import Storage
-from app.storage.sources import Sources
 
 MAX_KEY_CHARACTERS = 255
 KEY_WITHOUT_EFFECT = "Accepted, but nothing is stored here: every request is answered anew."
@@ -45,16 +44,8 @@ def _storage(request: Request) -> Storage:
     return wiring(request).storage
 
 
-def _sources(request: Request) -> Sources:
-    return wiring(request).sources
-
-
 def _queue(request: Request) -> JobQueue:
     return wiring(request).queue
-
-
-def _defaults(request: Request) -> Defaults:
-    return wiring(request).defaults
 
 
 def _actor(request: Request) -> Actor:
@@ -133,8 +124,6 @@ WiringDep = Annotated[Wiring, Depends(wiring)]
 SessionsDep = Annotated[Sessions, Depends(_sessions)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
 StorageDep = Annotated[Storage, Depends(_storage)]
-SourcesDep = Annotated[Sources, Depends(_sources)]
 QueueDep = Annotated[JobQueue, Depends(_queue)]
-DefaultsDep = Annotated[Defaults, Depends(_defaults)]
 ActorDep = Annotated[Actor, Depends(_actor)]
 IdempotencyDep = Annotated[IdempotentRequest | None, Depends(idempotent_request)]

@@ -1,4 +1,4 @@
-"""What a comparison says: a table in percent, and plain words about it. Values in, values out."""
+"""What a comparison says: a table, fractions in percent, and plain words about it. Values in, values out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,28 @@ class Row:
         return sum(known) / len(known) if known and len(known) == len(self.values) else None
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How a metric's values are shown, and which of two is better."""
+
+    is_fraction: bool = True  # shown in percent
+    higher_is_better: bool = True
+
+    def show(self, value: float | None) -> str:
+        """Return a value as the table has it; a dash where there is none."""
+        return percent(value) if self.is_fraction or value is None else f"{value:.4g}"
+
+    def order(self, row: Row) -> float:
+        """Return a number that is lower for better rows."""
+        average = row.average or 0.0
+        return -average if self.higher_is_better else average
+
+
+def read_scale(comparison: Document) -> Scale:
+    """Return the scale of GET /v1/comparisons."""
+    return Scale(comparison.get("unit") in (None, "fraction"), comparison.get("higher_is_better") is not False)
+
+
 def read_rows(comparison: Document, labels: Mapping[str, str] | None = None) -> list[Row]:
     """Return the rows of GET /v1/comparisons; `labels` (ref -> words) rename them."""
     names = labels or {}
@@ -38,9 +60,10 @@ def individual_row(rows: Mapping[str, Row], tasks: Sequence[str], experts: Mappi
     return Row("individual (one model per task)", values, errors, normalized=1.0)
 
 
-def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split: str) -> Table:
-    """Return the table of the rows in percent, with standard errors; the best average stands out."""
-    table = Table(title=f"{metric} in % on {split} (± standard error)", title_justify="left", box=None, pad_edge=False)
+def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split: str, scale: Scale = Scale()) -> Table:
+    """Return the table of the rows, fractions in percent, with standard errors; the best average stands out."""
+    title = f"{metric}{' in %' if scale.is_fraction else ''} on {split} (± standard error)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", header_style="bold")
     for task in tasks:
         table.add_column(task, justify="right", header_style="bold")
@@ -48,25 +71,28 @@ def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split:
     has_normalized = any(row.normalized is not None for row in rows)
     if has_normalized:
         table.add_column("of individual", justify="right", header_style="bold")
-    best = max((row.average for row in rows if row.average is not None), default=None)
+    best = min((scale.order(row) for row in rows if row.average is not None), default=None)
     for row in rows:
-        cells = [_cell(value, error) for value, error in zip(row.values, row.errors, strict=True)]
-        mean = Text(percent(row.average), style="bold" if row.average is not None and row.average == best else "")
+        cells = [_cell(value, error, scale) for value, error in zip(row.values, row.errors, strict=True)]
+        is_best = row.average is not None and scale.order(row) == best
+        mean = Text(scale.show(row.average), style="bold" if is_best else "")
         ending = [percent(row.normalized)] if has_normalized else []
         table.add_row(row.label, *cells, mean, *ending)
     return table
 
 
-def describe(rows: Sequence[Row], *, n_tasks: int) -> list[str]:
+def describe(rows: Sequence[Row], *, n_tasks: int, scale: Scale = Scale()) -> list[str]:
     """Say in plain words which row leads, by how much, and what is missing."""
-    known = sorted((row for row in rows if row.average is not None), key=lambda row: -(row.average or 0.0))
+    known = sorted((row for row in rows if row.average is not None), key=scale.order)
     unknown = [row.label for row in rows if row.average is None]
     tasks = f"{n_tasks} task{'s' if n_tasks != 1 else ''}"
     sentences: list[str] = []
     if known:
-        sentences.append(f"{known[0].label} is best on the mean of {tasks}: {percent(known[0].average)} %.")
+        best = f"{scale.show(known[0].average)}{' %' if scale.is_fraction else ''}"
+        sentences.append(f"{known[0].label} is best on the mean of {tasks}: {best}.")
     for row in known[1:]:
-        sentences.append(f"{known[0].label} is {points(known[0], row):.1f} points above {row.label}.")
+        gap = f"{points(known[0], row):.1f} points above" if scale.is_fraction else "better than"
+        sentences.append(f"{known[0].label} is {gap} {row.label}.")
     if unknown:
         sentences.append(f"Not measured on every task yet: {', '.join(unknown)}.")
     return sentences
@@ -91,5 +117,7 @@ def _read_row(row: Document, tasks: Sequence[str], label: str) -> Row:
     return Row(label, values, errors, row.get("normalized_average"))
 
 
-def _cell(value: float | None, error: float | None) -> str:
-    return percent(value) if error is None else f"{percent(value)} ±{100 * error:.1f}"
+def _cell(value: float | None, error: float | None, scale: Scale) -> str:
+    if error is None:
+        return scale.show(value)
+    return f"{scale.show(value)} ±{100 * error:.1f}" if scale.is_fraction else f"{scale.show(value)} ±{error:.2g}"

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from app.cli.client import Client, Document
-from app.cli.comparing import describe, draw_table, read_rows
+from app.cli.comparing import describe, draw_table, read_rows, read_scale
 from app.cli.options import DEFAULT_PLACE, AsJson, Url, split_pair
 from app.cli.output import out, print_json
 
@@ -30,10 +30,11 @@ def compare(
     if as_json:
         print_json(comparison)
         return
-    rows = read_rows(comparison)
-    Console(width=None if out.is_terminal else 160).print(draw_table(rows, tasks, metric=metric, split=split))
+    rows, scale = read_rows(comparison), read_scale(comparison)
+    table = draw_table(rows, tasks, metric=metric, split=split, scale=scale)
+    Console(width=None if out.is_terminal else 160).print(table)
     out.print()
-    for sentence in describe(rows, n_tasks=len(tasks)):
+    for sentence in describe(rows, n_tasks=len(tasks), scale=scale):
         out.print(sentence, markup=False)
 
 

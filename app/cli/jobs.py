@@ -20,7 +20,9 @@ def list_jobs(
     state: Annotated[
         str | None, typer.Option(help="queued, running, canceling, succeeded, failed or canceled.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="import, finetune, merge, materialize, evaluate or analyze.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="import, finetune, merge, sweep, materialize, evaluate or analyze.")
+    ] = None,
     limit: Limit = 20,
     url: Url = DEFAULT_PLACE,
     as_json: AsJson = False,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from app.cli import artifacts, checkpoints, comparisons, demo, jobs, methods, serving, submissions, tasks
+from app.cli import artifacts, checkpoints, comparisons, demo, jobs, methods, serving, submissions, sweeps, tasks
 from app.cli.client import ServiceProblem, ServiceUnreachable
 from app.cli.output import err, print_problem
 
@@ -25,8 +25,8 @@ _SERVICE_COMMANDS: tuple[Callable[..., None], ...] = (
     serving.serve, serving.api, serving.worker, serving.migrate, serving.config, demo.demo,
 )  # fmt: skip
 _CLIENT_COMMANDS: tuple[Callable[..., None], ...] = (
-    submissions.merge, artifacts.add_tasks, artifacts.materialize, submissions.finetune, submissions.evaluate,
-    submissions.analyze, comparisons.compare, methods.methods,
+    submissions.merge, sweeps.sweep, artifacts.add_tasks, artifacts.materialize, submissions.finetune,
+    submissions.evaluate, submissions.analyze, comparisons.compare, methods.methods,
 )  # fmt: skip
 
 for command in _SERVICE_COMMANDS:

@@ -25,7 +25,7 @@ def read_tags(tags: Sequence[str] | None) -> dict[str, str]:
 
 def read_parameters(items: Sequence[str] | None) -> Document:
     """Read `name=value` items; a value that is JSON is taken as such (0.2, true, [1, 2]), any other as text."""
-    return {name: _read_value(value) for name, value in (split_pair(item, "--parameter") for item in items or ())}
+    return {name: read_value(value) for name, value in (split_pair(item, "--parameter") for item in items or ())}
 
 
 def read_models(items: Sequence[str]) -> list[Document]:
@@ -59,7 +59,8 @@ def split_pair(item: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def _read_value(text: str) -> object:
+def read_value(text: str) -> object:
+    """Read a value: JSON as such (0.2, true, [1, 2]), any other as text."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError:

@@ -120,12 +120,13 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="REF", help="The checkpoint to measure.")],
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="What to measure it on.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    force: Annotated[bool, typer.Option("--force", help="Run even if equal weights were measured before.")] = False,
     wait: Wait = False,
     url: Url = DEFAULT_PLACE,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on tasks."""
-    body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split}
+    body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split, "force": force or None}
     with Client(url) as client:
         finish_submission(client, client.post("/v1/evaluations", body), wait=wait, as_json=as_json)
 

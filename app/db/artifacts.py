@@ -6,11 +6,13 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.db import checkpoints
 from app.db.owners import Owner
 from app.db.tables import Artifact, ArtifactFile, Checkpoint
-from app.domain.checkpoints import FileEntry, digest_json
+from app.domain.checkpoints import CheckpointKind, FileEntry, digest_json
 from app.domain.errors import ArtifactGone, FieldProblem, Invalid, NotFound
 from app.domain.identifiers import new_id
+from app.domain.patches import MultitaskStorage, measure_storage
 from app.domain.views.artifacts import ArtifactView
 
 
@@ -65,7 +67,8 @@ def find(session: Session, project_id: str, artifact_id: str) -> Artifact:
 
 def recipe_of(session: Session, job_id: str) -> dict[str, Any]:
     """Return the recipe that a job merged by. Raises: NotFound when what it made was deleted."""
-    recipe = session.scalar(select(Artifact.recipe).where(Artifact.job_id == job_id, Artifact.kind == "checkpoint"))
+    made = (Artifact.job_id == job_id, Artifact.kind == "checkpoint")
+    recipe: dict[str, Any] | None = session.scalar(select(Artifact.recipe).where(*made))
     if recipe is None:
         raise NotFound(f"What job {job_id} made was deleted, and its recipe with it.")
     return recipe
@@ -88,8 +91,17 @@ def find_checkpoint(session: Session, project_id: str, artifact_id: str) -> Chec
 
 def get(session: Session, project_id: str, artifact_id: str) -> ArtifactView:
     """Return one artifact with its files. Raises: NotFound."""
-    row = find(session, project_id, artifact_id)
-    return view(row, list_files(session, [row.id]).get(row.id, []))
+    return view_all(session, [find(session, project_id, artifact_id)])[0]
+
+
+def view_all(session: Session, rows: Sequence[Artifact]) -> list[ArtifactView]:
+    """Return what a caller sees of artifacts: with their files, and what multitask ones take."""
+    files = list_files(session, [row.id for row in rows])
+    named = [row.checkpoint_id for row in rows if row.checkpoint_id is not None]
+    multitask = select(Checkpoint.id).where(Checkpoint.id.in_(named), Checkpoint.kind == CheckpointKind.MULTITASK)
+    manifests = checkpoints.load_manifests(session, list(session.scalars(multitask))) if named else {}
+    storage = {checkpoint_id: measure_storage(manifest) for checkpoint_id, manifest in manifests.items()}
+    return [view(row, files.get(row.id, []), storage.get(row.checkpoint_id or "")) for row in rows]
 
 
 def list_files(session: Session, artifact_ids: Iterable[str]) -> Mapping[str, list[FileEntry]]:
@@ -102,13 +114,14 @@ def list_files(session: Session, artifact_ids: Iterable[str]) -> Mapping[str, li
     return files
 
 
-def view(row: Artifact, files: Sequence[FileEntry]) -> ArtifactView:
+def view(row: Artifact, files: Sequence[FileEntry], storage: MultitaskStorage | None = None) -> ArtifactView:
     """Return what a caller sees of an artifact."""
     return ArtifactView.model_validate(
         {
             "job": row.job_id,
             "checkpoint": row.checkpoint_id,
             "files": list(files),
+            "storage": storage,
             **{name: getattr(row, name) for name in ArtifactView.model_fields if hasattr(row, name)},
         }
     )

@@ -9,13 +9,13 @@ from app.db import tasks
 from app.db.tables import Artifact, Metric, Task
 from app.domain.identifiers import new_id
 from app.domain.tasks import Measurement
-from app.domain.views.metrics import MetricView
+from app.domain.views.metrics import MeasuredView, MetricView
 
 
 def add(
-    session: Session, project_id: str, *, job_id: str, checkpoint_id: str, measurements: Iterable[Measurement]
-) -> list[MetricView]:
-    """Add what a job measured of a checkpoint."""
+    session: Session, project_id: str, *, job_id: str, checkpoint_id: str, measurements: Sequence[Measurement]
+) -> list[MeasuredView]:
+    """Add what a job measured of a checkpoint; the details stay in the job's result."""
     rows = [
         Metric(
             id=new_id("met"),
@@ -35,7 +35,8 @@ def add(
     ]
     session.add_all(rows)
     session.flush()
-    return views(session, rows)
+    made = zip(views(session, rows), measurements, strict=True)
+    return [MeasuredView(**view.model_dump(), details=measured.details) for view, measured in made]
 
 
 def newest(  # noqa: PLR0913 (one filter each)

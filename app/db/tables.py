@@ -1,7 +1,7 @@
 """Every table. One schema for SQLite and PostgreSQL; only app/services and app/db import it.
 
 Rows that a caller owns carry `project_id` and `actor`; unique keys include the project. Instants are UTC. Enums are
-short strings with a CHECK. Digests are sha256 in hex. Places kept, not yet built: keys, triggers, webhooks, sweeps.
+short strings with a CHECK. Digests are sha256 in hex. Places kept, not yet built: keys, triggers, webhooks.
 """
 
 from datetime import UTC, datetime
@@ -316,7 +316,7 @@ class Job(Owned, Table):
     attempts: Mapped[int] = mapped_column(default=0)
     timeout_seconds: Mapped[int]
     parent_id: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
-    n_remaining_children: Mapped[int] = mapped_column(default=0)  # of a sweep, later
+    n_remaining_children: Mapped[int] = mapped_column(default=0)  # of a merge in shards, later
     retry_of: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
     deduplicated_from: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
     waits_for: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))  # the same recipe, running

@@ -95,9 +95,9 @@ def _place(adapter: Manifest, base: Manifest, index: int) -> Mapping[str, Placed
     whole = sorted(name for name, one in placed.items() if one.full is not None)
     if whole:
         message = (
-            f"models[{index}] holds {len(whole)} whole tensors beside its factors ({whole[0]!r}, from "
-            f"modules_to_save or "
-            "trained biases), which are no low-rank updates. Merge in the space 'delta', which merges them like weights"
+            f"models[{index}] holds {len(whole)} whole tensors beside its factors ({whole[0]!r}, from modules_to_save "
+            "or trained biases), which are no low-rank updates. Merge in the space 'delta', which merges them like "
+            "weights"
         )
         raise IncompatibleCheckpoints(f"{message}.", errors=[FieldProblem(f"/models/{index}", message)])
     return placed
@@ -115,7 +115,6 @@ def _gather(tensor: TensorSpec, placed: Sequence[Placed | None]) -> AdaptedModul
     if len(turned) > 1 or {part.a.shape[1:] for part in parts if part is not None} != {first.a.shape[1:]}:
         raise IncompatibleCheckpoints(
             f"The adapters' updates of tensor {tensor.name!r} have different orientations (fan_in_fan_out), expected "
-            f"one. "
-            "Correct the adapter_config.json of one of them."
+            "one. Correct the adapter_config.json of one of them."
         )
     return AdaptedModule(tensor, first.module, first.kind, turned.pop(), parts)

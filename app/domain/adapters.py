@@ -133,8 +133,7 @@ def place(manifest: Manifest, base: Manifest) -> dict[str, Placed]:
         if before.lora is not None:
             raise IncompatibleCheckpoints(
                 f"The adapter adapts {before.lora.module!r} and {module!r}, and both lie on tensor {found.name!r} of "
-                f"the base "
-                "model; expected one. Name the base it was trained on."
+                "the base model; expected one. Name the base it was trained on."
             )
         is_transposed = _is_transposed(part, found, fan_in_fan_out=config.fan_in_fan_out)
         placed[found.name] = replace(before, lora=part, is_transposed=is_transposed)
@@ -209,8 +208,7 @@ def _add(found: Found, role: str, kind: Kind, tensor: TensorSpec) -> None:
     if key in found:
         raise CheckpointInvalid(
             f"Tensors {found[key].name!r} and {tensor.name!r} are the same factor, expected one adapter in the file; "
-            f"save "
-            "one adapter to a folder."
+            "save one adapter to a folder."
         )
     found[key] = tensor
 
@@ -219,9 +217,8 @@ def _refuse_parts(name: str) -> None:
     for part, reason in _REFUSED_PARTS.items():
         if part in name:
             raise AdapterUnsupported(
-                f"Tensor {name!r}: {reason}. Merge the adapter into its base with PEFT (merge_and_unload), save "
-                f"that, and "
-                "register the dense model."
+                f"Tensor {name!r}: {reason}. Merge the adapter into its base with PEFT (merge_and_unload), save that, "
+                "and register the dense model."
             )
 
 
@@ -232,8 +229,7 @@ def _pair(module: str, found: Found, starts: Found, config: LoraConfig) -> LoraP
     if kinds or a is None or b is None:
         raise CheckpointInvalid(
             f"Module {module!r} has {', '.join(sorted(repr(spec.name) for spec in found.values()))}, expected one "
-            f"lora_A and "
-            "one lora_B; save the adapter again."
+            "lora_A and one lora_B; save the adapter again."
         )
     rank = rank_of(config, module)
     if len(a.shape) < 2 or len(a.shape) != len(b.shape) or a.shape[0] != rank or b.shape[1] != rank:
@@ -252,8 +248,7 @@ def _refuse_shapes(module: str, a: TensorSpec, b: TensorSpec, rank: int) -> NoRe
     raise CheckpointInvalid(
         f"Module {module!r} has factors A {list(a.shape)} and B {list(b.shape)}, and the config gives it rank {rank}; "
         "expected A [rank, in, …] and B [out, rank, …]. Register the adapter_config.json that belongs to these "
-        "weights; "
-        "grouped convolutions are not supported."
+        "weights; grouped convolutions are not supported."
     )
 
 
@@ -288,8 +283,7 @@ def _find(wanted: str, index: Index) -> TensorSpec | None:
         names = ", ".join(repr(tensor.name) for tensor in found[:5])
         raise IncompatibleCheckpoints(
             f"The adapter's {wanted!r} may be {len(found)} tensors of the base model: {names}. Rename the adapter's "
-            f"modules "
-            "as the base's files have them."
+            "modules as the base's files have them."
         )
     return found[0] if found else None
 
@@ -305,9 +299,8 @@ def _refuse_homeless(module: str, index: Index) -> NoReturn:
         else "it is empty"
     )
     raise IncompatibleCheckpoints(
-        f"The adapter adapts module {module!r}, and the base model has no tensor {module + '.weight'!r} ({hint}). "
-        f"Name the base "
-        "model that the adapter was trained on."
+        f"The adapter adapts module {module!r}, and the base model has no tensor {module + '.weight'!r} ({hint}). Name "
+        "the base model that the adapter was trained on."
     )
 
 
@@ -316,8 +309,8 @@ def _refuse_tied(module: str, name: str, base: Manifest) -> None:
     if others:
         raise IncompatibleCheckpoints(
             f"The adapter adapts module {module!r} alone, and the base model ties {name!r} to {', '.join(others)}: a "
-            f"dense model "
-            "could not hold one without the other. Save the base untied (tie_word_embeddings: false) and register that."
+            "dense model could not hold one without the other. Save the base untied (tie_word_embeddings: false) and "
+            "register that."
         )
 
 
@@ -332,9 +325,8 @@ def _is_transposed(part: LoraPart, tensor: TensorSpec, *, fan_in_fan_out: bool) 
         fits, fits_transposed = tensor.shape == plain, tensor.shape == plain[::-1]
     if not fits and not fits_transposed:
         raise IncompatibleCheckpoints(
-            f"The adapter's update of module {part.module!r} is {list(plain)}, and tensor {tensor.name!r} of the "
-            f"base model is "
-            f"{list(tensor.shape)}. Name the base model that the adapter was trained on."
+            f"The adapter's update of module {part.module!r} is {list(plain)}, and tensor {tensor.name!r} of the base "
+            f"model is {list(tensor.shape)}. Name the base model that the adapter was trained on."
         )
     return fan_in_fan_out if fits and fits_transposed else fits_transposed
 

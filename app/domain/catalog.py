@@ -25,6 +25,7 @@ from app.domain.errors import (
     UnknownTaskKind,
     UnknownTechnique,
     near_match,
+    near_matches,
 )
 from app.domain.parameter_checks import fill_defaults, parameter_faults, schema_faults
 from app.domain.recipes import Recipe
@@ -54,6 +55,7 @@ class TaskAddition(Value):
 
     method: str | None = None  # by another method over what is shared; None: by the method itself
     fixed: dict[str, JsonValue] = Field(default_factory=dict)  # parameters that must have these values
+    file: str | None = None  # which must lie beside the result: it holds what weights alone do not tell
 
 
 class Preset(Value):
@@ -89,6 +91,7 @@ class MethodCard(Value):
     accepts_dense: bool = True  # False: its models are adapters
     adapter_spaces: tuple[AdapterSpace, ...] = ("delta",)  # where it merges adapters; the first is the default
     parameters: dict[str, Any]  # JSON Schema (draft 2020-12) of the parameters object
+    per_model: tuple[str, ...] = ()  # parameters of which models[].parameters may have a model's own
     neutral_parameters: dict[str, JsonValue] | None = None  # one model in, that model out (law T1); None: no such law
     is_scale_equivariant: bool = True  # law T8
     counts_copies_as_one: bool = True  # law T4: a model named n times with weight 1/n is that model
@@ -115,6 +118,10 @@ class StepCard(Value):
     statistic_passes: int = Field(default=0, ge=0)
 
 
+ClassesRule = Literal["required", "optional", "none"]  # must, may or must not a task name classes
+DataFormat = Literal["jsonl", "npz", "zip"]
+
+
 class EvaluatorCard(Value):
     """What a caller needs to know about an evaluator; its name is the `kind` of the tasks it measures."""
 
@@ -124,7 +131,10 @@ class EvaluatorCard(Value):
     summary: str
     source: str
     heads: tuple[str, ...]
-    metrics: tuple[str, ...]
+    trainable_heads: tuple[str, ...] = ()  # heads under which a model can be fine-tuned
+    metrics: tuple[str, ...]  # the first is a task's unless it names another
+    classes: ClassesRule = "required"
+    data_formats: tuple[DataFormat, ...] = ("jsonl",)
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
     is_learnable: bool = False  # whether merge methods that look at data can learn on its tasks
 
@@ -182,8 +192,15 @@ class Catalog(Value):
         for card in self.methods:
             if name == card.name or name in card.aliases:
                 return card
-        names = [known for card in self.methods for known in (card.name, *card.aliases)]
-        raise MethodNotFound(_unknown("merge method", name, names))
+        near = near_matches(name, self._method_names, most=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise MethodNotFound(
+            f"There is no merge method {name[:80]!r}.{hint} GET /v1/methods lists all {len(self.methods)} of them."
+        )
+
+    @property
+    def _method_names(self) -> list[str]:
+        return [known for card in self.methods for known in (card.name, *card.aliases)]
 
     def evaluator(self, name: str) -> EvaluatorCard:
         """Return an evaluator's card.
@@ -212,8 +229,7 @@ class Catalog(Value):
         try:
             card = self.method(method)
         except MethodNotFound as error:
-            names = [known for card in self.methods for known in (card.name, *card.aliases)]
-            problem = FieldProblem("/method", error.detail, near_match(method, names))
+            problem = FieldProblem("/method", error.detail, near_match(method, self._method_names))
             raise UnknownMethod(error.detail, errors=[problem]) from None
         faults = _structural_faults(card, has_base_model=has_base_model, weights=weights)
         faults += _per_model_faults(card, model_parameters)
@@ -225,7 +241,7 @@ class Catalog(Value):
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
         for name in card.nested:
             effective[name] = self.check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
-        faults = _model_count_faults(card, effective, len(weights))
+        faults = _model_count_faults(card, effective, len(weights), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         faults = _weight_sum_faults(card, effective, weights)
@@ -234,7 +250,7 @@ class Catalog(Value):
         return card, effective
 
     def check_override(
-        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, pointer: str
+        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, n_models: int, pointer: str
     ) -> dict[str, JsonValue]:
         """Return the parameters that an override sets, in one form; nothing is filled in.
 
@@ -246,6 +262,7 @@ class Catalog(Value):
             for name in card.nested
             if name in parameters
         ]
+        faults = faults or _model_count_faults(card, parameters, n_models, pointer=pointer)
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         filled = fill_defaults(card.parameters, parameters)
@@ -309,12 +326,18 @@ class Catalog(Value):
         )
 
     def check_task(
-        self, kind: str, *, head: str, metric: str, preprocessing: Mapping[str, JsonValue]
+        self,
+        kind: str,
+        *,
+        head: str,
+        metric: str | None,
+        n_classes: int,
+        preprocessing: Mapping[str, JsonValue],
     ) -> tuple[EvaluatorCard, dict[str, JsonValue]]:
         """Return the evaluator's card and the effective preprocessing (defaults filled in) of a task.
 
-        Raises: UnknownTaskKind with the nearest name; Invalid for a head or a metric that the evaluator has not;
-            InvalidParameters naming every fault of the preprocessing at once.
+        Raises: UnknownTaskKind with the nearest name; Invalid for a head, a metric or classes that the evaluator does
+            not take; InvalidParameters naming every fault of the preprocessing at once.
         """
         known = [card.name for card in self.evaluators]
         if kind not in known:
@@ -322,7 +345,8 @@ class Catalog(Value):
             raise UnknownTaskKind(detail, errors=[FieldProblem("/kind", detail, near_match(kind, known))])
         card = self.evaluator(kind)
         faults = _choice_faults("/head/kind", "head", head, card.heads)
-        faults += _choice_faults("/metric", "metric", metric, card.metrics)
+        faults += _choice_faults("/metric", "metric", metric or card.metrics[0], card.metrics)
+        faults += _classes_faults(card, n_classes)
         if faults:
             raise Invalid(f"{card.name}: {faults[0].message}", errors=faults)
         faults = schema_faults(card.parameters, dict(preprocessing), pointer="/preprocessing")
@@ -404,16 +428,18 @@ def _structural_faults(card: MethodCard, *, has_base_model: bool, weights: Seque
     return faults
 
 
-def _model_count_faults(card: MethodCard, parameters: Mapping[str, JsonValue], n_models: int) -> list[FieldProblem]:
+def _model_count_faults(
+    card: MethodCard, parameters: Mapping[str, JsonValue], n_models: int, *, pointer: str
+) -> list[FieldProblem]:
     """Return the parameters that count models and ask for more than there are."""
     counts = [name for name, rule in card.parameters["properties"].items() if rule.get(AT_MOST_MODELS)]
     return [
         FieldProblem(
-            f"/parameters/{name}",
+            f"{pointer}/{name}",
             f"{name} is {parameters[name]}, but {n_models} models are merged; expected at most {n_models}",
         )
         for name in counts
-        if isinstance(found := parameters[name], int) and found > n_models
+        if isinstance(found := parameters.get(name), int) and found > n_models
     ]
 
 
@@ -427,14 +453,30 @@ def _weight_sum_faults(
 
 
 def _per_model_faults(card: MethodCard, model_parameters: Sequence[Mapping[str, JsonValue]]) -> list[FieldProblem]:
-    return [
-        FieldProblem(
-            f"/models/{index}/parameters/{name}",
-            f"{card.name} takes no parameters per model; use /parameters for all models, or weight",
-        )
-        for index, values in enumerate(model_parameters)
-        for name in values
-    ]
+    known = f"only {', '.join(card.per_model)}" if card.per_model else "no parameters"
+    faults: list[FieldProblem] = []
+    for index, values in enumerate(model_parameters):
+        pointer = f"/models/{index}/parameters"
+        faults += [
+            FieldProblem(
+                f"{pointer}/{name}",
+                f"{card.name} takes {known} per model; use /parameters for all models, or weight",
+                near_match(name, card.per_model),
+            )
+            for name in values
+            if name not in card.per_model
+        ]
+        own = {name: value for name, value in values.items() if name in card.per_model}
+        faults += parameter_faults(card.parameters, own, pointer=pointer)
+    return faults
+
+
+def _classes_faults(card: EvaluatorCard, n_classes: int) -> list[FieldProblem]:
+    if card.classes == "required" and n_classes == 0:
+        return [FieldProblem("/classes", "name the classes, at least two, in the order of the labels' indices")]
+    if card.classes == "none" and n_classes > 0:
+        return [FieldProblem("/classes", f"tasks of this kind have no classes; found {n_classes}. Leave them out")]
+    return []
 
 
 def _choice_faults(pointer: str, what: str, found: str, known: Sequence[str]) -> list[FieldProblem]:

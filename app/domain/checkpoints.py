@@ -113,7 +113,7 @@ class Manifest(Value):
     model_type: str | None = None  # config.json: model_type
     vocab_size: int | None = None
     adapter: LoraConfig | None = None  # of a checkpoint of kind adapter
-    patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models
+    patches: tuple[TaskPatch, ...] = ()  # of a multitask checkpoint, in the order of the models; imported: of the files
     patch_base: str | None = None  # the file with the base model, where patches are masks over it
 
     @property

@@ -42,8 +42,12 @@ class FieldProblem:
 
 def near_match(name: str, known: Iterable[str]) -> str | None:
     """Return the known name nearest to a misspelt one, or None."""
-    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return next(iter(near_matches(name, known, most=1)), None)
+
+
+def near_matches(name: str, known: Iterable[str], *, most: int) -> list[str]:
+    """Return the known names nearest to a misspelt one, the nearest first."""
+    return difflib.get_close_matches(name, sorted(known), n=most, cutoff=0.6)
 
 
 class AmalgamError(Exception):

@@ -34,6 +34,11 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_name(text: str) -> bool:
+    """Tell whether the text has the form of a name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _check_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise ValueError("must match [A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -29,17 +29,14 @@ HARMLESS = frozenset({
 # Fields that change what an adapter computes in a way that is no sum of the base's weight and a low-rank product.
 REFUSED = {
     "use_dora": "DoRA rescales each column of the adapted weight by a learned magnitude, so it is no low-rank sum. "
-    "Merge it "
-    "into its base with PEFT (merge_and_unload), save that, and register the dense model",
+    "Merge it into its base with PEFT (merge_and_unload), save that, and register the dense model",
     "use_qalora": "QALoRA adapts pooled inputs of a quantized base. Merge it with PEFT and register the dense model",
     "lora_bias": "a bias on lora_B is not supported. Train with lora_bias=false, or merge it with PEFT",
     "alora_invocation_tokens": "an activated LoRA applies to some tokens only, which no weight can express",
     "trainable_token_indices": "trained rows of an embedding are not supported. Train with modules_to_save, or merge "
-    "it "
-    "with PEFT and register the dense model",
+    "it with PEFT and register the dense model",
     "target_parameters": "LoRA on bare parameters (experts) is not supported. Merge it with PEFT and register the "
-    "dense "
-    "model",
+    "dense model",
     "layer_replication": "it repeats layers of the base, so its tensors are not the base's. Merge it with PEFT and "
     "register the dense model",
     "arrow_config": "a router chooses among adapters at run time, which no weight can express",
@@ -102,9 +99,8 @@ def _refuse_other_kinds(document: Mapping[str, Any]) -> None:
     if isinstance(start, str) and start.lower().startswith(BASE_CHANGING):
         raise AdapterUnsupported(
             f"{CONFIG_FILE}: found init_lora_weights {start[:40]!r}, which changes the base model's own weights, so "
-            f"the "
-            "adapter does not belong to the base as published. Convert it with PEFT's save_pretrained("
-            "path_initial_model_for_weight_conversion=…), which writes a plain LoRA."
+            "the adapter does not belong to the base as published. Convert it with PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=…), which writes a plain LoRA."
         )
     unknown = sorted(name for name, value in document.items() if value and name not in HARMLESS)
     if unknown:

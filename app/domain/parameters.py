@@ -3,15 +3,32 @@
 A method's parameters are a frozen pydantic model that refuses unknown names; its JSON Schema goes into the catalog.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 
 class Parameters(BaseModel):
     """Base of every method's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _of_models: tuple[Self, ...] = PrivateAttr(default=())
+
+    @property
+    def of_models(self) -> tuple[Self, ...]:
+        """Each model's parameters where some model has its own; else none."""
+        return self._of_models
+
+    def of(self, model: int) -> Self:
+        """Return a model's parameters: its own, else these."""
+        return self._of_models[model] if self._of_models else self
+
+    def with_models(self, own: Sequence[Self]) -> Self:
+        """Return these parameters, of which each model has its own."""
+        bound = self.model_copy()
+        bound._of_models = tuple(own)
+        return bound
 
 
 def schema_of(parameters: type[BaseModel]) -> dict[str, Any]:

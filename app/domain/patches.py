@@ -6,10 +6,10 @@ The file format is docs/patches.md; the codecs are workers/patches.py.
 from collections.abc import Mapping, Sequence
 from math import floor
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from app.domain.catalog import MethodCard
-from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec
+from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec, Value
 
 PATCH_FORMAT = "amalgam-patch"
 PATCH_FORMAT_VERSION = 1
@@ -22,12 +22,30 @@ def patch_path(task: str) -> str:
     return f"{PATCH_FOLDER}/{task}.safetensors"
 
 
-def measure_storage(manifest: Manifest) -> dict[str, JsonValue]:
-    """Return what a multitask checkpoint's weights take, against one dense model for each task.
+class PatchStorage(Value):
+    """What one task's patch takes."""
 
-    `byte_ratio` counts every stored byte of weights, indices, bits and headers; `parameter_ratio` counts weights alone,
-    as papers do.
-    """
+    task: str
+    file: str
+    size_bytes: int
+    n_values: int = Field(description="Numbers in it that are weights, not indices or bits.")
+
+
+class MultitaskStorage(Value):
+    """What a multitask checkpoint's weights take, against one dense model for each task."""
+
+    n_tasks: int
+    stored_bytes: int = Field(
+        description="Of the shared model, the patches, and the base model where masks lie over it."
+    )
+    separate_bytes: int = Field(description="Of one dense model per task.")
+    byte_ratio: float | None = Field(description="Every stored byte: weights, indices, bits and headers.")
+    parameter_ratio: float | None = Field(description="Weights alone, as papers count.")
+    patches: tuple[PatchStorage, ...]
+
+
+def measure_storage(manifest: Manifest) -> MultitaskStorage:
+    """Return what a multitask checkpoint's weights take."""
     sizes = {file.path: file.size_bytes for file in manifest.files}
     dense_bytes = sum(tensor.size_bytes for tensor in manifest.tensors)
     dense_values = manifest.n_parameters * (1 if manifest.patch_base is None else 2)
@@ -35,17 +53,17 @@ def measure_storage(manifest: Manifest) -> dict[str, JsonValue]:
     n_tasks = len(manifest.patches)
     stored_bytes = sum(sizes[path] for path in shared) + sum(sizes[patch.file] for patch in manifest.patches)
     stored_values = dense_values + sum(patch.n_values for patch in manifest.patches)
-    return {
-        "n_tasks": n_tasks,
-        "stored_bytes": stored_bytes,
-        "separate_bytes": n_tasks * dense_bytes,
-        "byte_ratio": _ratio(stored_bytes, n_tasks * dense_bytes),
-        "parameter_ratio": _ratio(stored_values, n_tasks * manifest.n_parameters),
-        "patches": [
-            {"task": patch.task, "file": patch.file, "size_bytes": sizes[patch.file], "n_values": patch.n_values}
+    return MultitaskStorage(
+        n_tasks=n_tasks,
+        stored_bytes=stored_bytes,
+        separate_bytes=n_tasks * dense_bytes,
+        byte_ratio=_ratio(stored_bytes, n_tasks * dense_bytes),
+        parameter_ratio=_ratio(stored_values, n_tasks * manifest.n_parameters),
+        patches=tuple(
+            PatchStorage(task=patch.task, file=patch.file, size_bytes=sizes[patch.file], n_values=patch.n_values)
             for patch in manifest.patches
-        ],
-    }
+        ),
+    )
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -16,6 +16,7 @@ from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_war
 from app.domain.passthrough import Copied, Layer, lay_out
 from app.domain.patches import bound_patch_bytes
 from app.domain.recipes import Recipe
+from app.domain.sums import bound_sums_bytes
 from app.domain.tensor_parameters import group_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -27,7 +28,7 @@ READ_BYTES_PER_SECOND = 2.2e9
 WRITE_BYTES_PER_SECOND = 1.2e9
 PIECE_ELEMENTS = 1 << 17
 MIN_PIECE_ELEMENTS = 1 << 12
-PIECES_BYTES = 1 << 28  # all models' pieces that one thread holds, float32 and the method's own copies
+PIECES_BYTES = 1 << 24  # all models' pieces that one thread holds, float32 and the method's own copies
 COPIES_PER_PIECE = 6
 THREADS = 2
 KEPT_TASK_VECTOR_BYTES = 1 << 30  # that a method which learns keeps in memory; the others it reads at every step
@@ -300,16 +301,17 @@ def _learning_bytes(recipe: Recipe, merge_set: MergeSet) -> int:
 
 
 def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:
-    """Return the most bytes that lie beside the weights of a multitask artifact, and those needed while it is written.
+    """Return the most bytes of patches or sums that lie beside the weights, and those needed while they are written.
 
     Each file lies on the disk twice while it is joined; tensors that are not merged may travel in every patch.
     """
-    if card.patch_codec is None:
-        return 0, 0
-    n_tasks = len(recipe.models)
     merged = [tensor.spec for tensor in tensors if tensor.copied_because is None]
-    copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
     header = len(tensors) * WRITTEN_PER_PATCHED_TENSOR_BYTES
+    if card.patch_codec is None:
+        sums = bound_sums_bytes(card, recipe, merged)
+        return (sums + header, sums) if sums else (0, 0)
+    n_tasks = len(recipe.models)
+    copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
     patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks) + copied + header
     base = sum(tensor.size_bytes for tensor in merged) + header if card.patch_codec == "mask" else 0
     return n_tasks * patch + base, max(patch, base)

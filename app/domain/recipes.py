@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from app.domain.adapters import AdapterSpace
-from app.domain.checkpoints import Value, digest_json
+from app.domain.checkpoints import LocalCheckpoint, Value, digest_json
 
 RECIPE_FORMAT_VERSION = 1
 ENGINE_VERSION = 1  # raised whenever the engine writes other bytes for the same recipe
@@ -21,6 +21,12 @@ class PinnedCheckpoint(Value):
     weights_digest: str
 
 
+def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
+    """Return a checkpoint as recipes name it."""
+    manifest = checkpoint.manifest
+    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
+
+
 class RecipeModel(PinnedCheckpoint):
     """One model to merge. `task` labels its patch in a multitask artifact."""
 
@@ -30,11 +36,15 @@ class RecipeModel(PinnedCheckpoint):
 
 
 class Override(Value):
-    """Parameters and weights of the tensors that a glob matches; of two overrides the later one wins."""
+    """Parameters and weights of the tensors that a glob matches; of two overrides the later one wins.
+
+    `models` holds what each model has of its own there, as `models[].parameters` does everywhere.
+    """
 
     match: str
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # those that differ
     weights: tuple[float | tuple[float, ...] | None, ...] | None = None  # one per model: a gradient; None: left as is
+    models: tuple[dict[str, JsonValue] | None, ...] | None = None  # one per model; None: left as is
 
 
 class PinnedStep(Value):

@@ -8,7 +8,16 @@ import json
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import MAX_MODELS
@@ -64,6 +73,15 @@ class LabelPromptsRequest(Request):
     base_model: ReferenceText | None = Field(default=None, description="Default: the base of what is evaluated.")
 
 
+class PrototypesRequest(Request):
+    """Class vectors are means of the base model's features of the first training examples of each class."""
+
+    kind: Literal["prototypes"]
+    shots: int = Field(default=16, ge=1, le=10_000, description="Training examples per class.")
+    scale: float = Field(default=20.0, gt=0, le=1e6)
+    base_model: ReferenceText | None = Field(default=None, description="Default: the base of what is evaluated.")
+
+
 class LinearHeadRequest(Request):
     """Class vectors from a safetensors file: `weight` [classes, width] and optionally `bias` [classes]."""
 
@@ -72,9 +90,12 @@ class LinearHeadRequest(Request):
 
 
 class OwnHeadRequest(Request):
-    """The checkpoint's own classification head."""
+    """The checkpoint's own head: of a classifier, or of a language model."""
 
-    kind: Literal["own"]
+    kind: Literal["own"] = "own"
+
+
+HeadRequest = LabelPromptsRequest | PrototypesRequest | LinearHeadRequest | OwnHeadRequest
 
 
 class TaskRequest(Request):
@@ -82,12 +103,25 @@ class TaskRequest(Request):
 
     name: Name
     kind: str = Field(min_length=1, max_length=64, description="An evaluator of GET /v1/evaluators.")
-    dataset: dict[Split, Uri] = Field(min_length=1, description="Split to data file: JSON lines.")
+    dataset: dict[Split, Uri] = Field(
+        min_length=1, description="Split to data file: JSON lines; of images also .npz or .zip."
+    )
     columns: Columns = Columns()
-    classes: list[ClassName] = Field(min_length=2, max_length=MAX_CLASSES)
-    head: Annotated[LabelPromptsRequest | LinearHeadRequest | OwnHeadRequest, Field(discriminator="kind")]
+    classes: list[ClassName] = Field(
+        default_factory=list, max_length=MAX_CLASSES, description="At least two, where the kind has classes."
+    )
+    head: Annotated[HeadRequest, Field(discriminator="kind")] = OwnHeadRequest()
     preprocessing: dict[str, JsonValue] = Field(default_factory=dict)
-    metric: str = Field(default="accuracy", min_length=1, max_length=64)
+    metric: str | None = Field(
+        default=None, min_length=1, max_length=64, description="Default: the first that the evaluator's card lists."
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _check_number(cls, classes: list[str]) -> list[str]:
+        if len(classes) == 1:
+            raise ValueError("found one class, expected at least two, or none where the kind has no classes")
+        return classes
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -97,6 +131,8 @@ class TaskRequest(Request):
         if isinstance(self.head, LabelPromptsRequest) and len(self.head.prompts) != len(self.classes):
             found = f"found {len(self.head.prompts)} prompts for {len(self.classes)} classes"
             raise ValueError(f"head.prompts must hold one prompt per class, in the classes' order; {found}")
+        if isinstance(self.head, PrototypesRequest) and "train" not in self.dataset:
+            raise ValueError("head.kind prototypes needs a train split: prototypes are means of training examples")
         return self
 
 
@@ -148,7 +184,9 @@ class MergeModel(Request):
         description="Labels the model's patch in a multitask artifact, and names the task that a method learns on; "
         "default: the checkpoint's task.",
     )
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    parameters: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Its own, before those of all: what `per_model` of the method's card names."
+    )
 
 
 class OverrideRequest(Request):
@@ -160,6 +198,11 @@ class OverrideRequest(Request):
         default=None,
         max_length=MAX_MODELS,
         description="One per model: a number, a list interpolated over depth, or null to leave it.",
+    )
+    models: list[dict[str, JsonValue] | None] | None = Field(
+        default=None,
+        max_length=MAX_MODELS,
+        description="One per model: its own parameters there, as in models[].parameters, or null to leave them.",
     )
 
 
@@ -298,6 +341,7 @@ class EvaluationRequest(WorkRequest):
     checkpoint: ReferenceText
     tasks: EvaluationItems = Field(min_length=1)
     split: Split = Field(default="test", description="Of the tasks that name none themselves.")
+    force: bool = Field(default=False, description="Run even if equal weights were measured on an equal task.")
 
 
 class FinetuneRequest(WorkRequest):

@@ -16,6 +16,14 @@ class LabelPromptsHead(Value):
     scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
 
 
+class PrototypesHead(Value):
+    """Class vectors are means of the base model's features of training examples; logits are scale x cosine."""
+
+    kind: Literal["prototypes"]
+    shots: int = Field(default=16, ge=1)  # training examples per class, the first in the file
+    scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+
+
 class LinearHead(Value):
     """Class vectors from a safetensors file: `weight` [n_classes, width], optional `bias` [n_classes]."""
 
@@ -24,12 +32,12 @@ class LinearHead(Value):
 
 
 class OwnHead(Value):
-    """The checkpoint's own classification head."""
+    """The checkpoint's own head: of a classifier, or of a language model."""
 
-    kind: Literal["own"]
+    kind: Literal["own"] = "own"
 
 
-Head = Annotated[LabelPromptsHead | LinearHead | OwnHead, Field(discriminator="kind")]
+Head = Annotated[LabelPromptsHead | PrototypesHead | LinearHead | OwnHead, Field(discriminator="kind")]
 
 
 class DataFile(Value):
@@ -54,11 +62,20 @@ class TaskSpec(Value):
     kind: str  # the evaluator's name
     dataset: dict[str, DataFile]  # split -> file
     columns: Columns = Columns()
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     head: Head
     head_weights: DataFile | None = None  # of a linear head
     preprocessing: dict[str, JsonValue] = Field(default_factory=dict)
     metric: str = "accuracy"
+
+    @property
+    def head_needs_base(self) -> bool:
+        """Tell whether the head is made with a base model."""
+        return isinstance(self.head, LabelPromptsHead | PrototypesHead)
+
+    def splits_read(self, split: str) -> list[str]:
+        """Return the splits whose files are read to measure on one of them."""
+        return list(dict.fromkeys([split, *(["train"] if isinstance(self.head, PrototypesHead) else [])]))
 
     @property
     def digest(self) -> str:
@@ -79,6 +96,34 @@ class LocalTask(Value):
     head_weights: Path | None = None
 
 
+class Interval(Value):
+    """Between which bounds the number lies with a probability of `level`."""
+
+    low: float
+    high: float
+    level: float
+    method: Literal["wilson", "bootstrap"]
+
+
+class ClassScore(Value):
+    """The counts of one class; its recall is n_correct / n, its precision n_correct / n_predicted."""
+
+    name: str
+    n: int
+    n_predicted: int
+    n_correct: int
+
+
+class MeasurementDetails(Value):
+    """What stands behind a number."""
+
+    interval: Interval | None = None  # none for a single example
+    n_correct: int | None = None  # where an answer is right or wrong
+    per_class: tuple[ClassScore, ...] = ()  # in the order of the task's classes
+    counts: dict[str, int] = Field(default_factory=dict)  # such as n_tokens
+    other: dict[str, float] = Field(default_factory=dict)  # other numbers of the same run, by name
+
+
 class Measurement(Value):
     """One number measured. `value` is None where the number is undefined."""
 
@@ -88,5 +133,6 @@ class Measurement(Value):
     unit: str = "fraction"
     higher_is_better: bool = True
     split: str
-    n: int
+    n: int  # examples
     stderr: float | None = None
+    details: MeasurementDetails = MeasurementDetails()

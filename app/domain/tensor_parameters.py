@@ -24,6 +24,7 @@ class TensorGroup:
     names: tuple[str, ...]  # sorted
     parameters: dict[str, JsonValue]  # effective, without gradients
     weights: tuple[float, ...]  # one per model
+    of_models: tuple[dict[str, JsonValue], ...] = ()  # each model's effective ones, where some has its own
 
 
 def group_tensors(recipe: Recipe, names: Sequence[str]) -> tuple[TensorGroup, ...]:
@@ -36,12 +37,24 @@ def group_tensors(recipe: Recipe, names: Sequence[str]) -> tuple[TensorGroup, ..
     if not blocks and _has_gradients(recipe):
         message = "a list of numbers is interpolated over the depth, but no tensor's name numbers the model's blocks"
         raise Invalid(f"{recipe.method}: {message}. Give one number.", errors=[FieldProblem("/parameters", message)])
-    groups: dict[str, tuple[list[str], dict[str, JsonValue], tuple[float, ...]]] = {}
+    groups: dict[str, tuple[list[str], _Values]] = {}
     for name in sorted(names):
-        parameters, weights = _of_tensor(recipe, name, blocks)
-        key = digest_json([parameters, list(weights)])
-        groups.setdefault(key, ([], parameters, weights))[0].append(name)
-    return tuple(TensorGroup(tuple(members), parameters, weights) for members, parameters, weights in groups.values())
+        values = _of_tensor(recipe, name, blocks)
+        key = digest_json([values.parameters, list(values.weights), list(values.of_models)])
+        groups.setdefault(key, ([], values))[0].append(name)
+    return tuple(
+        TensorGroup(tuple(members), values.parameters, values.weights, values.of_models)
+        for members, values in groups.values()
+    )
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What holds for one tensor, as in its group."""
+
+    parameters: dict[str, JsonValue]
+    weights: tuple[float, ...]
+    of_models: tuple[dict[str, JsonValue], ...]
 
 
 def _check_matches(overrides: Sequence[Override], names: Sequence[str]) -> None:
@@ -55,25 +68,33 @@ def _check_matches(overrides: Sequence[Override], names: Sequence[str]) -> None:
 
 
 def _has_gradients(recipe: Recipe) -> bool:
-    values = [value for one in recipe.overrides for value in one.parameters.values()]
+    own = [one for override in recipe.overrides for one in (override.parameters, *(override.models or ())) if one]
+    own += [model.parameters for model in recipe.models]
+    values = [value for one in own for value in one.values()]
     weights = [weight for one in recipe.overrides for weight in one.weights or () if weight is not None]
     return any(_is_gradient(value) for value in (*recipe.parameters.values(), *values, *weights))
 
 
-def _of_tensor(
-    recipe: Recipe, name: str, blocks: Mapping[str, Block]
-) -> tuple[dict[str, JsonValue], tuple[float, ...]]:
+def _of_tensor(recipe: Recipe, name: str, blocks: Mapping[str, Block]) -> _Values:
+    """Return what holds for a tensor; what a model has of its own goes before what holds for all."""
     parameters = dict(recipe.parameters)
+    own = [dict(model.parameters) for model in recipe.models]
     weights: Sequence[float | tuple[float, ...]] = [model.weight for model in recipe.models]
     for override in recipe.overrides:
         if fnmatchcase(name, override.match):
             parameters |= override.parameters
             changed = override.weights or [None] * len(weights)
             weights = [old if new is None else new for old, new in zip(weights, changed, strict=True)]
+            own = [old | (new or {}) for old, new in zip(own, override.models or [None] * len(own), strict=True)]
     depth = depth_of(name, blocks)
-    return (
-        {key: _at_depth(value, depth) for key, value in parameters.items()},
+
+    def settle(values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        return {key: _at_depth(value, depth) for key, value in values.items()}
+
+    return _Values(
+        settle(parameters),
         tuple(interpolate(weight, depth) if isinstance(weight, tuple) else weight for weight in weights),
+        tuple(settle({**parameters, **one}) for one in own) if any(own) else (),
     )
 
 

@@ -56,8 +56,7 @@ def list_(sessions: Sessions, actor: Actor, filters: ArtifactFilters, page: Page
     statement = select(Artifact).where(Artifact.project_id == actor.project_id, *_conditions(filters))
     with sessions.read() as session:
         found, cursor = paginate(session, statement, key=Artifact.id, request=page, filters=vars(filters))
-        files = rows.list_files(session, [row.id for row in found])
-        return Page(items=[rows.view(row, files.get(row.id, [])) for row in found], next_cursor=cursor)
+        return Page(items=rows.view_all(session, found), next_cursor=cursor)
 
 
 def find_file(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: str, path: str) -> FileEntry:

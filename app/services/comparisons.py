@@ -58,11 +58,13 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
             name=request.metric,
             split=request.split,
         )
-        directions = {metric.higher_is_better for metric in measured.values()}
+        measures = {(metric.higher_is_better, metric.unit) for metric in measured.values()}
+        direction, unit = measures.pop() if len(measures) == 1 else (None, None)
         return ComparisonView(
             metric=request.metric,
             split=request.split,
-            higher_is_better=directions.pop() if len(directions) == 1 else None,
+            higher_is_better=direction,
+            unit=unit,
             tasks=[task.name for task in tasks],
             individual={task.name: individual[task.id].id if task.id in individual else None for task in tasks},
             rows=[

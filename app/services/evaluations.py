@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import bases, metrics
+from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
 from app.domain.checkpoints import CheckpointKind
@@ -42,7 +41,9 @@ def submit(
             what = f"{checkpoint.name}@{checkpoint.version}"
             items = measuring.pin_patches(items, labels, what=what, pointer="/tasks")
         spec = EvaluationSpec(checkpoint=checkpoint.id, tasks=items)
-        job = measuring.add_evaluation(session, actor, spec, measuring.terms(wiring.defaults, request))
+        job = measuring.add_evaluation(
+            session, actor, spec, measuring.terms(wiring.defaults, request), is_forced=request.force
+        )
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
     jobs.hint(wiring.queue, [job])
     return job
@@ -54,20 +55,21 @@ class EvaluationSteps:
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> EvaluateWork:
         """Bring the checkpoint, the base models and the tasks' files here."""
         spec = EvaluationSpec.model_validate(claim.job.spec)
-        base_of = {item.task_id: item.base_model or spec.checkpoint for item in spec.tasks}
+        items = [item for item in spec.tasks if item.measured_by is None]
+        base_of = {item.task_id: item.base_model or spec.checkpoint for item in items}
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
             for checkpoint_id in dict.fromkeys([spec.checkpoint, *base_of.values()])
         }
-        labels = {item.task_id: item.patch for item in spec.tasks if item.patch is not None}
+        labels = {item.task_id: item.patch for item in items if item.patch is not None}
         adapter_base = None
         if here[spec.checkpoint].manifest.kind is CheckpointKind.ADAPTER:
             adapter_base = inputs.local(keepers, _base_of(keepers, spec.checkpoint))
         return EvaluateWork(
             checkpoint=here[spec.checkpoint],
-            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in spec.tasks),
+            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split]) for item in items),
             base_models={task_id: here[base] for task_id, base in base_of.items()},
-            split={item.task_id: item.split for item in spec.tasks},
+            split={item.task_id: item.split for item in items},
             patched=PatchedTasks(labels=labels, scratch=scratch / "output") if labels else None,
             adapter_base=adapter_base,
             scratch=scratch / "fused",
@@ -78,15 +80,8 @@ class EvaluationSteps:
         if not isinstance(outcome, EvaluateOutcome):
             raise TypeError(f"an evaluation gave {type(outcome).__name__}, expected EvaluateOutcome")
         spec = EvaluationSpec.model_validate(claim.job.spec)
-        made = metrics.add(
-            session,
-            claim.actor.project_id,
-            job_id=claim.job.id,
-            checkpoint_id=spec.checkpoint,
-            measurements=outcome.measurements,
-        )
-        measured: list[JsonValue] = [metric.model_dump(mode="json") for metric in made]
-        return JobResult({"checkpoint": spec.checkpoint, "artifacts": [], "evaluations": [], "metrics": measured})
+        project_id, job_id = claim.actor.project_id, claim.job.id
+        return JobResult(measuring.keep_measurements(session, project_id, job_id, spec, outcome.measurements))
 
 
 steps = EvaluationSteps()

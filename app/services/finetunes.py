@@ -5,10 +5,12 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts, bases, metrics
+from app.db import bases, metrics, products
 from app.db import checkpoints as checkpoint_rows
 from app.db import tasks as task_rows
+from app.db.products import Product
 from app.db.tables import Checkpoint, Task
+from app.domain.catalog import EvaluatorCard
 from app.domain.checkpoints import CheckpointKind, Value
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.identifiers import MAX_NAME
@@ -49,7 +51,7 @@ def submit(
         replay(session, actor, idempotency)
         base = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model)])[0]
         task = task_rows.resolve(session, actor.project_id, [("/task", request.task)])[0]
-        _check_trainable(base, task)
+        _check_trainable(base, task, wiring.catalog.evaluator(task.kind))
         pinned = measuring.pin_bases(session, [(task, "train")], default=bases.root(session, base.id), pointer="/task")
         name = request.output.name or _default_name(task.name, card.name)
         spec = FinetuneSpec(
@@ -104,39 +106,19 @@ class FinetuneSteps:
         if not isinstance(outcome, CheckpointOutcome):
             raise TypeError(f"a fine-tuning gave {type(outcome).__name__}, expected CheckpointOutcome")
         spec = FinetuneSpec.model_validate(claim.job.spec)
-        artifact = artifacts.add(
-            session,
-            claim.actor,
-            kind="checkpoint",
-            job_id=claim.job.id,
-            checkpoint_id=None,
-            files=outcome.manifest.files,
-        )
-        tags = spec.output["tags"]
-        checkpoint = checkpoint_rows.add_produced(
-            session,
-            claim.actor,
-            name=str(spec.output["name"]),
-            kind=CheckpointKind.DENSE,
-            manifest=outcome.manifest,
-            job_id=claim.job.id,
-            artifact_id=artifact.id,
-            base_checkpoint_id=spec.base_model,
-            task=spec.task,
-            tags={key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
-        )
-        artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+        product = Product(claim.job.id, outcome.manifest, spec.output, spec.base_model, spec.task)
+        artifact_id, checkpoint_id = products.add(session, claim.actor, product)
         made = metrics.add(
             session,
             claim.actor.project_id,
             job_id=claim.job.id,
-            checkpoint_id=checkpoint.id,
+            checkpoint_id=checkpoint_id,
             measurements=outcome.measurements,
         )
         return JobResult(
             {
-                "checkpoint": checkpoint.id,
-                "artifacts": [artifact.id],
+                "checkpoint": checkpoint_id,
+                "artifacts": [artifact_id],
                 "evaluations": [],
                 "metrics": [metric.model_dump(mode="json") for metric in made],
                 "data": outcome.report,
@@ -152,7 +134,7 @@ def _default_name(task: str, technique: str) -> str:
     return task[: MAX_NAME - len(suffix)] + suffix
 
 
-def _check_trainable(base: Checkpoint, task: Task) -> None:
+def _check_trainable(base: Checkpoint, task: Task, card: EvaluatorCard) -> None:
     faults: list[FieldProblem] = []
     if base.kind != CheckpointKind.DENSE:
         faults.append(FieldProblem("/base_model", f"{base.name!r} is of kind {base.kind}; name a dense checkpoint"))
@@ -160,8 +142,9 @@ def _check_trainable(base: Checkpoint, task: Task) -> None:
     if "train" not in spec.dataset:
         known = ", ".join(sorted(spec.dataset))
         faults.append(FieldProblem("/task", f"task {task.name!r} has no train split; it has {known}"))
-    if spec.head.kind == "own":
-        message = f"task {task.name!r} has head 'own'; fine-tuning keeps heads frozen: use label_prompts or linear"
+    if spec.head.kind not in card.trainable_heads:
+        use = " or ".join(card.trainable_heads) or "a task of another kind"
+        message = f"task {task.name!r} has head {spec.head.kind!r}; fine-tuning keeps heads frozen: use {use}"
         faults.append(FieldProblem("/task", message))
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)

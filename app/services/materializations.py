@@ -5,9 +5,10 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts
+from app.db import artifacts, products
 from app.db import checkpoints as checkpoint_rows
-from app.domain.checkpoints import CheckpointKind, Manifest, Value
+from app.db.products import Product
+from app.domain.checkpoints import Manifest, Value
 from app.domain.errors import FieldProblem, Invalid, OutOfDisk, near_match
 from app.domain.identifiers import MAX_NAME
 from app.domain.jobs import JobKind
@@ -86,32 +87,13 @@ class MaterializationSteps:
         if not isinstance(outcome, CheckpointOutcome):
             raise TypeError(f"a materialization gave {type(outcome).__name__}, expected CheckpointOutcome")
         spec = MaterializationSpec.model_validate(claim.job.spec)
-        artifact = artifacts.add(
-            session,
-            claim.actor,
-            kind="checkpoint",
-            job_id=claim.job.id,
-            checkpoint_id=None,
-            files=outcome.manifest.files,
-        )
-        tags = spec.output["tags"]
-        checkpoint = checkpoint_rows.add_produced(
-            session,
-            claim.actor,
-            name=str(spec.output["name"]),
-            kind=CheckpointKind.DENSE,
-            manifest=outcome.manifest,
-            job_id=claim.job.id,
-            artifact_id=artifact.id,
-            base_checkpoint_id=spec.base_checkpoint,
-            task=None,  # else comparisons would take it for the individually fine-tuned model
-            tags={key: str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
-        )
-        artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+        # No task: else comparisons would take it for the individually fine-tuned model.
+        product = Product(claim.job.id, outcome.manifest, spec.output, spec.base_checkpoint)
+        artifact_id, checkpoint_id = products.add(session, claim.actor, product)
         return JobResult(
             {
-                "checkpoint": checkpoint.id,
-                "artifacts": [artifact.id],
+                "checkpoint": checkpoint_id,
+                "artifacts": [artifact_id],
                 "evaluations": [],
                 "metrics": [],
                 "data": {"task": spec.task, "artifact": spec.artifact},

@@ -3,19 +3,22 @@
 Shared by evaluations and by merges that ask for evaluations.
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, JsonValue
 from sqlalchemy.orm import Session
 
+from app.db import equal_evaluations, metrics
 from app.db import tasks as task_rows
 from app.db.tables import Task
-from app.domain.checkpoints import Value
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import Value, digest_json
 from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel, near_match
+from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind
 from app.domain.requests import EvaluationItem, WorkRequest
-from app.domain.tasks import LabelPromptsHead
+from app.domain.tasks import Measurement
 from app.domain.views.jobs import JobInputRef, JobView
 from app.services import jobs
 from app.services.actors import Actor
@@ -30,6 +33,8 @@ class PinnedItem(Value):
     split: str
     base_model: str | None = None
     patch: str | None = None  # of a multitask checkpoint: the label of the patch that it is measured with
+    digest: str | None = None  # of all that the number depends on; pinned when the evaluation is accepted
+    measured_by: str | None = None  # the evaluation that has measured equal weights already
 
 
 class EvaluationSpec(Value):
@@ -99,7 +104,7 @@ def pin_bases(
         base = (row.head_base_checkpoint_id or default) if needs_base(row) else None
         if needs_base(row) and base is None:
             message = (
-                f"task {row.name!r} has label prompts, which need a base model, and none can be derived: the checkpoint"
+                f"task {row.name!r} has a head that is made with a base model, and none can be derived: the checkpoint"
                 " has no base_checkpoint in common. Give base_model, or make a task whose head names its base_model."
             )
             raise UnknownBaseModel(f"{pointer}: {message}", errors=[FieldProblem(pointer, message)])
@@ -134,7 +139,7 @@ def pin_patches(
 
 def needs_base(row: Task) -> bool:
     """Tell whether a task's head is made with a base model."""
-    return isinstance(task_rows.spec(row).head, LabelPromptsHead)
+    return task_rows.spec(row).head_needs_base
 
 
 def head_inputs(items: Sequence[PinnedItem]) -> list[JobInputRef]:
@@ -143,20 +148,84 @@ def head_inputs(items: Sequence[PinnedItem]) -> list[JobInputRef]:
     return [JobInputRef(role="head", position=index, checkpoint_id=base) for index, base in enumerate(ids)]
 
 
-def add_evaluation(session: Session, actor: Actor, spec: EvaluationSpec, terms: JobTerms) -> JobView:
-    """Add an evaluation job; hint it after the commit."""
-    names = [item.task for item in spec.tasks]
-    document: dict[str, JsonValue] = spec.model_copy(update={"task": names[0] if len(names) == 1 else None}).model_dump(
-        mode="json"
-    )
-    return jobs.add(
-        session,
-        actor,
-        kind=JobKind.EVALUATE,
-        spec=document,
-        inputs=[JobInputRef(role="model", position=0, checkpoint_id=spec.checkpoint), *head_inputs(spec.tasks)],
+def add_evaluation(
+    session: Session, actor: Actor, spec: EvaluationSpec, terms: JobTerms, *, is_forced: bool = False
+) -> JobView:
+    """Add an evaluation job; hint it after the commit.
+
+    What equal weights gave on an equal task is taken over unless `is_forced`; where that is everything, the job has
+    succeeded at once.
+    """
+    pinned = _pin_digests(session, spec)
+    digests = [item.digest for item in pinned if item.digest is not None]
+    known = {} if is_forced else equal_evaluations.find(session, spec.checkpoint, digests)
+    sources = [known[item.digest].job_id if item.digest in known else None for item in pinned]
+    items = [item.model_copy(update={"measured_by": job}) for item, job in zip(pinned, sources, strict=True)]
+    named = spec.model_copy(update={"tasks": tuple(items), "task": items[0].task if len(items) == 1 else None})
+    common: dict[str, Any] = {
         **terms.model_dump(),
+        "kind": JobKind.EVALUATE,
+        "spec": named.model_dump(mode="json"),
+        "inputs": [JobInputRef(role="model", position=0, checkpoint_id=spec.checkpoint), *head_inputs(items)],
+    }
+    if None in sources:
+        return jobs.add(session, actor, **common)
+    job_id = terms.job_id or new_id("job")
+    result = keep_measurements(session, actor.project_id, job_id, named, ())
+    common |= {"job_id": job_id, "result": result, "deduplicated_from": max(filter(None, sources))}
+    return jobs.add(session, actor, **common)
+
+
+def keep_measurements(
+    session: Session, project_id: str, job_id: str, spec: EvaluationSpec, measured: Sequence[Measurement]
+) -> dict[str, JsonValue]:
+    """Keep the numbers of an evaluation, those taken over among them, and return its result, in the tasks' order."""
+    taken = {item.task_id: item.digest for item in spec.tasks if item.measured_by is not None and item.digest}
+    known = equal_evaluations.find(session, spec.checkpoint, list(taken.values()))
+    numbers = [*measured, *(_taken_over(row, task) for task, digest in taken.items() for row in known[digest].metrics)]
+    made = metrics.add(
+        session,
+        project_id,
+        job_id=job_id,
+        checkpoint_id=spec.checkpoint,
+        measurements=[number for item in spec.tasks for number in numbers if number.task == item.task_id],
     )
+    return {
+        "checkpoint": spec.checkpoint,
+        "artifacts": [],
+        "evaluations": [],
+        "metrics": [metric.model_dump(mode="json") for metric in made],
+    }
+
+
+def _pin_digests(session: Session, spec: EvaluationSpec) -> tuple[PinnedItem, ...]:
+    ids = dict.fromkeys(filter(None, [spec.checkpoint, *(item.base_model for item in spec.tasks)]))
+    models = {checkpoint_id: equal_evaluations.digest_model(session, checkpoint_id) for checkpoint_id in ids}
+    return tuple(
+        item.model_copy(update={"digest": _digest(session, item, models[spec.checkpoint], models)})
+        for item in spec.tasks
+    )
+
+
+def _digest(session: Session, item: PinnedItem, model: str, models: Mapping[str, str]) -> str | None:
+    task = session.get(Task, item.task_id)
+    if task is None:
+        return None  # deleted meanwhile; the job will say so
+    return digest_json(
+        {
+            "model": model,
+            "patch": item.patch,
+            "task": task.digest,
+            "split": item.split,
+            "head": models[item.base_model] if item.base_model is not None else None,
+            "evaluator_version": load_catalog().evaluator(task.kind).version,
+        }
+    )
+
+
+def _taken_over(metric: Mapping[str, JsonValue], task_id: str) -> Measurement:
+    kept = {name: metric[name] for name in Measurement.model_fields if name in metric}
+    return Measurement.model_validate({**kept, "task": task_id})
 
 
 def split_fault(pointer: str, row: Task, split: str) -> FieldProblem | None:

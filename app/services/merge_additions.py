@@ -65,6 +65,7 @@ def check(
     fault = (
         _method_fault(card, request, parameters)
         or _kind_fault(card, base, manifest)
+        or _file_fault(card, manifest)
         or next(filter(None, (_label_fault(index, label, manifest) for index, label in enumerate(labels))), None)
     )
     if fault is not None:
@@ -76,10 +77,15 @@ def _method_fault(card: MethodCard, request: MergeRequest, parameters: Mapping[s
         return FieldProblem("/onto", f"{card.name} adds no models to a result; leave it out and merge all of them")
     if request.transforms or request.post_steps:
         return FieldProblem("/onto", "transforms and post-steps see all models at once; merge all of them together")
+    places = [
+        ("", parameters),
+        *((f"/overrides/{index}", one.parameters) for index, one in enumerate(request.overrides)),
+    ]
     for name, value in card.task_addition.fixed.items():
-        if parameters[name] != value:
-            message = f"{card.name} adds models to a result only with {name} = {json.dumps(value)}"
-            return FieldProblem(f"/parameters/{name}", f"{message}, found {json.dumps(parameters[name])}")
+        for place, given in places:
+            if given.get(name, value) != value:
+                message = f"{card.name} adds models to a result only with {name} = {json.dumps(value)}"
+                return FieldProblem(f"{place}/parameters/{name}", f"{message}, found {json.dumps(given[name])}")
     return None
 
 
@@ -89,6 +95,15 @@ def _kind_fault(card: MethodCard, base: Checkpoint | None, manifest: Manifest) -
     if manifest.kind != card.produces:
         return FieldProblem("/onto", f"is {manifest.kind}, expected a {card.produces} result, which {card.name} gives")
     return None
+
+
+def _file_fault(card: MethodCard, manifest: Manifest) -> FieldProblem | None:
+    needed = card.task_addition.file if card.task_addition is not None else None
+    if needed is None or needed in [file.path for file in manifest.files]:
+        return None
+    return FieldProblem(
+        "/onto", f"has no {needed} beside its weights, which {card.name} adds to; merge all models again"
+    )
 
 
 def _label_fault(index: int, label: str | None, manifest: Manifest) -> FieldProblem | None:
@@ -103,8 +118,8 @@ def _check_addition(catalog: Catalog, card: MethodCard, recipe: Recipe) -> TaskA
         _refuse(f"what {card.name} gives depends on all models at once, so none can be added later; {able} can do that")
     if recipe.transforms or recipe.post_steps:
         _refuse("transforms and post-steps see all models at once, so none can be added later; merge them all again")
-    if any(override.weights is not None for override in recipe.overrides):
-        _refuse("the recipe has overrides with a weight per model, which say nothing of new ones; merge them all again")
+    if any(override.weights is not None or override.models is not None for override in recipe.overrides):
+        _refuse("the recipe has overrides with values per model, which say nothing of new ones; merge them all again")
     return card.task_addition
 
 

@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 from app.db import bases
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
-from app.domain import passthrough
+from app.domain import merge_checks, passthrough
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import Catalog, MethodCard, StepKind
+from app.domain.catalog import MethodCard
 from app.domain.checkpoints import CheckpointKind, Manifest, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.kind_checks import check_kinds
-from app.domain.recipes import ENGINE_VERSION, Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
 from app.services import measuring, merge_data
@@ -58,11 +58,6 @@ class MergeSpec(Value):
     learning: tuple[PinnedItem, ...] = ()  # the tasks that the method learns on
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        """The name whose next version the result becomes."""
-        return str(self.output["name"])
 
     @property
     def tags(self) -> dict[str, str]:
@@ -107,9 +102,9 @@ def draft(session: Session, wiring: Wiring, actor: Actor, request: MergeRequest)
     Raises: UnknownMethod, InvalidParameters, Invalid, UnknownCheckpoint, CheckpointNotReady, UnknownTask,
         UnknownBaseModel.
     """
-    card, parameters = _check_recipe(wiring.catalog, request)
-    _check_versions(card, request)
-    _refuse_post_steps(card, request)
+    card, parameters = merge_checks.check_recipe(wiring.catalog, request)
+    merge_checks.check_versions(card, request)
+    merge_checks.refuse_post_steps(card, request)
     learner = merge_data.learner_of(wiring.catalog, card, parameters)
     merge_data.check(learner, request)
     named = _find(session, actor, request, learner)
@@ -200,102 +195,6 @@ class _Inputs:
     labels: Sequence[str | None]  # of the models' patches
 
 
-def _check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
-    card, parameters = catalog.check(
-        request.method,
-        request.parameters,
-        has_base_model=request.base_model is not None,
-        weights=[model.weight for model in request.models],
-        model_parameters=[model.parameters for model in request.models],
-    )
-    if not card.copies:
-        return card, parameters
-    _refuse_changes(card, request)
-    return card, passthrough.pin_models(parameters, [model.checkpoint for model in request.models])
-
-
-def _refuse_changes(card: MethodCard, request: MergeRequest) -> None:
-    """Refuse what would change tensors that are only copied."""
-    names = ("include", "exclude", "overrides", "transforms", "post_steps")
-    message = f"{card.name} copies every tensor of the result; leave it out"
-    faults = [FieldProblem(f"/{name}", message) for name in names if getattr(request, name)]
-    if faults:
-        raise Invalid(f"{faults[0].pointer}: {message}.", errors=faults)
-
-
-def _check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -> tuple[Override, ...]:
-    n_models = len(request.models)
-    overrides: list[Override] = []
-    for index, one in enumerate(request.overrides):
-        pointer = f"/overrides/{index}"
-        parameters = catalog.check_override(card, one.parameters, pointer=f"{pointer}/parameters")
-        weights = None if one.weights is None else tuple(_weight_of(weight) for weight in one.weights)
-        faults = _weights_faults(card, weights, n_models, pointer=f"{pointer}/weights")
-        if faults:
-            raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
-        overrides.append(Override(match=one.match, parameters=parameters, weights=weights))
-    return tuple(overrides)
-
-
-def _weight_of(weight: float | list[float] | None) -> float | tuple[float, ...] | None:
-    if weight is None:
-        return None
-    return tuple(float(step) for step in weight) if isinstance(weight, list) else float(weight)
-
-
-def _weights_faults(
-    card: MethodCard, weights: Sequence[float | tuple[float, ...] | None] | None, n_models: int, *, pointer: str
-) -> list[FieldProblem]:
-    if weights is None:
-        return []
-    if len(weights) != n_models:
-        return [FieldProblem(pointer, f"found {len(weights)} weights, expected one for each of the {n_models} models")]
-    if card.weights == "unused":
-        return [FieldProblem(pointer, f"{card.name} uses no weights; leave them out")]
-    given = [weight for weight in weights if weight is not None]
-    steps = [step for weight in given for step in (weight if isinstance(weight, tuple) else (weight,))]
-    if card.weights == "non_negative" and min(steps, default=0) < 0:
-        return [FieldProblem(pointer, f"{card.name} needs weights >= 0, found {min(steps)}")]
-    return []
-
-
-def _check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tuple[PinnedStep, ...]:
-    asked = request.transforms if kind == "transforms" else request.post_steps
-    if asked and request.base_model is None:
-        message = f"{asked[0].name} changes task vectors, which need a base_model; name the pre-trained checkpoint"
-        raise Invalid(f"/base_model: {message}.", errors=[FieldProblem("/base_model", message)])
-    steps: list[PinnedStep] = []
-    for index, one in enumerate(asked):
-        pointer = f"/{kind}/{index}"
-        card, parameters = catalog.check_step(kind, one.name, one.parameters, pointer=pointer)
-        if one.version not in (None, card.version):
-            message = f"the recipe is of version {one.version} of {card.name}, this service has version {card.version}"
-            problem = FieldProblem(f"{pointer}/version", message)
-            raise Invalid(f"{pointer}: {message}. Merge with the release it is of.", errors=[problem])
-        steps.append(PinnedStep(name=card.name, version=card.version, parameters=parameters))
-    return tuple(steps)
-
-
-def _refuse_post_steps(card: MethodCard, request: MergeRequest) -> None:
-    if request.post_steps and card.produces == "multitask":
-        message = f"{card.name} keeps patches over what it merges, so that nothing may change it afterwards"
-        raise Invalid(f"/post_steps: {message}; leave them out.", errors=[FieldProblem("/post_steps", message)])
-
-
-def _check_versions(card: MethodCard, request: MergeRequest) -> None:
-    pairs = (
-        ("method_version", request.method_version, card.version),
-        ("engine_version", request.engine_version, ENGINE_VERSION),
-    )
-    faults = [
-        FieldProblem(f"/{name}", f"the recipe is of {name} {asked}, this service has {here}: the bytes would differ")
-        for name, asked, here in pairs
-        if asked not in (None, here)
-    ]
-    if faults:
-        raise Invalid(f"{faults[0].pointer}: {faults[0].message}. Merge with the release it is of.", errors=faults)
-
-
 def _resolve(
     session: Session, actor: Actor, request: MergeRequest
 ) -> tuple[Checkpoint | None, Checkpoint | None, list[Checkpoint]]:
@@ -349,9 +248,9 @@ def _recipe(
                 **_digests(row),
                 weight=model.weight,
                 task=label,
-                parameters=model.parameters,
+                parameters=merge_checks.check_model(wiring.catalog, card, request, at),
             )
-            for model, row, label in zip(request.models, inputs.models, inputs.labels, strict=True)
+            for at, (model, row, label) in enumerate(zip(request.models, inputs.models, inputs.labels, strict=True))
         ),
         parameters=parameters,
         seed=request.seed,
@@ -362,9 +261,9 @@ def _recipe(
         nan_policy=request.nan_policy,
         tensors=request.tensors,
         merge_buffers=request.merge_buffers,
-        overrides=_check_overrides(wiring.catalog, card, request),
-        transforms=_check_steps(wiring.catalog, "transforms", request),
-        post_steps=_check_steps(wiring.catalog, "post_steps", request),
+        overrides=merge_checks.check_overrides(wiring.catalog, card, request),
+        transforms=merge_checks.check_steps(wiring.catalog, "transforms", request),
+        post_steps=merge_checks.check_steps(wiring.catalog, "post_steps", request),
         onto=PinnedCheckpoint(**_digests(onto)) if onto is not None else None,
     )
 

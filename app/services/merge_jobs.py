@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from app.db import artifacts
-from app.db import checkpoints as checkpoint_rows
+from app.db import products
+from app.db.products import Product
 from app.domain.checkpoints import FileEntry, Manifest
 from app.domain.identifiers import new_id
 from app.domain.views.jobs import JobView
@@ -83,33 +83,15 @@ class Kept:
 
 def keep(session: Session, actor: Actor, made: Made) -> Kept:
     """Add the artifact and the checkpoint; `add_evaluations` adds what follows."""
-    artifact = artifacts.add(
-        session,
-        actor,
-        kind="checkpoint",
-        job_id=made.job_id,
-        checkpoint_id=None,
-        files=made.files,
-        recipe=made.spec.recipe.model_dump(mode="json"),
-        recipe_digest=made.spec.recipe.digest,
+    spec = made.spec
+    product = Product(
+        made.job_id, made.manifest, spec.output, spec.base_checkpoint, recipe=spec.recipe, files=made.files
     )
-    checkpoint = checkpoint_rows.add_produced(
-        session,
-        actor,
-        name=made.spec.name,
-        kind=made.manifest.kind,
-        manifest=made.manifest,
-        job_id=made.job_id,
-        artifact_id=artifact.id,
-        base_checkpoint_id=made.spec.base_checkpoint,
-        task=None,
-        tags=made.spec.tags,
-    )
-    artifacts.name_checkpoint(session, artifact.id, checkpoint.id)
+    artifact_id, checkpoint_id = products.add(session, actor, product)
     evaluations = tuple(
-        (new_id("job"), EvaluationSpec(checkpoint=checkpoint.id, tasks=(item,))) for item in made.spec.evaluate
+        (new_id("job"), EvaluationSpec(checkpoint=checkpoint_id, tasks=(item,))) for item in spec.evaluate
     )
-    return Kept(made.job_id, checkpoint.id, artifact.id, evaluations)
+    return Kept(made.job_id, checkpoint_id, artifact_id, evaluations)
 
 
 def add_evaluations(session: Session, actor: Actor, kept: Kept, terms: JobTerms) -> tuple[JobView, ...]:

@@ -33,7 +33,7 @@ from app.domain.sweeps import (
 )
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import Outcome, SweepOutcome, SweepWork
-from app.services import inputs, jobs, measuring, merge_jobs, merge_plans, task_files
+from app.services import inputs, jobs, measuring, merge_data, merge_jobs, merge_plans, task_files
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -65,7 +65,7 @@ class _Draft:
     def inputs(self) -> list[JobInputRef]:
         """The checkpoints that the job reads."""
         refs = [ref for ref in self.merge.inputs if ref.role != "head"]
-        return [*refs, *measuring.head_inputs([*self.merge.evaluate, *self.tasks])]
+        return [*refs, *measuring.head_inputs([*self.merge.evaluate, *self.merge.learning, *self.tasks])]
 
 
 def submit(
@@ -75,6 +75,7 @@ def submit(
 
     Raises: as merges.submit; InvalidParameters naming the point; Invalid for a metric that a task has not.
     """
+    request = request.model_copy(update={"merge": merge_data.expand(wiring.catalog, request.merge)})
     space: Space = make_search(request.search) if request.search is not None else make_grid(request.grid or {})
     first = next(space.points() if isinstance(space, Grid) else space.corners())
     at_first = _at_point(request.merge, first, space)

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db import tasks as task_rows
 from app.db.tables import Task
+from app.domain.catalog import EvaluatorCard
 from app.domain.errors import AmalgamError, FieldProblem, InputChanged, UriNotAllowed
 from app.domain.tasks import DataFile, LocalTask, TaskSpec
 from app.services.running import Keepers
@@ -20,8 +21,14 @@ UNREADABLE = {
     ".tsv": "TSV",
     ".xlsx": "Excel",
     ".gz": "compressed",
-    ".zip": "compressed",
+    ".zip": "zip",
     ".zst": "compressed",
+}
+
+FORMATS = {
+    "jsonl": "JSON lines (.jsonl), one object per line",
+    "npz": "NumPy archives (.npz) of x and y",
+    "zip": "zipped image folders (.zip), one folder per class",
 }
 
 
@@ -41,25 +48,25 @@ def describe(sources: Sources, uri: str, pointer: str) -> DataFile:
     return DataFile(uri=uri, sha256=digest.hexdigest(), size_bytes=size_bytes)
 
 
-def refuse_unreadable(uri: str, pointer: str) -> None:
-    """Refuse a data file in a form that no evaluator reads. Raises: UriNotAllowed."""
-    form = UNREADABLE.get(Path(uri.split("?", 1)[0]).suffix.lower())
-    if form is not None:
-        message = (
-            f"{uri!r} looks like a {form} file; text tasks read JSON lines (.jsonl), one object per line. Convert it."
-        )
+def refuse_unreadable(uri: str, pointer: str, card: EvaluatorCard) -> None:
+    """Refuse a data file in a form that tasks of this kind do not read. Raises: UriNotAllowed."""
+    suffix = Path(uri.split("?", 1)[0]).suffix.lower()
+    if suffix in UNREADABLE and suffix.removeprefix(".") not in card.data_formats:
+        form, read = UNREADABLE[suffix], ", ".join(FORMATS[form] for form in card.data_formats)
+        message = f"{uri!r} looks like a {form} file; {card.name} tasks read {read}. Convert it."
         raise UriNotAllowed(message, errors=[FieldProblem(pointer, message)])
 
 
 def fetch(keepers: Keepers, task_id: str, splits: Iterable[str]) -> LocalTask:
-    """Return a task with the files of some of its splits on this machine.
+    """Return a task with the files of some of its splits on this machine, and those that its head is made with.
 
     Raises: InputChanged when the task was deleted, or a file is gone or has another size; who reads a file checks its
         digest.
     """
     with keepers.sessions.read() as session:
         spec = _read_spec(session, task_id)
-    files = {split: _locate(keepers, spec, spec.dataset[split]) for split in splits if split in spec.dataset}
+    wanted = dict.fromkeys(read for split in splits for read in spec.splits_read(split) if read in spec.dataset)
+    files = {split: _locate(keepers, spec, spec.dataset[split]) for split in wanted}
     head_weights = _locate(keepers, spec, spec.head_weights) if spec.head_weights is not None else None
     return LocalTask(id=task_id, spec=spec, files=files, head_weights=head_weights)
 

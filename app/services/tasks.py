@@ -13,11 +13,10 @@ from app.db.engine import Sessions
 from app.db.locks import lock
 from app.db.paging import made_between, paginate
 from app.db.tables import Job, Task
-from app.domain.catalog import Catalog
 from app.domain.errors import FieldProblem, NameTaken, ResourceInUse
 from app.domain.jobs import LIVE_STATES
-from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, TaskRequest
-from app.domain.tasks import DataFile, Head, LabelPromptsHead, LinearHead, OwnHead, TaskSpec
+from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, PrototypesRequest, TaskRequest
+from app.domain.tasks import DataFile, Head, LabelPromptsHead, LinearHead, OwnHead, PrototypesHead, TaskSpec
 from app.domain.views.pages import Page, PageRequest
 from app.domain.views.tasks import TaskView
 from app.services import task_files
@@ -92,10 +91,16 @@ def delete(sessions: Sessions, actor: Actor, reference: str) -> None:
 
 
 def _specify(wiring: Wiring, request: TaskRequest) -> TaskSpec:
-    preprocessing = _check_kind(wiring.catalog, request)
+    card, preprocessing = wiring.catalog.check_task(
+        request.kind,
+        head=request.head.kind,
+        metric=request.metric,
+        n_classes=len(request.classes),
+        preprocessing=request.preprocessing,
+    )
     places = [(f"/dataset/{split}", uri) for split, uri in request.dataset.items()]
     for pointer, uri in places:
-        task_files.refuse_unreadable(uri, pointer)
+        task_files.refuse_unreadable(uri, pointer, card)
     dataset = {
         split: task_files.describe(wiring.sources, uri, pointer)
         for split, (pointer, uri) in zip(request.dataset, places, strict=True)
@@ -109,21 +114,16 @@ def _specify(wiring: Wiring, request: TaskRequest) -> TaskSpec:
         head=_head(request),
         head_weights=_head_weights(wiring, request),
         preprocessing=preprocessing,
-        metric=request.metric,
+        metric=request.metric or card.metrics[0],
     )
-
-
-def _check_kind(catalog: Catalog, request: TaskRequest) -> dict[str, Any]:
-    _, preprocessing = catalog.check_task(
-        request.kind, head=request.head.kind, metric=request.metric, preprocessing=request.preprocessing
-    )
-    return preprocessing
 
 
 def _head(request: TaskRequest) -> Head:
     head = request.head
     if isinstance(head, LabelPromptsRequest):
         return LabelPromptsHead(kind="label_prompts", prompts=tuple(head.prompts), scale=head.scale)
+    if isinstance(head, PrototypesRequest):
+        return PrototypesHead(kind="prototypes", shots=head.shots, scale=head.scale)
     if isinstance(head, LinearHeadRequest):
         return LinearHead(kind="linear", weights=head.weights)
     return OwnHead(kind="own")
@@ -136,7 +136,7 @@ def _head_weights(wiring: Wiring, request: TaskRequest) -> DataFile | None:
 
 
 def _head_base(session: Session, actor: Actor, request: TaskRequest) -> str | None:
-    if not isinstance(request.head, LabelPromptsRequest) or request.head.base_model is None:
+    if not isinstance(request.head, LabelPromptsRequest | PrototypesRequest) or request.head.base_model is None:
         return None
     refs = [("/head/base_model", request.head.base_model)]
     return checkpoint_rows.resolve(session, actor.project_id, refs)[0].id

@@ -76,7 +76,7 @@ def _emptied(folder: Path) -> Iterator[Path]:
 
 def _run_ours(row: Row, models: Path, output: Path) -> Run:
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.engine.merge_once", models, row.method, output]
+    command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, row.method, output]
     command += ["--parameters", json.dumps(row.parameters)]
     command += [] if row.n_models is None else ["--models", str(row.n_models)]
     command += [] if row.is_based else ["--without-base"]

@@ -15,6 +15,8 @@ MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
 
 RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
+FLOAT32_ANGLE = "it takes the angles of nearly parallel tensors in float32"
+EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
 
 Values = Mapping[str, JsonValue]
 
@@ -68,7 +70,7 @@ ROWS = (
     Row("average", peers=(_mergekit("linear"), _fusion_bench("SimpleAverageAlgorithm"))),
     Row(
         "task_arithmetic",
-        peers=(_mergekit("task_arithmetic", **{"lambda": 0.3}),
+        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}),
                _fusion_bench("TaskArithmeticAlgorithm", scaling_factor=0.3)),
     ),
     Row(
@@ -78,7 +80,7 @@ ROWS = (
         "ties", "λ .3, one entry more", {"density": _one_more(0.2), "scaling_coefficient": 0.3},
         (_fusion_bench("TiesMergingAlgorithm", scaling_factor=0.3, threshold=20, remove_keys=[], merge_func="mean"),),
     ),
-    Row("breadcrumbs", peers=(_mergekit("breadcrumbs", density=0.15, gamma=0.01, **{"lambda": 0.3}),)),
+    Row("breadcrumbs", peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}),)),
     Row(
         "breadcrumbs", "signs elected", {"elect_signs": True, "scaling_coefficient": 1.0},
         (_mergekit("breadcrumbs_ties", density=0.15, gamma=0.01),),
@@ -117,8 +119,12 @@ ROWS = (
         (_mergekit("model_stock", filter_wise=True),)),
     Row("multislerp", peers=(_mergekit("multislerp"),)),
     Row("nuslerp", "two models", peers=(_mergekit("nuslerp"),), n_models=2),
-    Row("slerp", "two models", {"t": 0.5}, (_mergekit("slerp", t=0.5), _fusion_bench("SlerpMergeAlgorithm", t=0.5)), 2),
-    Row("sce", "density .1", {"density": 0.1}, (_mergekit("sce", select_topk=0.1),)),
+    Row(
+        "slerp", "two models", {"t": 0.5},
+        (_mergekit("slerp", FLOAT32_ANGLE, t=0.5), _fusion_bench("SlerpMergeAlgorithm", FLOAT32_ANGLE, t=0.5)),
+        n_models=2,
+    ),
+    Row("sce", "density .1", {"density": 0.1}, (_mergekit("sce", EQUAL_SHARES, select_topk=0.1),)),
     Row("ram", peers=(_mergekit("ram"),)),
     Row(
         "ram", "boost .1", {"unique_boost": 0.1}, (_mergekit("ramplus_tl", epsilon=1e-5),),

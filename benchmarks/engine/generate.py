@@ -1,6 +1,6 @@
 """Makes a base model and fine-tuned ones of some shape, random but repeatable.
 
-A fine-tuned model is the base plus noise. A tensor's stream is seeded by its name and model, not by its place in a file.
+A fine-tuned model is the base plus noise. A tensor's stream is seeded by its name and model, not by its place.
 """
 
 import argparse

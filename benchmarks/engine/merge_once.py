@@ -1,8 +1,8 @@
 """One merge in one process, as a job process runs it: `python -m benchmarks.engine.merge_once FOLDER METHOD OUT`.
 
 The inputs' manifests are read from FOLDER/manifests.json (a registered checkpoint has been imported long before), which
-is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, the weights digest, and the
-anonymous memory of the process before the merge began.
+is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, its CPU seconds, the weights
+digest, the anonymous memory of the process before the merge began.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pydantic import JsonValue, TypeAdapter
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from benchmarks.engine.processes import anonymous_bytes
 from workers.catalog import load_recipe
 from workers.numerics import fused
@@ -66,15 +66,15 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     base, models = checkpoint if order.is_based else None, all_models[: order.n_models]
     fused.load()
     idle_bytes = anonymous_bytes()
-    began_at = time.perf_counter()
+    began_at, cpu_before = time.perf_counter(), time.process_time()
     card, parameters = load_catalog().check(
         order.method, dict(order.parameters), has_base_model=order.is_based, weights=[1.0] * len(models)
     )
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=None if base is None else _pin(base),
-        models=tuple(RecipeModel(**_pin(model).model_dump()) for model in models),
+        base_model=None if base is None else pin(base),
+        models=tuple(RecipeModel(**pin(model).model_dump()) for model in models),
         parameters=parameters,
         shard_bytes=SHARD_BYTES,
     )
@@ -90,23 +90,19 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
         on_progress=lambda _: None,
         threads=threads,
     )
-    seconds = time.perf_counter() - began_at
+    seconds, cpu_seconds = time.perf_counter() - began_at, time.process_time() - cpu_before
     if order.task is not None:
         (output / "task").mkdir()
         artifact = LocalCheckpoint(id="artifact", path=output, manifest=manifest)
         materialize(artifact, order.task, output / "task", lambda _: None)
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "estimated_seconds": plan.estimated_seconds,
         "planned_memory_bytes": plan.peak_memory_bytes,
         "idle_bytes": idle_bytes,
         "weights_digest": manifest.weights_digest,
     }
-
-
-def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
 def main() -> None:

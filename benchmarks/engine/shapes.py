@@ -1,4 +1,4 @@
-"""The shapes of models that are generated: names and sizes of tensors, dtype, config, and how fine-tuning changed them."""
+"""The shapes of models that are generated: names and sizes of tensors, dtype, config, and what fine-tuning changed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -137,15 +137,16 @@ class ClipVision:
 
 @dataclass(frozen=True)
 class OneMatrix:
-    """One square matrix and next to nothing beside it, in float32."""
+    """One matrix and next to nothing beside it, in float32."""
 
-    size: int
+    rows: int
+    columns: int
     dtype: ClassVar[torch.dtype] = torch.float32
     changes: ClassVar[Changes] = Changes(0.005, 0.05)
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield name and shape of every tensor."""
-        yield "layer.weight", (self.size, self.size)
+        yield "layer.weight", (self.rows, self.columns)
         yield "layer.bias", (16,)
 
     @property

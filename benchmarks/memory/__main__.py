@@ -20,7 +20,7 @@ from benchmarks.engine.merge_once import import_all
 from benchmarks.engine.processes import run
 from benchmarks.engine.shapes import OneMatrix
 
-SIZES = (1024, 2048)
+COLUMNS = (512, 1024)
 ALLOWANCE = 4  # copies beside one per model
 FASTER: dict[str, dict[str, JsonValue]] = {  # what takes long and holds no more for it
     "wudi": {"steps": 3},
@@ -32,19 +32,19 @@ FASTER: dict[str, dict[str, JsonValue]] = {  # what takes long and holds no more
 def main() -> None:
     """Merge at both sizes and print a row for each method."""
     arguments = _parse()
-    allowed = arguments.models + ALLOWANCE
-    print(f"| method | granularity | copies (at most {allowed}) |\n|---|---|---:|")
+    print("| method | granularity | copies | at most |\n|---|---|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="amalgam-memory-", dir=arguments.data) as folder:
-        for size in SIZES:
-            models = Path(folder) / str(size)
-            generate(OneMatrix(size), models, n_models=arguments.models)
+        for columns in COLUMNS:
+            models = Path(folder) / str(columns)
+            generate(OneMatrix(arguments.ratio * columns, columns), models, n_models=arguments.models)
             import_all(models)
         for method in arguments.methods or _list_methods():
-            small, large = (_peak_bytes(Path(folder) / str(size), method, arguments) for size in SIZES)
-            copies = (large - small) / (4 * (SIZES[1] ** 2 - SIZES[0] ** 2))
+            small, large = (_peak_bytes(Path(folder) / str(columns), method, arguments) for columns in COLUMNS)
+            copies = (large - small) / (4 * arguments.ratio * (COLUMNS[1] ** 2 - COLUMNS[0] ** 2))
+            allowed = _count_models(method, arguments.models) + ALLOWANCE
             verdict = " **too many**" if round(copies, 1) > allowed else ""
             granularity = load_catalog().method(method).granularity
-            print(f"| {method} | {granularity} | {copies:.1f}{verdict} |", flush=True)
+            print(f"| {method} | {granularity} | {copies:.1f}{verdict} | {allowed} |", flush=True)
 
 
 def _list_methods() -> list[str]:
@@ -59,18 +59,23 @@ def _list_methods() -> list[str]:
 def _peak_bytes(models: Path, method: str, arguments: argparse.Namespace) -> int:
     """Return what a merge holds at its peak above the process that is about to begin it."""
     output = models.with_name("out")
-    n_models = load_catalog().method(method).max_models or arguments.models
-    command = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
-    command += ["--parameters", json.dumps(FASTER.get(method, {})), "--models", str(min(n_models, arguments.models))]
+    n_models = _count_models(method, arguments.models)
+    command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
+    command += ["--parameters", json.dumps(FASTER.get(method, {})), "--models", str(n_models)]
     found = run(command, environment={"OMP_NUM_THREADS": str(arguments.threads)}, sample_seconds=0.002)
     shutil.rmtree(output)
     idle: int = json.loads(found.last_line)["idle_bytes"]
     return found.anonymous_bytes - idle
 
 
+def _count_models(method: str, wanted: int) -> int:
+    return min(load_catalog().method(method).max_models or wanted, wanted)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--models", type=int, default=4, help="fine-tuned models beside the base (K)")
+    parser.add_argument("--ratio", type=int, default=4, help="of the matrix's rows to its columns")
     parser.add_argument("--methods", nargs="+", help="default: all that see whole tensors")
     parser.add_argument("--threads", type=int, default=1, help="of OpenMP")
     parser.add_argument("--data", type=Path, help="where the models are put for the while; default: the system's")

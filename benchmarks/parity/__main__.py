@@ -1,4 +1,4 @@
-"""`make parity`: merge the same files with our methods, mergekit and fusion-bench; write docs/methods/parity.md.
+"""`make parity`: merge the same files with our methods, mergekit and fusion-bench; write docs/parity.md.
 
 Exits with 1 if results that should be equal are not.
 """
@@ -25,8 +25,8 @@ from benchmarks.parity.document_runs import find_documents, merge_documents
 from benchmarks.parity.environments import REQUIREMENTS, prepare
 from benchmarks.parity.inputs import SEED, write_inputs
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods" / "parity.md"
-DOCUMENTS_URL = "../../benchmarks/parity/documents"
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+DOCUMENTS_URL = "../benchmarks/parity/documents"
 SCRIPTS = {"mergekit": "oracle_mergekit.py", "fusion-bench": "oracle_fusion_bench.py", "peft": "oracle_peft.py"}
 
 

@@ -14,7 +14,7 @@ from app.domain.adapter_sets import extracts_adapter, writes_adapter
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.planning import plan_merge
-from app.domain.recipes import Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from benchmarks.parity import ours
 from benchmarks.parity.case import LOADED, Case
 from benchmarks.parity.inputs import SEED
@@ -130,10 +130,9 @@ def _merge(  # noqa: PLR0913 a recipe's parts
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=ours.pin(base),
+        base_model=pin(base),
         models=tuple(
-            RecipeModel(**ours.pin(model).model_dump(), weight=weight)
-            for model, weight in zip(models, weights, strict=True)
+            RecipeModel(**pin(model).model_dump(), weight=weight) for model, weight in zip(models, weights, strict=True)
         ),
         parameters=effective,
         shard_bytes=ours.SHARD_BYTES,

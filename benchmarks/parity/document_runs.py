@@ -19,7 +19,7 @@ from app.domain.checkpoints import LocalCheckpoint
 from app.domain.mergekit.reading import read_merge
 from app.domain.passthrough import pin_models
 from app.domain.plans import make_plan
-from app.domain.recipes import Override, Recipe, RecipeModel
+from app.domain.recipes import Override, Recipe, RecipeModel, pin
 from app.domain.requests import MergeRequest
 from benchmarks.parity import ours
 from benchmarks.parity.environments import prepare
@@ -90,9 +90,9 @@ def _merge(request: MergeRequest, checkpoints: Mapping[str, LocalCheckpoint], ou
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=ours.pin(base) if base is not None else None,
+        base_model=pin(base) if base is not None else None,
         models=tuple(
-            RecipeModel(**ours.pin(checkpoint).model_dump(), weight=model.weight)
+            RecipeModel(**pin(checkpoint).model_dump(), weight=model.weight, parameters=model.parameters)
             for model, checkpoint in zip(request.models, models, strict=True)
         ),
         parameters=parameters,

@@ -12,7 +12,7 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from benchmarks.parity.case import Case
 from benchmarks.parity.inputs import FLOATS
 from workers.catalog import load_recipe
@@ -71,13 +71,6 @@ def _fill_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
         n = sum(prod(shape) for shape in FLOATS.values())
         values["density"] = (int(0.2 * n) + 1) / n
     return values
-
-
-def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    """Return a checkpoint as recipes name it."""
-    """Return a checkpoint as recipes name it."""
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
 def ignore(_progress: Progress) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from app.domain.catalog import MethodCard, load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from benchmarks.suite.inputs import Suite, ignore
 from benchmarks.suite.recipes import Parameters, find_best
 from workers.catalog import load_recipe
@@ -65,9 +65,9 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
-        base_model=_pin(suite.base) if has_base else None,
+        base_model=pin(suite.base) if has_base else None,
         models=tuple(
-            RecipeModel(**_pin(model).model_dump(), task=task if card.produces == "multitask" else None)
+            RecipeModel(**pin(model).model_dump(), task=task if card.produces == "multitask" else None)
             for task, model in suite.individual.items()
         ),
         parameters=effective,
@@ -104,8 +104,3 @@ def _of_each_task(suite: Suite, artifact: LocalCheckpoint, folder: Path) -> dict
         manifest = materialize(artifact, task, output, ignore)
         models[task] = LocalCheckpoint(id=task, path=output, manifest=manifest)
     return models
-
-
-def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)

@@ -23,7 +23,7 @@ from app.main import create_app
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("quickstart", "api", "adapters", "learning", "operations", "scaling")),
+    *(f"docs/{name}.md" for name in ("quickstart", "api", "adapters", "learning", "sweeps", "operations", "scaling")),
 ]
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 SERVICE = "http://127.0.0.1:8000"

@@ -14,8 +14,8 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.planning import plan_merge
 from app.domain.plans import MergePlan
-from app.domain.recipes import Recipe, RecipeModel
-from tests.workers.files import ignore, pin
+from app.domain.recipes import Recipe, RecipeModel, pin
+from tests.workers.files import ignore
 from workers.catalog import load_adapter_recipe
 from workers.checkpoints.adapters import AdapterReader
 from workers.checkpoints.reader import TensorReader

@@ -14,7 +14,7 @@ from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.jobs import Progress
 from app.domain.patches import BASE_FILE
 from app.domain.plans import make_plan
-from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from app.domain.recipes import Override, PinnedStep, Recipe, RecipeModel, pin
 from workers.catalog import load_recipe
 from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
@@ -44,6 +44,7 @@ class FileMerge:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)  # any method's, as JSON
     weights: Sequence[float] = ()
+    of_models: Sequence[Mapping[str, Any]] = ()  # each model's own parameters
     seed: int = 0
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -65,8 +66,8 @@ class FileMerge:
             method_version=card.version,
             base_model=None if base is None else pin(base),
             models=tuple(
-                RecipeModel(**pin(model).model_dump(), weight=weight)
-                for model, weight in zip(models, weights, strict=True)
+                RecipeModel(**pin(model).model_dump(), weight=weight, parameters=dict(own))
+                for model, weight, own in zip(models, weights, self.of_models or [{}] * len(models), strict=True)
             ),
             parameters=parameters,
             seed=self.seed,
@@ -100,12 +101,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a folder's weight files, as the safetensors library reads it."""
     files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BASE_FILE]
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    """Return a checkpoint as recipes name it."""
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)
 
 
 def ignore(_progress: Progress) -> None:

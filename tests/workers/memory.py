@@ -44,6 +44,7 @@ class MemoryMerge:
     nested: Mapping[str, MergeMethod] = field(default_factory=dict)
     transforms: Sequence[tuple[Transform, Values]] = ()
     post_steps: Sequence[tuple[PostStep, Values]] = ()
+    of_models: Sequence[Values] = ()  # each model's own parameters
 
     def __call__(self, base: StateDict | None, models: Sequence[StateDict]) -> dict[str, Tensor]:
         """Return the merged state dict, float32."""
@@ -69,8 +70,8 @@ class MemoryMerge:
             method_version=self.method.card.version,
             base_model=None if source.base is None else PinnedCheckpoint(content_digest="", weights_digest=""),
             models=tuple(
-                RecipeModel(content_digest=key, weights_digest=key, weight=weight)
-                for key, weight in zip(keys, source.weights, strict=True)
+                RecipeModel(content_digest=key, weights_digest=key, weight=weight, parameters=dict(own))
+                for key, weight, own in zip(keys, source.weights, self.of_models or [{}] * len(keys), strict=True)
             ),
             parameters=fill_defaults(self.method.card.parameters, self.parameters, n_models=source.n_models),
             seed=self.seed,

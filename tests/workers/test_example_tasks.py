@@ -39,7 +39,13 @@ def test_splits_share_at_most_one_text_and_have_all_classes(name: str) -> None:
 @pytest.mark.parametrize("name", example_tasks.NAMES)
 def test_task_is_valid_for_its_evaluator(name: str) -> None:
     spec = example_tasks.load(name).spec
-    load_catalog().check_task(spec.kind, head=spec.head.kind, metric=spec.metric, preprocessing=spec.preprocessing)
+    load_catalog().check_task(
+        spec.kind,
+        head=spec.head.kind,
+        metric=spec.metric,
+        n_classes=len(spec.classes),
+        preprocessing=spec.preprocessing,
+    )
     assert spec.head.kind == "label_prompts"
     assert len(spec.head.prompts) == len(spec.classes)
 

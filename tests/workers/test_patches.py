@@ -87,7 +87,7 @@ def test_a_product_is_added_in_float64_and_rounded_once(
     shared = torch.randn(rows, columns, generator=generator).to(dtype)
     left = torch.randn(rows, rank, generator=generator).to(dtype)
     right = torch.randn(rank, columns, generator=generator).to(dtype)
-    found = round_trip(LowRank(left, right), shared)
+    found = round_trip(LowRank(a=right, b=left), shared)
     expected = shared.double().numpy() + left.double().numpy() @ right.double().numpy()
     spacing = torch.finfo(dtype).eps
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=2 * spacing, atol=spacing)
@@ -96,7 +96,7 @@ def test_a_product_is_added_in_float64_and_rounded_once(
 PATCHES: list[Any] = [
     Replacement(torch.tensor([0, 4, 11]), torch.tensor([1.0, 2.0, 3.0])),
     Whole(torch.arange(12.0)),
-    LowRank(torch.ones(3, 1), torch.ones(1, 4)),
+    LowRank(a=torch.ones(1, 4), b=torch.ones(3, 1)),
     Masked(torch.arange(12) % 2 == 0, 1.5),
     Signed(torch.arange(12) % 3 == 0, 0.25),
 ]
@@ -115,7 +115,7 @@ def test_a_patch_is_removed_in_place(patch: Patch) -> None:
 
 @pytest.mark.parametrize(
     "patch",
-    [Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0)), LowRank(torch.empty(3, 0), torch.empty(0, 4))],
+    [Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0)), LowRank(a=torch.empty(0, 4), b=torch.empty(3, 0))],
     ids=["replacement", "low rank"],
 )
 def test_a_patch_that_changes_nothing_takes_no_room(patch: Patch) -> None:

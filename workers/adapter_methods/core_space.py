@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import NestedMethod, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, adapter_method
-from workers.numerics import thin_products, updates
+from workers.adapter_contract import AdapterContext, ModuleUpdates, adapter_method
+from workers.numerics import spectra, updates
+from workers.patches import LowRank
 
 DEFAULT = NestedMethod(method="ties", parameters={"density": 0.2})
 
@@ -46,17 +47,10 @@ def merge(
     cores: list[dict[str, Tensor]] = [{} for _ in context.weights]
     for module in modules:
         pairs = updates.all_factors(module)
-        u = _find_basis(torch.cat([b for _, b in pairs], dim=1), parameters.tolerance)  # [out, p]
-        v = _find_basis(torch.cat([a.T for a, _ in pairs], dim=1), parameters.tolerance)  # [in, q]
+        u = spectra.find_basis(torch.cat([b for _, b in pairs], dim=1), parameters.tolerance)  # [out, p]
+        v = spectra.find_basis(torch.cat([a.T for a, _ in pairs], dim=1), parameters.tolerance)  # [in, q]
         frames[module.name] = u, v
         for core, (a, b) in zip(cores, pairs, strict=True):
             core[module.name] = (u.T @ b) @ (a @ v)  # [p, q]
     merged = context.merge(cores)
     return {name: LowRank(a=merged[name].double() @ v.T, b=u) for name, (u, v) in frames.items()}
-
-
-def _find_basis(vectors: Tensor, tolerance: float) -> Tensor:
-    """Return the left singular vectors, largest first."""
-    u, sigma, _ = thin_products.decompose(vectors, vectors.shape[1])
-    kept = sigma > tolerance * sigma.max() if sigma.numel() else sigma > 0
-    return thin_products.fix_signs(u[:, kept])

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import NestedMethod, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, adapter_method
-from workers.numerics import thin_products, updates
+from workers.adapter_contract import AdapterContext, ModuleUpdates, adapter_method
+from workers.numerics import spectra, thin_products, updates
+from workers.patches import LowRank
 
 DEFAULT = NestedMethod(method="ties", parameters={"density": 0.2})
 
@@ -58,10 +59,8 @@ def merge(
 
 
 def _find_basis(pairs: Sequence[tuple[Tensor, Tensor]], tolerance: float) -> Tensor:
-    """Return the left singular vectors of [B₁A₁ … B_K A_K], largest first, without forming it."""
+    """Return the left singular vectors of [B₁A₁ … B_K A_K], largest first, without forming the products."""
     q, r = torch.linalg.qr(torch.cat([b for _, b in pairs], dim=1))
     blocks = r.split([b.shape[1] for _, b in pairs], dim=1)
     small = torch.cat([block @ a for block, (a, _) in zip(blocks, pairs, strict=True)], dim=1)  # [k, K · in]
-    u, sigma, _ = thin_products.decompose(small, small.shape[0])
-    kept = sigma > tolerance * sigma.max() if sigma.numel() else sigma > 0
-    return thin_products.fix_signs(q @ u[:, kept])
+    return thin_products.fix_signs(q @ spectra.find_basis(small, tolerance))

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from app.domain.errors import IncompatibleCheckpoints, InvalidParameters
 from app.domain.parameters import NestedMethod, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, Update, adapter_method
+from workers.adapter_contract import AdapterContext, ModuleUpdates, Update, adapter_method
 from workers.numerics import updates
+from workers.patches import LowRank
 
 DEFAULT = NestedMethod(method="task_arithmetic")
 
@@ -27,8 +28,7 @@ class LinearizedLoraParameters(Parameters):
         Literal["factors", "dense_space"],
         Field(
             description="factors: merge φ − φ₀; all adapters must begin at one φ₀. dense_space: add up what they do "
-            "to the "
-            "weights, wherever each began; `merge` must be a linear combination."
+            "to the weights, wherever each began; `merge` must be a linear combination."
         ),
     ] = "factors"
 
@@ -67,8 +67,7 @@ def _add_up(modules: Sequence[ModuleUpdates], context: AdapterContext) -> dict[s
     if context.coefficients is None:
         raise InvalidParameters(
             "linearized_lora: in dense_space the method in `merge` must be a linear combination (average, "
-            "task_arithmetic). "
-            "For any other, run it by itself on the adapters in the space 'delta'."
+            "task_arithmetic). For any other, run it by itself on the adapters in the space 'delta'."
         )
     return {module.name: updates.stack(module, context.coefficients) for module in modules}
 
@@ -95,9 +94,8 @@ def _fold(module: ModuleUpdates, merged: Mapping[str, Tensor]) -> LowRank:
 def _check_linearized(module: ModuleUpdates) -> None:
     if any(update is not None and update.a_start is None for update in module.updates):
         raise IncompatibleCheckpoints(
-            f"An adapter's update of {module.name!r} has no start (params0), expected linearized adapters. Merge "
-            f"plain LoRA "
-            "adapters with another method, in the space 'delta'."
+            f"An adapter's update of {module.name!r} has no start (params0), expected linearized adapters. Merge plain "
+            "LoRA adapters with another method, in the space 'delta'."
         )
 
 
@@ -108,8 +106,7 @@ def _check_one_start(module: ModuleUpdates) -> None:
         if update is None or is_other or not all(map(_is_equal, _start(update), _start(first))):
             raise IncompatibleCheckpoints(
                 f"models[{index}] does not begin at the same φ₀ as the others in {module.name!r}, so changes from it "
-                f"cannot be "
-                "compared. Train all adapters from one start, or merge what they do to the weights: space "
+                "cannot be compared. Train all adapters from one start, or merge what they do to the weights: space "
                 "'dense_space'."
             )
 

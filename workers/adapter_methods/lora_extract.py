@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import Parameters
-from workers.adapter_contract import AdapterContext, DenseChange, LowRank, adapter_method
-from workers.numerics import thin_products
+from workers.adapter_contract import AdapterContext, DenseChange, adapter_method
+from workers.numerics import low_rank, spectra
+from workers.patches import LowRank
 
 
 class LoraExtractParameters(Parameters):
@@ -54,9 +55,5 @@ def merge(
 
 
 def _extract(change: Tensor, parameters: LoraExtractParameters) -> LowRank:
-    u, sigma, vt = thin_products.decompose(change, parameters.rank)
-    least = max(
-        parameters.absolute_tolerance, parameters.relative_tolerance * float(sigma.max()) if sigma.numel() else 0
-    )
-    kept = sigma > least
-    return LowRank(*thin_products.balance(u[:, kept], sigma[kept], vt[kept]))
+    found = spectra.decompose(change, parameters.rank, null=parameters.relative_tolerance)
+    return low_rank.first(found, int((found.values > parameters.absolute_tolerance).sum()))

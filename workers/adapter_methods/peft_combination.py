@@ -14,9 +14,10 @@ from torch import Tensor
 
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.parameters import Density, Parameters
-from workers.adapter_contract import AdapterContext, LowRank, ModuleUpdates, Update, adapter_method
+from workers.adapter_contract import AdapterContext, ModuleUpdates, Update, adapter_method
 from workers.contract import MergeContext
-from workers.numerics import randomness, sparsify, thin_products, updates
+from workers.numerics import low_rank, randomness, sparsify, thin_products, updates
+from workers.patches import LowRank
 
 CombinationType = Literal[
     "svd", "linear", "cat", "ties", "ties_svd", "dare_ties", "dare_linear", "dare_ties_svd", "dare_linear_svd",
@@ -31,8 +32,7 @@ class PeftCombinationParameters(Parameters):
         CombinationType,
         Field(
             description="cat: exact, stacked ranks; svd and …_svd: of the updates, cut to a rank; all others act on "
-            "the "
-            "factors A and B apart, so products of different adapters' factors come in."
+            "the factors A and B apart, so products of different adapters' factors come in."
         ),
     ] = "svd"
     rank: Annotated[
@@ -82,8 +82,7 @@ def _combine(
     weights = [context.weights[index] for index in present]
     if kind.endswith("_svd"):
         dense = [b @ a for a, b in (updates.factors(update) for update in module.updates if update is not None)]
-        u, sigma, vt = thin_products.decompose(combine("delta", dense, weights), rank)
-        return LowRank(*thin_products.balance(u, sigma, vt))
+        return low_rank.truncate(combine("delta", dense, weights).double(), rank=rank)
     return _combine_factors(module, [update for update in module.updates if update is not None], weights, combine)
 
 
@@ -93,9 +92,8 @@ def _combine_factors(
     """Combine A's with A's and B's with B's, each under the root of |weight · scaling|, the sign on A."""
     if len({update.a.shape for update in present}) > 1:
         raise IncompatibleCheckpoints(
-            f"The adapters' updates of {module.name!r} have different ranks, and this combination type needs one. "
-            f"Use cat, "
-            "svd or one of the …_svd types."
+            f"The adapters' updates of {module.name!r} have different ranks, and this combination type needs one. Use "
+            "cat, svd or one of the …_svd types."
         )
     products = [weight * update.scaling for weight, update in zip(weights, present, strict=True)]
     roots = [sqrt(abs(product)) for product in products]

@@ -14,6 +14,7 @@ from pathlib import Path
 from app.domain.checkpoints import TensorSpec
 from app.domain.errors import CheckpointInvalid, InvalidHeader, MissingWeights, UnsafeFormat
 from app.domain.headers import PREFIX_BYTES, parse_header, read_header_length
+from app.domain.patches import BASE_FILE, PATCH_FOLDER
 
 WEIGHTS_SUFFIX = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,6 +44,7 @@ class CheckpointFiles:
     root: Path
     weights: tuple[str, ...]
     companions: tuple[str, ...]  # index, config, tokenizer, license, …
+    patches: tuple[str, ...] = ()  # of a multitask artifact: a file per task, and the base model that masks lie over
 
 
 def find_files(source: Path) -> CheckpointFiles:
@@ -63,7 +65,7 @@ def find_files(source: Path) -> CheckpointFiles:
                 f"{path}: found {sizes[path]} bytes, expected at most {MAX_COMPANION_BYTES} for a file beside the "
                 "weights; move it out of the folder."
             )
-    return CheckpointFiles(source, weights, companions)
+    return CheckpointFiles(source, weights, companions, _find_patches(sizes))
 
 
 def read_headers(files: CheckpointFiles) -> list[TensorSpec]:
@@ -212,6 +214,11 @@ def read_json(path: Path, *, max_bytes: int) -> dict[str, object]:
     if not isinstance(document, dict):
         raise CheckpointInvalid(f"{path.name}: found a JSON {type(document).__name__}, expected an object.")
     return document
+
+
+def _find_patches(sizes: dict[str, int]) -> tuple[str, ...]:
+    patches = [path for path in sizes if path.startswith(f"{PATCH_FOLDER}/") and path.endswith(WEIGHTS_SUFFIX)]
+    return tuple(path for path in sizes if path in patches or (patches and path == BASE_FILE))
 
 
 def _is_companion(path: str) -> bool:

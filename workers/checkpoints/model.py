@@ -7,10 +7,10 @@ over or of another shape is refused by name. How a text becomes a feature is tol
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
@@ -34,6 +34,8 @@ from workers.checkpoints.held import HeldCheckpoint
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
+Loaded = TypeVar("Loaded")
+
 _UNUSED_PREFIXES = ("pooler.",)  # features are taken before the pooler, so a file without one is complete
 _MANY = 5  # how many names a message lists
 
@@ -56,12 +58,13 @@ class Encoder:
     def embedding_parameters(self) -> frozenset[str]:
         """Names of the parameters that embed the input: the table of tokens and what stands beside it.
 
-        BERT keeps the table in a module `embeddings` with positions and a norm; where the table stands alone at the
-        top (GPT-2's `wte`), it is the only one.
+        BERT keeps the table in a module `embeddings` with positions and a norm; where the table stands among the layers
+        (GPT-2's `wte`, T5's `shared`), it is the only one.
         """
         table = self.module.get_input_embeddings()
         path = next(name for name, module in self.module.named_modules() if module is table)
-        scope = path.rpartition(".")[0] or path
+        parent = path.rpartition(".")[0]
+        scope = parent if "embed" in parent.rpartition(".")[2] else path
         return frozenset(name for name, _ in self.module.named_parameters() if name.startswith(f"{scope}."))
 
 
@@ -73,37 +76,27 @@ class Classifier(Encoder):
 
 
 class Models:
-    """The runnable models of one job: each checkpoint is loaded once, on one device."""
+    """The runnable models of one job on one device: each checkpoint is loaded once in each form."""
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        self._encoders: dict[str, Encoder] = {}
-        self._classifiers: dict[str, Classifier] = {}
+        self._loaded: dict[tuple[object, str], Any] = {}  # Any: each loader has a type of its own
 
     @property
     def device(self) -> torch.device:
         """Where the models lie."""
         return self._device
 
-    def encoder(self, checkpoint: LocalCheckpoint) -> Encoder:
-        """Return the checkpoint's encoder; a classification head in its files is left aside.
+    def open(self, checkpoint: LocalCheckpoint, load: Callable[[LocalCheckpoint, torch.device], Loaded]) -> Loaded:
+        """Return what `load(checkpoint, device)` makes of a checkpoint: the same object for the same content.
 
-        Raises: ModelNotRunnable when the files do not make an encoder with a tokenizer.
+        Raises: ModelNotRunnable when the files do not make such a model.
         """
-        key = checkpoint.manifest.digest
-        if key not in self._encoders:
-            self._encoders[key] = load_encoder(checkpoint, self._device)
-        return self._encoders[key]
-
-    def classifier(self, checkpoint: LocalCheckpoint) -> Classifier:
-        """Return the checkpoint's model with its own classification head.
-
-        Raises: ModelNotRunnable when the files do not make a classifier with a tokenizer.
-        """
-        key = checkpoint.manifest.digest
-        if key not in self._classifiers:
-            self._classifiers[key] = load_classifier(checkpoint, self._device)
-        return self._classifiers[key]
+        key = (load, checkpoint.manifest.digest)
+        if key not in self._loaded:
+            self._loaded[key] = load(checkpoint, self._device)
+        found: Loaded = self._loaded[key]
+        return found
 
     def forget(self, checkpoint: LocalCheckpoint) -> None:
         """Drop a checkpoint that is not measured any more."""
@@ -116,10 +109,10 @@ def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
 
     Raises: ModelNotRunnable when the files do not make an encoder with a tokenizer.
     """
-    module = _load(AutoModel, checkpoint, device)
+    module = load_module(AutoModel, checkpoint, device)
     _refuse_other_than_text_encoder(module)
-    tokenizer = _load_tokenizer(checkpoint, module)
-    return Encoder(module, tokenizer, _max_tokens(module, tokenizer))
+    tokenizer = load_tokenizer(checkpoint, n_embedded=count_embedded(module))
+    return Encoder(module, tokenizer, max_tokens_of(module, tokenizer))
 
 
 def load_classifier(checkpoint: LocalCheckpoint, device: torch.device) -> Classifier:
@@ -127,14 +120,27 @@ def load_classifier(checkpoint: LocalCheckpoint, device: torch.device) -> Classi
 
     Raises: ModelNotRunnable when the files do not make a classifier with a tokenizer.
     """
-    module = _load(AutoModelForSequenceClassification, checkpoint, device)
-    tokenizer = _load_tokenizer(checkpoint, module)
+    module = load_module(AutoModelForSequenceClassification, checkpoint, device)
+    tokenizer = load_tokenizer(checkpoint, n_embedded=count_embedded(module))
+    return Classifier(module, tokenizer, max_tokens_of(module, tokenizer), class_names(module))
+
+
+def class_names(module: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of a classifier's logits, in order."""
     names = {int(index): str(name) for index, name in (module.config.id2label or {}).items()}
-    labels = tuple(name for _, name in sorted(names.items()))
-    return Classifier(module, tokenizer, _max_tokens(module, tokenizer), labels)
+    return tuple(name for _, name in sorted(names.items()))
 
 
-def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> PreTrainedModel:
+def count_embedded(module: PreTrainedModel) -> int:
+    """Return the number of tokens that a model of texts has embeddings for."""
+    return int(module.get_input_embeddings().get_parameter("weight").shape[0])
+
+
+def load_module(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> PreTrainedModel:
+    """Load a checkpoint as the class that a factory chooses, in float32 and evaluation mode, without gradients.
+
+    Raises: ModelNotRunnable when config and weights do not fit each other.
+    """
     # Any: transformers' Auto classes share no type
     if not (checkpoint.path / "config.json").is_file():
         raise ModelNotRunnable(
@@ -148,14 +154,14 @@ def _load(factory: Any, checkpoint: LocalCheckpoint, device: torch.device) -> Pr
     except Exception as error:  # the library raises a dozen unrelated classes on a bad config
         raise ModelNotRunnable(
             f"The checkpoint (model_type {checkpoint.manifest.model_type!r}) cannot be loaded: "
-            f"{_without_path(error, checkpoint.path)}. Check its config.json against its weights."
+            f"{without_path(error, checkpoint.path)}. Check its config.json against its weights."
         ) from error
     _refuse_wrong_weights(module, loading)
     module.requires_grad_(requires_grad=False)
     return module.eval().to(device)  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> Any:  # a module, and how it was loaded: untyped
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     options: dict[str, Any] = {
         "use_safetensors": True,
@@ -164,11 +170,11 @@ def _from_pretrained(factory: Any, checkpoint: LocalCheckpoint) -> tuple[PreTrai
         "output_loading_info": True,
     }
     if not isinstance(checkpoint, HeldCheckpoint):
-        return factory.from_pretrained(checkpoint.path, **local, **options)  # type: ignore[no-any-return]  # untyped
+        return factory.from_pretrained(checkpoint.path, **local, **options)
     config = AutoConfig.from_pretrained(checkpoint.path, **local)
     with torch.device("meta"):  # the class alone is wanted: a factory takes no tensors in place of a folder
         kind = type(factory.from_config(config, trust_remote_code=False))
-    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)  # type: ignore[no-any-return]
+    return kind.from_pretrained(None, config=config, state_dict=dict(checkpoint.tensors), **options)
 
 
 def _refuse_wrong_weights(module: PreTrainedModel, loading: dict[str, Any]) -> None:
@@ -204,22 +210,27 @@ def _refuse_other_than_text_encoder(module: PreTrainedModel) -> None:
         )
 
 
-def _load_tokenizer(checkpoint: LocalCheckpoint, module: PreTrainedModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    checkpoint: LocalCheckpoint, *, n_embedded: int, needs_padding: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer; n_embedded: tokens that the model has embeddings for.
+
+    Raises: ModelNotRunnable where there is none, or one that does not fit.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
         raise ModelNotRunnable(
-            f"The checkpoint's tokenizer cannot be loaded: {_without_path(error, checkpoint.path)}. Register the "
+            f"The checkpoint's tokenizer cannot be loaded: {without_path(error, checkpoint.path)}. Register the "
             "tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
         ) from error
     _refuse_missing_vocabulary(checkpoint, tokenizer)
-    n_rows = int(module.get_input_embeddings().get_parameter("weight").shape[0])
-    if len(tokenizer) > n_rows:
+    if len(tokenizer) > n_embedded:
         raise ModelNotRunnable(
-            f"The tokenizer has {len(tokenizer)} tokens, the model embeds {n_rows}. Register the tokenizer that "
+            f"The tokenizer has {len(tokenizer)} tokens, the model embeds {n_embedded}. Register the tokenizer that "
             "belongs to these weights."
         )
-    if tokenizer.pad_token is None:
+    if needs_padding and tokenizer.pad_token is None:
         raise ModelNotRunnable(
             "The tokenizer has no padding token, so texts cannot be run in batches. Set pad_token in its "
             "tokenizer_config.json and register the checkpoint again."
@@ -238,7 +249,7 @@ def _refuse_missing_vocabulary(checkpoint: LocalCheckpoint, tokenizer: PreTraine
         )
 
 
-def _max_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def max_tokens_of(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens of a text; RoBERTa and its kin begin to count after the padding's own row."""
     limit = int(getattr(module.config, "max_position_embeddings", None) or tokenizer.model_max_length)
     for name, table in module.named_modules():
@@ -253,6 +264,7 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + more
 
 
-def _without_path(error: Exception, path: Path) -> str:
+def without_path(error: Exception, path: Path) -> str:
+    """Return what an error says on one line, without the place of the files."""
     text = " ".join(str(error).replace(str(path), "the checkpoint").split())
     return text[:400].rstrip(". ") or type(error).__name__

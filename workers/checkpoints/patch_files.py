@@ -24,6 +24,7 @@ from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches
 from workers.checkpoints.reader import TORCH_DTYPES, path_of
 from workers.patches import Bits, Part
+from workers.sums import DENOMINATOR, NUMERATOR
 
 SEPARATOR = "::"
 SPOOL_FOLDER = ".patches"
@@ -36,8 +37,9 @@ TORCH: dict[str, torch.dtype] = {
 DTYPES = {dtype: name for name, dtype in TORCH.items()}
 _ROLES = (
     patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
+    NUMERATOR, DENOMINATOR,
 )  # fmt: skip
-_NO_VALUES = (patches.INDICES, patches.MASK, patches.SIGNS)
+WEIGHTLESS = (patches.INDICES, patches.MASK, patches.SIGNS)  # what holds no weights, as papers count
 
 
 @dataclass(frozen=True, order=True)
@@ -187,7 +189,7 @@ class PatchWriter:
             file.flush()
             os.fsync(file.fileno())
             entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
-        values = [growing for _, growing in grown if growing.role not in _NO_VALUES]
+        values = [growing for _, growing in grown if growing.role not in WEIGHTLESS]
         return WrittenPatch(entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
 
 
@@ -197,7 +199,7 @@ class PatchReader:
     def __init__(self, checkpoint: LocalCheckpoint, file: str) -> None:
         self._path = path_of(checkpoint, file)
         self._parts: dict[str, dict[str, TensorSpec]] = {}
-        self.metadata, tensors = read_patch_header(checkpoint, file)
+        self.metadata, tensors = read_patch_header(self._path, file)
         for spec in tensors:
             tensor, _, role = spec.name.rpartition(SEPARATOR)
             self._parts.setdefault(tensor, {})[role] = spec
@@ -213,32 +215,36 @@ class PatchReader:
         Raises: InputChanged when the file ends before they do.
         """
         with self._path.open("rb") as file:
-            return {role: _read(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
+            return {role: read_part(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
 
 
-def read_patch_header(checkpoint: LocalCheckpoint, file: str) -> tuple[dict[str, str], list[TensorSpec]]:
-    """Return the metadata and the tensors of a patch file.
+def read_patch_header(
+    path: Path, file: str, expected: tuple[str, int] = (PATCH_FORMAT, PATCH_FORMAT_VERSION)
+) -> tuple[dict[str, str], list[TensorSpec]]:
+    """Return the metadata and the tensors of a patch file, or of a file of another format (name, version) of ours.
 
+    file: its path within its checkpoint.
     Raises: InputChanged when it is not there; InvalidHeader when it is none of ours, or of a later version.
     """
     try:
-        with path_of(checkpoint, file).open("rb") as stream:
+        with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             length = read_header_length(stream.read(PREFIX_BYTES), file=file, file_size=size)
             header = stream.read(length)
     except FileNotFoundError:
-        raise InputChanged(f"{checkpoint.id}: {file} is not there any more; make the artifact again.") from None
+        raise InputChanged(f"{file} is not there any more; make the artifact again.") from None
     tensors = parse_header(header, file=file, file_size=size)
     metadata = json.loads(header).get("__metadata__", {})
-    if metadata.get("format") != PATCH_FORMAT or metadata.get("version") != str(PATCH_FORMAT_VERSION):
+    if (metadata.get("format"), metadata.get("version")) != (expected[0], str(expected[1])):
         raise InvalidHeader(
             f"{file}: found format {metadata.get('format')!r} version {metadata.get('version')!r}, expected "
-            f"{PATCH_FORMAT!r} version {PATCH_FORMAT_VERSION}; use the release that wrote it."
+            f"{expected[0]!r} version {expected[1]}; use the release that wrote it."
         )
     return metadata, tensors
 
 
-def _read(descriptor: int, spec: TensorSpec) -> Tensor:
+def read_part(descriptor: int, spec: TensorSpec) -> Tensor:
+    """Return a part as an open file holds it. Raises: InputChanged when the file ends before it does."""
     content = bytearray(spec.size_bytes)
     view, position = memoryview(content), spec.begin
     while view:

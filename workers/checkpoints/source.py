@@ -71,7 +71,7 @@ class CheckpointSource:
     piece_elements: int
     threads: int
     nan_policy: NanPolicy = "fail"
-    on_bytes: Callable[[int], None] = lambda _: None
+    on_bytes: Callable[[int], None] = lambda _: None  # hears of the input of each run that `map` or `read` is done with
     _buffers: threading.local = field(default_factory=threading.local, init=False, repr=False)
     _judged: set[str] = field(default_factory=set, init=False, repr=False)  # tensors that were read whole, all finite
 
@@ -96,7 +96,10 @@ class CheckpointSource:
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in self.cut(tensor.name, granularity))
         yield from map_in_order(
-            lambda run: function(self.read_run(run)), runs, threads=self.threads, at_once=PIECES_AT_ONCE
+            lambda run: self._count(run, function(self.read_run(run))),
+            runs,
+            threads=self.threads,
+            at_once=PIECES_AT_ONCE,
         )
         self._judged.update(tensor.name for tensor in merged)
 
@@ -109,9 +112,10 @@ class CheckpointSource:
 
     def _map_run(self, function: Callable[[Rows], Result], run: Run) -> Result:
         try:
-            return function(self.read_rows(run))
+            result = function(self.read_rows(run))
         except NotClean:
-            return function(self.read_run(run).rows)
+            result = function(self.read_run(run).rows)
+        return self._count(run, result)
 
     def cut(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into runs of about `piece_elements` elements, of whole rows, or not at all; none if empty."""
@@ -124,13 +128,15 @@ class CheckpointSource:
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
-        piece = self.read_run(Run(self.merged[tensor], offset, n_elements))
+        run = Run(self.merged[tensor], offset, n_elements)
+        piece = self._count(run, self.read_run(run))
         base = None if piece.base is None else piece.base.clone()
         return Piece(piece.tensor, piece.shape, piece.offset, piece.position, base, piece.finetuned.clone())
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
         """Return the rows of one run of elements, on the caller's thread; valid until the thread's next run."""
-        return self.read_rows(Run(self.merged[tensor], offset, n_elements))
+        run = Run(self.merged[tensor], offset, n_elements)
+        return self._count(run, self.read_rows(run))
 
     def read_run(self, run: Run) -> Piece:
         """Read a run into this thread's buffers; the piece is valid until the thread's next run.
@@ -147,7 +153,6 @@ class CheckpointSource:
             is_finite = reader.read_floats(spec, run.offset, row, is_judged=is_judged) and is_finite
         if not is_finite:
             self._refuse_or_zero(run, rows, first=0 if self.base is not None else 1)
-        self.on_bytes(run.n_bytes)
         base = rows[0] if self.base is not None else None
         return Piece(tensor.name, tensor.shape, run.offset, tensor.position + run.offset, base, rows[1:])
 
@@ -174,7 +179,6 @@ class CheckpointSource:
             if file is None:
                 row = torch.from_numpy(content[begin : begin + size].view(np.float32))
                 reader.read_floats(spec, run.offset, row, is_judged=False)
-        self.on_bytes(run.n_bytes)
         return Rows(
             tensor=tensor.name,
             shape=tensor.shape,
@@ -191,6 +195,10 @@ class CheckpointSource:
             ),
             has_base=len(stored) > len(self.models),
         )
+
+    def _count(self, run: Run, result: Result) -> Result:
+        self.on_bytes(run.n_bytes)
+        return result
 
     def _content(self, n_bytes: int) -> Bytes:
         buffer: Bytes | None = getattr(self._buffers, "content", None)

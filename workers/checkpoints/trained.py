@@ -43,12 +43,12 @@ def write_trained(base_model: LocalCheckpoint, module: PreTrainedModel, output: 
 
 def _places(base_model: LocalCheckpoint, module: PreTrainedModel, saved: frozenset[str]) -> dict[str, str]:
     """Return, per tensor name of the base model's files, the name under which the module saves it."""
-    prefix = f"{module.base_model_prefix}."  # in the files of a model with a head, before the encoder's names
+    prefix = f"{module.base_model_prefix}."  # of a model with a head, before its body's names; files may lack it
     places: dict[str, str] = {}
     for tensor in base_model.manifest.tensors:
-        name = tensor.name if tensor.name in saved else tensor.name.removeprefix(prefix)
-        if name in saved:
-            places[tensor.name] = name
+        for name in (tensor.name, tensor.name.removeprefix(prefix), f"{prefix}{tensor.name}"):
+            if name in saved:
+                places.setdefault(tensor.name, name)
     homeless = sorted(name for name in saved - set(places.values()) if not name.startswith("pooler."))
     if homeless:
         raise ModelNotRunnable(

@@ -74,7 +74,8 @@ def collect(parameters: BreadcrumbsParameters) -> Sequence[StatisticRequest]:
     """Ask where the band lies, unless rows are ranked on the spot or nothing is."""
     if parameters.scope == "row" or parameters.mask_mode == "random":
         return ()
-    return (MagnitudeBoundaries(BAND, parameters.scope, _ranks(parameters)),)
+    own = tuple(_ranks(one) for one in parameters.of_models)
+    return (MagnitudeBoundaries(BAND, parameters.scope, _ranks(parameters), of_models=own),)
 
 
 def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge | None:
@@ -105,6 +106,7 @@ def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
+    per_model=("density", "outlier_fraction"),
     task_addition=TaskAddition(fixed={"elect_signs": False}),
     collect=collect,
     fused=fuse,
@@ -125,9 +127,9 @@ def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context:
     if parameters.mask_mode == "random":
         key = context.random_key("mask", model)
         draws = randomness.draw_uniform(key, start=context.offset, n=delta.numel(), device=delta.device)
-        return delta * (draws < parameters.density).view(delta.shape)
+        return delta * (draws < parameters.of(model).density).view(delta.shape)
     if parameters.scope == "row":
-        return sparsify.keep_band_of_rows(delta, _ranks(parameters)(delta.shape[-1]))
+        return sparsify.keep_band_of_rows(delta, _ranks(parameters.of(model))(delta.shape[-1]))
     band: BoundaryTable = context.statistics[BAND]
     upper, lower = band.of(context.tensor)[model]
     start = context.position if parameters.scope == "global" else context.offset
@@ -137,7 +139,7 @@ def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context:
 def _fuse_masks(parameters: BreadcrumbsParameters, context: MergeContext) -> tuple[Mask, ...]:
     if parameters.mask_mode == "random":
         keys = [context.random_key("mask", model) for model in range(len(context.weights))]
-        return tuple(Draw(key, parameters.density) for key in keys)
+        return tuple(Draw(key, parameters.of(model).density) for model, key in enumerate(keys))
     bands: BoundaryTable = context.statistics[BAND]
     origin = context.position if parameters.scope == "global" else 0
     return tuple(sparsify.fuse_band(*band, origin=origin) for band in bands.of(context.tensor))

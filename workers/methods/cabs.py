@@ -50,7 +50,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: CabsParameters, context: 
     merged = torch.empty_like(base, memory_format=torch.contiguous_format).view(-1)
     run = parameters.block_size * max(1, RUN_ELEMENTS // parameters.block_size)
     models = finetuned.reshape(len(finetuned), -1)
-    parts = (base.reshape(-1).split(run), models.split(run, dim=1), merged.split(run))
+    parts = (torch.split(base.reshape(-1), run), torch.split(models, run, dim=1), torch.split(merged, run))
     for origin, some, out in zip(*parts, strict=True):
         out.copy_(_merge_run(origin, some, parameters, context.weights))
     return merged.view(base.shape)

@@ -47,6 +47,7 @@ def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge:
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
+    per_model=("density",),
     collect=collect,
     fused=fuse,
 )
@@ -62,4 +63,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DareLinearParameters, con
 
 
 def _mask(parameters: DareLinearParameters) -> random_masks.UniformMask:
-    return random_masks.UniformMask(parameters.density, parameters.rescale)
+    own = tuple(random_masks.UniformMask(one.density, one.rescale) for one in parameters.of_models)
+    return random_masks.UniformMask(parameters.density, parameters.rescale, own)

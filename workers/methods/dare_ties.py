@@ -73,6 +73,7 @@ def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | 
     is_random=True,
     statistic_passes=3,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
+    per_model=("density",),
     collect=collect,
     fused=fuse,
 )
@@ -95,4 +96,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DareTiesParameters, conte
 
 
 def _mask(parameters: DareTiesParameters) -> random_masks.UniformMask:
-    return random_masks.UniformMask(parameters.density, parameters.rescale)
+    own = tuple(random_masks.UniformMask(one.density, one.rescale) for one in parameters.of_models)
+    return random_masks.UniformMask(parameters.density, parameters.rescale, own)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import Density, MatrixParameters, RankFraction
-from workers.contract import MergeContext, merge_method
+from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, sparsify
 from workers.numerics.covers import Cover
 from workers.numerics.matrices import TaskMatrices
@@ -58,14 +58,14 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DcMergeParameters, contex
     """
 
     def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return _merge_matrices(tasks, parameters)
+        return _merge_matrices(tasks, parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters) -> Tensor:
+def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Tick) -> Tensor:
     rank = matrices.count_directions(tasks, parameters.rank_fraction)
-    cover = covers.cover(tasks, rank)
+    cover = covers.cover(tasks, rank, tick)
     n_kept = max(1, sparsify.count_kept(parameters.density, (rank * tasks.n_models) ** 2))
     total = torch.zeros_like(cover.left_gram)
     for block in cover.blocks:

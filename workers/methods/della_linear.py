@@ -42,6 +42,7 @@ def collect(parameters: DellaLinearParameters) -> Sequence[StatisticRequest]:
     is_random=True,
     statistic_passes=1,
     neutral_parameters={"density": 1.0, "density_spread": 0.0, "scaling_coefficient": 1.0},
+    per_model=("density", "density_spread"),
     collect=collect,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: DellaLinearParameters, context: MergeContext) -> Tensor:
@@ -56,4 +57,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DellaLinearParameters, co
 
 
 def _mask(parameters: DellaLinearParameters) -> random_masks.RankedMask:
-    return random_masks.RankedMask(parameters.density, parameters.density_spread, parameters.rescale)
+    own = tuple(random_masks.RankedMask(one.density, one.density_spread, one.rescale) for one in parameters.of_models)
+    return random_masks.RankedMask(parameters.density, parameters.density_spread, parameters.rescale, own)

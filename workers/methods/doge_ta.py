@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import AdamLearningRate, Density, MatrixParameters, Steps, VectorReduce
-from workers.contract import MergeContext, PieceSource, StatisticRequest, merge_method
+from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, merge_method
 from workers.numerics import matrices, optimize, sparsify, spectra
 from workers.numerics.matrices import TaskMatrices
 from workers.numerics.sparsify import Boundary
@@ -121,16 +121,16 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DogeTaParameters, context
 
     def merge_matrices(tasks: TaskMatrices) -> Tensor:
         trims: dict[str, Trim] = context.statistics[TRIM]
-        return _merge_matrices(tasks, parameters, trims[context.tensor])
+        return _merge_matrices(tasks, parameters, trims[context.tensor], context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim) -> Tensor:
+def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim, tick: Tick) -> Tensor:
     norms = {model: float(tasks.task(model).norm()) for model in tasks.active}
     # in the order of their norms: Adam would make rounding, and so the order of models, visible
     shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
-    change = _learn(tasks, shares, parameters)
+    change = _learn(tasks, shares, parameters, tick)
     merged = torch.zeros_like(change)
     for model, share in shares.items():
         flat = (tasks.finetuned[model] - tasks.base).flatten()
@@ -139,7 +139,7 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
     return merged
 
 
-def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters) -> Tensor:
+def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
     """Return δ, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
 
     A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ.
@@ -160,7 +160,7 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
         return slope.sub_(shared @ (shared.mT @ slope))
 
     return optimize.descend(
-        torch.zeros_like(target), gradient, learning_rate=parameters.learning_rate, steps=parameters.steps
+        torch.zeros_like(target), gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import MatrixParameters, RankTolerance
-from workers.contract import MergeContext, merge_method
+from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import matrices, spectra
 from workers.numerics.matrices import TaskMatrices
 from workers.numerics.spectra import Singular
@@ -51,24 +51,25 @@ def merge(base: Tensor, finetuned: Tensor, parameters: IsoCtsParameters, context
     """
 
     def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return _merge_matrices(tasks, parameters)
+        return _merge_matrices(tasks, parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: IsoCtsParameters) -> Tensor:
+def _merge_matrices(tasks: TaskMatrices, parameters: IsoCtsParameters, tick: Tick) -> Tensor:
     n_common, n_specific = count_directions(min(tasks.shape), tasks.n_models, parameters.common_fraction)
     total = tasks.total()
     parts: list[Singular] = []
     common = total[:, :0]
-    if n_common and total.any():
+    if n_common:
         parts.append(_keep(spectra.decompose(total, n_common), parameters.rank_tolerance))
         common = parts[0].left
-    for model in tasks.active if n_specific else ():
+    for index, model in enumerate(tasks.active if n_specific else ()):
+        tick((index + 1) / (len(tasks.active) + 3))
         task = tasks.task(model)
         norm = torch.linalg.vector_norm(task)
         beside = task.sub_(common @ (common.mT @ task))
-        found = _decompose_any(beside, n_specific)
+        found = spectra.decompose(beside, n_specific)
         parts.append(_keep(found, parameters.rank_tolerance, largest=norm))
     return _level(parts) if any(len(part.values) for part in parts) else total
 
@@ -81,12 +82,6 @@ def count_directions(smaller_side: int, n_models: int, common_fraction: float) -
     n_common = int(common_fraction * smaller_side + 1e-9)
     n_specific = min(round((smaller_side - n_common) / n_models), smaller_side // n_models)
     return smaller_side - n_specific * n_models, n_specific
-
-
-def _decompose_any(matrix: Tensor, rank: int) -> Singular:
-    if matrix.any():
-        return spectra.decompose(matrix, rank)
-    return Singular(matrix[:, :0], matrix.new_zeros(0), matrix[:0])
 
 
 def _keep(found: Singular, tolerance: float, largest: Tensor | None = None) -> Singular:
@@ -102,6 +97,6 @@ def _level(parts: list[Singular]) -> Tensor:
     left = torch.cat([part.left for part in parts], dim=1)
     right = torch.cat([part.right for part in parts])
     mean = torch.cat([part.values for part in parts]).mean()
-    left_root = spectra.inverse_root(left.mT @ left, lambda: left.mT)
-    right_root = spectra.inverse_root(right @ right.mT, lambda: right)
+    left_root = spectra.inverse_root(spectra.gram_of([left.mT], left.mT), lambda: left.mT)
+    right_root = spectra.inverse_root(spectra.gram_of([right], right), lambda: right)
     return (left @ (left_root @ right_root).mul_(mean)) @ right

@@ -6,14 +6,19 @@ Departs from source: entries are counted exactly, and one that a task did not ch
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, Parameters, TrimScope
+from app.domain.sums import SUMS_FILE
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.numerics import sparsify, stitching, task_vectors
 from workers.statistics import trims
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
+from workers.sums import Sums
 
 
 class LocalizeAndStitchDatalessParameters(Parameters):
@@ -21,11 +26,26 @@ class LocalizeAndStitchDatalessParameters(Parameters):
 
     density: Density = 0.05
     trim_scope: TrimScope = "global"
+    keep_sums: Annotated[
+        bool,
+        Field(description="Keep numerator and denominator beside the result, so that tasks can be added to it."),
+    ] = True
 
 
 def collect(parameters: LocalizeAndStitchDatalessParameters) -> Sequence[StatisticRequest]:
     """Ask where each task's own entries end."""
     return (MagnitudeBoundaries(trims.TRIM, parameters.trim_scope, trims.KeptRank(parameters.density)),)
+
+
+def keep(
+    base: Tensor,
+    finetuned: Tensor,
+    parameters: LocalizeAndStitchDatalessParameters,
+    context: MergeContext,
+    onto: Sums | None,
+) -> Sums | None:
+    """Return Σ wᵢ mᵢ ⊙ τᵢ and Σ wᵢ mᵢ, the tasks of `onto` included, as the result keeps them."""
+    return _stitch(base, finetuned, parameters, context, onto) if parameters.keep_sums else None
 
 
 @merge_method(
@@ -42,6 +62,8 @@ def collect(parameters: LocalizeAndStitchDatalessParameters) -> Sequence[Statist
     statistic_passes=1,
     neutral_parameters={"density": 1.0},
     collect=collect,
+    sums=keep,
+    task_addition=TaskAddition(fixed={"keep_sums": True}, file=SUMS_FILE),
 )
 def merge(
     base: Tensor, finetuned: Tensor, parameters: LocalizeAndStitchDatalessParameters, context: MergeContext
@@ -50,9 +72,19 @@ def merge(
 
     base: [m]; finetuned: [n, m]; result: [m].
     """
+    stitched = _stitch(base, finetuned, parameters, context).divide()
+    return task_vectors.add(base, stitched, scaling_coefficient=1.0)
+
+
+def _stitch(
+    base: Tensor,
+    finetuned: Tensor,
+    parameters: LocalizeAndStitchDatalessParameters,
+    context: MergeContext,
+    onto: Sums | None = None,
+) -> Sums:
     table: BoundaryTable = context.statistics[trims.TRIM]
     kept = [boundaries[0] for boundaries in table.of(context.tensor)]
     start = context.position if parameters.trim_scope == "global" else context.offset
     localized = sparsify.trim(task_vectors.subtract(finetuned, base), kept, start=start)  # [n, m]
-    stitched = stitching.add_tasks(localized, context.weights).stitch()
-    return task_vectors.add(base, stitched, scaling_coefficient=1.0)
+    return stitching.add_tasks(localized, context.weights, onto)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters, ScalingCoefficient
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import task_vectors
 
 
@@ -15,6 +16,14 @@ class MagmaxParameters(Parameters):
     """Parameters of `magmax`."""
 
     scaling_coefficient: ScalingCoefficient = 0.5
+
+
+def fuse(parameters: MagmaxParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    once = (1.0,) * len(context.weights)
+    return FusedMerge(
+        once, of_deltas=True, reduction="furthest", scaling=parameters.scaling_coefficient, base_share=1.0
+    )
 
 
 @merge_method(
@@ -30,6 +39,7 @@ class MagmaxParameters(Parameters):
     granularity="element",
     order_matters=True,
     neutral_parameters={"scaling_coefficient": 1.0},
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: MagmaxParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ · τ_k, with k the model of the largest |τ| at each entry, the last one of equals.

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import MatrixParameters, VectorReduce
-from workers.contract import MergeContext, PieceSource, StatisticRequest, merge_method
+from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, ignore_tick, merge_method
 from workers.numerics import matrices, spectra
 from workers.numerics.matrices import TaskMatrices
 
@@ -107,17 +107,18 @@ def merge(base: Tensor, finetuned: Tensor, parameters: OpcmParameters, context: 
     scaled = parameters.model_copy(update={"scaling_coefficient": parameters.scaling_coefficient * scale})
 
     def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return accumulate(tasks, parameters.protected_fraction)
+        return accumulate(tasks, parameters.protected_fraction, context.tick)
 
     return matrices.merge(base, finetuned, scaled, context, merge_matrices)
 
 
-def accumulate(tasks: TaskMatrices, protected_fraction: float) -> Tensor:
+def accumulate(tasks: TaskMatrices, protected_fraction: float, tick: Tick = ignore_tick) -> Tensor:
     """Return the first task matrix plus the cleaned others, in their order; at least one must not be zero."""
     first, *others = tasks.active
     merged = tasks.task(first)
-    for model in others:
+    for n_added, model in enumerate(others, start=1):
         merged = merged.add_(clean(tasks.task(model), merged, protected_fraction))
+        tick(n_added / len(others))
     return merged
 
 

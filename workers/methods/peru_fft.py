@@ -13,12 +13,11 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, NestedMethod, Parameters, TrimScope
 from workers.contract import MergeContext, NestedMerge, StatisticRequest, merge_method
-from workers.numerics import residuals, task_vectors
+from workers.numerics import residuals
 from workers.patches import Patch
 from workers.statistics.magnitudes import MagnitudeBoundaries
 from workers.statistics.views import AgainstNested
 
-LARGEST = "largest"
 SHARED = "shared"
 
 
@@ -37,7 +36,7 @@ def collect(parameters: PeruFftParameters, nested: Mapping[str, NestedMerge]) ->
     """Ask where the largest entries of θᵢ − θ* end, unless all are kept."""
     if parameters.density >= 1:
         return ()
-    boundaries = MagnitudeBoundaries(LARGEST, parameters.scope, residuals.KeptRank(parameters.density))
+    boundaries = MagnitudeBoundaries(residuals.LARGEST, parameters.scope, residuals.KeptRank(parameters.density))
     return (AgainstNested(nested[SHARED], boundaries, nested[SHARED].granularity),)
 
 
@@ -45,12 +44,7 @@ def patch(
     _base: Tensor, finetuned: Tensor, shared: Tensor, parameters: PeruFftParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, its values at the largest entries of its residual. finetuned: [n, m]; shared: [m]."""
-    if parameters.density >= 1:
-        return residuals.replace_all(finetuned)
-    table = context.statistics[LARGEST]
-    boundaries = [boundaries[0] for boundaries in table.of(context.tensor)]
-    start = context.position if parameters.scope == "global" else context.offset
-    return residuals.replace_first(finetuned, task_vectors.subtract(finetuned, shared), boundaries, start=start)
+    return residuals.replace_largest(finetuned, shared, parameters, context)
 
 
 @merge_method(

@@ -8,7 +8,6 @@ Departs from source: dense models are taken, too, and adapters as the update the
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -43,14 +42,13 @@ class PeruLoraParameters(Parameters):
 
 
 def patch(
-    _base: Tensor, finetuned: Tensor, shared: Tensor, parameters: PeruLoraParameters, _context: MergeContext
+    _base: Tensor, finetuned: Tensor, shared: Tensor, parameters: PeruLoraParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the truncated difference from the shared model, or its values where that is no smaller."""
     if shared.dim() != 2 or not low_rank.pays(min(parameters.rank, *shared.shape), *shared.shape):
         return residuals.replace_all(finetuned)
-    origin = shared.to(torch.float64)
-    lost = (task_vectors.subtract(model.to(torch.float64), origin) for model in finetuned)
-    return [low_rank.truncate(one, rank=parameters.rank, energy=parameters.energy) for one in lost]
+    rank, energy = parameters.rank, parameters.energy
+    return low_rank.truncate_changes(finetuned, shared, rank=rank, energy=energy, tick=context.tick)
 
 
 @merge_method(

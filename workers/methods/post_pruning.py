@@ -12,11 +12,9 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, Parameters, TrimScope
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import residuals, task_vectors
+from workers.numerics import residuals
 from workers.patches import Patch
 from workers.statistics.magnitudes import MagnitudeBoundaries
-
-LARGEST = "largest"
 
 
 class PostPruningParameters(Parameters):
@@ -30,19 +28,14 @@ def collect(parameters: PostPruningParameters) -> Sequence[StatisticRequest]:
     """Ask where the largest entries end, unless all are kept."""
     if parameters.density >= 1:
         return ()
-    return (MagnitudeBoundaries(LARGEST, parameters.scope, residuals.KeptRank(parameters.density)),)
+    return (MagnitudeBoundaries(residuals.LARGEST, parameters.scope, residuals.KeptRank(parameters.density)),)
 
 
 def patch(
     base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: PostPruningParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, its values at the largest entries of its task vector. finetuned: [n, m]."""
-    if parameters.density >= 1:
-        return residuals.replace_all(finetuned)
-    table = context.statistics[LARGEST]
-    boundaries = [boundaries[0] for boundaries in table.of(context.tensor)]
-    start = context.position if parameters.scope == "global" else context.offset
-    return residuals.replace_first(finetuned, task_vectors.subtract(finetuned, base), boundaries, start=start)
+    return residuals.replace_largest(finetuned, base, parameters, context)
 
 
 @merge_method(

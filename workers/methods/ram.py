@@ -4,6 +4,7 @@ Source: arXiv:2601.13572; RAM+ as mergekit's ramplus_tl, with its overlap ratio 
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Annotated
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Band, FusedMerge
 from workers.numerics import task_vectors
 from workers.statistics.overlaps import Overlap, Overlaps
 
@@ -38,6 +40,15 @@ def collect(parameters: RamParameters) -> Sequence[StatisticRequest]:
     return (Overlaps(OVERLAPS, parameters.change_threshold),) if parameters.unique_boost > 0 else ()
 
 
+def fuse(parameters: RamParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused, unless something is boosted."""
+    if parameters.unique_boost > 0:
+        return None
+    n = len(context.weights)
+    changed = Band((parameters.change_threshold, 0), (inf, 0), 0)
+    return FusedMerge((1.0,) * n, of_deltas=True, masks=(changed,) * n, reduction="mean_of_changed", base_share=1.0)
+
+
 @merge_method(
     name="ram",
     title="RAM",
@@ -53,6 +64,7 @@ def collect(parameters: RamParameters) -> Sequence[StatisticRequest]:
     neutral_parameters={"change_threshold": 0.0},
     is_scale_equivariant=False,
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: RamParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + Σ τᵢ over those that changed an entry, divided by how many they are; boosted where it is one.

@@ -29,7 +29,7 @@ class TiesParameters(Parameters):
 
 def collect(parameters: TiesParameters) -> Sequence[StatisticRequest]:
     """Ask where the trim cuts and, where balanced votes follow the majority, which sign that is."""
-    return (trims.request_trim(parameters, parameters.density),)
+    return (trims.request_trim(parameters, parameters.density, [one.density for one in parameters.of_models]),)
 
 
 def fuse(parameters: TiesParameters, context: MergeContext) -> FusedMerge:
@@ -59,6 +59,7 @@ def fuse(parameters: TiesParameters, context: MergeContext) -> FusedMerge:
     granularity="element",
     statistic_passes=2,
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
+    per_model=("density",),
     collect=collect,
     fused=fuse,
 )

@@ -7,12 +7,11 @@ Departs from source: tensors that are no matrices keep their models' values whol
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from app.domain.parameters import Parameters, RankFraction
 from workers.contract import MergeContext, merge_method
-from workers.numerics import low_rank, matrices, residuals, task_vectors
+from workers.numerics import low_rank, matrices, residuals
 from workers.patches import Patch
 
 
@@ -23,7 +22,7 @@ class TsvCompressParameters(Parameters):
 
 
 def patch(
-    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, _context: MergeContext
+    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the truncated task vector, or its values where that would be no smaller."""
     if base.dim() != 2:
@@ -32,8 +31,7 @@ def patch(
     rank = matrices.count_of_side(min(rows, columns), len(finetuned), parameters.rank_fraction)
     if not low_rank.pays(rank, rows, columns):
         return residuals.replace_all(finetuned)
-    deltas = (task_vectors.subtract(model.to(torch.float64), base.to(torch.float64)) for model in finetuned)
-    return [low_rank.truncate(delta, rank=rank) for delta in deltas]
+    return low_rank.truncate_changes(finetuned, base, rank=rank, tick=context.tick)
 
 
 @merge_method(

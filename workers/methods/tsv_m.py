@@ -39,7 +39,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TsvMParameters, context: 
     """
 
     def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        cover = covers.cover(tasks, matrices.count_directions(tasks, parameters.rank_fraction))
+        cover = covers.cover(tasks, matrices.count_directions(tasks, parameters.rank_fraction), context.tick)
         return cover.expand(cover.left_root * cover.values @ cover.right_root)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)

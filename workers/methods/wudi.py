@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
-from workers.contract import MergeContext, merge_method
+from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import matrices, optimize
 from workers.numerics.matrices import TaskMatrices
 
@@ -56,7 +56,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: WudiParameters, context: 
         inputs, wanted = fold(tasks)
         if parameters.solver == "closed_form":
             return _solve(tasks.total(), inputs, wanted)
-        return _walk(tasks.total(), inputs, wanted, parameters)
+        return _walk(tasks.total(), inputs, wanted, parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
@@ -80,7 +80,7 @@ def fold(tasks: TaskMatrices) -> tuple[Tensor, Tensor]:
     return inputs, wanted
 
 
-def _walk(start: Tensor, inputs: Tensor, wanted: Tensor, parameters: WudiParameters) -> Tensor:
+def _walk(start: Tensor, inputs: Tensor, wanted: Tensor, parameters: WudiParameters, tick: Tick) -> Tensor:
     """Take Adam's steps; rows do not know of each other, so a few of them go all the way together.
 
     A sum that is a minimum already (one task, or tasks that do not meet) stays as it is.
@@ -92,8 +92,11 @@ def _walk(start: Tensor, inputs: Tensor, wanted: Tensor, parameters: WudiParamet
         def gradient(block: Tensor, goal: Tensor = wanted[rows]) -> Tensor:
             return torch.addmm(goal, block, inputs, beta=-2.0, alpha=2.0)
 
+        def tick_rows(fraction: float, begin: int = rows.start, n_rows: int = rows.stop - rows.start) -> None:
+            tick((begin + fraction * n_rows) / len(start))
+
         start[rows] = optimize.descend(
-            start[rows], gradient, learning_rate=parameters.learning_rate, steps=parameters.steps
+            start[rows], gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick_rows
         )
     return start
 

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from workers.fusion import Band, Draw, FusedMerge, Mask, NotClean, Rows
 from workers.numerics import programs
-from workers.numerics.programs import Input, Program, Scratch, Windows
-from workers.numerics.signs import NUDGE
+from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
 # dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
-_REDUCTIONS = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
+_OF_ALL = {
+    "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
+}  # fmt: skip
+_OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
 
 Keys = NDArray[np.int32]
 _log = logging.getLogger(__name__)
@@ -135,6 +137,17 @@ def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, di
     _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
 
 
+def inner_products(vectors: torch.Tensor) -> torch.Tensor:
+    """Return the inner products of all pairs of vectors, [batch, n, n] float64; see numerics/precision.py.
+
+    vectors: [n, batch, m] float32 on the CPU, m > 0.
+    """
+    n, batch, _ = vectors.shape
+    products = torch.empty(batch, n, n, dtype=torch.float64)
+    _loaded[0].inner_products(vectors.contiguous().numpy(), products.numpy())
+    return products
+
+
 def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
     """Return the index of the `missing`-th entry (from 1) of a model's task vector that has the key, and 0.
 
@@ -159,7 +172,7 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
     kinds, marks, ends, keys = zip(*map(_describe, fused.masks or (None,) * len(weights)), strict=True)
     return Program(
         of_deltas=has_base and fused.of_deltas,
-        reduction=_REDUCTIONS[election.reduction] if election else programs.SUM_OF_ALL,
+        reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
         weights=np.array(weights, dtype=np.float64),
         weights_differ=len(set(weights)) > 1,
         votes=np.array(election.votes if election else (), dtype=np.float64),

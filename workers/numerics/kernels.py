@@ -15,15 +15,17 @@ from workers.numerics.programs import (
     BAND,
     BLOCK,
     DRAW,
+    FURTHEST,
     LARGEST,
     MEAN,
+    MEAN_OF_CHANGED,
     NOT_CLEAN,
     SUM_OF_ALL,
     Input,
     Program,
     Scratch,
     Windows,
-)  # fmt: skip
+)
 
 SHORT = 48  # width of rows that are sorted by insertion
 GROUP = 32  # elements that are looked at together for keys within a window
@@ -221,7 +223,7 @@ def _scale(row, factor):
 
 @_compiled
 def _rank(row, order, counts):
-    """Return which half of `order` holds the columns, in the lower 32 bits, by (magnitude ascending, column descending).
+    """Return which half of `order` holds the columns, its lower 32 bits, by (magnitude ascending, column descending).
 
     order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
     inserted one by one.
@@ -390,6 +392,40 @@ def _sum(given, program, begin, scratch, total):
 
 
 @_compiled
+def _sum_changed(given, program, begin, scratch, total):
+    """Average the block's masked rows over those that are not zero; return the largest magnitude's bits."""
+    m, largest = len(total), u32(0)
+    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    total[:] = 0.0
+    counts[:] = f32(0.0)
+    for model in range(len(program.weights)):
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        _add(total, row, program.weights[model])
+        for j in range(m):
+            counts[j] += f32(row[j] != f32(0.0))
+    for j in range(m):
+        total[j] = total[j] / f64(max(counts[j], f32(1.0)))
+    return largest
+
+
+@_compiled
+def _pick_furthest(given, program, begin, scratch, total):
+    """Take the entries of the largest magnitude, the last of equal ones; return that magnitude's bits."""
+    m, largest = len(total), u32(0)
+    base, row, furthest = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    for model in range(len(program.weights)):
+        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+        if model == 0:
+            furthest[:] = row
+            continue
+        for j in range(m):
+            furthest[j] = row[j] if abs(row[j]) >= abs(furthest[j]) else furthest[j]
+    for j in range(m):
+        total[j] = f64(furthest[j])
+    return largest
+
+
+@_compiled
 def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     largest = u32(0)
@@ -435,6 +471,20 @@ def _reduce_agreeing(program, scratch, total):
         _turn_over_shares(total, elected, shares, smallest)
     else:
         _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+
+
+@_compiled
+def _reduce(given, program, begin, scratch, total):
+    """Make one row of the block's masked rows; return the largest magnitude's bits."""
+    if program.reduction == SUM_OF_ALL:
+        return _sum(given, program, begin, scratch, total)
+    if program.reduction == MEAN_OF_CHANGED:
+        return _sum_changed(given, program, begin, scratch, total)
+    if program.reduction == FURTHEST:
+        return _pick_furthest(given, program, begin, scratch, total)
+    seen = _vote(given, program, begin, scratch, total)
+    _reduce_agreeing(program, scratch, total)
+    return seen
 
 
 @_compiled
@@ -538,12 +588,7 @@ def _merge_part(given, program, scratch, out, to_bfloat16):
         base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
         if given.has_base:
             _load(given, 0, begin, base)
-        if program.reduction == SUM_OF_ALL:
-            seen = _sum(given, program, begin, scratch, total)
-        else:
-            seen = _vote(given, program, begin, scratch, total)
-            _reduce_agreeing(program, scratch, total)
-        if seen >= INFINITY:
+        if _reduce(given, program, begin, scratch, total) >= INFINITY:
             return NOT_CLEAN
         _join_base(program, total, base, row)
         if given.has_base:
@@ -604,6 +649,23 @@ def _find_key_of_part(given, model, key, missing, scratch):
             if missing == 0:
                 return i64(begin + j), i64(0)
     return i64(-1), missing
+
+
+@_compiled
+def _inner_product(one, other, tree):
+    """Sum products, which float64 holds exactly, halving by halving, as precision.inner_products does."""
+    m, half = len(one), 1
+    while 2 * half < m:
+        half = 2 * half
+    for j in range(min(half, m)):
+        tree[j] = f64(one[j]) * f64(other[j])
+    for j in range(max(m - half, 0)):
+        tree[j] = tree[j] + f64(one[half + j]) * f64(other[half + j])
+    while half > 1:
+        half = half // 2
+        for j in range(half):
+            tree[j] = tree[j] + tree[half + j]
+    return tree[0]
 
 
 @_compiled
@@ -717,6 +779,19 @@ def draw_ranked(rows, index, key, behinds, divisors):
             column = i64(order[half, rank] & u64(0xFFFF_FFFF))
             kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
             row[column] = f32(f64(kept) / divisors[rank])
+
+
+@_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])
+def inner_products(vectors, out):
+    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n]."""
+    n, batch, m = vectors.shape
+    tree = np.empty(m, dtype=np.float64)
+    for index in range(batch):
+        for first in range(n):
+            for second in range(first, n):
+                product = _inner_product(vectors[first, index], vectors[second, index], tree)
+                out[index, first, second] = product
+                out[index, second, first] = product
 
 
 @_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int64, _scratch)

@@ -5,23 +5,41 @@ Source: Eckart, Young 1936, "The approximation of one matrix by another of lower
 
 from torch import Tensor
 
-from workers.numerics import thin_products
+from workers.contract import Tick
+from workers.numerics import spectra, thin_products
+from workers.numerics.spectra import Singular
 from workers.patches import LowRank
 
 
 def truncate(matrix: Tensor, *, rank: int, energy: float = 1.0) -> LowRank:
     """Return U√Σ and √ΣVᵀ of the largest singular values: at most `rank`, and no more than hold `energy` of Σσ².
 
-    matrix: [rows, columns] float64; the factors: [rows, r] and [r, columns] float64. Singular values of 0 are dropped:
-    a matrix of zeros has rank 0.
+    matrix: [rows, columns] float64; the factors: float64. Singular values of 0 are dropped: a matrix of zeros has rank
+    0.
     """
-    left, values, right = thin_products.decompose(matrix, rank)
-    kept = len(values)
+    found = spectra.decompose(matrix, rank, null=0.0)
+    kept = len(found.values)
     if energy < 1.0:
         wanted = energy * matrix.square().sum()
-        kept = min(kept, int((values.square().cumsum(0) < wanted).sum()) + 1)
-    a, b = thin_products.balance(left[:, :kept], values[:kept], right[:kept])
-    return LowRank(b, a)
+        kept = min(kept, int((found.values.square().cumsum(0) < wanted).sum()) + 1)
+    return first(found, kept)
+
+
+def first(found: Singular, n: int) -> LowRank:
+    """Return √ΣVᵀ and U√Σ of the first n singular triples."""
+    return LowRank(*thin_products.balance(found.left[:, :n], found.values[:n], found.right[:n]))
+
+
+def truncate_changes(finetuned: Tensor, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick) -> list[LowRank]:
+    """Return what each model has beyond the origin, truncated; it ticks after each.
+
+    finetuned: [n, rows, columns]; origin: [rows, columns], float32 both.
+    """
+    made: list[LowRank] = []
+    for model in finetuned:
+        made.append(truncate(model.double().sub_(origin), rank=rank, energy=energy))
+        tick(len(made) / len(finetuned))
+    return made
 
 
 def pays(rank: int, rows: int, columns: int) -> bool:

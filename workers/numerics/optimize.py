@@ -8,19 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workers.contract import Tick, ignore_tick
+
 DECAY, SQUARE_DECAY = 0.9, 0.999
 EPSILON = 1e-8
 
 
-def descend(
+def descend(  # noqa: PLR0913 what is descended, and how far
     start: Tensor,
     gradient: Callable[[Tensor], Tensor],
     *,
     learning_rate: float,
     steps: int,
     bounds: tuple[float, float] | None = None,
+    tick: Tick = ignore_tick,
 ) -> Tensor:
-    """Return where Adam is after some steps; each moves an entry by about the learning rate at most.
+    """Return where Adam is after some steps; each moves an entry by about the learning rate at most, and ticks.
 
     start: any shape, float64, not changed; gradient: of the point it is given; bounds: after each step the point is
     projected into them, entry by entry, so that none is stuck at a bound with a gradient of zero.
@@ -35,4 +38,5 @@ def descend(
         point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
         if bounds is not None:
             point.clamp_(*bounds)
+        tick(step / steps)
     return point

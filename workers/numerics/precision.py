@@ -5,9 +5,12 @@ used anywhere: in float32 torch orders its additions by the length of the piece,
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
+
+from workers.numerics import fused
 
 
 def weighted_sum(tensors: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -31,12 +34,28 @@ def round_to_float32(tensor: Tensor) -> Tensor:
 def inner_products(vectors: Tensor) -> Tensor:
     """Return the inner products of all pairs of vectors, their last axis summed.
 
-    vectors: [n, *batch, m]; result: [*batch, n, n] in the same dtype. Pair by pair: the bits of an entry depend on the
-    two vectors alone, not on where they stand among the others, as in a product of matrices.
+    vectors: [n, *batch, m] float32; result: [*batch, n, n] float64. The products are exact; the second half of them is
+    added to the first (as long as the largest power of two below m), then again, until one is left: the bits of an
+    entry depend on the two vectors alone, not on where they stand among the others, as in a product of matrices.
     """
-    n = len(vectors)
-    products = vectors.new_empty(*vectors.shape[1:-1], n, n)
+    n, m, batch = len(vectors), vectors.shape[-1], vectors.shape[1:-1]
+    if m == 0:
+        return torch.zeros(*batch, n, n, dtype=torch.float64, device=vectors.device)
+    if vectors.device.type == "cpu" and fused.is_ready():
+        return fused.inner_products(vectors.reshape(n, prod(batch), m)).view(*batch, n, n)
+    products = torch.empty(*batch, n, n, dtype=torch.float64, device=vectors.device)
     for row in range(n):
         for column in range(row, n):
-            products[..., row, column] = products[..., column, row] = (vectors[row] * vectors[column]).sum(-1)
+            product = _halve(vectors[row].double() * vectors[column].double())
+            products[..., row, column] = products[..., column, row] = product
     return products
+
+
+def _halve(products: Tensor) -> Tensor:
+    # [*batch, m] -> [*batch]
+    while (m := products.shape[-1]) > 1:
+        half = 1 << (m - 1).bit_length() - 1
+        rest = products[..., half:]
+        products = products[..., :half].clone()
+        products[..., : m - half] += rest
+    return products[..., 0]

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
 BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
 NO_MASK, BAND, DRAW = range(3)  # kinds of masks
-SUM_OF_ALL, MEAN, SUM, LARGEST = range(4)  # reductions; all but the first are of what agrees with an election
+# reductions; the first three are of all entries, the others of those that agree with an election
+SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, MEAN, SUM, LARGEST = range(6)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -38,7 +40,7 @@ class Program(NamedTuple):
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights
     masks: Integers  # kinds
-    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then the numbers just below; or the draws' divisor, factor
+    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then those just below; or divisor and factor of draws
     ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
     keys: NDArray[np.uint64]  # of draws
     joins_base: bool

@@ -33,6 +33,9 @@ class RandomMask(Protocol):
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes; the mask itself then scales nothing."""
 
+    def of(self, model: int) -> "RandomMask":
+        """Return the mask that drops a model's entries."""
+
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return the task vector with the dropped entries set to zero, the others scaled; same shape, float32.
 
@@ -46,12 +49,17 @@ class UniformMask:
 
     density: float
     rescale: Literal["inverse_density", "l1", "none"]
+    of_models: tuple["UniformMask", ...] = ()  # each model's, where they differ
     granularity: Granularity = "element"
 
     @property
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes."""
         return self.rescale == "l1"
+
+    def of(self, model: int) -> "UniformMask":
+        """Return the mask that drops a model's entries."""
+        return self.of_models[model] if self.of_models else self
 
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return what is kept of a task vector of any shape."""
@@ -71,11 +79,12 @@ class UniformMask:
 
 def fuse_draws(mask: UniformMask, context: MergeContext, factors: Sequence[float] = ()) -> tuple[Draw, ...]:
     """Return what `draw_all` does to each model, fused; nothing where all is kept as it is."""
-    if mask.density == 1.0 and not factors:
+    masks = [mask.of(model) for model in range(len(context.weights))]
+    if not factors and all(one.density == 1.0 for one in masks):
         return ()
-    n = len(context.weights)
-    keys = [context.random_key("mask", model) for model in range(n)]
-    return tuple(mask.fuse(key, factor) for key, factor in zip(keys, factors or (1.0,) * n, strict=True))
+    keys = [context.random_key("mask", model) for model in range(len(masks))]
+    scales = factors or (1.0,) * len(masks)
+    return tuple(one.fuse(key, scale) for one, key, scale in zip(masks, keys, scales, strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,17 @@ class RankedMask:
     density: float
     spread: float
     rescale: Literal["inverse_probability", "l1", "none"]
+    of_models: tuple["RankedMask", ...] = ()  # each model's, where they differ
     granularity: Granularity = "row"
 
     @property
     def keeps_norm(self) -> bool:
         """Whether a factor per tensor shall restore the sum of magnitudes."""
         return self.rescale == "l1"
+
+    def of(self, model: int) -> "RankedMask":
+        """Return the mask that drops a model's entries."""
+        return self.of_models[model] if self.of_models else self
 
     def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
         """Return what is kept of a task vector, [rows, width]."""
@@ -125,7 +139,7 @@ def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: S
     """
     drawn = torch.empty_like(deltas)
     for model, delta in enumerate(deltas):
-        kept = mask(delta, context.random_key("mask", model), start=context.offset)
+        kept = mask.of(model)(delta, context.random_key("mask", model), start=context.offset)
         drawn[model] = kept.double().mul_(factors[model]) if factors else kept
     return drawn
 

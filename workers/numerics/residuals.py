@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from workers.numerics import sparsify
+from app.domain.parameters import TrimScope
+from workers.contract import MergeContext
+from workers.numerics import sparsify, task_vectors
 from workers.numerics.sparsify import Boundary
 from workers.patches import Patch, Replacement, Whole
+
+LARGEST = "largest"  # name of the statistic
+
+
+class Kept(Protocol):
+    """Parameters that say which entries of the differences are kept."""
+
+    @property
+    def density(self) -> float:
+        """The fraction of entries."""
+
+    @property
+    def scope(self) -> TrimScope:
+        """Whether they are ranked over the model or each tensor."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,21 @@ def replace_all(finetuned: Tensor) -> list[Patch]:
     return [Whole(model.reshape(-1)) for model in finetuned]
 
 
-def replace_first(finetuned: Tensor, differences: Tensor, boundaries: Sequence[Boundary], *, start: int) -> list[Patch]:
+def replace_largest(finetuned: Tensor, shared: Tensor, kept: Kept, context: MergeContext) -> list[Patch]:
+    """Return a patch per model with its values where it differs most from what is shared; at density 1 all of them.
+
+    finetuned: [n, m]; shared: [m]. The statistic LARGEST says where the largest entries end.
+    """
+    if kept.density >= 1:
+        return replace_all(finetuned)
+    boundaries = [found[0] for found in context.statistics[LARGEST].of(context.tensor)]
+    start = context.position if kept.scope == "global" else context.offset
+    return _replace_first(finetuned, task_vectors.subtract(finetuned, shared), boundaries, start=start)
+
+
+def _replace_first(
+    finetuned: Tensor, differences: Tensor, boundaries: Sequence[Boundary], *, start: int
+) -> list[Patch]:
     """Return a patch per model with its values at the entries of its difference that rank before its boundary.
 
     finetuned, differences: [n, m] float32, a run of entries whose first has flat index `start` in what was ranked.

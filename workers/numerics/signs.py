@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from workers.numerics import precision
+from workers.numerics.programs import NUDGE
 
 Reduction = Literal["mean", "sum", "max"]
 Vote = Literal["unweighted", "weighted"]
-NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance notices it
 
 
 def orient(deltas: Tensor, weights: Sequence[float]) -> Tensor:

@@ -65,7 +65,7 @@ def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
     finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64; no row's bits depend on others.
     """
     vectors = finetuned if base is None else task_vectors.subtract(finetuned, base)
-    return precision.inner_products(vectors.double())
+    return precision.inner_products(vectors)
 
 
 def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> Tensor:

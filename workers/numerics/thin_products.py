@@ -45,25 +45,6 @@ def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return balance(q @ u[:, :kept], sigma[:kept], vt[:kept] @ p.T)
 
 
-def decompose(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest singular vectors and values, (U, σ, Vᵀ), float64; those that are zero are left out.
-
-    matrix: [m, n]. By the eigenvectors of the smaller Gram matrix, with the other side projected from them: where all
-    are kept, U σ Vᵀ is the matrix to the last digits, however small a singular value.
-    """
-    whole = matrix.double()
-    is_wide = whole.shape[0] < whole.shape[1]
-    tall = whole.T if is_wide else whole
-    _, vectors = torch.linalg.eigh(tall.T @ tall)
-    vectors = vectors.flip(1)[:, :rank]  # largest first
-    images = tall @ vectors  # orthogonal columns, as long as the singular values
-    sigma = images.norm(dim=0)
-    kept = sigma > 0
-    vectors, images, sigma = vectors[:, kept], images[:, kept], sigma[kept]
-    left = images / sigma
-    return (vectors, sigma, left.T) if is_wide else (left, sigma, vectors.T)
-
-
 def balance(u: Tensor, sigma: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors A = √σ Vᵀ and B = U √σ; of each pair of vectors the left one's largest entry is positive."""
     sign = _signs(u)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from workers.adapter_contract import LowRank, ModuleUpdates, Update
+from workers.adapter_contract import ModuleUpdates, Update
 from workers.numerics import thin_products
+from workers.patches import LowRank
 
 
 def factors(update: Update) -> tuple[Tensor, Tensor]:

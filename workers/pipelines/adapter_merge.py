@@ -35,7 +35,6 @@ from workers.adapter_contract import (
     AdapterContext,
     AdapterMethod,
     Coordinates,
-    LowRank,
     ModuleUpdates,
     Update,
 )
@@ -45,6 +44,7 @@ from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.contract import MergeMethod, RecipeCode
 from workers.numerics import updates
+from workers.patches import LowRank
 from workers.pipelines import program
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.progress import ProgressMeter
@@ -139,8 +139,7 @@ def _read_factor(spec: TensorSpec, reader: TensorReader, recipe: Recipe, meter: 
         if recipe.nan_policy != "zero":
             raise NotFinite(
                 f"Tensor {spec.name!r} of {reader.checkpoint.id} holds NaN or infinity, expected finite numbers; "
-                f"repair the "
-                "adapter, exclude the module, or set nan_policy to 'zero'."
+                "repair the adapter, exclude the module, or set nan_policy to 'zero'."
             )
         torch.nan_to_num_(out, nan=0.0, posinf=0.0, neginf=0.0)
     meter.advance(spec.size_bytes)
@@ -247,15 +246,13 @@ def _check_alike(module: ModuleUpdates) -> None:
             for update in module.updates
         )
         raise IncompatibleCheckpoints(
-            f"The adapters' updates of {module.name!r} differ ({found}); in the space 'factors' all must have one "
-            f"rank and "
-            "one scaling. Merge in the space 'delta' or 'concat'."
+            f"The adapters' updates of {module.name!r} differ ({found}); in the space 'factors' all must have one rank "
+            "and one scaling. Merge in the space 'delta' or 'concat'."
         )
     if any(update is not None and update.a_start is not None for update in module.updates):
         raise IncompatibleCheckpoints(
-            f"The adapters' updates of {module.name!r} are linearized; merging their factors as they are would "
-            f"forget where "
-            "they began. Use the method linearized_lora, or the space 'delta'."
+            f"The adapters' updates of {module.name!r} are linearized; merging their factors as they are would forget "
+            "where they began. Use the method linearized_lora, or the space 'delta'."
         )
 
 
@@ -302,9 +299,8 @@ def _refuse_not_finite(made: AdapterOutput) -> None:
         for factor in (one.a, one.b):
             if not torch.isfinite(factor.float()).all():
                 raise NotFinite(
-                    f"The merged update of module {one.module!r} holds NaN or infinity, expected finite numbers; "
-                    f"lower the "
-                    "scaling coefficient or the weights."
+                    f"The merged update of module {one.module!r} holds NaN or infinity, expected finite numbers; lower "
+                    "the scaling coefficient or the weights."
                 )
 
 

@@ -2,6 +2,7 @@
 
 A dense result is a sum over its models, θ = θ₀ + Σ cᵢ: what the new ones add is merged over the base, and the
 difference is put on top. A merge of all at once rounds once; this rounds the result before, what is added, and the sum.
+Where it is a quotient of two sums, it has kept them, and the new ones are added to those: to the bit, as all at once.
 
 The patches of a multitask result apply to weights that stay as they are: they are taken over, byte for byte.
 """
@@ -19,6 +20,7 @@ from app.domain.checkpoints import FileEntry, LocalCheckpoint, TensorSpec
 from app.domain.errors import IncompatibleCheckpoints, JobInternal
 from app.domain.plans import WeightsPlan
 from workers.checkpoints.reader import TensorReader, path_of
+from workers.checkpoints.sums_file import SumsReader
 from workers.contract import Piece
 from workers.numerics import precision
 
@@ -29,6 +31,7 @@ class Onto:
 
     reader: TensorReader
     stored: Mapping[str, TensorSpec]
+    sums: SumsReader | None = None  # which it has kept
 
     def add(self, merged: Tensor, piece: Piece, name: str) -> Tensor:
         """Return the result's run plus what the merge changed of the base; bit for bit the result's where it did not.
@@ -43,8 +46,8 @@ class Onto:
         return torch.where(change == 0, before, precision.round_to_float32(before.double() + change))
 
 
-def open_onto(stack: ExitStack, plan: WeightsPlan, onto: LocalCheckpoint) -> Onto:
-    """Open a result that models are added to.
+def open_onto(stack: ExitStack, plan: WeightsPlan, onto: LocalCheckpoint, sums: SumsReader | None = None) -> Onto:
+    """Open a result that models are added to. sums: those that it has kept.
 
     Raises: IncompatibleCheckpoints naming a tensor that is not as in the plan.
     """
@@ -57,7 +60,7 @@ def open_onto(stack: ExitStack, plan: WeightsPlan, onto: LocalCheckpoint) -> Ont
                 f"The models cannot be added to {onto.id}: tensor {planned.name!r} {what}, expected "
                 f"{list(planned.shape)}; name a result that was merged over the same base model."
             )
-    return Onto(stack.enter_context(TensorReader(onto)), stored)
+    return Onto(stack.enter_context(TensorReader(onto)), stored, sums)
 
 
 def copy_patches(onto: LocalCheckpoint, weights_digest: str, output: Path) -> list[FileEntry]:

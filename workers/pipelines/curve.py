@@ -50,7 +50,7 @@ def draw_curve(figure: Figure) -> str:
         *_axes(frame, figure),
     ]
     for index, line in enumerate(figure.tasks):
-        style = f'stroke="{_COLORS[index % 6]}" stroke-dasharray="{_DASHES[index // 6 % 4]}" stroke-width="1.5"'
+        style = f'stroke="{_COLORS[index % 6]}" stroke-dasharray="{_DASHES[index % 4]}" stroke-width="1.5"'
         parts += _line(frame, figure.x, line, style)
         if index < MAX_LISTED:
             parts += _legend(index + 1, line.label, style)
@@ -75,7 +75,9 @@ class _Frame:
 
 
 def _heights(figure: Figure) -> list[float]:
-    return [value for line in (figure.mean, *figure.tasks) for value in line.values if value is not None]
+    bars = zip(figure.mean.values, figure.mean.errors, strict=True)
+    ends = [value + side * (error or 0.0) for value, error in bars if value is not None for side in (-1, 1)]
+    return ends + [value for line in figure.tasks for value in line.values if value is not None]
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

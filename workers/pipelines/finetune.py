@@ -57,7 +57,7 @@ def finetune(
         on_step = _StepReport(on_progress, losses)
         trained = finetuner.train(trainable, parameters, work.seed, on_step)
         on_progress(Progress(stage="writing", fraction=_TRAINING))
-        changed = write_trained(work.base_model, models.encoder(work.base_model).module, work.output)
+        changed = write_trained(work.base_model, trainable.module, work.output)  # type: ignore[arg-type]  # it is one
         _write_documents(work, finetuner.card, parameters)
         manifest = import_checkpoint(work.output, _between(on_progress, _TRAINING, _HASHING))
         measurements = _validate(work, manifest, evaluator, _between(on_progress, _HASHING, 1.0), device)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.plans import make_plan
-from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
+from app.domain.recipes import Recipe, RecipeModel, pin
 from workers.contract import RecipeCode
 from workers.methods import lora_fuse
 from workers.pipelines.merge import merge_checkpoints
@@ -21,8 +21,8 @@ def fuse_adapter(adapter: LocalCheckpoint, base: LocalCheckpoint, output: Path) 
     recipe = Recipe(
         method=method.card.name,
         method_version=method.card.version,
-        base_model=_pin(base),
-        models=(RecipeModel(**_pin(adapter).model_dump()),),
+        base_model=pin(base),
+        models=(RecipeModel(**pin(adapter).model_dump()),),
         parameters=method.parameters().model_dump(mode="json"),
         shard_bytes=SHARD_BYTES,
         adapter_space="delta",
@@ -39,8 +39,3 @@ def fuse_adapter(adapter: LocalCheckpoint, base: LocalCheckpoint, output: Path) 
         on_progress=lambda _: None,
     )
     return LocalCheckpoint(id=adapter.id, path=output, manifest=manifest)
-
-
-def _pin(checkpoint: LocalCheckpoint) -> PinnedCheckpoint:
-    manifest = checkpoint.manifest
-    return PinnedCheckpoint(content_digest=manifest.digest, weights_digest=manifest.weights_digest)

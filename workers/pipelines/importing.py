@@ -8,17 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.domain.adapters import read_parts
-from app.domain.checkpoints import CheckpointKind, FileEntry, LoraConfig, Manifest, TensorSpec, digest_weights
+from app.domain.checkpoints import (
+    CheckpointKind,
+    FileEntry,
+    LoraConfig,
+    Manifest,
+    TaskPatch,
+    TensorSpec,
+    digest_weights,
+)
 from app.domain.errors import CheckpointInvalid
 from app.domain.jobs import Progress
 from app.domain.lora_configs import CONFIG_FILE, parse_lora_config
 from workers.checkpoints import config, files, hashing, parallel
+from workers.checkpoints.patch_checks import check_patches
 from workers.pipelines.progress import ProgressMeter
 
 
 def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, threads: int | None = None) -> Manifest:
     """Return the manifest of the checkpoint at `source`, a folder or one safetensors file.
 
+    The folder of a multitask artifact comes back as one, its patches checked against the model that they apply to.
     Every file is hashed, and every tensor by itself; memory does not grow with either.
     Raises: InvalidHeader, MissingWeights, UnsafeFormat, CheckpointInvalid; InputChanged if a file changes meanwhile.
     """
@@ -28,17 +38,27 @@ def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, 
     facts = config.read_config(found.root) if config.CONFIG_FILE in found.companions else config.ModelConfig()
     adapter = _read_adapter(found, tensors)
     entries, blake3_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
+    weights_digest = digest_weights(tensors, blake3_of)
+    patches, patch_base = check_patches(found.root, found.patches, tensors, weights_digest)
     return Manifest(
-        kind=CheckpointKind.DENSE if adapter is None else CheckpointKind.ADAPTER,
+        kind=_kind(adapter, patches),
         files=tuple(entries),
         tensors=tuple(tensors),
-        weights_digest=digest_weights(tensors, blake3_of),
+        weights_digest=weights_digest,
         tied=config.find_tied(facts, [tensor.name for tensor in tensors], blake3_of),
         architecture=facts.architecture,
         model_type=facts.model_type,
         vocab_size=facts.vocab_size,
         adapter=adapter,
+        patches=patches,
+        patch_base=patch_base,
     )
+
+
+def _kind(adapter: LoraConfig | None, patches: Sequence[TaskPatch]) -> CheckpointKind:
+    if patches:
+        return CheckpointKind.MULTITASK
+    return CheckpointKind.DENSE if adapter is None else CheckpointKind.ADAPTER
 
 
 def _read_adapter(found: files.CheckpointFiles, tensors: Sequence[TensorSpec]) -> LoraConfig | None:
@@ -51,8 +71,7 @@ def _read_adapter(found: files.CheckpointFiles, tensors: Sequence[TensorSpec]) -
     if CONFIG_FILE not in found.companions:
         raise CheckpointInvalid(
             f"{found.weights[0]}: found no {CONFIG_FILE} beside it, expected it: it holds the adapter's rank and "
-            f"scaling. "
-            "Copy it there, as PEFT's save_pretrained writes it."
+            "scaling. Copy it there, as PEFT's save_pretrained writes it."
         )
     adapter = parse_lora_config(files.read_json(found.root / CONFIG_FILE, max_bytes=config.MAX_CONFIG_BYTES))
     read_parts(tensors, adapter)
@@ -67,7 +86,7 @@ def _hash(
     threads: int,
 ) -> tuple[list[FileEntry], dict[str, str]]:
     """Hash files and tensors at the same time: both read the same bytes, the second from the page cache."""
-    paths = sorted((*found.weights, *found.companions))
+    paths = sorted((*found.weights, *found.companions, *found.patches))
     sizes = {path: (found.root / path).stat().st_size for path in paths}
     meter = ProgressMeter(
         on_progress, total=sum(sizes.values()) + sum(tensor.size_bytes for tensor in tensors), unit="bytes"

@@ -19,11 +19,12 @@ from app.domain.extractions import ExtractedModule, Extraction, find_extraction
 from app.domain.jobs import Progress
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
-from workers.adapter_contract import AdapterCode, AdapterContext, AdapterMethod, Coordinates, DenseChange, LowRank
+from workers.adapter_contract import AdapterCode, AdapterContext, AdapterMethod, Coordinates, DenseChange
 from workers.checkpoints import parallel
 from workers.checkpoints.adapter_writer import AdaptedOutput, AdapterOutput
 from workers.checkpoints.adapters import open_model
 from workers.checkpoints.reader import FloatReader, TensorReader
+from workers.patches import LowRank
 from workers.pipelines.adapter_merge import finish
 from workers.pipelines.progress import ProgressMeter
 

@@ -36,14 +36,16 @@ from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
+from workers.checkpoints.sums_file import SumsReader
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod, RecipeCode, StatisticRequest
 from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
+from workers.pipelines.beside import FilesBeside, open_beside
 from workers.pipelines.merge_steps import Inputs, Merger, Produced, Step, cut_steps, produce
 from workers.pipelines.model_card import write_model_card
-from workers.pipelines.patching import PatchesWritten, TaskPatches, label_tasks
+from workers.pipelines.patching import PatchesWritten, label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
@@ -81,7 +83,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         stack.enter_context(parallel.one_torch_thread())
         inputs = open_inputs(stack, plan, code, base=base, models=models)
         if onto is not None and code.method.patch is None:
-            inputs = replace(inputs, onto=open_onto(stack, plan, onto))
+            earlier = SumsReader(onto, recipe) if code.method.sums is not None else None
+            inputs = replace(inputs, onto=open_onto(stack, plan, onto, earlier))
         granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
         meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, plan.n_passes))
         source = CheckpointSource(
@@ -106,9 +109,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         meter.expect(_total_bytes(plan, inputs, 1))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, inputs, source, meter, tasks)
-        has_base = code.method.card.patch_codec == "mask"
-        beside = TaskPatches(recipe, output, has_base=has_base, onto=onto) if tasks else None
-        written = _write_weights(plan, merger, output, beside)
+        written = _write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto))
     meter.enter("finishing")
     manifest = _manifest(plan, reference, written)
     companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
@@ -125,7 +126,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         "found": ready.report(),
         **_report_groups(ready),
         **({"learned": ready.learned.report()} if ready.learned is not None else {}),
-        **({"storage": measure_storage(manifest)} if manifest.patches else {}),
+        **({"storage": measure_storage(manifest).model_dump(mode="json")} if manifest.patches else {}),
     }
     return manifest, report
 
@@ -151,13 +152,14 @@ def open_device(device: str) -> torch.device:
 
 
 def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
-    """Return the effective parameters and weights of each group of tensors, where there are several."""
-    if len(ready.groups) <= 1:
+    """Return what holds for each group of tensors, where there are several, or for each model, where they differ."""
+    if len(ready.groups) <= 1 and not any(group.tensors.of_models for group in ready.groups):
         return {}
     groups: list[JsonValue] = [
         {
             "parameters": group.parameters,
             "weights": list(group.tensors.weights),
+            **({"models": list(group.tensors.of_models)} if group.tensors.of_models else {}),
             "n_tensors": len(group.tensors.names),
             "tensors": list(group.tensors.names[:MAX_REPORTED]),
         }
@@ -211,7 +213,7 @@ def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
 
 @dataclass(frozen=True)
 class _Written:
-    """The weight files, and what lies beside them in a multitask artifact."""
+    """The weight files, and what lies beside them: patches, or sums."""
 
     entries: tuple[FileEntry, ...]
     blake3_of: Mapping[str, str]  # tensor -> of its bytes
@@ -220,8 +222,8 @@ class _Written:
     beside: PatchesWritten
 
 
-def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPatches | None) -> _Written:
-    """Write every step in the order of offsets, then the patches."""
+def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside) -> _Written:
+    """Write every step in the order of offsets, then the patches or sums."""
     writer = WeightsWriter(plan, output)
     differing: list[str] = []
     try:
@@ -232,28 +234,17 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: TaskPa
         with closing(produced):  # no thread writes any more when it is left
             for step, made in produced:
                 writer.digest(step.target, made.content)
-                if beside is not None:
-                    beside.write(step.target, made.patches)
-                elif made.differs and step.target.name not in differing:
+                beside.write(step.target, made)
+                if made.differs and not merger.patched and step.target.name not in differing:
                     differing.append(step.target.name)
         entries, blake3_of = writer.finish()
         digest = digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)
-        patches = _write_patches(plan, merger, beside, digest)
+        files = beside.finish(plan, merger.inputs, digest)
     except BaseException:
         writer.abandon()
-        if beside is not None:
-            beside.abandon()
+        beside.abandon()
         raise
-    return _Written(tuple(entries), blake3_of, digest, differing, patches)
-
-
-def _write_patches(plan: MergePlan, merger: Merger, beside: TaskPatches | None, digest: str) -> PatchesWritten:
-    if beside is None:
-        return PatchesWritten()
-    inputs = merger.inputs
-    copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
-    beside.write_copied(copied, (inputs.reference, inputs.stored), list(zip(inputs.models, inputs.found, strict=True)))
-    return beside.finish(digest)
+    return _Written(tuple(entries), blake3_of, digest, differing, files)
 
 
 def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, Produced]:

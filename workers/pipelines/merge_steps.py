@@ -1,7 +1,7 @@
 """The steps of a merge: runs of bytes of the result, each merged from a run of elements or copied as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
-from workers.contract import Piece
+from workers.contract import Piece, Tick
 from workers.fusion import FusedMerge
-from workers.numerics import fused
+from workers.numerics import fused, task_vectors
+from workers.patches import Part
 from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
@@ -71,6 +72,7 @@ class Produced:
     content: memoryview
     differs: bool = False  # whether the models disagree about what is copied
     patches: list[RunPatches] = field(default_factory=list)
+    sums: list[Part] = field(default_factory=list)  # that a dense result keeps, encoded
 
 
 def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
@@ -105,28 +107,56 @@ def produce(step: Step, merger: Merger) -> Produced:
     if not step.runs:
         return _copy(step, merger)
     made = [_merge_run(step, run, merger) for run in step.runs]
-    out = made[0][0] if len(made) == 1 else torch.cat([content for content, _ in made])
-    return Produced(out.view(torch.uint8).numpy().data, patches=[patch for _, patch in made if patch is not None])
+    out = made[0].content if len(made) == 1 else torch.cat([one.content for one in made])
+    return Produced(
+        out.view(torch.uint8).numpy().data,
+        patches=[one.patches for one in made if one.patches is not None],
+        sums=[part for one in made for part in one.sums],
+    )
 
 
-def _merge_run(step: Step, run: Run, merger: Merger) -> tuple[Tensor, RunPatches | None]:
-    """Return what a run becomes, in the target's dtype and in memory of its own, and what lies beside it."""
+@dataclass(frozen=True)
+class _MergedRun:
+    """What a run becomes: in the target's dtype and in memory of its own, and what lies beside it."""
+
+    content: Tensor
+    patches: RunPatches | None = None
+    sums: Sequence[Part] = ()
+
+
+def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
     dtype = TORCH_DTYPES[step.target.dtype]
+    share = merger.meter.share(run.n_bytes)
     if step.fusion is not None:
         out = torch.empty(run.n_elements, dtype=dtype)
         if _merge_fused(step.fusion, run, merger, out):
-            return out, None
-    piece = merger.program.complete(merger.program.prepare(merger.source.read_run(run)))
-    result = _result_of(piece)
-    if merger.inputs.onto is not None:
-        result = merger.inputs.onto.add(result, piece, step.target.name)
+            share.tick(1.0)
+            return _MergedRun(out)
+    piece, result, sums = _merge(run, step.target.name, merger, share.tick)
     if step.target.source.endswith(VARIANCE_SUFFIX):
         result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
-    if not merger.patched:
-        return out, None
-    return out, encode_run(piece, merger.program.patch(piece), step.target, merger.patched)
+    patches = None
+    if merger.patched:
+        patches = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
+    share.tick(1.0)
+    return _MergedRun(out, patches, sums)
+
+
+def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tensor, list[Part]]:
+    """Return a run's completed piece, the result's numbers, and the sums that it keeps. name: the result's tensor."""
+    onto = merger.inputs.onto
+    prepared = merger.program.prepare(merger.source.read_run(run))
+    earlier = onto.sums.read(name, run.offset, run.n_elements) if onto is not None and onto.sums is not None else None
+    sums = merger.program.sums(prepared, earlier)
+    if sums is not None and prepared.base is not None:
+        merged = task_vectors.add(prepared.base, sums.divide(), scaling_coefficient=1.0)
+        piece = replace(prepared, merged=merged)
+        return piece, _result_of(piece), sums.encode(run.tensor.n_elements, run.offset)
+    piece = merger.program.complete(prepared, tick)
+    result = _result_of(piece)
+    return piece, result if onto is None else onto.add(result, piece, name), []
 
 
 def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:

@@ -48,7 +48,8 @@ def _inputs(recipe: Recipe) -> str:
         rows.append(f"| base model | | `{recipe.base_model.content_digest}` | `{recipe.base_model.weights_digest}` |")
     for index, model in enumerate(recipe.models):
         rows.append(f"| models[{index}] | {model.weight:g} | `{model.content_digest}` | `{model.weights_digest}` |")
-    return "\n".join(rows) + "\n"
+    own = {f"models[{index}]": model.parameters for index, model in enumerate(recipe.models) if model.parameters}
+    return "\n".join(rows) + "\n" + (f"\nParameters of their own:\n\n```json\n{_json(own)}\n```\n" if own else "")
 
 
 def _steps(recipe: Recipe) -> list[str]:
@@ -90,8 +91,7 @@ def _output(recipe: Recipe, plan: MergePlan, manifest: Manifest) -> str:
 
 def _tasks(manifest: Manifest) -> str:
     storage = measure_storage(manifest)
-    sizes = {file.path: file.size_bytes for file in manifest.files}
-    rows = [f"| {patch.task} | `{patch.file}` | {sizes[patch.file]:,} |" for patch in manifest.patches]
+    rows = [f"| {patch.task} | `{patch.file}` | {patch.size_bytes:,} |" for patch in storage.patches]
     base = f" The masks lie over the base model, in `{manifest.patch_base}`." if manifest.patch_base else ""
     return "\n".join(
         [
@@ -101,9 +101,9 @@ def _tasks(manifest: Manifest) -> str:
             "|---|---|---|",
             *rows,
             "",
-            f"- bytes stored: {storage['stored_bytes']:,}, where one dense model per task would take "
-            f"{storage['separate_bytes']:,}: a ratio of {storage['byte_ratio']}",
-            f"- ratio of parameters, indices and masks not counted: {storage['parameter_ratio']}",
+            f"- bytes stored: {storage.stored_bytes:,}, where one dense model per task would take "
+            f"{storage.separate_bytes:,}: a ratio of {storage.byte_ratio}",
+            f"- ratio of parameters, indices and masks not counted: {storage.parameter_ratio}",
             "",
         ]
     )

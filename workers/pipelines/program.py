@@ -30,7 +30,9 @@ from workers.contract import (
     RecipeCode,
     Reported,
     StatisticRequest,
+    Tick,
     Transform,
+    ignore_tick,
 )
 from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
@@ -38,6 +40,7 @@ from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
+from workers.sums import Sums
 
 OnRequest = Callable[[StatisticRequest], None]
 
@@ -72,10 +75,11 @@ class BoundMethod:
         )
         return merged.reshape(shape)
 
-    def of_piece(self, piece: Piece) -> Tensor:
+    def of_piece(self, piece: Piece, tick: Tick = ignore_tick) -> Tensor:
         """Return the merge of a piece, [m] float32 on the CPU."""
         base = None if piece.base is None else piece.base.to(self.device)
-        result = self(base, piece.finetuned.to(self.device), _placed(self.context, piece))
+        context = replace(_placed(self.context, piece), tick=tick)
+        result = self(base, piece.finetuned.to(self.device), context)
         if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
@@ -83,7 +87,7 @@ class BoundMethod:
             )
         return result.cpu()
 
-    def patches_of(self, piece: Piece) -> Sequence[Patch]:
+    def patches_of(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return what turns a piece that was merged into each model's task, by a method with patches."""
         if self.method.patch is None or piece.base is None or piece.merged is None:
             raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
@@ -93,8 +97,23 @@ class BoundMethod:
             piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
             piece.merged.to(self.device).view(seen),
             self.parameters,
-            _placed(self.context, piece),
+            replace(_placed(self.context, piece), tick=tick),
         )
+
+    def sums_of(self, piece: Piece, onto: Sums | None) -> Sums | None:
+        """Return the sums of a piece that its result keeps, [m] float64; None where it keeps none."""
+        if self.method.sums is None or piece.base is None:
+            return None
+        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        earlier = None if onto is None else onto.on(self.device).view(seen)
+        found: Sums | None = self.method.sums(
+            piece.base.to(self.device).view(seen),
+            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            self.parameters,
+            _placed(self.context, piece),
+            earlier,
+        )
+        return None if found is None else found.on(torch.device("cpu")).view((-1,))
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
         source = TensorSource(
@@ -167,23 +186,35 @@ class MergeProgram:
             piece = step.change(piece)
         return piece
 
-    def complete(self, piece: Piece) -> Piece:
-        """Return a prepared piece with what was merged, post-steps included."""
+    def complete(self, piece: Piece, tick: Tick = ignore_tick) -> Piece:
+        """Return a prepared piece with what was merged, post-steps included; the method ticks."""
         group = self.group_of(piece.tensor)
         placed = replace(piece, position=group.positions[piece.tensor] + piece.offset)
-        piece = replace(piece, merged=group.bound.of_piece(placed))
+        piece = replace(piece, merged=group.bound.of_piece(placed, tick))
         for step in self.post_steps:
             piece = step.change(piece)
         return piece
 
-    def patch(self, piece: Piece) -> Sequence[Patch]:
+    def sums(self, piece: Piece, onto: Sums | None = None) -> Sums | None:
+        """Return the sums of a prepared piece that its result keeps, those before it included; None: it keeps none.
+
+        Transforms and post-steps see all models at once, so that nothing can be added behind them.
+        """
+        if self.transforms or self.post_steps:
+            return None
+        group = self.group_of(piece.tensor)
+        return group.bound.sums_of(replace(piece, position=group.positions[piece.tensor] + piece.offset), onto)
+
+    def patch(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return, of a completed piece, what turns it into each model's task."""
         group = self.group_of(piece.tensor)
-        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset))
+        return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset), tick)
 
     @property
     def learned(self) -> Learned | None:
         """What the method's learner found, if it has run; it has run once, for all tensors."""
+        if not self.groups:  # nothing is merged, all is copied
+            return None
         found: Learned | None = self.groups[0].bound.context.learned
         return found
 
@@ -269,7 +300,8 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
 ) -> ProgramGroup:
     part = PartOfSource(source, frozenset(group.names), group.weights)
     blank = replace(_blank_context(recipe), weights=group.weights)
-    parameters = code.method.parameters.model_validate(group.parameters)
+    validate = code.method.parameters.model_validate
+    parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
     nested: dict[str, NestedMerge] = {}
     for name, method in code.nested.items():
         is_local = code.method.card.nested[name] == "local"

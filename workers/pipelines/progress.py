@@ -10,6 +10,22 @@ from app.domain.jobs import Progress
 INTERVAL_SECONDS = 0.2
 
 
+class Share:
+    """Units of one piece of work, counted as it says how far it is; a share belongs to one thread."""
+
+    def __init__(self, advance: Callable[[int], None], n: int) -> None:
+        self._advance = advance
+        self._n = n
+        self._done = 0
+
+    def tick(self, fraction: float) -> None:
+        """Take the fraction, 0 to 1, of the work that is done; one that is behind an earlier one is passed over."""
+        done = int(fraction * self._n)
+        if done > self._done:
+            self._advance(done - self._done)
+            self._done = done
+
+
 class ProgressMeter:
     """Counts units of one job over all its stages; `advance` may be called from any thread."""
 
@@ -48,6 +64,10 @@ class ProgressMeter:
             self._done += n
             if time.monotonic() - self._reported_at >= INTERVAL_SECONDS:
                 self._report()
+
+    def share(self, n: int) -> "Share":
+        """Return a share of n units, to be counted while they are worked on."""
+        return Share(self.advance, n)
 
     def _report(self) -> None:
         if self._is_silent:

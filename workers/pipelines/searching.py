@@ -1,4 +1,4 @@
-"""The points of a sweep, one after the other: a grid's as they stand, a search's as Optuna's sampler proposes them.
+"""The points of a search, one after the other, as Optuna's sampler proposes them.
 
 Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", section 4: the tree-structured Parzen
 estimator; the first ten points are drawn at random. One seed, one point at a time: the same points on every machine.
@@ -11,23 +11,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import JsonValue
 
 from app.domain.sweep_requests import Choices, NumberRange
-from app.domain.sweeps import Grid, Search, Space, Values
-
-Proposals = Generator[Values, float | None, None]
-"""Yields points; is sent how good the last one was (higher is better), None where it could not be measured."""
+from app.domain.sweeps import Search, Values
 
 
-def propose(space: Space) -> Proposals:
-    """Yield the points of a grid or a search in order."""
-    return _try_all(space) if isinstance(space, Grid) else _search(space)
-
-
-def _try_all(grid: Grid) -> Proposals:
-    for values in grid.points():  # noqa: UP028 (an iterator takes no answers)
-        yield values
-
-
-def _search(search: Search) -> Proposals:
+def propose(search: Search) -> Generator[Values, float | None, None]:
+    """Yield points; each answer says how good the last one was (higher is better), None where it has no number."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=search.seed))
     distributions = {path: _distribution(values) for path, values in search.axes}

@@ -8,18 +8,20 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import FileEntry, LocalCheckpoint
-from app.domain.errors import InvalidParameters, JobError, NotFinite
+from app.domain.errors import Invalid, JobError, NotFinite
 from app.domain.jobs import Progress
 from app.domain.planning import plan_merge
 from app.domain.recipes import Recipe
-from app.domain.sweeps import MeasuredPoint, Values, find_best, recipe_at
+from app.domain.sweeps import Grid, MeasuredPoint, Space, Values, find_best, recipe_at
+from app.domain.tasks import Measurement
 from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, PatchedTasks, SweepOutcome, SweepWork
 from workers.checkpoints.companions import copy_companions
 from workers.checkpoints.held import hold
@@ -29,13 +31,12 @@ from workers.memory import free_bytes
 from workers.model_contract import Evaluator
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.held_merge import MergeSet, can_hold, merge_in_memory
-from workers.pipelines.searching import propose
 from workers.pipelines.sweep_report import describe, write_curve
 from workers.statistics.kept import Shelf
 
 HELD_SHARE = 0.5  # of the memory that is free: a held model may take so much
-POINT_FAULTS = (NotFinite, InvalidParameters)  # a point of which this is true loses; any other error ends the sweep
 OnProgress = Callable[[Progress], None]
+Proposals = Generator[Values, float | None, None]
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,9 @@ def _measure_all(
     """Measure the points in order; what was measured before, by an earlier attempt or at an equal point, is reused."""
     known = {_key(point.parameters): point for point in work.measured}
     points: list[MeasuredPoint] = []
-    proposals = propose(work.space)
-    goodness: float | None = None
-    while True:
-        try:
-            values = next(proposals) if not points else proposals.send(goodness)
-        except StopIteration:
-            return points
+    proposals = _propose(work.space)
+    values = next(proposals, None)
+    while values is not None:
         key = _key(values)
         if key in known:
             point = known[key].model_copy(update={"index": len(points)})
@@ -100,7 +97,27 @@ def _measure_all(
         known[key] = point
         points.append(point)
         progress.done = len(points)
-        goodness = _goodness(point)
+        values = _next(proposals, _goodness(point))
+    return points
+
+
+def _propose(space: Space) -> Proposals:
+    if isinstance(space, Grid):
+        return _walk(space)
+    proposals: Proposals = import_module("workers.pipelines.searching").propose(space)  # Optuna, for a search alone
+    return proposals
+
+
+def _walk(grid: Grid) -> Proposals:
+    for values in grid.points():  # noqa: UP028 (an iterator takes no answers)
+        yield values
+
+
+def _next(proposals: Proposals, goodness: float | None) -> Values | None:
+    try:
+        return proposals.send(goodness)
+    except StopIteration:
+        return None
 
 
 def _key(values: Values) -> str:
@@ -124,24 +141,25 @@ class _Bench:
 
     def measure(self, index: int, values: Values, on_progress: OnProgress) -> MeasuredPoint:
         """Return the point with what was measured there, or with the reason why nothing could be."""
-        metric = self._work.selection.metric
         try:
             recipe = recipe_at(self._catalog, self._work.merge.recipe, values)
-            with self._merged(recipe) as checkpoint:
-                found = evaluate(
-                    self._evaluation(checkpoint),
-                    self._workshop.evaluators,
-                    on_progress,
-                    device=self._workshop.device,
-                    models=self._held.models if self._held is not None else None,
-                )
-        except POINT_FAULTS as error:
+        except Invalid as error:  # between the corners of a search
             return MeasuredPoint(index=index, parameters=values, problem=error.detail)
-        point = MeasuredPoint(
-            index=index, parameters=values, measurements=tuple(one for one in found if one.name == metric)
-        )
+        try:
+            found = self._measure(recipe, on_progress)
+        except NotFinite as error:  # the point loses; any other error ends the sweep
+            return MeasuredPoint(index=index, parameters=values, problem=error.detail)
+        metric = self._work.selection.metric
+        measurements = tuple(one for one in found if one.name == metric)
+        point = MeasuredPoint(index=index, parameters=values, measurements=measurements)
         undefined = f"{metric} is undefined on some task."
         return point if point.mean is not None else point.model_copy(update={"problem": undefined})
+
+    def _measure(self, recipe: Recipe, on_progress: OnProgress) -> tuple[Measurement, ...]:
+        models = self._held.models if self._held is not None else None
+        with self._merged(recipe) as checkpoint:
+            order = self._evaluation(checkpoint)
+            return evaluate(order, self._workshop.evaluators, on_progress, device=self._workshop.device, models=models)
 
     def _open_held(self) -> "_Held | None":
         """Return what merges in memory stand on; None where the result is no dense model, or too large."""

@@ -133,7 +133,7 @@ class _BlockSum:
         block = torch.cat(self.pending, dim=1) if self.pending else self.total.new_empty(0, 0)
         self.pending.clear()
         if block.shape[-1]:
-            self.total += precision.inner_products(block.double())
+            self.total += precision.inner_products(block)
 
 
 def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
@@ -148,7 +148,7 @@ def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
 
 
 def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
-    return piece.tensor, piece.offset, precision.inner_products(_vectors(piece).double().unsqueeze(-1))  # [m, n, n]
+    return piece.tensor, piece.offset, precision.inner_products(_vectors(piece).unsqueeze(-1))  # [m, n, n]
 
 
 def _multiply_blocks(piece: Piece) -> _Part:
@@ -157,7 +157,7 @@ def _multiply_blocks(piece: Piece) -> _Part:
     begin = min(m, -piece.offset % BLOCK_ELEMENTS)
     end = m - (m - begin) % BLOCK_ELEMENTS
     blocks = vectors[:, begin:end].reshape(n, (end - begin) // BLOCK_ELEMENTS, BLOCK_ELEMENTS)
-    products = precision.inner_products(blocks.double())
+    products = precision.inner_products(blocks)
     return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
 
 

@@ -13,7 +13,7 @@ from workers.contract import MergeContext, PieceSource, RandomStatistic, RecipeC
 
 
 class Shelf:
-    """The statistics of one merge set; those that a merge did not ask for go when the next but one begins."""
+    """The statistics of one merge set; those that a merge did not ask for are dropped when the next one begins."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Any] = {}  # Any: each statistic has a type of its own
@@ -78,7 +78,8 @@ class _KeptRequest:
         return replace(self, context=context)
 
     def collect(self, source: PieceSource) -> Any:
-        request, drawn = self.request, ()
+        request = self.request
+        drawn: tuple[object, ...] = ()
         if self.context is not None and isinstance(request, RandomStatistic):
             drawn = (self.context.seed, self.context.model_keys, self.context.weights)
             request = request.within(self.context)

@@ -3,7 +3,7 @@
 The search itself, exact and without holding a model, is in ranks.py; the meaning of a boundary in numerics/sparsify.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -13,6 +13,9 @@ from workers.numerics.sparsify import Boundary
 from workers.statistics.ranks import USUAL_EFFORT, Effort, ModelBoundaries, Scope, select
 
 __all__ = ["Boundary", "BoundaryTable", "MagnitudeBoundaries"]
+
+
+Ranks = Callable[[int], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,15 @@ class BoundaryTable:
 class MagnitudeBoundaries:
     """Asks for the boundaries of ranks in the order (|τ| descending, flat index ascending), for each model.
 
-    `ranks` gives, from the number of entries in the scope, the ranks wanted.
+    `ranks` gives, from the number of entries in the scope, the ranks wanted; `of_models` those of each model,
+    where they differ.
     """
 
     name: str
     scope: Literal["global", "tensor"]
-    ranks: Callable[[int], tuple[int, ...]]
+    ranks: Ranks
     effort: Effort = USUAL_EFFORT
+    of_models: tuple[Ranks, ...] = ()
 
     @property
     def n_passes(self) -> int:
@@ -53,6 +58,26 @@ class MagnitudeBoundaries:
         if self.scope == "global":
             parts = tuple((name, sizes[name], position) for name, _, position in source.tensors if sizes[name])
             n = sum(sizes.values())
-            return BoundaryTable(select(source, [Scope(parts, n, self.ranks(n))], self.effort)[0], {})
-        scopes = [Scope(((name, size, 0),) if size else (), size, self.ranks(size)) for name, size in sizes.items()]
-        return BoundaryTable(None, dict(zip(sizes, select(source, scopes, self.effort), strict=True)))
+            return BoundaryTable(self._select(source, [Scope(parts, n, self._all_ranks(n))])[0], {})
+        scopes = [
+            Scope(((name, size, 0),) if size else (), size, self._all_ranks(size)) for name, size in sizes.items()
+        ]
+        return BoundaryTable(None, dict(zip(sizes, self._select(source, scopes), strict=True)))
+
+    def _all_ranks(self, n: int) -> tuple[int, ...]:
+        if not self.of_models:
+            return self.ranks(n)
+        return tuple(sorted({rank for ranks in self.of_models for rank in ranks(n)}))
+
+    def _select(self, source: PieceSource, scopes: Sequence[Scope]) -> list[ModelBoundaries]:
+        """Return the boundaries of each scope: of each model those of its own ranks."""
+        found = select(source, scopes, self.effort)
+        if not self.of_models:
+            return found
+        return [
+            tuple(
+                tuple(boundaries[scope.ranks.index(rank)] for rank in ranks(scope.n_elements))
+                for boundaries, ranks in zip(of_scope, self.of_models, strict=True)
+            )
+            for scope, of_scope in zip(scopes, found, strict=True)
+        ]

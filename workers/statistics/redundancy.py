@@ -99,7 +99,7 @@ def coefficients_of(deltas: Tensor, parameters: DisentanglementParameters, conte
     if parameters.scope != "row":
         table: RedundancyTable = context.statistics[REDUNDANCY]
         return table.of(context.tensor).to(deltas.device)
-    return disentangle.solve_redundancy(inner_products(deltas.double()), parameters.descent)
+    return disentangle.solve_redundancy(inner_products(deltas), parameters.descent)
 
 
 def _report_one(matrix: Tensor, coefficients: Tensor) -> JsonValue:

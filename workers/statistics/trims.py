@@ -1,5 +1,6 @@
 """The trim and the election of TIES, for every method that has them: what to ask for, and how to read the answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -37,9 +38,15 @@ class KeptRank:
         return (min(n, max(1, sparsify.count_kept(self.density, n))),)
 
 
-def request_trim(choices: TrimChoices, density: float) -> MagnitudeBoundaries | TrimmedMajority:
-    """Ask where the trim cuts and, where balanced votes follow the majority, which sign that is."""
-    trim = MagnitudeBoundaries(TRIM, choices.trim_scope, KeptRank(density))
+def request_trim(
+    choices: TrimChoices, density: float, of_models: Sequence[float] = ()
+) -> MagnitudeBoundaries | TrimmedMajority:
+    """Ask where the trim cuts and, where balanced votes follow the majority, which sign that is.
+
+    of_models: each model's density, where they differ.
+    """
+    own = tuple(KeptRank(one) for one in of_models)
+    trim = MagnitudeBoundaries(TRIM, choices.trim_scope, KeptRank(density), of_models=own)
     if choices.zero_vote == "positive":
         return trim
     return TrimmedMajority(TRIM, trim, is_weighted=choices.vote == "weighted")

@@ -52,7 +52,7 @@ def list_artifacts(
 
 @router.get("/{artifact_id}", operation_id="get_artifact", summary="Get an artifact", responses=problems(NotFound))
 def get_artifact(artifact_id: ArtifactId, response: Response, sessions: SessionsDep, actor: ActorDep) -> ArtifactView:
-    """Return an artifact with its files and, if a merge made it, its recipe."""
+    """Return an artifact with its files; of a merge its recipe; of a multitask one what it takes (`storage`)."""
     found = artifacts.get(sessions, actor, artifact_id)
     response.headers["ETag"] = f'"{found.content_digest}"'
     return found

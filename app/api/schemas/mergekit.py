@@ -24,6 +24,11 @@ _SETTINGS: Schema = {
 }
 _REF: Schema = {"type": "string", "minLength": 1, "description": "The ref of a checkpoint."}
 
+_TOKENIZER: Schema = {
+    "type": "string",
+    "description": "`base`, or the ref of the base model, else of the first model: its tokenizer travels along.",
+}
+
 
 def merge_schema() -> Schema:
     """Return the schema of a document."""
@@ -40,16 +45,31 @@ def merge_schema() -> Schema:
     one_slice = _object(
         {"sources": {"type": "array", "items": source, "minItems": 1}, "parameters": _SETTINGS}, required=["sources"]
     )
+    named: Schema = {
+        "models": {"type": "array", "items": model, "minItems": 1},
+        "slices": {"type": "array", "items": one_slice, "minItems": 1},
+    }
+    module = _object({**named, "parameters": _SETTINGS}, required=[]) | {
+        "oneOf": [{"required": [name]} for name in named]
+    }
     dtype: Schema = {"type": "string", "enum": [*DTYPES, *(f"torch.{name}" for name in DTYPES)]}
     document = _object(
         {
             "merge_method": {"type": "string", "enum": list(BY_NAME)},
             "base_model": _REF,
-            "models": {"type": "array", "items": model, "minItems": 1},
-            "slices": {"type": "array", "items": one_slice, "minItems": 1},
+            **named,
+            "modules": {
+                "type": "object",
+                "additionalProperties": module,
+                "minProperties": 1,
+                "maxProperties": 1,
+                "description": "One module: its models or slices.",
+            },
             "parameters": _SETTINGS,
             "dtype": dtype,
             "out_dtype": dtype,
+            "tokenizer_source": _TOKENIZER,
+            "tokenizer": _object({"source": _TOKENIZER}, required=[]),
             "amalgam": _object({name: {} for name in BESIDE}, required=[])
             | {"description": "What mergekit has no word for, as in the JSON body; mergekit does not look at it."},
         },
@@ -59,7 +79,7 @@ def merge_schema() -> Schema:
         **document,
         "title": "MergekitMerge",
         "description": "A merge as mergekit writes it, whose models are refs. docs/mergekit.md says what becomes what.",
-        "oneOf": [{"required": ["models"]}, {"required": ["slices"]}],
+        "oneOf": [{"required": [name]} for name in (*named, "modules")],
         "examples": [EXAMPLE],
     }
 

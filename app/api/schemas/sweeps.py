@@ -1,11 +1,12 @@
 """The body of POST /v1/sweeps, with examples."""
 
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from app.api.schemas.merges import MergeBody
 from app.domain.sweep_requests import SweepRequest
 
-_MERGE = {
+_MERGE: JsonDict = {
     "method": "task_arithmetic",
     "base_model": "minilm",
     "models": [{"checkpoint": "tickets-expert"}, {"checkpoint": "reviews-expert"}],

@@ -31,10 +31,10 @@ class Source:
     line: int
 
 
-def read_models(node: Node, faults: Faults) -> list[Input]:
-    """Return the models of the key `models`."""
+def read_models(node: Node, faults: Faults, prefix: str = "") -> list[Input]:
+    """Return the models of the key `models`. prefix: pointer of the mapping that has it."""
     inputs: list[Input] = []
-    for pointer, item in read_list(node, "/models", "{model: …, parameters: …}", faults):
+    for pointer, item in read_list(node, f"{prefix}/models", "{model: …, parameters: …}", faults):
         mapping = read_mapping(item, pointer, ("model", "parameters"), faults)
         found = read_input(mapping, pointer, item, faults)
         if found is not None:
@@ -42,12 +42,13 @@ def read_models(node: Node, faults: Faults) -> list[Input]:
     return inputs
 
 
-def read_whole_models(node: Node, faults: Faults) -> tuple[list[Input], int | None]:
+def read_whole_models(node: Node, faults: Faults, prefix: str = "") -> tuple[list[Input], int | None]:
     """Return the models of one slice over all layers, and how many layers that must be."""
-    slices = _read_slices(node, faults)
+    slices = _read_slices(node, faults, prefix)
     if len(slices) > 1:
         line = slices[1][0].line if slices[1] else node.line
-        faults.add("/slices/1", Node(None, line), "several slices are read for passthrough only; merge whole models")
+        message = "several slices are read for passthrough only; merge whole models"
+        faults.add(f"{prefix}/slices/1", Node(None, line), message)
         return [], None
     sources = slices[0] if slices else []
     for source in sources:
@@ -57,20 +58,23 @@ def read_whole_models(node: Node, faults: Faults) -> tuple[list[Input], int | No
     return [source.model for source in sources], sources[0].end if sources else None
 
 
-def read_passthrough(top: Mapping[str, Node], base: Input | None, shared: Settings, faults: Faults) -> Translated:
-    """Return the models, slices and scalings of a passthrough."""
+def read_passthrough(
+    top: Mapping[str, Node], base: Input | None, shared: Settings, faults: Faults, prefix: str = ""
+) -> Translated:
+    """Return the models, slices and scalings of a passthrough. prefix: pointer of the mapping that has them."""
     done = Translated()
     if base is not None:
         done.request["base_model"] = base.ref
         done.origins["/base_model"] = (base.pointer, base.line)
     if "slices" in top:
-        models = _add_slices(_read_slices(top["slices"], faults), done, faults)
+        models = _add_slices(_read_slices(top["slices"], faults, prefix), done, faults)
         settings = shared
     else:
-        models = read_models(top["models"], faults)
+        models = read_models(top["models"], faults, prefix)
         settings = (*(models[0].parameters if models else ()), *shared)
         if len(models) > 1:
-            faults.add("/models/1", Node(None, models[1].line), "passthrough copies one model; say slices for several")
+            message = "passthrough copies one model; say slices for several"
+            faults.add(f"{prefix}/models/1", Node(None, models[1].line), message)
     done.request["models"] = [{"checkpoint": model.ref} for model in models]
     done.origins |= {f"/models/{at}": (model.pointer, model.line) for at, model in enumerate(models)}
     scaling = _read_scaling(settings, faults)
@@ -95,9 +99,9 @@ def _add_slices(slices: list[list[Source]], done: Translated, faults: Faults) ->
     return list(models.values())
 
 
-def _read_slices(node: Node, faults: Faults) -> list[list[Source]]:
+def _read_slices(node: Node, faults: Faults, prefix: str) -> list[list[Source]]:
     slices: list[list[Source]] = []
-    for pointer, item in read_list(node, "/slices", "{sources: […]}", faults):
+    for pointer, item in read_list(node, f"{prefix}/slices", "{sources: […]}", faults):
         mapping = read_mapping(item, pointer, SLICE_KEYS, faults, not_read=NOT_READ)
         if "sources" not in mapping:
             faults.add(pointer, item, "sources is missing; name models and their layers")

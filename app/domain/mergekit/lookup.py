@@ -24,6 +24,7 @@ class Lookup:
     shared: Settings
     models: Sequence[Input]
     faults: Faults
+    at: int | None = None  # as this model sees it; None: as all do
 
     def weights(self) -> list[Setting]:
         """Return each model's weight; mergekit has no default."""
@@ -34,20 +35,22 @@ class Lookup:
         return self._find(NORMALIZE, "flag", default=False) or NO
 
     def of(self, parameter: Parameter) -> Setting | None:
-        """Return a parameter's value, the same for all models; None where there is a fault."""
+        """Return a parameter's value: of one model; or what all models share, else what is said of all of them.
+
+        None where there is a fault.
+        """
         if not parameter.is_per_model or not self.models:
-            return self._find(parameter.theirs, parameter.kind, default=parameter.default)
-        found = [
-            self._find(parameter.theirs, parameter.kind, default=parameter.default, model=model)
-            for model in self.models
-        ]
-        for model, one in zip(self.models, found, strict=True):
-            if one is not None and found[0] is not None and _content(one) != _content(found[0]):
-                pointer, line = one[0].place or (model.pointer, model.line)
-                message = f"{parameter.theirs} differs between the models; Amalgam takes one value for all of them"
-                self.faults.add(pointer, Node(None, line), message)
-                return None
-        return found[0]
+            return self._of_model(parameter, None)
+        if self.at is not None:
+            return self._of_model(parameter, self.models[self.at])
+        found = [self._of_model(parameter, model) for model in self.models]
+        if any(one is None for one in found):
+            return None
+        contents = [_content(one) for one in found if one is not None]
+        return found[0] if contents.count(contents[0]) == len(contents) else self._of_model(parameter, None)
+
+    def _of_model(self, parameter: Parameter, model: Input | None) -> Setting | None:
+        return self._find(parameter.theirs, parameter.kind, default=parameter.default, model=model)
 
     def _find(self, name: str, kind: Kind, *, default: JsonValue, model: Input | None = None) -> Setting | None:
         sources = [*(model.parameters if model is not None else ()), *self.shared]

@@ -23,7 +23,7 @@ class Renamed:
     ours: str
     default: JsonValue  # mergekit's; None: it must be given
     kind: Kind = "number"
-    is_per_model: bool = False  # mergekit takes one value per model; here all models share one
+    is_per_model: bool = False  # a model may have a value of its own
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from app.domain.mergekit.documents import Node
 from app.domain.mergekit.fields import (
     Faults,
     Input,
+    Settings,
     read_mapping,
     read_parameters,
     read_ref,
     read_text,
 )
 from app.domain.mergekit.methods import BY_NAME, KnownMethod
+from app.domain.mergekit.tokenizers import TOKENIZER_KEYS, check_tokenizer
 from app.domain.mergekit.translation import translate
 
 OURS = "amalgam"  # the key of what mergekit has no word for
@@ -31,14 +33,12 @@ BESIDE = (
     "nan_policy", "tensors", "merge_buffers", "adapter_space", "transforms", "post_steps", "method_version",
     "engine_version",
 )  # fmt: skip
-KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", OURS)
-NOT_READ = {
-    "tokenizer_source": "Amalgam keeps the tokenizer of the base model, else of the first model, and merges "
-    "vocabularies of one size",
-    "tokenizer": "Amalgam keeps the tokenizer of the base model, else of the first model",
-    "chat_template": "Amalgam keeps the chat template of the base model, else of the first model",
-    "modules": "Amalgam finds the parts of a model from its tensors' names; use models",
-}
+MODULES = "modules"
+KEYS = (
+    "merge_method", "base_model", "models", "slices", MODULES, "parameters", "dtype", "out_dtype", *TOKENIZER_KEYS,
+    OURS,
+)  # fmt: skip
+NOT_READ = {"chat_template": "Amalgam keeps the chat template of the base model, else of the first model"}
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -69,18 +69,18 @@ def read_merge(body: bytes) -> Reading:
     top = read_mapping(root, "", KEYS, faults, not_read=NOT_READ)
     known = _read_method(top, root, faults)
     base = read_ref(top["base_model"], "/base_model", faults) if "base_model" in top else None
-    shared = read_parameters(top, "")
     beside = _read_beside(top, faults)
-    if ("models" in top) == ("slices" in top):
-        faults.add("/models", root, "expected either models or slices")
-        faults.stop()
+    part = _read_part(top, root, faults)
     if known.ours == layers.PASSTHROUGH:
-        translated = layers.read_passthrough(top, base, shared, faults)
+        translated = layers.read_passthrough(part.named, base, part.settings, faults, part.pointer)
     else:
-        inputs, n_blocks = _read_inputs(top, faults)
+        inputs, n_blocks = _read_inputs(part, faults)
         _check_inputs(known, root, base, inputs, faults)
-        translated = translate(known, base, inputs, shared, faults)
+        translated = translate(known, base, inputs, part.settings, faults)
         translated.request.update({"n_blocks": n_blocks} if n_blocks is not None else {})
+    refs = [str(model["checkpoint"]) for model in translated.request.get("models", [])]
+    travels = translated.request.get("base_model") or next(iter(refs), None)
+    check_tokenizer(top, base=base.ref if base is not None else travels, travels=travels, faults=faults)
     faults.stop()
     origins = {**_origins_of(beside, top), **translated.origins}
     return Reading({"method": known.ours, **translated.request, **beside}, origins)
@@ -101,11 +101,45 @@ def _read_method(top: Mapping[str, Node], root: Node, faults: Faults) -> KnownMe
     return BY_NAME[name]
 
 
-def _read_inputs(top: Mapping[str, Node], faults: Faults) -> tuple[list[Input], int | None]:
+@dataclass(frozen=True)
+class _Part:
+    """The mapping that names the models: the document, or its only module."""
+
+    named: Mapping[str, Node]
+    settings: Settings
+    pointer: str = ""
+
+
+def _read_part(top: Mapping[str, Node], root: Node, faults: Faults) -> _Part:
+    part = _Part(top, read_parameters(top, ""))
+    if MODULES in top and "models" not in top and "slices" not in top:
+        part = _read_module(top[MODULES], part, faults)
+    if ("models" in part.named) == ("slices" in part.named) or (MODULES in top and part.named is top):
+        faults.add(f"{part.pointer}/models", root, f"expected one of models, slices and {MODULES}")
+        faults.stop()
+    return part
+
+
+def _read_module(node: Node, whole: _Part, faults: Faults) -> _Part:
+    """Return the only module: mergekit's way to say models or slices for one part of a model of several."""
+    modules = node.value if isinstance(node.value, dict) else {}
+    if len(modules) != 1:
+        message = (
+            f"expected one module, found {len(modules)}; Amalgam finds the parts of a model from its tensors' names"
+        )
+        faults.add(f"/{MODULES}", node, f"{message}: merge whole models, with overrides for parts that differ")
+        faults.stop()
+    (name, item), *_ = modules.items()
+    pointer = f"/{MODULES}/{name}"
+    mapping = read_mapping(item, pointer, ("models", "slices", "parameters"), faults)
+    return _Part(mapping, (*read_parameters(mapping, pointer), *whole.settings), pointer)
+
+
+def _read_inputs(part: _Part, faults: Faults) -> tuple[list[Input], int | None]:
     """Return the models, and how many layers they must have: None where the document does not say."""
-    if "slices" in top:
-        return layers.read_whole_models(top["slices"], faults)
-    return layers.read_models(top["models"], faults), None
+    if "slices" in part.named:
+        return layers.read_whole_models(part.named["slices"], faults, part.pointer)
+    return layers.read_models(part.named["models"], faults, part.pointer), None
 
 
 def _check_inputs(known: KnownMethod, root: Node, base: Input | None, inputs: Sequence[Input], faults: Faults) -> None:

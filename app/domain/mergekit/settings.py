@@ -23,7 +23,7 @@ CONDITION_KEYS = ("filter", "value")
 One = float | bool
 Value = One | list[float]
 Place = tuple[str, int]  # pointer into the document, line
-Facet = str | int  # what is set: a parameter by name, or a model's weight by index
+Facet = str | int | tuple[int, str]  # what is set: a parameter, a model's weight by index, a model's own parameter
 Assign = Callable[[One], Mapping[Facet, JsonValue]]  # one value of theirs -> what is set of ours
 
 

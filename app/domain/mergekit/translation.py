@@ -51,10 +51,9 @@ def translate(
     if origin is not None:
         done.request["base_model"] = origin.ref
         done.origins["/base_model"] = (origin.pointer, origin.line)
-    chains = [
-        *_add_models(models, weights, done),
-        *_add_parameters(known, list(_settings(known, lookup, weights, faults)), done),
-    ]
+    settings = list(_settings(known, lookup, weights, faults))
+    chains = [*_add_models(models, weights, done), *_add_parameters(known, settings, done)]
+    chains += [chain for at in range(len(models)) for chain in _add_own(known, replace(lookup, at=at), settings, done)]
     overrides = _join(chains)
     if overrides:
         done.request["overrides"] = [_write_override(one, len(models)) for one in overrides]
@@ -120,8 +119,12 @@ def _write_override(one: Override, n_models: int) -> dict[str, Any]:
     parameters = {facet: value for facet, value in one.assigned.items() if isinstance(facet, str)}
     if parameters:
         written["parameters"] = parameters
-    if len(parameters) < len(one.assigned):
+    if any(isinstance(facet, int) for facet in one.assigned):
         written["weights"] = [one.assigned.get(at) for at in range(n_models)]
+    own = [(*facet, value) for facet, value in one.assigned.items() if isinstance(facet, tuple)]
+    if own:
+        of_models = [{name: value for model, name, value in own if model == at} for at in range(n_models)]
+        written["models"] = [values or None for values in of_models]
     return written
 
 
@@ -142,6 +145,51 @@ def _add_parameters(known: KnownMethod, settings: Sequence[Said], done: Translat
         chains.append(overrides)
     done.request["parameters"] = parameters
     return chains
+
+
+def _add_own(known: KnownMethod, lookup: Lookup, shared: Sequence[Said], done: Translated) -> list[list[Override]]:
+    """Add what one model has of its own; return the overrides of each parameter."""
+    chains: list[list[Override]] = []
+    of_all = {name: series for said in shared for name, series in _series(said).items()}
+    for setting, assign in _settings_per_model(known, lookup):
+        values, overrides = say(setting, assign)
+        for name, series in _series((setting, assign)).items():
+            if series == of_all.get(name) or lookup.at is None:
+                continue
+            own = done.request["models"][lookup.at].setdefault("parameters", {})
+            own[name] = values[name]
+            if setting[-1].place is not None:
+                done.origins[f"/models/{lookup.at}/parameters/{name}"] = setting[-1].place
+            chains.append(
+                [
+                    Override(one.match, {(lookup.at, name): one.assigned[name]}, one.place)
+                    for one in overrides
+                    if name in one.assigned
+                ]
+            )
+    return chains
+
+
+def _series(said: Said) -> dict[str, list[JsonValue]]:
+    """Return, of each parameter that is set, its value and its overrides, to be compared."""
+    values, overrides = say(*said)
+    return {
+        name: [values[name], *([one.match, one.assigned[name]] for one in overrides if name in one.assigned)]
+        for name in values
+        if isinstance(name, str)
+    }
+
+
+def _settings_per_model(known: KnownMethod, lookup: Lookup) -> Iterator[Said]:
+    joined = known.at_density_below_one
+    if joined is not None:
+        yield from _beside_density(lookup, joined, lookup.faults)
+    for parameter in known.parameters:
+        if not parameter.is_per_model or (joined is not None and parameter in (DENSITY, joined)):
+            continue
+        setting = lookup.of(parameter)
+        if setting is not None:
+            yield setting, _assign(parameter, 1.0)
 
 
 def _settings(known: KnownMethod, lookup: Lookup, weights: Sequence[Setting], faults: Faults) -> Iterator[Said]:

@@ -94,10 +94,11 @@ def _write_merge(recipe: Recipe, known: KnownMethod, faults: Faults) -> Document
     base = _base_ref(recipe, known, faults)
     if base is not None:
         document["base_model"] = base
-    document["models"] = [
-        {"model": ref, **({"parameters": {"weight": say(_weights(recipe, at, faults))}} if known.has_weights else {})}
-        for at, ref in enumerate(refs)
-    ]
+    document["models"] = []
+    for at, ref in enumerate(refs):
+        own = {"weight": say(_weights(recipe, at, faults))} if known.has_weights else {}
+        own |= dict(_own_parameters(recipe, known, at, faults))
+        document["models"].append({"model": ref, **({"parameters": own} if own else {})})
     parameters = dict(_parameters(recipe, known, faults))
     return {**document, "parameters": parameters} if parameters else document
 
@@ -136,6 +137,43 @@ def _parameters(recipe: Recipe, known: KnownMethod, faults: Faults) -> Iterator[
         yield from _vectors(recipe, faults)
     for name, chain in chains.items():
         yield sayable[name].theirs, say(chain)
+
+
+def _own_parameters(recipe: Recipe, known: KnownMethod, at: int, faults: Faults) -> Iterator[tuple[str, Any]]:
+    """Yield what a model has of its own, and what mergekit reads together with it."""
+    sayable = [one for one in known.parameters if isinstance(one, Renamed) and one.is_per_model]
+    own = [one for one in sayable if _has_own(recipe, at, one.ours)]
+    if not own:
+        return
+    together = [DENSITY, known.at_density_below_one] if known.at_density_below_one is not None else []
+    written = [one for one in sayable if one in own or one in together]
+    chains = {one.ours: _own_chain(recipe, at, one, faults) for one in written}
+    if known.at_density_below_one is not None:
+        _join_with_density(chains, known.at_density_below_one, faults)
+    yield from ((one.theirs, say(chains[one.ours])) for one in written)
+
+
+def _has_own(recipe: Recipe, at: int, name: str) -> bool:
+    overridden = [one.models[at] or {} for one in recipe.overrides if one.models is not None]
+    return any(name in values for values in (recipe.models[at].parameters, *overridden))
+
+
+def _own_chain(recipe: Recipe, at: int, parameter: Renamed, faults: Faults) -> Chain:
+    """Return what holds for one model; mergekit takes all of it from the model as soon as that says anything."""
+    name = parameter.ours
+    if not _has_own(recipe, at, name):
+        return _chain(recipe, parameter, faults)
+    if name not in recipe.models[at].parameters and any(name in one.parameters for one in recipe.overrides):
+        message = f"models[{at}] has its own {name} for some tensors only, beside overrides for all models"
+        faults.append(FieldProblem("/overrides", f"{message}; mergekit takes either"))
+    first = recipe.models[at].parameters.get(name, recipe.parameters[name])
+    changes = [
+        Change(f"/overrides/{index}/models/{at}/{name}", one.match, (one.models[at] or {})[name])
+        for index, one in enumerate(recipe.overrides)
+        if one.models is not None and name in (one.models[at] or {})
+    ]
+    chain = chain_of(Change(f"/models/{at}/parameters/{name}", "*", first), changes, faults)
+    return [(filter_, _their_value(parameter, value, faults)) for filter_, value in chain]
 
 
 def _chain(recipe: Recipe, parameter: Renamed | Switched, faults: Faults) -> Chain:

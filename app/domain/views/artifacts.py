@@ -2,7 +2,10 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from app.domain.checkpoints import FileEntry
+from app.domain.patches import MultitaskStorage
 from app.domain.views.jobs import Instant, View
 
 
@@ -19,6 +22,9 @@ class ArtifactView(View):
     files: list[FileEntry]
     recipe: dict[str, Any] | None
     recipe_digest: str | None
+    storage: MultitaskStorage | None = Field(
+        default=None, description="What a multitask artifact's weights take; null for anything else."
+    )
     pinned: bool
     expires_at: Instant | None
     actor: str

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from app.domain.tasks import MeasurementDetails
 from app.domain.views.jobs import Instant, View
 
 
@@ -22,6 +23,12 @@ class MetricView(View):
     stderr: float | None
     transductive: bool = Field(description="Whether the merge had looked at these inputs: it learned on this split.")
     at: Instant
+
+
+class MeasuredView(MetricView):
+    """A number with what stands behind it, as the result of the job that measured it has it."""
+
+    details: MeasurementDetails
 
 
 class ComparedValue(View):
@@ -50,6 +57,7 @@ class ComparisonView(View):
     metric: str
     split: str
     higher_is_better: bool | None = Field(description="Null where nothing was measured yet.")
+    unit: str | None = Field(description="Of the values; null where nothing was measured yet.")
     tasks: list[str]
     individual: dict[str, str | None] = Field(description="Per task, the checkpoint that `normalized` is relative to.")
     rows: list[ComparisonRow]

@@ -88,6 +88,49 @@ def test_a_task_added_to_patches_over_the_base_gives_the_files_of_merging_all_at
     assert [patch["task"] for patch in patches] == ["model-0", "model-1", "model-2"]
 
 
+@pytest.mark.parametrize("parameters", [{"density": 0.4}, {"density": 0.3, "trim_scope": "tensor"}])
+def test_a_task_stitched_to_a_result_gives_the_files_of_stitching_all_at_once(
+    house: House, parameters: Document
+) -> None:
+    house.family(4)
+    method = "localize_and_stitch_dataless"
+    two = house.finish("/v1/merges", merge(method, "model-0", "model-1", parameters=parameters))
+    four = house.finish("/v1/merges", merge(method, *(f"model-{n}" for n in range(4)), parameters=parameters))
+
+    three = add(house, two, "model-2")
+    job = add(house, three, "model-3")
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert sorted(files_of(house, job)) == ["model.safetensors", "sums.safetensors"]
+    assert files_of(house, job) == files_of(house, four)
+
+
+def test_a_result_that_kept_no_sums_takes_no_more(house: House) -> None:
+    house.family()
+    body = merge("localize_and_stitch_dataless", "model-0", parameters={"keep_sums": False}, output={"name": "bare"})
+    job = house.finish("/v1/merges", body)
+
+    more = {"models": [{"checkpoint": "model-1"}]}
+    problem = refused(house, f"/v1/artifacts/{artifact_of(job)}/tasks", more, 422, "validation_failed")
+    onto = merge("localize_and_stitch_dataless", "model-1", onto="bare")
+    missing = refused(house, "/v1/merges", onto, 422, "validation_failed")
+
+    assert list(files_of(house, job)) == ["model.safetensors"]
+    assert "only with keep_sums = true, found false" in problem["detail"]
+    assert "has no sums.safetensors beside its weights" in missing["detail"]
+
+
+def test_sums_counted_from_another_base_fail(house: House) -> None:
+    house.family()
+    method = "localize_and_stitch_dataless"
+    house.finish("/v1/merges", merge(method, "model-0", output={"name": "merged"}))
+
+    job = house.finish("/v1/merges", merge(method, "model-0", onto="merged") | {"base_model": "model-1"})
+
+    assert (job["state"], job["problem"]["code"]) == ("failed", "incompatible_checkpoints")
+    assert "name the base model that it was merged over" in job["problem"]["detail"]
+
+
 def test_a_task_added_to_peru_is_pruned_over_what_is_shared(house: House) -> None:
     house.family(3)
     two = house.finish("/v1/merges", merge("peru_fft", "model-0", "model-1", parameters={"density": 1.0}))
@@ -124,8 +167,12 @@ def test_a_label_that_is_taken_is_refused(house: House) -> None:
         (merge("breadcrumbs", "model-0", parameters={"elect_signs": True}), "only with elect_signs = false"),
         (merge("peru_lora", "model-0", parameters={"mode": "residual"}), 'only with mode = "per_adapter"'),
         (
+            merge("breadcrumbs", "model-0", overrides=[{"match": "*", "parameters": {"elect_signs": True}}]),
+            "/overrides/0/parameters/elect_signs: breadcrumbs adds models to a result only with elect_signs = false",
+        ),
+        (
             merge("task_arithmetic", "model-0", overrides=[{"match": "*", "weights": [0.5]}]),
-            "overrides with a weight per model",
+            "overrides with values per model",
         ),
     ],
 )

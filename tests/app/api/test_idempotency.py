@@ -116,6 +116,13 @@ def test_every_creating_post_is_replayed(house: House) -> None:
         ("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]}),
         ("/v1/finetunes", {"base_model": "bert", "task": "kind"}),
         ("/v1/analyses", {"kind": "task_vector_cosines", "base_model": "bert", "models": ["bert"]}),
+        (
+            "/v1/sweeps",
+            {
+                "merge": {"method": "average", "models": [{"checkpoint": "bert"}], "evaluate": ["kind"]},
+                "grid": {"models.0.weight": [0.5, 1.0]},
+            },
+        ),
         (f"{job}/cancel", None),
         (f"{job}/retry", None),
     ):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.app.api.house import Document, House, draw
-from tests.workers import tiny_bert
+from tests.workers import tiny_bert, tiny_language
 
 HEAD = {"kind": "label_prompts", "prompts": list(tiny_bert.PROMPTS)}
 
@@ -90,6 +90,9 @@ def test_a_task_is_not_deleted_while_a_job_needs_it(house: House) -> None:
         ({"preprocessing": {"max_tokens": 0}}, "invalid_parameters", "/preprocessing/max_tokens"),
         ({"classes": ["a"]}, "validation_failed", "/classes"),
         ({"classes": ["a", "a"]}, "validation_failed", "/"),
+        ({"kind": "perplexity", "head": {"kind": "own"}, "preprocessing": {}}, "validation_failed", "/classes"),
+        ({"head": {"kind": "prototypes"}, "dataset": {"test": "file:///x.jsonl"}}, "validation_failed", "/"),
+        ({"dataset": {"test": "file:///data/x.npz"}}, "uri_not_allowed", "/dataset/test"),
         ({"head": HEAD | {"prompts": ["a", "b", "c"]}}, "validation_failed", "/"),
         ({"head": {"kind": "nothing"}}, "validation_failed", "/head"),
         ({"head": HEAD | {"base_model": "nothing"}}, "checkpoint_not_found", "/head/base_model"),
@@ -130,7 +133,48 @@ def test_an_evaluation_makes_metrics(any_house: House) -> None:
     assert (metric["checkpoint"], metric["task"], metric["task_id"]) == (bert, "kind", task["id"])
     assert (metric["name"], metric["split"], metric["n"], metric["unit"]) == ("accuracy", "validation", 6, "fraction")
     assert metric["stderr"] == pytest.approx((metric["value"] * (1 - metric["value"]) / 6) ** 0.5)
+    details = metric.pop("details")
     assert house.read("/v1/metrics")["items"] == [metric]
+    assert details["n_correct"] == round(metric["value"] * 6)
+    assert details["interval"]["low"] <= metric["value"] <= details["interval"]["high"]
+    assert [(row["name"], row["n"]) for row in details["per_class"]] == [("color", 3), ("animal", 3)]
+
+
+def test_equal_weights_are_measured_once(any_house: House) -> None:
+    house = any_house
+    house.bert()
+    twin = house.bert("twin")
+    house.bert("other", seed=1)
+    house.made("/v1/tasks", house.task_body())
+    first = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    again = house.made("/v1/evaluations", {"checkpoint": "twin", "tasks": ["kind"]})
+
+    assert (again["state"], again["deduplicated_from"]) == ("succeeded", first["id"])
+    (measured,), (taken,) = first["result"]["metrics"], again["result"]["metrics"]
+    assert (taken["checkpoint"], taken["job"]) == (twin, again["id"])
+    assert [taken[name] for name in ("value", "n", "details")] == [measured[name] for name in ("value", "n", "details")]
+    assert len(house.read("/v1/metrics?checkpoint=twin")["items"]) == 1
+    for body in (
+        {"checkpoint": "other", "tasks": ["kind"]},
+        {"checkpoint": "twin", "tasks": ["kind"], "split": "validation"},
+        {"checkpoint": "twin", "tasks": ["kind"], "force": True},
+    ):
+        assert house.made("/v1/evaluations", body)["state"] == "queued"
+
+
+def test_only_what_is_not_known_is_measured(house: House) -> None:
+    house.bert()
+    for name, changes in (("kind", {}), ("scaled", {"head": HEAD | {"scale": 3.0}})):
+        house.made("/v1/tasks", house.task_body(name, **changes))
+    first = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    (house.data / "task-kind" / "test.jsonl").unlink()  # whoever measured on it again would fail
+    both = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["scaled", "kind"]})
+
+    assert both["state"] == "succeeded", both["problem"]
+    assert [item["measured_by"] for item in both["spec"]["tasks"]] == [None, first["id"]]
+    assert [metric["task"] for metric in both["result"]["metrics"]] == ["scaled", "kind"]
 
 
 def test_metrics_are_filtered(any_house: House) -> None:
@@ -554,6 +598,28 @@ def test_values_are_normalized_by_the_individual_model(measured: House) -> None:
     assert root["values"]["kind"]["normalized"] == pytest.approx(ratio)
     assert root["values"]["other"]["normalized"] is None
     assert root["normalized_average"] is None
+
+
+def test_where_lower_is_better_the_ratio_is_turned_round(house: House) -> None:
+    for seed, name in enumerate(("root", "expert")):
+        house.register_folder(name, tiny_language.make_gpt2(house.data / name, seed=seed))
+    file = tiny_bert.write_rows(house.data / "test.jsonl", [{"text": "red is a"}, {"text": "the cat runs"}])
+    preprocessing = {"max_tokens": 8, "stride": 4}
+    house.made(
+        "/v1/tasks",
+        {"name": "kind", "kind": "perplexity", "dataset": {"test": file.as_uri()}, "preprocessing": preprocessing},
+    )
+    found = {
+        name: house.finish("/v1/evaluations", {"checkpoint": name, "tasks": ["kind"]})["result"]["metrics"][0]
+        for name in ("root", "expert")
+    }
+
+    table = house.read("/v1/comparisons?checkpoints=root&tasks=kind&metric=perplexity&individual=kind:expert")
+
+    assert table["higher_is_better"] is False
+    cell = table["rows"][0]["values"]["kind"]
+    assert cell["value"] == found["root"]["value"]
+    assert cell["normalized"] == pytest.approx(found["expert"]["value"] / found["root"]["value"])
 
 
 def test_the_individual_model_can_be_named(measured: House) -> None:

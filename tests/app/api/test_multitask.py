@@ -1,5 +1,8 @@
 """Multitask artifacts over HTTP: merged, downloaded, materialized, evaluated, deleted."""
 
+import io
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +66,10 @@ def test_the_result_says_what_is_stored_against_one_model_per_task(house: House,
     assert storage["byte_ratio"] == pytest.approx(stored / 120, abs=1e-6)
     assert storage["parameter_ratio"] == 1.5  # the shared model and two whole ones, of two
     assert [patch["task"] for patch in storage["patches"]] == ["model0", "model1"]
+    assert artifact["storage"] == storage
+    listed = {item["id"]: item["storage"] for item in house.read("/v1/artifacts")["items"]}
+    assert listed[artifact["id"]] == storage
+    assert all(found is None for name, found in listed.items() if name != artifact["id"])
     card = house.get(f"/v1/artifacts/{artifact_of(merged)}/files/README.md").text
     assert f"bytes stored: {stored:,}" in card
 
@@ -76,6 +83,46 @@ def test_a_patch_is_downloaded_alone_and_holds_the_models_own_values(house: Hous
     base, near = draw(0), draw(2)
     np.testing.assert_array_equal(patch["weight::values"], base["weight"] + near["weight"])
     assert (part.status_code, len(part.content)) == (206, 8)
+
+
+def unpack(house: House, artifact: str, name: str) -> Path:
+    """Download an artifact's archive into a folder of the file roots."""
+    with tarfile.open(fileobj=io.BytesIO(house.get(f"/v1/artifacts/{artifact}/archive").content)) as archive:
+        archive.extractall(house.data / name, filter="data")
+    return house.data / name / artifact
+
+
+@pytest.mark.parametrize("storage", ["reference", "copy"])
+def test_a_downloaded_artifact_is_imported_as_a_multitask_checkpoint(
+    house: House, merged: Document, storage: str
+) -> None:
+    folder = unpack(house, artifact_of(merged), "downloads")
+
+    house.register_folder("again", folder, storage=storage, base_checkpoint="base")
+
+    original, again = (house.read(f"/v1/checkpoints/{name}") for name in ("merged", "again"))
+    assert (again["state"], again["kind"]) == ("ready", "multitask")
+    assert (again["weights_digest"], again["content_digest"]) == (
+        original["weights_digest"],
+        original["content_digest"],
+    )
+    if storage == "copy":
+        made = house.finish(f"/v1/artifacts/{again['artifact']}/materializations", {"task": "model1"})
+        materialized = house.read(f"/v1/checkpoints/{made['result']['checkpoint']}")
+        assert materialized["weights_digest"] == house.read("/v1/checkpoints/model-1")["weights_digest"]
+        assert house.read(f"/v1/artifacts/{again['artifact']}")["storage"]["n_tasks"] == 2
+
+
+def test_a_broken_patch_leaves_the_import_invalid(house: House, merged: Document) -> None:
+    folder = unpack(house, artifact_of(merged), "broken")
+    patch = folder / "patches" / "model1.safetensors"
+    patch.write_bytes(patch.read_bytes().replace(b'"weight::values"', b'"height::values"'))
+
+    house.register_folder("broken", folder)
+
+    checkpoint = house.read("/v1/checkpoints/broken")
+    assert (checkpoint["state"], checkpoint["problem"]["code"]) == ("invalid", "invalid_checkpoint")
+    assert "patches/model1.safetensors, tensor 'height': found parts" in checkpoint["problem"]["detail"]
 
 
 def test_the_archive_and_the_head_of_a_patch_are_as_of_other_files(house: House, merged: Document) -> None:
@@ -113,6 +160,24 @@ def test_nothing_may_stand_behind_a_multitask_method(house: House) -> None:
     body = peru("model-0", "model-1", post_steps=[{"name": "anything"}])
 
     assert refused(house, "/v1/merges", body, 422, "validation_failed")["errors"][0]["pointer"] == "/post_steps"
+
+
+def test_pruning_over_a_merge_is_peru_with_that_merge_shared(house: House) -> None:
+    house.family()
+    shared = {"method": "task_arithmetic", "parameters": {"scaling_coefficient": 0.4}}
+    models = [{"checkpoint": "model-0"}, {"checkpoint": "model-1"}]
+    common = {"base_model": "base", "models": models}
+    house.finish("/v1/merges", {**shared, **common, "output": {"name": "shared"}})
+
+    peru = {"method": "peru_fft", "parameters": {"shared": shared, "density": 0.3}}
+    one = house.finish("/v1/merges", {**common, **peru})
+    over = {"method": "post_pruning", "base_model": "shared", "models": models, "parameters": {"density": 0.3}}
+    other = house.finish("/v1/merges", over)
+
+    for path in ("model.safetensors", "patches/model-0.safetensors", "patches/model-1.safetensors"):
+        expected, found = (download(house, artifact_of(job), path) for job in (one, other))
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_multitask_checkpoint_is_no_input_of_a_merge(house: House, merged: Document) -> None:

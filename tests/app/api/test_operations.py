@@ -153,7 +153,7 @@ def test_every_method_has_a_card_with_its_parameters(house: House) -> None:
 
 
 def test_every_evaluator_and_technique_has_a_card(house: House) -> None:
-    assert house.read("/v1/evaluators")["items"][0] == house.read("/v1/evaluators/text-classification")
+    assert house.read("/v1/evaluators")["items"][0] == house.read("/v1/evaluators/image-classification")
     assert house.read("/v1/finetuners")["items"][0] == house.read("/v1/finetuners/full")
     assert "'full'" in house.get("/v1/finetuners/ful").json()["detail"]
 

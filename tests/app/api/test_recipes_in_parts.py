@@ -51,6 +51,41 @@ def test_the_result_says_which_parameters_held_for_which_tensors(house: House) -
     assert held[names[1]] == (0.3, [1.0, 1.0])
 
 
+def test_models_have_parameters_of_their_own_everywhere_and_in_overrides(house: House) -> None:
+    house.family()
+    name = house.read("/v1/checkpoints/base/tensors")["items"][0]["name"]
+    body = arithmetic(method="ties", overrides=[{"match": name, "models": [None, {"density": 1}]}])
+    body["models"][0]["parameters"] = {"density": 0.5}
+
+    job = house.finish("/v1/merges", body)
+
+    groups = job["result"]["data"]["groups"]
+    densities = {name: [one["density"] for one in group["models"]] for group in groups for name in group["tensors"]}
+    assert densities.pop(name) == [0.5, 1.0]
+    assert list(densities.values()) == [[0.5, 0.2]]
+    recipe = house.read(f"/v1/jobs/{job['id']}/recipe")
+    assert recipe["models"][0]["parameters"] == {"density": 0.5}
+    again = house.finish("/v1/merges", recipe)
+    assert again["deduplicated_from"] == job["id"]
+    card = house.get(f"/v1/artifacts/{job['result']['artifacts'][0]}/files/README.md").text
+    assert "Parameters of their own" in card
+
+
+@pytest.mark.parametrize(
+    ("override", "pointer"),
+    [
+        ({"models": [{"density": 0.5}]}, "/overrides/0/models"),
+        ({"models": [None, {"reduce": "sum"}]}, "/overrides/0/models/1/reduce"),
+        ({"models": [None, {"density": 2}]}, "/overrides/0/models/1/density"),
+    ],
+)
+def test_faults_of_what_an_override_says_of_one_model_are_named(house: House, override: Document, pointer: str) -> None:
+    house.family()
+    body = arithmetic(method="ties", overrides=[{"match": "*", **override}])
+    errors = house.post("/v1/merges", body).json()["errors"]
+    assert [error["pointer"] for error in errors] == [pointer]
+
+
 def test_a_transform_is_run_reported_and_in_the_recipe(house: House) -> None:
     house.family()
 

@@ -228,6 +228,32 @@ def test_fine_tuning_makes_a_checkpoint_of_the_task(registered: Serve) -> None:
     assert answered(registered, "checkpoints", "show", "tuned")["task"] == "animals"
 
 
+def test_a_sweep_keeps_the_best_merge_and_tells_every_point(registered: Serve) -> None:
+    words = (
+        "sweep",
+        "task_arithmetic",
+        "expert",
+        "--base",
+        "base",
+        "-g",
+        "scaling_coefficient=0:1:0.5",
+        "-e",
+        "animals",
+    )
+
+    refusal = refused(registered, *words)
+    told = done(registered, *words, "--split", "train", "--name", "swept", "--wait")
+
+    assert "task 'animals' has no validation split" in refusal
+    assert [f"scaling_coefficient {value}: 0." in told for value in (0.0, 0.5, 1.0)] == [True] * 3
+    (job,) = httpx.get(f"{registered.url}/v1/jobs?kind=sweep").json()["items"]
+    assert answered(registered, "checkpoints", "show", "swept")["id"] == job["result"]["checkpoint"]
+    assert len(job["result"]["evaluations"]) == 1
+    events = httpx.get(f"{registered.url}/v1/jobs/{job['id']}/events").json()["items"]
+    points = [event["data"]["parameters"] for event in events if event["type"] == "job.point"]
+    assert points == [{"scaling_coefficient": value} for value in (0.0, 0.5, 1.0)]
+
+
 def test_comparing_says_who_leads_in_plain_words(registered: Serve) -> None:
     for reference in ("base", "expert"):
         done(registered, "evaluate", reference, "animals", "--wait")

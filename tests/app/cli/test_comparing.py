@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from app.cli.client import Document
-from app.cli.comparing import Row, describe, draw_table, individual_row, points, read_rows
+from app.cli.comparing import Row, describe, draw_table, individual_row, points, read_rows, read_scale
 
 TASKS = ["emoji", "language"]
 
@@ -83,3 +83,17 @@ def test_words_about_nothing_measured_say_only_that() -> None:
 def test_points_between_rows_with_gaps_are_refused() -> None:
     with pytest.raises(ValueError, match="must both be measured on every task"):
         points(Row("a", (0.5,), (None,)), Row("b", (None,), (None,)))
+
+
+def test_where_lower_is_better_the_lowest_leads_and_nothing_is_percent() -> None:
+    rows = [Row("base", (20.0, 8.25), (1.5, 0.25)), Row("merged", (10.0, 4.5), (None, None))]
+    scale = read_scale({"unit": "perplexity", "higher_is_better": False})
+    text = io.StringIO()
+    Console(file=text, width=120).print(draw_table(rows, TASKS, metric="perplexity", split="test", scale=scale))
+
+    assert "perplexity on test" in text.getvalue()
+    assert "8.25 ±0.25" in text.getvalue()
+    assert describe(rows, n_tasks=2, scale=scale) == [
+        "merged is best on the mean of 2 tasks: 7.25.",
+        "merged is better than base.",
+    ]

@@ -78,8 +78,11 @@ def test_an_unknown_method_gives_the_nearest_name() -> None:
     with pytest.raises(UnknownMethod) as caught:
         CATALOG.check("tiez", {}, has_base_model=True, weights=[1.0])
     assert caught.value.errors[0].did_you_mean == "ties"
-    with pytest.raises(MethodNotFound, match="Did you mean 'slerp'"):
-        CATALOG.method("slrp")
+    with pytest.raises(MethodNotFound, match=r"Did you mean 'ties_merging' or 'ties'\? GET /v1/methods lists all 2"):
+        CATALOG.method("ties_merg")
+    with pytest.raises(MethodNotFound) as found:
+        CATALOG.method("x" * 1000)
+    assert len(found.value.detail) < 200
     with pytest.raises(EvaluatorNotFound, match="Known: none"):
         CATALOG.evaluator("text-classification")
 
@@ -115,6 +118,22 @@ def test_parameters_per_model_are_refused_with_the_place() -> None:
     with pytest.raises(Invalid) as caught:
         CATALOG.check("ties", {}, has_base_model=True, weights=[1.0], model_parameters=[{"density": 0.1}])
     assert caught.value.errors[0].pointer == "/models/0/parameters/density"
+
+
+def test_a_model_has_its_own_parameters_where_the_card_says_so() -> None:
+    catalog = Catalog(methods=(card(per_model=("density",)),), evaluators=())
+    weights = [1.0, 1.0]
+    _, effective = catalog.check(
+        "ties", {}, has_base_model=True, weights=weights, model_parameters=[{"density": 0.1}, {}]
+    )
+    assert effective["density"] == 0.2
+    with pytest.raises(Invalid, match="takes only density per model") as caught:
+        own = [{"reduce": "sum"}, {"density": 2.0}]
+        catalog.check("ties", {}, has_base_model=True, weights=weights, model_parameters=own)
+    assert [fault.pointer for fault in caught.value.errors] == [
+        "/models/0/parameters/reduce",
+        "/models/1/parameters/density",
+    ]
 
 
 def test_equal_numbers_have_one_form() -> None:

@@ -13,8 +13,10 @@ def check_task(
     head: str = "label_prompts",
     metric: str = "accuracy",
     preprocessing: dict[str, int | str] | None = None,
+    n_classes: int = 2,
 ) -> dict[str, object]:
-    return dict(CATALOG.check_task(kind, head=head, metric=metric, preprocessing=dict(preprocessing or {}))[1])
+    given = dict(preprocessing or {})
+    return dict(CATALOG.check_task(kind, head=head, metric=metric, n_classes=n_classes, preprocessing=given)[1])
 
 
 def test_preprocessing_gets_its_defaults() -> None:
@@ -37,12 +39,27 @@ def test_unknown_kind_is_refused_with_the_nearest() -> None:
 
 def test_unknown_head_and_metric_are_refused_together() -> None:
     with pytest.raises(Invalid) as caught:
-        check_task(head="prototypes", metric="acuracy")
+        check_task(head="xyz", metric="acuracy")
     assert [(problem.pointer, problem.did_you_mean) for problem in caught.value.errors] == [
         ("/head/kind", None),
         ("/metric", "accuracy"),
     ]
-    assert "expected one of: label_prompts, linear, own" in caught.value.errors[0].message
+    assert "expected one of: label_prompts, prototypes, linear, own" in caught.value.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "n_classes", "pointer"),
+    [
+        ("text-classification", "own", 0, "/classes"),
+        ("perplexity", "own", 2, "/classes"),
+        ("text2text", "label_prompts", 2, "/head/kind"),
+    ],
+)
+def test_classes_and_heads_go_with_the_kind(kind: str, head: str, n_classes: int, pointer: str) -> None:
+    metric = CATALOG.evaluator(kind).metrics[0]
+    with pytest.raises(Invalid) as caught:
+        check_task(kind, head, metric, n_classes=n_classes)
+    assert [problem.pointer for problem in caught.value.errors] == [pointer]
 
 
 def test_every_fault_of_the_preprocessing_is_named() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from app.domain.catalog import Catalog, MethodCard, StepCard
+from app.domain.catalog import Catalog, MethodCard, StepCard, load_catalog
 from app.domain.errors import Invalid, InvalidParameters
 from app.domain.parameter_checks import fill_defaults, parameter_faults
 from app.domain.parameters import Density, NestedMethod, Parameters, ScalingCoefficient, schema_of
@@ -101,7 +101,9 @@ def test_faults_of_a_nested_method_are_named_where_they_are(shared: Any, words: 
 
 
 def test_an_override_takes_some_parameters_and_no_defaults() -> None:
-    assert CATALOG.check_override(OUTER, {"density": 1}, pointer="/overrides/0/parameters") == {"density": 1.0}
+    assert CATALOG.check_override(OUTER, {"density": 1}, n_models=2, pointer="/overrides/0/parameters") == {
+        "density": 1.0
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,18 @@ def test_an_override_takes_some_parameters_and_no_defaults() -> None:
 )
 def test_faults_of_an_override_are_named(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidParameters, match=words) as caught:
-        CATALOG.check_override(OUTER, parameters, pointer="/overrides/0/parameters")
+        CATALOG.check_override(OUTER, parameters, n_models=2, pointer="/overrides/0/parameters")
     assert caught.value.errors[0].pointer.startswith("/overrides/0/parameters/")
+
+
+def test_an_override_counts_no_more_models_than_there_are() -> None:
+    catalog = load_catalog()
+    pointer = "/overrides/0/parameters"
+    card = catalog.method("consensus_ta")
+    assert catalog.check_override(card, {"min_tasks": 2}, n_models=2, pointer=pointer) == {"min_tasks": 2}
+    with pytest.raises(InvalidParameters, match="min_tasks is 3, but 2 models are merged") as caught:
+        catalog.check_override(card, {"min_tasks": 3}, n_models=2, pointer=pointer)
+    assert caught.value.errors[0].pointer == f"{pointer}/min_tasks"
 
 
 def test_a_step_gets_its_defaults() -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 from app.domain.errors import ModelNotRunnable
 from tests.workers import tiny_bert
-from workers.checkpoints.model import Classifier, Encoder, Models, list_names, load_encoder
+from workers.checkpoints.model import Classifier, Encoder, Models, list_names, load_classifier, load_encoder
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_embedding_parameters_of_a_table_that_stands_alone(tmp_path: Path) -> No
 
 def test_classifier_has_its_own_head_and_labels(tmp_path: Path) -> None:
     checkpoint = tiny_bert.local(tiny_bert.make_classifier(tmp_path, ("x", "y", "z")))
-    classifier = Models().classifier(checkpoint)
+    classifier = Models().open(checkpoint, load_classifier)
     assert isinstance(classifier, Classifier)
     assert classifier.labels == ("x", "y", "z")
     assert torch.equal(
@@ -105,15 +105,15 @@ def test_classifier_has_its_own_head_and_labels(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_head_is_no_classifier(tmp_path: Path) -> None:
     checkpoint = tiny_bert.local(tiny_bert.make_encoder(tmp_path))
     with pytest.raises(ModelNotRunnable, match=r"2 tensors are missing: classifier.bias, classifier.weight"):
-        Models().classifier(checkpoint)
+        Models().open(checkpoint, load_classifier)
 
 
 def test_models_loads_each_checkpoint_once(tmp_path: Path) -> None:
     models = Models()
     first = tiny_bert.local(tiny_bert.make_encoder(tmp_path / "a"))
     second = tiny_bert.local(tiny_bert.make_encoder(tmp_path / "b", seed=1))
-    assert models.encoder(first) is models.encoder(first)
-    assert models.encoder(first) is not models.encoder(second)
+    assert models.open(first, load_encoder) is models.open(first, load_encoder)
+    assert models.open(first, load_encoder) is not models.open(second, load_encoder)
     assert models.device == CPU
 
 

@@ -7,7 +7,7 @@ import pytest
 from app.domain.errors import InputChanged, InvalidDataset
 from app.domain.tasks import Columns
 from tests.workers import tiny_bert
-from workers.datasets import text
+from workers.datasets import lines, text
 
 
 def read(folder: Path, content: bytes, **changes: Any) -> text.LabeledTexts:
@@ -82,7 +82,7 @@ def test_message_names_task_split_file_and_line(tmp_path: Path) -> None:
         (b"\0\n", "not JSON ("),
         (b"9" * 5000 + b"\n", "not JSON ("),
         (b"[" * 100_000 + b"\n", "the JSON is nested too deeply; expected one flat object."),
-        (b'"' + b"x" * text.MAX_LINE_BYTES + b'"\n', "longer than 1048576 bytes; expected one example per line."),
+        (b'"' + b"x" * lines.MAX_LINE_BYTES + b'"\n', "longer than 1048576 bytes; expected one example per line."),
     ],
 )
 def test_a_faulty_line_is_refused_with_its_fault(tmp_path: Path, line: bytes, expected: str) -> None:
@@ -99,7 +99,7 @@ def test_an_empty_split_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_too_many_examples_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(lines, "MAX_EXAMPLES", 2)
     assert "line 3: more than 2 examples; split the file." in fault(tmp_path, GOOD * 3)
 
 

@@ -12,7 +12,7 @@ from app.domain.tasks import OwnHead
 from tests.workers import tiny_bert
 from tests.workers.files import read_tensors
 from tests.workers.learning.world import World, run, shuffled
-from workers.checkpoints.model import Models
+from workers.checkpoints.model import Models, load_encoder
 from workers.checkpoints.places import find_places
 from workers.numerics.entropy import entropy_of_logits, entropy_of_mean
 
@@ -144,7 +144,7 @@ def test_files_that_name_tensors_otherwise_are_refused(world: World) -> None:
     renamed = tuple(
         tensor.model_copy(update={"name": tensor.name.replace("output", "out")}) for tensor in manifest.tensors
     )
-    module = Models().encoder(world.base).module
+    module = Models().open(world.base, load_encoder).module
     with pytest.raises(ModelNotRunnable, match=r"8 weights of the BertModel .* encoder.layer.0.attention.output.dense"):
         find_places(module, manifest.model_copy(update={"tensors": renamed}))
 

@@ -13,7 +13,6 @@ from tests.workers.models import assert_close, draw_normal, to_arrays
 from tests.workers.references.awd_task_arithmetic import merge as by_hand
 from workers.catalog import load_method
 from workers.numerics.disentangle import Descent, mean_absolute_cosine, solve_redundancy, subtract_redundancy
-from workers.transforms.awd import apply as awd
 
 LITERAL = {"normalize": False}
 DEFAULT = Descent(norm_penalty=0.1, learning_rate=0.01, steps=300, is_normalized=True)
@@ -99,21 +98,3 @@ def test_agrees_with_descent_on_the_vector_itself(  # noqa: PLR0913 one argument
     merged = MemoryMerge(load_method("awd_task_arithmetic"), parameters, weights)(base, models)
     expected = by_hand(to_arrays(base), [to_arrays(model) for model in models], weights, parameters)
     assert_close(merged, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("scope", ["global", "tensor", "row"])
-def test_the_transform_before_task_arithmetic_is_the_method(scope: str) -> None:
-    base, models = draw_normal(3, 3)
-    step = [(awd, {"scope": scope})]
-    transformed = MemoryMerge(load_method("task_arithmetic"), {"scaling_coefficient": 0.3}, transforms=step)(
-        base, models
-    )
-    whole = MemoryMerge(load_method("awd_task_arithmetic"), {"scope": scope})(base, models)
-    assert_close(transformed, to_arrays(whole), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 7, 100])
-def test_the_transform_stands_before_any_method(size: int) -> None:
-    base, models = draw_normal(3, 3)
-    found = MemoryMerge(load_method("ties"), transforms=[(awd, {})], piece_elements=size)(base, models)
-    assert_close(found, to_arrays(MemoryMerge(load_method("ties"), transforms=[(awd, {})])(base, models)))

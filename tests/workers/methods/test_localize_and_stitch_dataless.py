@@ -43,8 +43,8 @@ def test_weights_count_among_the_tasks_that_have_the_entry() -> None:
 
 def test_a_task_can_be_added_to_what_was_stitched_before() -> None:
     localized = TASK_VECTORS * (TASK_VECTORS.abs() > 0.7)
-    before, added = add_tasks(localized[:2], [1.0, 2.0]), add_tasks(localized[2:], [0.5])
-    assert torch.equal((before + added).stitch(), add_tasks(localized, [1.0, 2.0, 0.5]).stitch())
+    added = add_tasks(localized[2:], [0.5], onto=add_tasks(localized[:2], [1.0, 2.0]))
+    assert torch.equal(added.divide(), add_tasks(localized, [1.0, 2.0, 0.5]).divide())
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,)])

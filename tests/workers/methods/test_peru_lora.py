@@ -48,17 +48,15 @@ def test_the_residual_mode_shares_task_arithmetic() -> None:
 def test_energy_keeps_as_many_components_as_it_needs() -> None:
     # squares of the singular values: 16, 4, 1: shares .762, .952, 1
     matrix = torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))
-    ranks = [
-        low_rank.truncate(matrix, rank=3, energy=energy).left.shape[1] for energy in (0.1, 0.76, 0.77, 0.95, 0.96, 1.0)
-    ]
+    ranks = [low_rank.truncate(matrix, rank=3, energy=energy).rank for energy in (0.1, 0.76, 0.77, 0.95, 0.96, 1.0)]
     assert ranks == [1, 1, 2, 2, 3, 3]
-    assert low_rank.truncate(matrix, rank=1, energy=0.96).left.shape[1] == 1
+    assert low_rank.truncate(matrix, rank=1, energy=0.96).rank == 1
 
 
 def test_factors_are_balanced_and_a_zero_matrix_has_rank_0() -> None:
     found = low_rank.truncate(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)), rank=2)
-    assert found.left.norm(dim=0).tolist() == found.right.norm(dim=1).tolist() == [2.0, 1.0]
-    assert low_rank.truncate(torch.zeros(3, 4, dtype=torch.float64), rank=2).left.shape == (3, 0)
+    assert found.b.norm(dim=0).tolist() == found.a.norm(dim=1).tolist() == [2.0, 1.0]
+    assert low_rank.truncate(torch.zeros(3, 4, dtype=torch.float64), rank=2).b.shape == (3, 0)
 
 
 def test_a_matrix_whose_factors_are_no_smaller_is_kept_whole() -> None:

@@ -41,6 +41,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dare_ties", {"density": 0.4}),
     ("dare_ties", {"vote": "weighted", "reduce": "sum"}),
     ("dare_ties", {"rescale": "l1", "density": 0.6}),
+    ("magmax", {}),
+    ("ram", {"change_threshold": 0.25}),
+    ("ram", {"change_threshold": 0.0}),
     ("multislerp", {"normalize": False}),
     ("karcher", {}),
     ("expo", {}),
@@ -201,6 +204,16 @@ def test_norms_before_and_after_masks() -> None:
         left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
         expected = [exact_sums.sum_magnitudes(vector).tolist() for vector in (delta, left)]
         assert sums[:, model].tolist() == expected
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 1000, 4096])
+def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.randn(3, 2, m, generator=torch.Generator().manual_seed(m))
+    found = precision.inner_products(vectors)
+    expected = torch.einsum("ibm,jbm->bij", vectors.double(), vectors.double())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert same_bits(found, precision.inner_products(vectors))
 
 
 @pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])

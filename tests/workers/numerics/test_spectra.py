@@ -80,3 +80,53 @@ def test_an_svd_that_does_not_converge_is_tried_again(shape: tuple[int, int], mo
     found = spectra.decompose_exactly(matrix)
     torch.testing.assert_close(found.values, expected)
     torch.testing.assert_close(found.left * found.values @ found.right, matrix)
+
+
+def _draw_spectrum(values: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    vectors = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)).Q
+    return vectors * values @ vectors.mT
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.7, -1.4])  # flat but for a slope, as task vectors are, steep
+def test_directions_found_in_float32_are_those_of_float64(decay: float) -> None:
+    n, rank = 256, 48
+    order = torch.arange(1, n + 1, dtype=torch.float64)
+    gram = _draw_spectrum(order.pow(decay) * (1.0 - order / (2 * n)))
+    refined = spectra._find_refined(gram, rank)
+    assert refined is not None
+    values, vectors = torch.linalg.eigh(gram)
+    torch.testing.assert_close(refined[0], values[-rank:], rtol=1e-10, atol=0)
+    outside = vectors[:, :-rank].mT @ refined[1]  # what the kept directions have in those dropped
+    assert outside.abs().max() < 4e-6
+    torch.testing.assert_close(refined[1].mT @ refined[1], torch.eye(rank).double(), rtol=0, atol=1e-12)
+
+
+def test_float32_is_not_trusted_with_what_it_cannot_tell_apart() -> None:
+    n, rank = 256, 48
+    small = _draw_spectrum(torch.logspace(0, -40, n, dtype=torch.float64))  # 4e-8 of the largest at the border
+    assert spectra._find_refined(small, rank) is None
+    low = _draw_spectrum(torch.where(torch.arange(n) < 10, 1.0, 0.0).double())
+    assert spectra._find_refined(low, rank) is None
+    assert spectra.find_left(low, rank).shape == (n, 10)
+
+
+def test_equal_directions_at_the_border_are_told_apart_somehow_and_always_the_same_way() -> None:
+    gram = _draw_spectrum(torch.cat([torch.full((40,), 2.0), torch.full((216,), 1.0)]).double())
+    first, again = spectra.find_left(gram, 48), spectra.find_left(gram.clone(), 48)
+    assert torch.equal(first, again)
+    torch.testing.assert_close((first.mT @ gram @ first).diagonal().sum(), torch.tensor(88.0).double())
+
+
+def test_a_gram_matrix_is_summed_over_runs_of_columns() -> None:
+    rows = _draw(200, 300, condition=10.0)
+    gram = spectra.gram_of((rows[:, begin : begin + 70] for begin in range(0, 300, 70)), rows)
+    torch.testing.assert_close(gram, rows @ rows.mT)
+    assert torch.equal(gram, gram.mT)
+
+
+@pytest.mark.parametrize("rows", [3, 256])
+def test_a_matrix_of_zeros_has_no_directions(rows: int) -> None:
+    found = spectra.decompose(torch.zeros(rows, 300, dtype=torch.float64), 2)
+    assert (found.left.shape, found.values.shape, found.right.shape) == ((rows, 0), (0,), (0, 300))
+    assert spectra.find_basis(torch.zeros(4, 0, dtype=torch.float64), 1e-5).shape == (4, 0)

@@ -12,8 +12,8 @@ from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.jobs import Progress
 from app.domain.parameters import Parameters
 from app.domain.plans import MergePlan, make_plan
-from app.domain.recipes import Recipe, RecipeModel
-from tests.workers.files import ignore, pin
+from app.domain.recipes import Recipe, RecipeModel, pin
+from tests.workers.files import ignore
 from workers.contract import MergeContext, MergeMethod, RecipeCode, merge_method
 from workers.pipelines.merge import merge_checkpoints
 

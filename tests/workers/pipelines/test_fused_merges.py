@@ -81,6 +81,19 @@ def test_files_are_the_same_without_kernels(  # noqa: PLR0913
     assert fast.digest == slow.digest
 
 
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare_linear"])
+def test_models_with_their_own_densities_are_the_same_without_kernels(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = write(tmp_path, [torch.bfloat16])
+    merge = FileMerge(method, of_models=[{"density": 0.1}, {}, {"density": 1.0}])
+    fast = merge(base, models, tmp_path / "fast")
+    monkeypatch.setattr(fused, "_loaded", [])
+    monkeypatch.setattr(fused, "load", lambda: False)
+    assert merge(base, models, tmp_path / "slow").digest == fast.digest
+    assert FileMerge(method)(base, models, tmp_path / "plain").weights_digest != fast.weights_digest
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs"])
 def test_a_number_that_is_none_is_named(method: str, tmp_path: Path) -> None:
     broken = torch.ones(300, 1700, dtype=torch.bfloat16)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import JsonValue
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
@@ -14,9 +15,11 @@ from transformers import AutoModel, AutoTokenizer
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import InputChanged, JobError, JobInternal, NotFinite
 from app.domain.jobs import Progress
+from app.domain.parameter_checks import fill_defaults
 from tests.workers.files import ignore, read_tensors, write_checkpoint
 from tests.workers.pipelines.merging import ADD_ALL, MergeOf, method_of
 from tests.workers.tiny_bert import make_encoder
+from workers.catalog import load_method
 from workers.contract import MergeContext
 from workers.pipelines.importing import import_checkpoint
 
@@ -230,6 +233,28 @@ def test_progress_counts_every_byte_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert reports[-1].fraction == 1.0
     assert reports[-1].done == reports[-1].total == 2 * 4 * sum(tensor.numel() for tensor in draw().values())
     assert all(before.done <= after.done for before, after in itertools.pairwise(reports))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "n_ticks"),  # of three models
+    [
+        ("wudi", {"steps": 20}, 20), ("doge_ta", {"steps": 20}, 20), ("tsv_m", {}, 3), ("dc_merge", {}, 3),
+        ("iso_cts", {"common_fraction": 0.5}, 3), ("opcm", {}, 2), ("tsv_c", {}, 3),
+    ],
+)  # fmt: skip
+def test_progress_is_seen_within_a_matrix(
+    method: str, parameters: dict[str, JsonValue], n_ticks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pipelines.progress.INTERVAL_SECONDS", 0.0)
+    draws = [{"w": torch.randn(16, 24, generator=torch.Generator().manual_seed(seed))} for seed in range(4)]
+    found = load_method(method)
+    changes = {"parameters": fill_defaults(found.card.parameters, parameters, n_models=3)}
+    reports: list[Progress] = []
+    MergeOf(found, changes).plan(*write(tmp_path, *draws)).run(tmp_path / "out", reports.append)
+    done = [report.done for report in reports if report.stage == "merging"]
+    assert len(set(done[1:])) >= n_ticks
+    assert done[-1] - done[0] == 4 * 16 * 24 * 4
+    assert reports[-1].fraction == 1.0
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------

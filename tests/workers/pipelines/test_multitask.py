@@ -1,6 +1,7 @@
 """Multitask merges through the pipeline: what is written, what a materialization gives, what faults leave behind."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import IncompatibleCheckpoints, InputChanged, JobError, NotFinite, OutOfDisk
 from app.domain.jobs import Progress
-from app.domain.recipes import RecipeModel
-from tests.workers.files import FileMerge, ignore, pin, read_tensors, write_checkpoint
+from app.domain.recipes import RecipeModel, pin
+from tests.workers.files import FileMerge, ignore, read_tensors, write_checkpoint
 from tests.workers.multitask import read_tasks
 from tests.workers.peft_folders import RANK, draw_base, draw_modules, fuse, write_adapter
 from tests.workers.pipelines.merging import MergeOf, PlannedMerge
@@ -75,6 +76,7 @@ def test_the_manifest_lists_every_file_and_the_patches_in_the_models_order(metho
 def test_the_shared_model_is_an_ordinary_checkpoint_folder(tmp_path: Path) -> None:
     artifact = run(plan("emr", write(tmp_path, draw(0), draw(1), draw(2))), tmp_path / "out")
 
+    shutil.rmtree(tmp_path / "out" / "patches")
     dense = import_checkpoint(tmp_path / "out", ignore)
 
     assert (dense.kind, dense.weights_digest) == ("dense", artifact.manifest.weights_digest)
@@ -82,8 +84,8 @@ def test_the_shared_model_is_an_ordinary_checkpoint_folder(tmp_path: Path) -> No
 
 def test_the_plan_has_room_for_what_is_written(tmp_path: Path) -> None:
     checkpoints = write(tmp_path, *(draw(seed, 5000) for seed in range(4)))
-    for method in ("post_pruning", "emr", "tsv_c", "bitdelta", "peru_lora"):
-        given: dict[str, Any] = {"density": 0.3} if method == "post_pruning" else {}
+    for method in ("post_pruning", "emr", "tsv_c", "bitdelta", "peru_lora", "localize_and_stitch_dataless"):
+        given: dict[str, Any] = {"density": 0.3} if method in ("post_pruning", "localize_and_stitch_dataless") else {}
         merge = plan(method, checkpoints, **given)
         artifact = run(merge, tmp_path / method)
         written = artifact.manifest.size_bytes

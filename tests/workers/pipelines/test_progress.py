@@ -28,6 +28,15 @@ def test_more_than_planned_does_not_exceed_the_whole(monkeypatch: pytest.MonkeyP
     assert reports[-1].bytes_per_second is None
 
 
+def test_a_share_counts_as_far_as_its_work_is_and_never_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pipelines.progress.INTERVAL_SECONDS", 0.0)
+    reports: list[Progress] = []
+    share = ProgressMeter(reports.append, total=20).share(10)
+    for fraction in (0.25, 0.1, 0.5, 0.55, 1.0, 1.0):
+        share.tick(fraction)
+    assert [report.done for report in reports] == [2, 5, 10]
+
+
 def test_nothing_to_do_has_no_fraction() -> None:
     reports: list[Progress] = []
     ProgressMeter(reports.append, total=0).enter("reading")

@@ -169,6 +169,90 @@ def test_equal_densities_of_the_models_are_one_parameter() -> None:
     assert read(text)["parameters"]["density"] == 0.4
 
 
+def test_a_density_of_one_model_is_its_own() -> None:
+    text = TIES.replace("weight: 0.3", "weight: 0.3, density: 0.2") + "    parameters: {density: 0.4}\n"
+    request = read(text)
+    assert request["parameters"]["density"] == 0.4
+    assert request["models"] == [
+        {"checkpoint": "a", "weight": 0.5},
+        {"checkpoint": "b@2", "weight": 0.3, "parameters": {"density": 0.2}},
+    ]
+
+
+def test_lists_and_conditions_of_one_model_are_overrides_of_its_own() -> None:
+    """The example of mergekit's own README."""
+    text = """
+        merge_method: ties
+        base_model: llama
+        models:
+          - {model: orca, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
+          - {model: platypus, parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}}
+          - model: wizard
+            parameters:
+              density: 0.33
+              weight: [{filter: mlp, value: 0.5}, {value: 0}]
+        parameters: {normalize: true, int8_mask: true}
+        dtype: float16
+    """
+    request = read(text)
+    assert [model["parameters"] for model in request["models"]] == [
+        {"density": 1.0}, {"density": 0.5}, {"density": 0.33},
+    ]  # fmt: skip
+    assert request["overrides"] == [
+        {
+            "match": "*.[0-9]*.*",
+            "weights": [None, [0.0, 0.3, 0.7, 1.0], None],
+            "models": [{"density": [1.0, 0.7, 0.1]}, None, None],
+        },
+        {"match": "*mlp*", "weights": [None, None, 0.5]},
+    ]
+    MergeRequest.model_validate(request)
+
+
+def test_what_goes_with_a_models_own_density_is_its_own_where_it_differs() -> None:
+    text = TIES.replace("ties", "breadcrumbs").replace("weight: 0.3", "weight: 0.3, density: 0.2")
+    request = read(text + "    parameters: {density: 1.0, gamma: 0.05}\n")
+    assert (request["parameters"]["density"], request["parameters"]["outlier_fraction"]) == (1.0, 0.0)
+    assert request["models"][1]["parameters"] == {"density": 0.2, "outlier_fraction": 0.05}
+    request = read(text + "    parameters: {density: 0.5, gamma: 0.05}\n")
+    assert request["models"][1]["parameters"] == {"density": 0.2}
+
+
+# --- modules and tokenizers ---------------------------------------------------------------------------------------
+
+
+def test_one_module_is_the_document() -> None:
+    plain = "{merge_method: linear, models: [{model: a}, {model: b}], parameters: {weight: 1, normalize: false}}"
+    module = "{models: [{model: a}, {model: b}], parameters: {weight: 1}}"
+    text = f"{{merge_method: linear, modules: {{default: {module}}}, parameters: {{weight: 2, normalize: false}}}}"
+    assert read(text) == read(plain)
+
+
+def test_one_module_of_slices_is_the_document() -> None:
+    named = "slices: [{sources: [{model: x, layer_range: [0, 2]}]}]"
+    assert read(f"{{merge_method: passthrough, modules: {{text: {{{named}}}}}}}") == read(
+        f"{{merge_method: passthrough, {named}}}"
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["tokenizer_source: base", "tokenizer_source: base\n    tokenizer: {}", "tokenizer: {source: base}"]
+)
+def test_the_tokenizer_of_the_base_model_is_what_travels(line: str) -> None:
+    assert read(TIES + f"    {line}") == read(TIES)
+
+
+def test_without_a_base_model_the_tokenizer_is_the_first_models() -> None:
+    text = "{merge_method: linear, models: [{model: a}, {model: b}], parameters: {weight: 1}, tokenizer_source: %s}"
+    assert read(text % "base") == read(text % "a")
+    assert "the tokenizer of 'a' travels along" in faults_of(text % "b")["/tokenizer_source"][0]
+
+
+def test_a_base_model_that_is_one_of_the_inputs_must_come_first_for_its_tokenizer() -> None:
+    text = "{merge_method: linear, base_model: b, models: [{model: a}, {model: b}], parameters: {weight: 1}, %s}"
+    assert "the tokenizer of 'a' travels along" in faults_of(text % "tokenizer_source: base")["/tokenizer_source"][0]
+
+
 # --- slices -------------------------------------------------------------------------------------------------------
 
 
@@ -226,9 +310,20 @@ def test_passthrough_of_one_model_copies_it() -> None:
         (TIES + "    parameters: {densty: 0.3}", "/parameters/densty", "mergekit would pass over 'densty'", "density"),
         (TIES.replace("weight: 0.5", "wieght: 1"), "/models/0/parameters/wieght", "would pass over", "weight"),
         (TIES.replace("weight: 0.5", "normalize: true"), "/models/0/parameters/normalize", "of one model", None),
-        (TIES + "    tokenizer_source: union", "/tokenizer_source", "tokenizer_source is not read", None),
+        (TIES + "    tokenizer_source: union", "/tokenizer_source", "give all models one vocabulary first", None),
+        (TIES + "    tokenizer_source: a", "/tokenizer_source", "the tokenizer of 'base' travels along", None),
+        (TIES + "    tokenizer: {source: b@2}", "/tokenizer/source", "the tokenizer of 'base' travels along", None),
+        (TIES + "    tokenizer: {tokens: {x: y}}", "/tokenizer/tokens", "tokens cannot be honored", None),
+        (TIES + "    tokenizer: {pad_to_multiple_of: 8}", "/tokenizer/pad_to_multiple_of", "pad the embeddings", None),
+        (TIES + "    tokenizer: {sorce: base}", "/tokenizer/sorce", "mergekit would pass over it", None),
         (TIES + "    chat_template: auto", "/chat_template", "keeps the chat template", None),
-        (TIES + "    modules: {}", "/modules", "modules is not read", None),
+        (TIES + "    modules: {}", "/models", "one of models, slices and modules", None),
+        ("{merge_method: linear, modules: {}}", "/modules", "expected one module, found 0", None),
+        ("{merge_method: linear, modules: {a: {models: [{model: x}]}, b: {models: [{model: x}]}}}", "/modules",
+         "merge whole models, with overrides", None),
+        ("{merge_method: linear, modules: {a: {models: [{model: x}]}}}", "/modules/a/models/0/model",
+         "the weight of 'x' is missing", None),
+        ("{merge_method: linear, modules: {a: {model: x}}}", "/modules/a/model", "unknown key 'model'", "models"),
         (TIES + "    dtype: float64", "/dtype", "line 9: expected one of float32, float16, bfloat16", None),
         (TIES + "    parameters: {rescale: true}", "/parameters/rescale", "does not rescale", None),
         (TIES + "    parameters: {density: x}", "/parameters/density", "expected a finite number, found 'x'", None),
@@ -238,7 +333,7 @@ def test_passthrough_of_one_model_copies_it() -> None:
         (TIES + "    parameters: {lambda: {filter: a}}", "/parameters/lambda", "the condition has no value", None),
         (TIES + "    parameters: {lambda: [{value: 1, filtr: a}]}", "/parameters/lambda/0/filtr", "unknown", "filter"),
         (TIES + "    parameters: {lambda: [{value: 1, filter: 3}]}", "/parameters/lambda/0/filter", "quotes", None),
-        (TIES + "    slices: []", "/models", "either models or slices", None),
+        (TIES + "    slices: []", "/models", "one of models, slices and modules", None),
         (TIES + "    amalgam: {sed: 1}", "/amalgam/sed", "unknown key 'sed'", "seed"),
         (TIES + "    amalgam: {method: ties}", "/amalgam/method", "unknown key 'method'", "method_version"),
         (TIES.replace("model: b@2", "model: a"), "/models/1/model", "named twice", None),
@@ -246,7 +341,6 @@ def test_passthrough_of_one_model_copies_it() -> None:
         (TIES.replace("model: b@2", "model: 7"), "/models/1/model", "as text", None),
         (TIES.replace("base_model: base", ""), "/base_model", "ties needs base_model", None),
         (TIES.replace("{weight: 0.3}", "{}"), "/models/1/model", "the weight of 'b@2' is missing", None),
-        (TIES.replace("weight: 0.3", "weight: 0.3, density: 0.2"), "/models/1/parameters/density", "differs", None),
         (TIES.replace("0.3", "[{filter: a, value: 1}]"), "/models/1/parameters/weight/0", "no value for", None),
         (TIES.replace("model: b@2", "model: base"), "/models/1/parameters/weight", "none for the base model", None),
         ("{merge_method: slerp, base_model: a, models: [{model: b}]}", "/parameters/t", "the t is missing", None),
@@ -312,7 +406,7 @@ def test_an_unknown_method_has_its_near_match() -> None:
 
 
 def test_every_fault_is_named_at_once() -> None:
-    found = faults_of(TIES.replace("0.5", "x").replace("0.3", "y") + "    dtype: int\n    tokenizer: {}")
+    found = faults_of(TIES.replace("0.5", "x").replace("0.3", "y") + "    dtype: int\n    tokenizer: 3")
     assert sorted(found) == ["/dtype", "/models/0/parameters/weight", "/models/1/parameters/weight", "/tokenizer"]
 
 

@@ -25,8 +25,8 @@ def pinned(name: str) -> PinnedCheckpoint:
     return PinnedCheckpoint(content_digest=name * 64, weights_digest=name * 64)
 
 
-def model(name: str, weight: float = 1.0) -> RecipeModel:
-    return RecipeModel(**pinned(name).model_dump(), weight=weight)
+def model(name: str, weight: float = 1.0, parameters: dict[str, Any] | None = None) -> RecipeModel:
+    return RecipeModel(**pinned(name).model_dump(), weight=weight, parameters=parameters or {})
 
 
 def recipe_of(method: str = "ties", **fields: Any) -> Recipe:
@@ -57,7 +57,7 @@ def read_again(recipe: Recipe) -> Recipe:
         method=card.name,
         method_version=asked.method_version or 0,
         base_model=_pin(asked.base_model) if asked.base_model else None,
-        models=tuple(model(_pin(one.checkpoint).content_digest[0], one.weight) for one in asked.models),
+        models=tuple(model(_pin(one.checkpoint).content_digest[0], one.weight, one.parameters) for one in asked.models),
         parameters=parameters,
         seed=asked.seed,
         output_dtype=asked.output.dtype,
@@ -131,6 +131,43 @@ def test_overrides_of_parameters_come_back(density: Any, scale: Any, data: st.Da
     again = read_again(recipe)
     assert group_tensors(again, NAMES) == group_tensors(recipe, NAMES)
     assert again.model_copy(update={"overrides": ()}).digest == recipe.model_copy(update={"overrides": ()}).digest
+
+
+@settings(deadline=None, max_examples=40)
+@given(own=settings_of("density", numbers))
+def test_a_models_own_parameters_come_back(own: Any) -> None:
+    recipe = recipe_of(
+        models=(model("a"), model("b", 0.5, {"density": own[0]})),
+        parameters={**TIES, "density": 1.0},
+        overrides=tuple(Override(match=one.match, models=(None, one.parameters)) for one in own[1]),
+    )
+    again = read_again(recipe)
+    assert group_tensors(again, NAMES) == group_tensors(recipe, NAMES)
+    assert again.models == recipe.models
+
+
+def test_what_goes_with_a_models_own_density_comes_back() -> None:
+    recipe = recipe_of(
+        "breadcrumbs",
+        models=(
+            model("a"),
+            model("b", 0.5, {"density": 0.2}),
+            model("c", 1.0, {"density": 1.0, "outlier_fraction": 0.0}),
+        ),
+        parameters=load_catalog().check("breadcrumbs", {"density": 0.5}, has_base_model=True, weights=[1.0] * 3)[1]
+        | {"scope": "tensor"},
+    )
+    assert read_again(recipe).digest == recipe.digest
+
+
+def test_a_density_for_some_tensors_of_one_model_cannot_stand_beside_overrides() -> None:
+    recipe = recipe_of(
+        overrides=(
+            Override(match="*mlp*", parameters={"density": 0.1}),
+            Override(match="*attn*", models=({"density": 0.2}, None)),
+        )
+    )
+    assert "mergekit takes either" in refusals_of(recipe)["/overrides"]
 
 
 @settings(deadline=None)

@@ -1,0 +1,148 @@
+"""Sweeps over HTTP: what is refused, what comes of them, and that a second attempt goes on where the first ended."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from pydantic import JsonValue
+
+from app.domain.sweeps import POINT_EVENT
+from app.domain.work import SweepWork
+from app.services import running
+from app.services.sweeps import steps
+from tests.app.api.house import Document, House
+
+MERGE: Document = {
+    "method": "task_arithmetic",
+    "base_model": "bert",
+    "models": [{"checkpoint": "first"}, {"checkpoint": "second"}],
+    "evaluate": ["kind"],
+}
+GRID: Document = {"merge": MERGE, "grid": {"scaling_coefficient": [0.0, 0.5, 1.0]}}
+SEARCH: Document = {"parameters": {"density": {"low": 0.0, "high": 1.0}}, "n_trials": 3}
+TIES: Document = {**MERGE, "method": "ties"}
+COPIES: Document = {"method": "passthrough", "models": MERGE["models"], "evaluate": ["kind"]}
+
+
+@pytest.fixture
+def sweeping(house: House) -> House:
+    house.bert()
+    for seed, name in enumerate(("first", "second"), start=1):
+        house.bert(name, seed=seed, base_checkpoint="bert")
+    house.made("/v1/tasks", house.task_body())
+    return house
+
+
+def changed(body: Document, **merge: Any) -> Document:
+    return {**deepcopy(body), "merge": {**body["merge"], **merge}}
+
+
+def test_the_best_point_becomes_a_checkpoint_like_any_merge(sweeping: House) -> None:
+    job = sweeping.finish("/v1/sweeps", changed(GRID, output={"name": "swept", "tags": {"a": "b"}}))
+
+    assert (job["kind"], job["state"], job["problem"]) == ("sweep", "succeeded", None)
+    result = job["result"]
+    best = result["data"]["best"]
+    swept = sweeping.read("/v1/checkpoints/swept")
+    assert (swept["id"], swept["tags"]) == (result["checkpoint"], {"a": "b"})
+    assert [metric["split"] for metric in result["metrics"]] == ["validation"]
+    assert result["metrics"][0]["value"] == best["mean"] == max(point["mean"] for point in result["data"]["points"])
+    (evaluation,) = result["evaluations"]
+    assert job["children"] == [evaluation]
+    assert sweeping.read(f"/v1/jobs/{evaluation}")["result"]["metrics"][0]["split"] == "test"
+    plain = sweeping.finish("/v1/merges", {**MERGE, "parameters": best["parameters"]})
+    artifacts = [sweeping.read(f"/v1/artifacts/{found['result']['artifacts'][0]}") for found in (job, plain)]
+    assert artifacts[0]["files"] == artifacts[1]["files"]
+    assert plain["result"]["checkpoint"] != swept["id"]
+    assert sweeping.read(f"/v1/jobs/{job['id']}/recipe") == sweeping.read(f"/v1/jobs/{plain['id']}/recipe")
+
+
+def test_the_curve_is_a_report(sweeping: House) -> None:
+    job = sweeping.finish("/v1/sweeps", GRID)
+
+    report = sweeping.read(f"/v1/artifacts/{job['result']['artifacts'][1]}")
+    assert report["kind"] == "report"
+    assert [file["path"] for file in report["files"]] == ["sweep.json", "sweep.svg"]
+    data = sweeping.read(f"/v1/artifacts/{report['id']}/files/sweep.json")
+    assert [point["parameters"]["scaling_coefficient"] for point in data["points"]] == [0.0, 0.5, 1.0]
+    assert all(point["tasks"]["kind"]["n"] == 6 for point in data["points"])
+
+
+def test_a_second_attempt_knows_what_the_first_has_measured(sweeping: House) -> None:
+    job = sweeping.made("/v1/sweeps", GRID)
+    sessions = sweeping.wiring.sessions
+    claim = running.claim(sessions, sweeping.worker, lease_seconds=600)
+    assert claim is not None
+    point: dict[str, JsonValue] = {"index": 0, "parameters": {"scaling_coefficient": 0.0}, "problem": "it was tried"}
+    running.heartbeat(sessions, claim, told=[(POINT_EVENT, point)])
+    running.release(sessions, claim, "its worker was stopped")
+
+    again = running.claim(sessions, sweeping.worker, lease_seconds=600)
+    assert again is not None
+    work = steps.prepare(sweeping.keepers, again, sweeping.folder)
+
+    assert isinstance(work, SweepWork)
+    assert [point.problem for point in work.measured] == ["it was tried"]
+    events = sweeping.read(f"/v1/jobs/{job['id']}/events")["items"]
+    assert [event["data"]["parameters"] for event in events if event["type"] == POINT_EVENT] == [point["parameters"]]
+
+
+def test_jobs_are_found_by_method_and_task(sweeping: House) -> None:
+    job = sweeping.made("/v1/sweeps", GRID)
+
+    for query in ("kind=sweep", "method=task_arithmetic&kind=sweep", "task=kind"):
+        assert [found["id"] for found in sweeping.read(f"/v1/jobs?{query}")["items"]] == [job["id"]]
+
+
+def test_tasks_to_choose_by_need_not_be_those_measured_afterwards(sweeping: House) -> None:
+    body = changed(GRID, evaluate=[]) | {"select_on": {"tasks": ["kind"], "split": "train"}}
+
+    job = sweeping.finish("/v1/sweeps", body)
+
+    assert job["result"]["evaluations"] == []
+    assert job["result"]["metrics"][0]["split"] == "train"
+
+
+def test_a_sweep_of_patches_is_measured_with_them(sweeping: House) -> None:
+    models = [{"checkpoint": "first", "task": "kind"}, {"checkpoint": "second"}]
+    body = changed(GRID, method="peru_fft", models=models) | {"grid": {"density": [0.5, 1.0]}}
+
+    job = sweeping.finish("/v1/sweeps", body)
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert sweeping.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["kind"] == "multitask"
+
+
+FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, pointer, words
+    ({"grid": {"scaling_coeficient": [1.0]}}, "invalid_parameters", "/grid/scaling_coeficient", "unknown"),
+    ({"grid": {"scaling_coefficient": [0.5, "x"]}}, "invalid_parameters", "/grid/scaling_coefficient", "point 1"),
+    ({"grid": {"models.7.weight": [0.5]}}, "invalid_parameters", "/grid/models.7.weight", "leads to nothing"),
+    ({"grid": {"models.1.weight": [0.5, 1e9]}}, "invalid_parameters", "/grid/models.1.weight", "point 1"),
+    ({"grid": {"models.1.weight": ["x"]}}, "invalid_parameters", "/grid/models.1.weight", "number"),
+    ({"merge": TIES, "grid": None, "search": SEARCH},
+     "invalid_parameters", "/search/parameters/density", "minimum"),
+    ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),
+    ({"merge": {**MERGE, "evaluate": ["nothing"]}}, "task_not_found", "/merge/evaluate/0", "nothing"),
+    ({"select_on": {"tasks": ["nothing"]}}, "task_not_found", "/select_on/tasks/0/task", "nothing"),
+    ({"select_on": {"metric": "acuracy"}}, "validation_failed", "/select_on/metric", "expected one of accuracy"),
+    ({"select_on": {"split": "test"}}, "validation_failed", "/select_on/split", "too good"),
+    ({"search": SEARCH}, "validation_failed", "/", "either a grid or a search"),
+    ({"merge": {**MERGE, "evaluate": []}}, "validation_failed", "/", "nothing to choose by"),
+    ({"grid": {"scaling_coefficient": [0.1] * 2}}, "validation_failed", "/", "twice"),
+    ({"grid": {"models.0.weight": list(range(40)), "models.1.weight": list(range(40))}},
+     "validation_failed", "/", "1,600 points"),
+    ({"merge": COPIES, "grid": {"models.0.weight": [1.0]}},
+     "validation_failed", "/merge/method", "only copies"),
+]  # fmt: skip
+
+
+def test_a_faulty_sweep_is_refused_before_anything_runs(sweeping: House, subtests: pytest.Subtests) -> None:
+    for changes, code, pointer, words in FAULTS:
+        with subtests.test(str(changes)):
+            response = sweeping.post("/v1/sweeps", {**GRID, **changes})
+
+            problem = response.json()
+            assert (response.status_code, problem["code"]) == (422, code), problem
+            assert problem["errors"][0]["pointer"] == pointer
+            assert words in problem["errors"][0]["message"]
+    assert sweeping.read("/v1/jobs?kind=sweep")["items"] == []

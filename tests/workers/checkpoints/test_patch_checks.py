@@ -1,0 +1,126 @@
+"""Patches from elsewhere: what the service wrote comes back as it was, what is wrong is named by file and tensor."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from app.domain.checkpoints import Manifest
+from app.domain.errors import CheckpointInvalid
+from tests.workers.files import FileMerge, ignore, write_checkpoint
+from workers.pipelines.importing import import_checkpoint
+
+Parts = dict[str, torch.Tensor]
+FILE = "patches/model-0.safetensors"
+METHODS = {"post_pruning": {"density": 0.3}, "emr": {}, "tsv_c": {}, "bitdelta": {}, "peru_fft": {"density": 1.0}}
+
+
+def merge(folder: Path, method: str = "post_pruning") -> tuple[Path, Manifest]:
+    """Return the folder of a multitask merge of two small models, and its manifest."""
+    random = torch.Generator().manual_seed(0)
+    shapes = {"bias": (3,), "weight": (8, 6), "ids": (4,)}
+    drawn = [
+        {name: torch.randn(shape, generator=random) if name != "ids" else torch.arange(4) + seed * (seed == 2)}
+        for seed in range(3)
+        for name, shape in shapes.items()
+    ]
+    models = [{name: tensor for part in drawn[3 * n : 3 * n + 3] for name, tensor in part.items()} for n in range(3)]
+    base, *rest = [write_checkpoint(folder / f"input-{n}", model) for n, model in enumerate(models)]
+    return folder / "merged", FileMerge(method, METHODS[method])(base, rest, folder / "merged")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_a_merge_wrote_is_imported_as_what_it_was(method: str, tmp_path: Path) -> None:
+    folder, manifest = merge(tmp_path, method)
+    assert import_checkpoint(folder, ignore) == manifest
+
+
+def rewrite(path: Path, change: Callable[[Parts], None], **metadata: str) -> None:
+    with safe_open(path, framework="pt") as file:
+        about = {**file.metadata(), **metadata}
+    parts = load_file(path)
+    change(parts)
+    save_file(parts, path, about)
+
+
+def swap(parts: Parts) -> None:
+    parts["weight::indices"][:2] = parts["weight::indices"][[1, 0]].clone()
+
+
+def lead_out(parts: Parts) -> None:
+    parts["weight::indices"][-1] = 48
+
+
+def shorten(parts: Parts) -> None:
+    parts["weight::values"] = parts["weight::values"][:-1].clone()
+
+
+def narrow(parts: Parts) -> None:
+    parts["weight::values"] = parts["weight::values"].half()
+
+
+def rename(parts: Parts) -> None:
+    parts["other::values"] = torch.ones(2)
+
+
+def lose(parts: Parts) -> None:
+    del parts["weight::values"]
+
+
+def reshape(parts: Parts) -> None:
+    parts["ids::values"] = parts["ids::values"].view(2, 2)
+
+
+def leave(parts: Parts) -> None:
+    """Change nothing."""
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata", "says"),
+    [
+        (swap, {}, "tensor 'weight': found indices that do not ascend at place 1"),
+        (lead_out, {}, "tensor 'weight': found the index 48, expected indices below its 48 entries"),
+        (shorten, {}, "tensor 'weight': found values F32 [13], expected F32 [14]"),
+        (narrow, {}, "tensor 'weight': found values F16 [14], expected F32 [14]"),
+        (rename, {}, "tensor 'other': found parts of a tensor that the shared model has not"),
+        (lose, {}, "tensor 'weight': found the parts indices, expected values, or indices and values"),
+        (reshape, {}, "tensor 'ids': found values I64 [2, 2], expected I64 [4]"),
+        (leave, {"applies_to": "0" * 64}, "found that it applies to weights 000"),
+        (leave, {"task": "other"}, "found the task 'other', expected a name, and its file to be called"),
+        (leave, {"version": "2"}, "found format 'amalgam-patch' version '2', expected 'amalgam-patch' version 1"),
+        (leave, {"format": "pt"}, "found format 'pt' version '1', expected 'amalgam-patch' version 1"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    change: Callable[[Parts], None], metadata: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    folder, manifest = merge(tmp_path)
+    file = manifest.patches[1].file
+    rewrite(folder / file, change, **metadata)
+    with pytest.raises(CheckpointInvalid, match=re.escape(file) + ".*" + re.escape(says)):
+        import_checkpoint(folder, ignore)
+
+
+def test_masks_need_the_base_that_they_lie_over(tmp_path: Path) -> None:
+    folder, _ = merge(tmp_path, "emr")
+    (folder / "base.safetensors").unlink()
+    with pytest.raises(
+        CheckpointInvalid, match=r"tensor 'bias': found a mask and no bias::values in base\.safetensors"
+    ):
+        import_checkpoint(folder, ignore)
+
+
+def test_arithmetic_on_whole_numbers_is_refused(tmp_path: Path) -> None:
+    folder, manifest = merge(tmp_path, "bitdelta")
+
+    def sign(parts: Parts) -> None:
+        parts.pop("ids::values", None)
+        parts |= {"ids::signs": torch.zeros(1, dtype=torch.uint8), "ids::scale": torch.tensor(1.0)}
+
+    rewrite(folder / manifest.patches[0].file, sign)
+    with pytest.raises(CheckpointInvalid, match="tensor 'ids': found arithmetic on numbers of dtype I64"):
+        import_checkpoint(folder, ignore)

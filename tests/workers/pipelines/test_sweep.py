@@ -1,0 +1,212 @@
+"""Sweeps through the pipeline: what is measured in memory is what is stored; the best is a merge like any other."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from app.domain.catalog import load_catalog
+from app.domain.checkpoints import LocalCheckpoint
+from app.domain.errors import JobError
+from app.domain.jobs import Progress
+from app.domain.recipes import Recipe, RecipeModel
+from app.domain.sweep_requests import Choices, NumberRange
+from app.domain.sweeps import MeasuredPoint, Search, Selection, Space, make_grid, recipe_at
+from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, SweepOutcome, SweepWork
+from tests.workers import tiny_bert
+from tests.workers.files import pin
+from workers import catalog
+from workers.pipelines.evaluate import evaluate
+from workers.pipelines.sweep import Workshop, sweep
+from workers.runner import WorkOrder, perform
+
+KIND = "text-classification"
+ROOM = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> list[LocalCheckpoint]:
+    """A base model and two others."""
+    folder = tmp_path_factory.mktemp("family")
+    return [tiny_bert.local(tiny_bert.make_encoder(folder / f"bert-{seed}", seed=seed)) for seed in range(3)]
+
+
+class Sweeps:
+    """Runs sweeps over a family in a folder of its own."""
+
+    def __init__(self, family: Sequence[LocalCheckpoint], folder: Path) -> None:
+        self.base, *self.models = family
+        self.folder = folder
+        task = tiny_bert.make_task(folder / "task", preprocessing={"max_tokens": 16})
+        other = task.spec.model_copy(update={"name": "other"})
+        self.tasks = (task, task.model_copy(update={"id": "task_b", "spec": other}))
+        self.n_works = 0
+        self.progress: list[Progress] = []
+        self.told: list[MeasuredPoint] = []
+
+    def work(self, space: Space, method: str = "task_arithmetic", **changes: object) -> SweepWork:
+        card, parameters = load_catalog().check(method, {}, has_base_model=True, weights=[1.0, 1.0])
+        recipe = Recipe(
+            method=card.name,
+            method_version=card.version,
+            base_model=pin(self.base),
+            models=tuple(RecipeModel(**pin(model).model_dump()) for model in self.models),
+            parameters=parameters,
+            shard_bytes=5_000_000_000,
+        )
+        self.n_works += 1
+        place = self.folder / f"attempt-{self.n_works}"
+        (place / "output").mkdir(parents=True)
+        merge = MergeWork(recipe=recipe, base_model=self.base, models=tuple(self.models), output=place / "output")
+        made = SweepWork(
+            merge=merge,
+            space=space,
+            selection=Selection(split="validation", metric="accuracy"),
+            tasks=self.tasks,
+            base_models={task.id: self.base for task in self.tasks},
+            scratch=place / "scratch",
+        )
+        return made.model_copy(update=changes)
+
+    def run(self, work: SweepWork, *, room_bytes: int = ROOM) -> SweepOutcome:
+        workshop = Workshop(
+            evaluators={KIND: catalog.load_evaluator(KIND)},
+            load_code=catalog.load_recipe,
+            merge=lambda merge, _: merge_to(merge),
+            threads=1,
+            room_bytes=room_bytes,
+        )
+        return sweep(work, workshop, self.progress.append, self.told.append)
+
+
+def merge_to(work: MergeWork) -> CheckpointOutcome:
+    outcome = perform(WorkOrder(work=work), tiny_bert.ignore)
+    assert isinstance(outcome, CheckpointOutcome)
+    return outcome
+
+
+@pytest.fixture
+def sweeps(family: list[LocalCheckpoint], tmp_path: Path) -> Sweeps:
+    return Sweeps(family, tmp_path)
+
+
+GRID = make_grid({"scaling_coefficient": [0.0, 0.5, 1.0]})
+
+
+def test_the_best_merge_is_the_plain_merge_with_its_parameters(sweeps: Sweeps, tmp_path: Path) -> None:
+    work = sweeps.work(GRID)
+
+    outcome = sweeps.run(work)
+
+    recipe = recipe_at(load_catalog(), work.merge.recipe, outcome.best.parameters)
+    (tmp_path / "plain").mkdir()
+    plain = merge_to(work.merge.model_copy(update={"recipe": recipe, "output": tmp_path / "plain"}))
+    assert outcome.recipe == recipe
+    assert outcome.manifest == plain.manifest
+    for file in plain.manifest.files:
+        assert (work.merge.output / file.path).read_bytes() == (tmp_path / "plain" / file.path).read_bytes()
+    assert list(work.scratch.joinpath("held").glob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_what_is_measured_in_memory_is_what_a_stored_merge_measures(
+    sweeps: Sweeps, tmp_path: Path, method: str
+) -> None:
+    held = sweeps.run(sweeps.work(GRID, method))
+    work = sweeps.work(GRID, method)
+
+    stored = sweeps.run(work, room_bytes=0)
+
+    assert held.curve == stored.curve
+    assert list(work.scratch.iterdir()) == []  # losers are not kept
+    checkpoint = LocalCheckpoint(id="best", path=work.merge.output, manifest=stored.manifest)
+    order = EvaluateWork(
+        checkpoint=checkpoint,
+        tasks=work.tasks,
+        base_models=work.base_models,
+        split={task.id: "validation" for task in work.tasks},
+    )
+    assert evaluate(order, {KIND: catalog.load_evaluator(KIND)}, tiny_bert.ignore) == held.best.measurements
+
+
+def test_a_multitask_result_is_measured_with_each_task_s_patch(sweeps: Sweeps) -> None:
+    work = sweeps.work(make_grid({"density": [0.5, 1.0]}), "peru_fft", labels={"task_kind": "a", "task_b": "b"})
+    labeled = zip(work.merge.recipe.models, "ab", strict=True)
+    models = tuple(model.model_copy(update={"task": label}) for model, label in labeled)
+    recipe = work.merge.recipe.model_copy(update={"models": models})
+
+    outcome = sweeps.run(work.model_copy(update={"merge": work.merge.model_copy(update={"recipe": recipe})}))
+
+    assert [patch.task for patch in outcome.manifest.patches] == ["a", "b"]
+    assert all(point.mean is not None for point in sweeps.told)
+
+
+def test_every_point_is_told_with_progress(sweeps: Sweeps) -> None:
+    outcome = sweeps.run(sweeps.work(GRID))
+
+    assert [point.parameters for point in sweeps.told] == [{"scaling_coefficient": value} for value in (0.0, 0.5, 1.0)]
+    assert [point.index for point in sweeps.told] == [0, 1, 2]
+    fractions = [report.fraction for report in sweeps.progress]
+    assert fractions == sorted(fractions)
+    assert (sweeps.progress[-1].done, sweeps.progress[-1].total, sweeps.progress[-1].unit) == (2, 3, "points")
+    assert outcome.curve["n_points"] == 3
+
+
+def test_points_of_an_earlier_attempt_are_not_measured_again(sweeps: Sweeps) -> None:
+    whole = sweeps.run(sweeps.work(GRID))
+    known = tuple(sweeps.told[:2])
+    sweeps.told.clear()
+
+    resumed = sweeps.run(sweeps.work(GRID, measured=known))
+
+    assert [point.index for point in sweeps.told] == [2]
+    assert resumed == whole
+
+
+def test_a_point_that_cannot_be_merged_loses(sweeps: Sweeps) -> None:
+    work = sweeps.work(make_grid({"scaling_coefficient": [1e39, 0.5]}))
+
+    outcome = sweeps.run(work)
+
+    assert outcome.best.index == 1
+    assert "finite" in str(sweeps.told[0].problem)
+    assert outcome.curve["n_failed"] == 1
+
+
+def test_a_sweep_without_a_measured_point_fails_with_the_first_reason(sweeps: Sweeps) -> None:
+    with pytest.raises(JobError, match="None of the 1 points could be measured; the first: "):
+        sweeps.run(sweeps.work(make_grid({"scaling_coefficient": [1e39]})))
+
+
+def test_equal_points_go_to_the_first(sweeps: Sweeps) -> None:
+    outcome = sweeps.run(sweeps.work(make_grid({"scaling_coefficient": [0.0, 1e-12, 2e-12]})))
+
+    assert outcome.best.index == 0
+
+
+def test_the_report_holds_every_task_and_a_figure(sweeps: Sweeps) -> None:
+    work = sweeps.work(make_grid({"scaling_coefficient": [0.5], "models.0.weight": [0.0, 1.0]}))
+
+    outcome = sweeps.run(work)
+
+    data = json.loads((work.merge.output / "sweep.json").read_text())
+    assert [point["parameters"]["models.0.weight"] for point in data["points"]] == [0.0, 1.0]
+    assert list(data["points"][0]["tasks"]) == ["kind", "other"]
+    assert {**data, "points": outcome.curve["points"]} == outcome.curve
+    figure = ElementTree.fromstring((work.merge.output / "sweep.svg").read_text())
+    assert len(figure.findall("{http://www.w3.org/2000/svg}polyline")) == 3
+
+
+def test_a_search_proposes_the_same_points_each_time(sweeps: Sweeps) -> None:
+    pytest.importorskip("optuna")
+    axes = (("density", NumberRange(low=0.1, high=1.0)), ("vote", Choices(choices=["unweighted", "weighted"])))
+    space = Search(axes=axes, n_trials=4, seed=3)
+
+    first = sweeps.run(sweeps.work(space, "ties"))
+    again = sweeps.run(sweeps.work(space, "ties"))
+
+    assert first == again
+    assert len({json.dumps(point.parameters) for point in sweeps.told[:4]}) == 4
+    assert all(0.1 <= float(str(point.parameters["density"])) <= 1.0 for point in sweeps.told)

@@ -1,0 +1,53 @@
+"""The files that a merge writes beside the weights while it runs: a multitask artifact's patches, a result's sums."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.domain.checkpoints import LocalCheckpoint
+from app.domain.plans import MergePlan, PlannedTensor
+from app.domain.recipes import Recipe
+from app.domain.sums import keeps_sums
+from workers.checkpoints.sums_file import SumsWriter
+from workers.contract import MergeMethod
+from workers.pipelines.merge_steps import Inputs, Produced
+from workers.pipelines.patching import PatchesWritten, TaskPatches
+
+
+@dataclass(frozen=True)
+class FilesBeside:
+    """The writers of what lies beside the weights."""
+
+    patches: TaskPatches | None
+    sums: SumsWriter | None
+
+    def write(self, target: PlannedTensor, made: Produced) -> None:
+        """Take what a step gave beside its bytes."""
+        if self.patches is not None:
+            self.patches.write(target, made.patches)
+        if self.sums is not None:
+            self.sums.write(target.name, made.sums)
+
+    def finish(self, plan: MergePlan, inputs: Inputs, digest: str) -> PatchesWritten:
+        """Write the files. digest: of the weights."""
+        if self.patches is None:
+            return PatchesWritten() if self.sums is None else PatchesWritten(entries=(self.sums.finish(),))
+        copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
+        models = list(zip(inputs.models, inputs.found, strict=True))
+        self.patches.write_copied(copied, (inputs.reference, inputs.stored), models)
+        return self.patches.finish(digest)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        for writer in (self.patches, self.sums):
+            if writer is not None:
+                writer.abandon()
+
+
+def open_beside(method: MergeMethod, recipe: Recipe, output: Path, onto: LocalCheckpoint | None) -> FilesBeside:
+    """Return the writers for a recipe's result. onto: the result that its models are added to."""
+    card = method.card
+    has_patches = method.patch is not None
+    return FilesBeside(
+        TaskPatches(recipe, output, has_base=card.patch_codec == "mask", onto=onto) if has_patches else None,
+        SumsWriter(recipe, output) if keeps_sums(card, recipe) else None,
+    )
