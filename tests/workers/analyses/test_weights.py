@@ -72,18 +72,18 @@ def test_without_blocks_each_tensor_is_a_layer() -> None:
 def test_cosines_are_those_of_flattened_task_vectors(models: list[LocalCheckpoint], vectors: Vectors) -> None:
     found = report("task_vector_cosines", models)
     expected = cosines(flat(vectors))
-    np.testing.assert_allclose(found["cosines"], expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1))
+    np.testing.assert_allclose(found["cosines"], expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1), rtol=1e-6)
     pairs = expected[~np.eye(N, dtype=bool)]
     assert found["mean_cosine"] == pytest.approx(pairs.mean())
     assert found["mean_absolute_cosine"] == pytest.approx(np.abs(pairs).mean())
     assert found["n_parameters"] == flat(vectors).shape[1]
     layer = next(one for one in found["layers"] if one["layer"]["index"] == 1)
-    np.testing.assert_allclose(layer["cosines"], cosines(flat(vectors, "encoder.layer.1.")), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(layer["cosines"], cosines(flat(vectors, "encoder.layer.1.")), rtol=0, atol=1e-7)
     tensor = found["tensors"][0]
     first = flat(vectors, tensor["name"])
     if first.any(axis=1).all():
-        np.testing.assert_allclose(tensor["cosines"], cosines(first), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(tensor["cosines"], cosines(first), rtol=0, atol=1e-7)
 
 
 def test_a_model_equal_to_the_base_has_no_cosine(models: list[LocalCheckpoint]) -> None:
@@ -139,7 +139,7 @@ def test_sign_conflict_is_that_of_trimmed_task_vectors(
 
 def test_norms_are_those_of_layers(models: list[LocalCheckpoint], vectors: Vectors) -> None:
     found = report("norms_by_layer", models)
-    np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1))
+    np.testing.assert_allclose(found["norms"], np.linalg.norm(flat(vectors), axis=1), rtol=1e-6)
     layer = next(one for one in found["layers"] if one["layer"]["index"] == 0)
     np.testing.assert_allclose(layer["norms"], np.linalg.norm(flat(vectors, "encoder.layer.0."), axis=1))
     base = load_file(models[0].path / "model.safetensors")
