@@ -78,7 +78,7 @@ class TaskTrendFound(Found):
 
 def draw(found: TaskTrendFound, names: Names) -> Figure:
     """Return mean and range over subsets by their size, on the merged tasks and on all."""
-    figure, (axes,) = style.new_figure(1, width=8.0, height=5.2)
+    figure, (axes,) = style.new_figure(1, width=9.5, height=5.2)
     sizes = [float(size.n_models) for size in found.sizes]
     spreads = {
         "on merged tasks": [size.merged_tasks for size in found.sizes],
@@ -94,7 +94,7 @@ def draw(found: TaskTrendFound, names: Names) -> Figure:
     axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     axes.set(xlabel="merged models", ylabel=f"normalized score, mean of {len(names.tasks)} tasks")
     axes.set_title("Trend over the number of tasks")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

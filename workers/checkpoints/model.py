@@ -100,8 +100,7 @@ class Models:
 
     def forget(self, checkpoint: LocalCheckpoint) -> None:
         """Drop a checkpoint that is not measured any more."""
-        self._encoders.pop(checkpoint.manifest.digest, None)
-        self._classifiers.pop(checkpoint.manifest.digest, None)
+        self._loaded = {key: model for key, model in self._loaded.items() if key[1] != checkpoint.manifest.digest}
 
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
