@@ -41,10 +41,19 @@ class DisentanglementFound(Found):
 def draw(found: DisentanglementFound, names: Names) -> Figure:
     """Return the map of ξ, and of each task's part."""
     figure, axes = style.new_figure(3, width=15.0, height=5.2)
-    planes.draw_plane(axes[0], found.coefficients, found.error, Scale(0.0, 2.0, style.SEQUENTIAL, "ξ"))
+    most = max(0.1, max(map(max, found.error)))  # one scale for all panels
+    planes.draw_plane(
+        axes[0], found.coefficients, found.error, Scale(0.0, most, style.SEQUENTIAL, "ξ"), has_contours=False
+    )
     axes[0].set_title("Disentanglement error ξ")
     for panel, errors, task in zip(axes[1:], found.errors, names.tasks, strict=True):
-        planes.draw_plane(panel, found.coefficients, errors, Scale(0.0, 1.0, style.SEQUENTIAL, "changed predictions"))
+        planes.draw_plane(
+            panel,
+            found.coefficients,
+            errors,
+            Scale(0.0, most, style.SEQUENTIAL, "changed predictions"),
+            has_contours=False,
+        )
         panel.set_title(f"of {style.shorten(task)}")
     for panel in axes:
         planes.frame_merges(panel)

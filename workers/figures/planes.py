@@ -14,14 +14,16 @@ N_CONTOURS = 8
 _OUTLINE = [patheffects.withStroke(linewidth=3.0, foreground="white")]
 
 
-def draw_plane(axes: Axes, coefficients: Sequence[float], cells: Cells, scale: Scale) -> None:
+def draw_plane(
+    axes: Axes, coefficients: Sequence[float], cells: Cells, scale: Scale, *, has_contours: bool = True
+) -> None:
     """Draw a grid of numbers; rows go up. cells: [n, n], None is gray."""
     values = to_numbers(cells)
     mesh = axes.pcolormesh(
         coefficients, coefficients, values, shading="nearest", cmap=scale.colors, vmin=scale.low, vmax=scale.high,
         rasterized=len(values) > 40,
     )  # fmt: skip
-    if len(values) >= 5 and scale.high > scale.low and values.max() > values.min():
+    if has_contours and len(values) >= 5 and scale.high > scale.low and values.max() > values.min():
         levels = np.linspace(values.min(), values.max(), N_CONTOURS + 2)[1:-1]
         axes.contour(coefficients, coefficients, values, levels=levels, colors="white", linewidths=0.9, alpha=0.8)
     axes.set_aspect("equal")
