@@ -48,7 +48,8 @@ def flat(vectors: Vectors, prefix: str = "") -> NDArray[np.float64]:
 
 def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     units: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.einsum("ik,jk->ij", units, units)
+    found: NDArray[np.float64] = np.einsum("ik,jk->ij", units, units)
+    return found
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
