@@ -1,7 +1,7 @@
 """Analyses as a worker runs them, over tiny models: for the tests of every kind."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ def read_vectors(models: list[LocalCheckpoint]) -> Vectors:
     }
 
 
-def source_of(base: Mapping[str, NDArray[np.float32]], models: Sequence[Mapping[str, NDArray[np.float32]]]) -> TensorSource:
+def source_of(
+    base: Mapping[str, NDArray[np.float32]], models: Sequence[Mapping[str, NDArray[np.float32]]]
+) -> TensorSource:
     """Return arrays as a source of pieces of five elements."""
     tensors = [{name: torch.from_numpy(values) for name, values in one.items()} for one in (base, *models)]
     return TensorSource(base=tensors[0], models=tensors[1:], weights=[1.0] * len(models), piece_elements=5)
