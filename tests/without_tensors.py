@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BLOCKED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "scipy", "sklearn")
+BLOCKED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "scipy", "sklearn", "matplotlib")
 
 # Read by every Python process that has its folder in PYTHONPATH.
 SITECUSTOMIZE = f"""

@@ -19,12 +19,13 @@ from pydantic import JsonValue
 
 from app.domain.catalog import CATALOG_PATH, Catalog, MethodCard, load_catalog
 from app.domain.recipes import Recipe
-from workers import adapter_methods, evaluators, finetuning, methods, post_steps, transforms
+from workers import adapter_methods, analyses, evaluators, finetuning, methods, post_steps, transforms
 from workers.adapter_contract import AdapterCode, AdapterMethod
+from workers.analysis_contract import Analysis
 from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
 from workers.model_contract import Evaluator, Finetuner
 
-Entry = TypeVar("Entry", MergeMethod, AdapterMethod, Evaluator, Finetuner, Transform, PostStep)
+Entry = TypeVar("Entry", MergeMethod, AdapterMethod, Evaluator, Finetuner, Transform, PostStep, Analysis)
 
 
 class CatalogFault(Exception):
@@ -98,6 +99,14 @@ def find_post_steps() -> tuple[PostStep, ...]:
     return tuple(sorted(_find(post_steps, PostStep).values(), key=lambda step: step.card.name))
 
 
+def find_analyses() -> tuple[Analysis, ...]:
+    """Return every analysis, sorted by name.
+
+    Raises: CatalogFault for a file without its analysis.
+    """
+    return tuple(sorted(_find(analyses, Analysis).values(), key=lambda one: one.card.name))
+
+
 def load_recipe(recipe: Recipe) -> RecipeCode:
     """Return the code of a recipe's method, of the methods nested in it, and of its transforms and post-steps."""
     method = load_method(recipe.method)
@@ -144,6 +153,14 @@ def load_finetuner(name: str) -> Finetuner:
     return _load(finetuning, load_catalog().finetuner(name).name, Finetuner)
 
 
+def load_analysis(kind: str) -> Analysis:
+    """Return an analysis by its kind, loading its file alone.
+
+    Raises: UnknownAnalysis with the nearest name.
+    """
+    return _load(analyses, load_catalog().analysis(kind).name, Analysis)
+
+
 def build_catalog() -> Catalog:
     """Return the catalog as the code stands."""
     return Catalog(
@@ -152,6 +169,7 @@ def build_catalog() -> Catalog:
         finetuners=tuple(finetuner.card for finetuner in find_finetuners()),
         transforms=tuple(step.card for step in find_transforms()),
         post_steps=tuple(step.card for step in find_post_steps()),
+        analyses=tuple(one.card for one in find_analyses()),
     )
 
 

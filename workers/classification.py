@@ -60,7 +60,7 @@ def make_trainable(opened: Opened) -> Trainable:
 
 
 def make_probe(opened: Opened) -> Probe:
-    """Return the model for learning on the split."""
+    """Return the model for learning, or looking, on the split."""
     labels = torch.tensor(opened.labels, device=next(opened.module.parameters()).device)
 
     def losses(batch: Sequence[int]) -> Tensor:
@@ -71,7 +71,9 @@ def make_probe(opened: Opened) -> Probe:
         n_examples=len(opened.labels),
         logits=opened.logits,
         losses=losses,
+        features=opened.features,
         labels=opened.labels,
+        order=[index for batch in opened.batches for index in batch],
     )
 
 

@@ -84,7 +84,9 @@ TRADE = Trade(
         JobKind.IMPORT: Kind(importing.import_steps, "merge", takes_free_cores=True),
         JobKind.MERGE: Kind(merges.steps, "merge", takes_free_cores=True),
         JobKind.MATERIALIZE: Kind(materializations.steps, "merge", takes_free_cores=True),
-        JobKind.ANALYZE: Kind(analyses.steps, "merge", takes_free_cores=True),
+        JobKind.ANALYZE: Kind(
+            analyses.steps, "merge", takes_free_cores=True, when_models_run=Kind(analyses.steps, "model")
+        ),
         JobKind.EVALUATE: Kind(evaluations.steps, "model"),
         JobKind.FINETUNE: Kind(finetunes.steps, "model"),
         JobKind.SWEEP: Kind(sweeps.steps, "model"),
@@ -95,7 +97,6 @@ TRADE = Trade(
             "workers.pipelines.importing",
             "workers.pipelines.merge",
             "workers.pipelines.materialize",
-            "workers.pipelines.analyze",
             *modules_of("workers.methods"),
         ),
         "model": (

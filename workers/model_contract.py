@@ -54,7 +54,9 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Probe:
-    """A task as a learner sees it: a model in float32 and evaluation mode, and what it says of examples of one split.
+    """A task as a learner or an analysis sees it: a model in float32 and evaluation mode, and what it says of examples.
+
+    The examples are those of one split.
 
     Whoever replaces the module's weights, or lets them have gradients, changes what the functions compute.
     """
@@ -63,11 +65,13 @@ class Probe:
     n_examples: int
     logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph
     losses: Callable[[Sequence[int]], Tensor]  # indices of examples -> loss of each under its label, [n]; likewise
-    labels: Sequence[int] = ()  # the right class of each example; empty: the task has no classes
+    features: Callable[[Sequence[int]], Tensor] | None  # -> what the head sees, [n, width]; None: a head of its own
+    labels: Sequence[int]  # class of each example
+    order: Sequence[int]  # all examples, those of like length together: batches of neighbors carry little padding
 
 
 class OpenProbe(Protocol):
-    """Open a subject for learning on one split of its task."""
+    """Open a subject on one split of its task."""
 
     def __call__(self, subject: Subject, split: str, models: ModelSource) -> Probe:
         """Return the model with its outputs."""

@@ -224,8 +224,23 @@ def _finetune(work: FinetuneWork, order: WorkOrder, on_progress: OnProgress) -> 
 
 
 def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
-    outcome: Outcome = import_module("workers.pipelines.analyze").analyze(work, on_progress)
+    analysis = import_module("workers.catalog").load_analysis(work.analysis)  # brings matplotlib, which no merge needs
+    pipeline = import_module("workers.pipelines.analyze")
+    bench = _open_bench(work, order, on_progress) if work.tasks else None
+    outcome: Outcome = pipeline.analyze(work, analysis, on_progress, threads=order.threads, bench=bench)
     return outcome
+
+
+def _open_bench(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Any:  # an analysis' Bench
+    catalog = import_module("workers.catalog")
+    bench = import_module("workers.pipelines.bench")
+    workshop = bench.Workshop(
+        evaluators={task.spec.kind: catalog.load_evaluator(task.spec.kind) for task in work.tasks},
+        load_code=catalog.load_recipe,
+        device=order.device,
+        threads=order.threads,
+    )
+    return bench.MemoryBench(work, workshop, on_progress)
 
 
 def _sweep(work: SweepWork, order: WorkOrder, on_progress: OnProgress, on_point: OnPoint) -> Outcome:

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from app.domain.errors import AmalgamError, Unavailable
-from app.domain.jobs import JobKind
+from app.domain.jobs import JobKind, ResourceClass
 from app.services import reaping, running
 from app.services.running import Claim, ClaimLost, CompleteWaiter, JobSteps
 from workers.attempt import Attempt, Place
@@ -33,6 +33,11 @@ class Kind:
     steps: JobSteps
     server: str
     takes_free_cores: bool = False  # else its share of all cores: results must not depend on what else runs
+    when_models_run: "Kind | None" = None  # how those of its jobs are run that run models, if others do not
+
+    def suited_to(self, needed: ResourceClass) -> "Kind":
+        """Return how a job is run that needs this most."""
+        return self.when_models_run if self.when_models_run and needed is ResourceClass.GPU else self
 
 
 class Supervisor:
@@ -119,7 +124,7 @@ class Supervisor:
                 if self._is_draining:
                     pulse.drain(self._runtime.grace_seconds)
             try:
-                kind = self._kinds[claim.job.kind]
+                kind = self._kinds[claim.job.kind].suited_to(claim.job.resource_class)
                 with pulse, self._scratch(claim) as scratch:
                     place = Place(scratch, self._servers[kind.server], self._n_threads(kind))
                     Attempt(self._runtime, claim, pulse, place).run(kind.steps)

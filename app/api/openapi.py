@@ -72,7 +72,8 @@ def _with_parameters(document: Document, catalog: Catalog) -> Document:
         ("TaskBody", "preprocessing", catalog.evaluators),
     )
     for body, field, cards in bodies:
-        names = [f"{card.name}_{field}" for card in cards]
+        prefix = "finetune_" if body == "FinetuneBody" else ""  # a method and a technique may share a name
+        names = [f"{prefix}{card.name}_{field}" for card in cards]
         take = with_gradients if body == "MergeBody" else dict
         schemas.update({name: take(card.parameters) for name, card in zip(names, cards, strict=True)})
         described = schemas[body]["properties"][field]

@@ -26,7 +26,7 @@ _SERVICE_COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 _CLIENT_COMMANDS: tuple[Callable[..., None], ...] = (
     submissions.merge, sweeps.sweep, artifacts.add_tasks, artifacts.materialize, submissions.finetune,
-    submissions.evaluate, comparisons.compare, methods.methods,
+    submissions.evaluate, submissions.analyze, comparisons.compare, methods.methods,
 )  # fmt: skip
 
 for command in _SERVICE_COMMANDS:

@@ -1,4 +1,4 @@
-"""`amalgam merge`, `finetune` and `evaluate`: work handed to the service."""
+"""`amalgam merge`, `finetune`, `evaluate` and `analyze`: work handed to the service."""
 
 import json
 from pathlib import Path
@@ -134,6 +134,32 @@ def evaluate(
     body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split, "force": force or None}
     with Client(url) as client:
         finish_submission(client, client.post("/v1/evaluations", body), wait=wait, as_json=as_json)
+
+
+def analyze(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to find out, such as sign_conflict.")],
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="The fine-tuned models to look at.")],
+    base: Annotated[str, typer.Option("--base", "-b", metavar="REF", help="The base model.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", metavar="TASK", help="A task, for kinds that measure; repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    parameters: Parameters = None,
+    wait: Wait = False,
+    url: Url = DEFAULT_PLACE,
+    as_json: AsJson = False,
+) -> None:
+    """Look at models without changing them: `amalgam analyze spectrum a b --base minilm --wait`."""
+    body: Document = {
+        "kind": kind,
+        "base_model": base,
+        "models": models,
+        "tasks": tasks or [],
+        "split": split,
+        "parameters": read_parameters(parameters),
+    }
+    with Client(url) as client:
+        finish_submission(client, client.post("/v1/analyses", body), wait=wait, as_json=as_json)
 
 
 def _read_recipe(path: Path | None, asked: list[str]) -> Document:

@@ -20,6 +20,7 @@ from app.domain.errors import (
     Invalid,
     InvalidParameters,
     MethodNotFound,
+    UnknownAnalysis,
     UnknownMethod,
     UnknownTaskKind,
     UnknownTechnique,
@@ -152,6 +153,28 @@ class FinetunerCard(Value):
     parameters: dict[str, Any]  # JSON Schema of the parameters object
 
 
+# none; any number of them; the first for models[0], …; the first to be forgotten, the others to be kept
+TasksNeeded = Literal["none", "any", "one_per_model", "target_and_controls"]
+
+
+class AnalysisCard(Value):
+    """What a caller needs to know about a kind of analysis."""
+
+    name: str
+    version: int  # raised whenever the analysis gives other data for the same input
+    title: str
+    summary: str
+    source: str
+    min_models: int = Field(ge=1)
+    max_models: int | None = None
+    tasks: TasksNeeded = "none"
+    observes: bool = False  # it looks at logits or features: its tasks' evaluators must be learnable
+    tunes: bool = False  # something is chosen on the tasks' validation split, whatever split is measured on
+    nested: tuple[str, ...] = ()  # parameters that name a merge method
+    parameters: dict[str, Any]  # JSON Schema of the parameters object
+    data: dict[str, Any]  # JSON Schema of what it finds: the report's data beside its heading
+
+
 class Catalog(Value):
     """All cards, sorted by name."""
 
@@ -161,6 +184,7 @@ class Catalog(Value):
     finetuners: tuple[FinetunerCard, ...] = ()
     transforms: tuple[StepCard, ...] = ()
     post_steps: tuple[StepCard, ...] = ()
+    analyses: tuple[AnalysisCard, ...] = ()
 
     def method(self, name: str) -> MethodCard:
         """Return a method's card by name or alias.
@@ -218,7 +242,7 @@ class Catalog(Value):
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
         for name in card.nested:
-            effective[name] = self._check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
+            effective[name] = self.check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
         faults = _model_count_faults(card, effective, len(weights), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
@@ -264,10 +288,13 @@ class Catalog(Value):
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return card, fill_defaults(card.parameters, parameters)
 
-    def _check_nested(
+    def check_nested(
         self, name: str, value: JsonValue, *, has_base_model: bool, weights: Sequence[float]
     ) -> dict[str, JsonValue]:
-        """Return a method inside a method as the recipe has it: its name, version and effective parameters."""
+        """Return a method that a parameter names as a recipe has it: its name, version and effective parameters.
+
+        Raises: UnknownMethod, InvalidParameters, Invalid with pointers below the parameter.
+        """
         pointer = f"/parameters/{name}"
         asked = value if isinstance(value, dict) else {}
         parameters = asked.get("parameters", {})
@@ -352,6 +379,17 @@ class Catalog(Value):
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return card, fill_defaults(card.parameters, parameters)
+
+    def analysis(self, kind: str) -> AnalysisCard:
+        """Return an analysis' card.
+
+        Raises: UnknownAnalysis with the nearest name.
+        """
+        cards = {card.name: card for card in self.analyses}
+        if kind not in cards:
+            detail = _unknown("kind of analysis", kind, list(cards))
+            raise UnknownAnalysis(detail, errors=[FieldProblem("/kind", detail, near_match(kind, cards))])
+        return cards[kind]
 
 
 @cache

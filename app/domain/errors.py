@@ -304,6 +304,13 @@ class UnknownTechnique(Invalid):
     title = "No fine-tuning technique has this name"
 
 
+class UnknownAnalysis(Invalid):
+    """An analysis request that names no kind of the catalog."""
+
+    code = "unknown_analysis"
+    title = "No analysis is of this kind"
+
+
 class InvalidParameters(Invalid):
     """Unknown, missing or out-of-range parameters of a method."""
 

@@ -31,8 +31,8 @@ class Parameters(BaseModel):
         return bound
 
 
-def schema_of(parameters: type[Parameters]) -> dict[str, Any]:
-    """Return the JSON Schema of a method's parameters, complete in itself: definitions stand where they are used."""
+def schema_of(parameters: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of parameters or of other values, complete: definitions stand where they are used."""
     schema = parameters.model_json_schema()
     definitions = schema.pop("$defs", {})
 

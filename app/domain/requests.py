@@ -369,6 +369,13 @@ class FinetuneRequest(WorkRequest):
 class AnalysisRequest(WorkRequest):
     """Look at models without changing them."""
 
-    kind: Literal["task_vector_cosines"]
+    kind: str = Field(min_length=1, max_length=128, description="A kind of GET /v1/analyses/kinds.")
     base_model: ReferenceText
     models: list[ReferenceText] = Field(min_length=1, max_length=MAX_MODELS)
+    tasks: list[TaskReference] = Field(
+        default_factory=list,
+        max_length=MAX_TASKS,
+        description="For kinds that measure; how many, the kind's card says.",
+    )
+    split: Split = Field(default="test", description="Of the tasks: what is measured on.")
+    parameters: dict[str, JsonValue] = Field(default_factory=dict, description="As the kind's card says.")

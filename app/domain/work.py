@@ -88,13 +88,18 @@ class FinetuneWork(Value):
 
 
 class AnalyzeWork(Value):
-    """Look at task vectors."""
+    """Look at task vectors, and measure what is merged of them on tasks where the analysis does that."""
 
     kind: Literal["analyze"] = "analyze"
-    analysis: Literal["task_vector_cosines"]
+    analysis: str
     base_model: LocalCheckpoint
     models: tuple[LocalCheckpoint, ...]
     labels: tuple[str, ...] = ()  # one per model, for the figure; none: models[0], models[1], …
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    tasks: tuple[LocalTask, ...] = ()
+    head_bases: dict[str, LocalCheckpoint] = Field(default_factory=dict)  # task id -> base model of its head
+    split: str = "test"
+    scratch: Path | None = None  # a folder that may be made, where there are tasks
     output: Path  # an empty folder
 
 

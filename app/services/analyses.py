@@ -1,23 +1,31 @@
 """Analyses: looking at models without changing them. The result is a report artifact and its data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field, JsonValue
 from sqlalchemy.orm import Session
 
 from app.db import artifacts
 from app.db import checkpoints as checkpoint_rows
+from app.db.tables import Task
+from app.domain.analyses import check_analysis
+from app.domain.catalog import AnalysisCard, Catalog
 from app.domain.checkpoints import Manifest, Value, check_mergeable
-from app.domain.errors import FieldProblem, IncompatibleCheckpoints
-from app.domain.jobs import JobKind
+from app.domain.errors import FieldProblem, IncompatibleCheckpoints, Invalid
+from app.domain.jobs import JobKind, ResourceClass
 from app.domain.merge_sets import view_adapters
 from app.domain.requests import AnalysisRequest
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import AnalyzeOutcome, AnalyzeWork, Outcome
-from app.services import inputs, jobs, measuring
+from app.services import inputs, jobs, measuring, task_files
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
+from app.services.measuring import PinnedItem
 from app.services.running import Claim, JobResult, Keepers
 from app.services.wiring import Wiring
+
+TUNED_ON = "validation"
 
 
 class AnalysisSpec(Value):
@@ -27,6 +35,8 @@ class AnalysisSpec(Value):
     base_model: str
     models: tuple[str, ...]
     labels: tuple[str, ...]  # the models' names, for people
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)  # effective
+    tasks: tuple[PinnedItem, ...] = ()
 
 
 def submit(
@@ -34,19 +44,30 @@ def submit(
 ) -> JobView:
     """Accept an analysis.
 
-    Raises: UnknownCheckpoint, CheckpointNotReady, IncompatibleCheckpoints; Replayed, IdempotencyKeyReused.
+    Raises: UnknownAnalysis, Invalid, InvalidParameters, UnknownMethod; UnknownCheckpoint, CheckpointNotReady,
+        IncompatibleCheckpoints; UnknownTask; Replayed, IdempotencyKeyReused.
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
+        _, parameters = check_analysis(
+            wiring.catalog,
+            request.kind,
+            request.parameters,
+            n_models=len(request.models),
+            n_tasks=len(request.tasks),
+        )
         refs = [(f"/models/{index}", ref) for index, ref in enumerate(request.models)]
         base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
         manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
         _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
+        tasks = _pin_tasks(session, actor, wiring.catalog, request, base.id)
         spec = AnalysisSpec(
             kind=request.kind,
             base_model=base.id,
             models=tuple(row.id for row in models),
             labels=tuple(f"{row.name}@{row.version}" for row in models),
+            parameters=parameters,
+            tasks=tasks,
         )
         job = jobs.add(
             session,
@@ -56,7 +77,9 @@ def submit(
             inputs=[
                 JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
                 *(JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(models)),
+                *measuring.head_inputs(tasks),
             ],
+            resource_class=ResourceClass.GPU if tasks else None,
             **measuring.terms(wiring.defaults, request).model_dump(),
         )
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
@@ -70,16 +93,22 @@ class AnalysisSteps:
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> AnalyzeWork:
         """Bring the models here."""
         spec = AnalysisSpec.model_validate(claim.job.spec)
+        heads = {item.task_id: item.base_model or spec.base_model for item in spec.tasks}
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models])
+            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models, *heads.values()])
         }
         return AnalyzeWork(
-            analysis="task_vector_cosines",
+            analysis=spec.kind,
             base_model=here[spec.base_model],
             models=tuple(here[checkpoint_id] for checkpoint_id in spec.models),
             labels=spec.labels,
+            parameters=spec.parameters,
+            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split, TUNED_ON]) for item in spec.tasks),
+            head_bases={task_id: here[base] for task_id, base in heads.items()},
+            split=spec.tasks[0].split if spec.tasks else "test",
             output=scratch / "output",
+            scratch=scratch / "bench",
         )
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
@@ -95,6 +124,33 @@ class AnalysisSteps:
 
 
 steps = AnalysisSteps()
+
+
+def _pin_tasks(
+    session: Session, actor: Actor, catalog: Catalog, request: AnalysisRequest, base: str
+) -> tuple[PinnedItem, ...]:
+    """Return the tasks of a checked request; each has the split that is tuned on, where the kind tunes anything."""
+    card = catalog.analysis(request.kind)
+    splits = dict.fromkeys([*([TUNED_ON] if card.tunes else []), request.split])
+    for split in splits:
+        found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=split)
+    if card.observes:
+        _check_observable(catalog, card, [row for row, _ in found])
+    return measuring.pin_bases(session, found, default=base, pointer="/tasks")
+
+
+def _check_observable(catalog: Catalog, card: AnalysisCard, tasks: Sequence[Task]) -> None:
+    faults = [
+        FieldProblem(
+            f"/tasks/{index}",
+            f"task {row.name!r} is of kind {row.kind!r}, whose models give no logits of single examples",
+        )
+        for index, row in enumerate(tasks)
+        if not catalog.evaluator(row.kind).is_learnable
+    ]
+    if faults:
+        known = ", ".join(one.name for one in catalog.evaluators if one.is_learnable)
+        raise Invalid(f"{card.name}: {faults[0].message}; expected tasks of a kind among {known}.", errors=faults)
 
 
 def _check_comparable(base: Manifest, models: list[Manifest]) -> None:

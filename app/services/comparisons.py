@@ -19,6 +19,7 @@ from app.domain.jobs import JobKind, JobState
 from app.domain.views.metrics import ComparedValue, ComparisonRow, ComparisonView
 from app.services.actors import Actor
 
+COSINES = "task_vector_cosines"  # the kind of analysis that finds them
 MAX_ANALYSES = 200  # newest analyses that are looked through for cosines
 
 Measured = Mapping[tuple[str, str], Metric]  # (checkpoint id, task id) -> its newest metric
@@ -138,7 +139,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _cosines(session: Session, actor: Actor, checkpoint_ids: Sequence[str]) -> list[list[float | None]]:
     """Return the cosine of each pair of task vectors, from the newest analysis that holds the pair."""
     statement = select(Job.spec, Job.result).where(
-        Job.project_id == actor.project_id, Job.kind == str(JobKind.ANALYZE), Job.state == str(JobState.SUCCEEDED)
+        Job.project_id == actor.project_id,
+        Job.kind == str(JobKind.ANALYZE),
+        Job.state == str(JobState.SUCCEEDED),
+        Job.spec["kind"].as_string() == COSINES,
     )
     known: dict[tuple[str, str], float | None] = {}
     for spec, result in session.execute(statement.order_by(Job.id.desc()).limit(MAX_ANALYSES)):

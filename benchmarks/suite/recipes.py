@@ -47,6 +47,8 @@ def find_best(card: MethodCard, score: Callable[[Parameters], float]) -> Best:
 
 def why_left_out(card: MethodCard, n_models: int) -> str:
     """Return why a method does not merge the suite's models; empty: it does."""
+    if card.data != "none":
+        return "looks at data"
     if card.copies:
         return "stacks layers, merges nothing"
     if not card.accepts_dense or card.produces == "adapter":

@@ -147,6 +147,12 @@ def test_every_method_has_its_parameters_as_a_schema(document: Document) -> None
         assert schemas[f"{card.name}_parameters"] == with_gradients(card.parameters)
 
 
+def test_every_technique_has_its_parameters_as_a_schema(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    for card in load_catalog().finetuners:
+        assert schemas[f"finetune_{card.name}_parameters"] == card.parameters
+
+
 def test_every_list_that_filters_by_tags_says_so(house: House, document: Document) -> None:
     lists = {path: operation["get"] for path, operation in document["paths"].items() if "get" in operation}
     described = {

@@ -87,7 +87,7 @@ def test_t5_integers_and_excluded_tensors_are_the_references_to_the_bit(card: Me
     for name in ("positions", "flags", "bias", "conv"):
         assert torch.equal(found[name], reference[name])
         assert found[name].dtype == reference[name].dtype
-    if card.produces == "dense":  # what tasks share may be the base itself
+    if card.produces == "dense" and card.name != "lorahub":  # what tasks share, or a search begins at, may be the base
         assert not torch.equal(found["large"], reference["large"])
 
 

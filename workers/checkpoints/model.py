@@ -100,8 +100,7 @@ class Models:
 
     def forget(self, checkpoint: LocalCheckpoint) -> None:
         """Drop a checkpoint that is not measured any more."""
-        for key in [key for key in self._loaded if key[1] == checkpoint.manifest.digest]:
-            del self._loaded[key]
+        self._loaded = {key: model for key, model in self._loaded.items() if key[1] != checkpoint.manifest.digest}
 
 
 def load_encoder(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:

@@ -82,7 +82,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
 
 
 def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
-    """Open a checkpoint for learning on one split, under the task's head.
+    """Open a checkpoint on one split, under the task's head.
 
     Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
     """

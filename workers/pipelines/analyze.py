@@ -1,16 +1,12 @@
-"""Analyze models without changing them: the cosines of their task vectors, as data and as a figure.
+"""Analyze models without changing them: data as JSON, and a figure of it as SVG and PNG, in the work's output folder.
 
-Near zero the models moved the base model in unrelated directions and merge well; near one they did the same.
+The heading of a report (what was analyzed, how) is made here, its data by the analysis; see docs/analyses.md.
 """
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-
-import torch
-from pydantic import JsonValue
-from torch import Tensor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from app.domain.adapters import as_dense
 from app.domain.checkpoints import (
@@ -22,45 +18,108 @@ from app.domain.checkpoints import (
 )
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.jobs import Progress
+from app.domain.parameters import Parameters
 from app.domain.work import AnalyzeOutcome, AnalyzeWork
+from workers.analysis_contract import Analysis, Bench, Found, Names, summarize
 from workers.checkpoints import parallel
 from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
-from workers.pipelines.heatmap import draw_heatmap
+from workers.figures import style
 from workers.pipelines.progress import ProgressMeter
-from workers.statistics import gram
 
-REPORT_FORMAT_VERSION = 1
+REPORT_FORMAT_VERSION = 2
 DATA_FILE = "report.json"
-FIGURE_FILE = "cosines.svg"
+SVG_FILE = "figure.svg"
+PNG_FILE = "figure.png"
 
 _PIECE_ELEMENTS = 1 << 18  # of one model: pieces of all models stay in the cache
 
 
 def analyze(
-    work: AnalyzeWork, on_progress: Callable[[Progress], None], *, threads: int | None = None
+    work: AnalyzeWork,
+    analysis: Analysis,
+    on_progress: Callable[[Progress], None],
+    *,
+    threads: int | None = None,
+    bench: Bench | None = None,
 ) -> AnalyzeOutcome:
     """Write the report's data and figure into the work's output folder and return them.
 
-    The cosines are those of the flattened floating-point tensors, accumulated in float64; a task vector of zero has
-    none (null).
+    bench: of an analysis with tasks, over the work's models and tasks.
 
-    Raises: IncompatibleCheckpoints naming a tensor; NotFinite; InputChanged.
+    Raises: IncompatibleCheckpoints naming a tensor; NotFinite; InputChanged; whatever the analysis raises.
     """
-    merged = _merge_set(work.base_model, work.models)
-    matrix = _gram_matrix(work, merged, on_progress, threads=parallel.n_threads(threads))
+    parameters = analysis.parameters.model_validate(work.parameters)
+    if bench is not None:
+        found = analysis.examine(bench, parameters)
+    else:
+        with _open_source(work, on_progress, analysis.count_passes(parameters), parallel.n_threads(threads)) as source:
+            found = analysis.examine(source, parameters)
+    on_progress(Progress(stage="drawing", fraction=1.0))
     labels = work.labels or tuple(f"models[{index}]" for index in range(len(work.models)))
-    data = _data(work, merged, matrix, labels)
-    cells = [[_number(value) for value in row] for row in gram.cosines(matrix)]
-    figure = draw_heatmap("Cosines of task vectors", labels, cells)
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    files: Sequence[FileEntry] = (
-        write_file(work.output, FIGURE_FILE, figure.encode()),
-        write_file(work.output, DATA_FILE, f"{text}\n".encode()),
+    names = Names(labels, tuple(task.spec.name for task in work.tasks))
+    heading = _heading(work, analysis, names, parameters)
+    files = (
+        *_write_figure(work, analysis, found, names),
+        write_file(work.output, DATA_FILE, _to_json({**heading, **found.model_dump(mode="json")})),
     )
-    return AnalyzeOutcome(data=data, files=tuple(files))
+    return AnalyzeOutcome(data={**heading, **summarize(found)}, files=files)
+
+
+def _heading(work: AnalyzeWork, analysis: Analysis, names: Names, parameters: Parameters) -> Mapping[str, Any]:
+    return {
+        "format_version": REPORT_FORMAT_VERSION,
+        "kind": analysis.card.name,
+        "version": analysis.card.version,
+        "base_model": work.base_model.manifest.digest,
+        "models": [model.manifest.digest for model in work.models],
+        "labels": list(names.models),
+        "parameters": parameters.model_dump(mode="json"),
+        "tasks": [
+            {"name": task.spec.name, "digest": task.spec.digest, "split": work.split, "metric": task.spec.metric}
+            for task in work.tasks
+        ],
+    }
+
+
+def _write_figure(work: AnalyzeWork, analysis: Analysis, found: Found, names: Names) -> Sequence[FileEntry]:
+    with style.applied():
+        figure = analysis.draw(found, names)
+        title = analysis.card.title
+        return (
+            write_file(work.output, PNG_FILE, style.to_png(figure, title)),
+            write_file(work.output, SVG_FILE, style.to_svg(figure, title)),
+        )
+
+
+def _to_json(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+@contextmanager
+def _open_source(
+    work: AnalyzeWork, on_progress: Callable[[Progress], None], n_passes: int, threads: int
+) -> Iterator[CheckpointSource]:
+    """Open the task vectors as a stream that reports the bytes read."""
+    merged = _merge_set(work.base_model, work.models)
+    total = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in merged.values())
+    meter = ProgressMeter(on_progress, total=total * n_passes)
+    meter.enter("comparing task vectors")
+    with ExitStack() as stack:
+        stack.enter_context(parallel.one_torch_thread())
+        base = stack.enter_context(TensorReader(work.base_model))
+        yield CheckpointSource(
+            base=base,
+            models=[open_model(stack, model, base) for model in work.models],
+            merged=merged,
+            weights=[1.0] * len(work.models),
+            piece_elements=_PIECE_ELEMENTS,
+            threads=threads,
+            on_bytes=meter.advance,
+        )
 
 
 def _merge_set(base_model: LocalCheckpoint, models: Sequence[LocalCheckpoint]) -> dict[str, MergedTensor]:
@@ -82,54 +141,3 @@ def _merge_set(base_model: LocalCheckpoint, models: Sequence[LocalCheckpoint]) -
             merged[name] = MergedTensor(name, specs[0].shape, position, specs[0], specs[1:])
             position += merged[name].n_elements
     return merged
-
-
-def _gram_matrix(
-    work: AnalyzeWork, merged: dict[str, MergedTensor], on_progress: Callable[[Progress], None], *, threads: int
-) -> Tensor:
-    total = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in merged.values())
-    meter = ProgressMeter(on_progress, total=total)
-    meter.enter("comparing task vectors")
-    with ExitStack() as stack:
-        stack.enter_context(parallel.one_torch_thread())
-        base = stack.enter_context(TensorReader(work.base_model))
-        source = CheckpointSource(
-            base=base,
-            models=[open_model(stack, model, base) for model in work.models],
-            merged=merged,
-            weights=[1.0] * len(work.models),
-            piece_elements=_PIECE_ELEMENTS,
-            threads=threads,
-            on_bytes=meter.advance,
-        )
-        return gram.gram_matrix(source)
-
-
-def _data(
-    work: AnalyzeWork, merged: dict[str, MergedTensor], matrix: Tensor, labels: Sequence[str]
-) -> dict[str, JsonValue]:
-    found = gram.cosines(matrix)
-    apart = ~torch.eye(len(found), dtype=torch.bool)
-    others = found[apart][found[apart].isfinite()]
-    return {
-        "format_version": REPORT_FORMAT_VERSION,
-        "kind": work.analysis,
-        "base_model": work.base_model.manifest.digest,
-        "models": [model.manifest.digest for model in work.models],
-        "labels": list(labels),
-        "norms": _numbers(matrix.diagonal().sqrt()),
-        "cosines": [_numbers(row) for row in found],
-        "mean_cosine": _number(others.mean()),
-        "mean_absolute_cosine": _number(others.abs().mean()),
-        "n_tensors": len(merged),
-        "n_parameters": sum(tensor.n_elements for tensor in merged.values()),
-    }
-
-
-def _numbers(values: Tensor) -> list[JsonValue]:
-    return [_number(value) for value in values]
-
-
-def _number(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

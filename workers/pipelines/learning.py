@@ -156,13 +156,7 @@ class Session:
         probe = evaluator.open_probe(subject, self.data.split, Models(str(self.device)))
         chosen = self._choose(task, probe.n_examples)
         self.learner.n_examples[task] = len(chosen)
-        return replace(
-            probe,
-            n_examples=len(chosen),
-            labels=[probe.labels[index] for index in chosen] if probe.labels else (),
-            logits=lambda batch: probe.logits([chosen[index] for index in batch]),
-            losses=lambda batch: probe.losses([chosen[index] for index in batch]),
-        )
+        return _restrict(probe, chosen)
 
     def places(self, module: nn.Module) -> Mapping[str, str]:
         """Return the tensor of the merge set by path of a parameter or buffer; see the contract."""
@@ -201,3 +195,18 @@ class Session:
         if checkpoint.manifest.kind is not CheckpointKind.ADAPTER or work.base_model is None:
             return checkpoint
         return fuse_adapter(checkpoint, work.base_model, work.output.parent / f"fused-{model}")
+
+
+def _restrict(probe: Probe, chosen: Sequence[int]) -> Probe:
+    """Return the probe of some of its examples. chosen: their indices, which count from 0 in what is returned."""
+    place = {index: at for at, index in enumerate(chosen)}
+    features = probe.features
+    return replace(
+        probe,
+        n_examples=len(chosen),
+        logits=lambda batch: probe.logits([chosen[index] for index in batch]),
+        losses=lambda batch: probe.losses([chosen[index] for index in batch]),
+        features=None if features is None else lambda batch: features([chosen[index] for index in batch]),
+        labels=[probe.labels[index] for index in chosen],
+        order=[place[index] for index in probe.order if index in place],
+    )

@@ -9,11 +9,18 @@ from app.api.dependencies import CatalogDep
 from app.api.pages import ShortPageDep
 from app.api.problems import problems
 from app.db.paging import paginate_sorted
-from app.domain.catalog import EvaluatorCard, FinetunerCard, MethodCard, StepCard
-from app.domain.errors import BadCursor, EvaluatorNotFound, MethodNotFound, NotFound, UnknownTechnique
+from app.domain.catalog import AnalysisCard, EvaluatorCard, FinetunerCard, MethodCard, StepCard
+from app.domain.errors import (
+    BadCursor,
+    EvaluatorNotFound,
+    MethodNotFound,
+    NotFound,
+    UnknownAnalysis,
+    UnknownTechnique,
+)
 from app.domain.views.pages import Page, PageRequest
 
-Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard, StepCard)
+Card = TypeVar("Card", MethodCard, EvaluatorCard, FinetunerCard, StepCard, AnalysisCard)
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -84,6 +91,31 @@ def list_transforms(catalog: CatalogDep, page: ShortPageDep) -> Page[StepCard]:
 def list_post_steps(catalog: CatalogDep, page: ShortPageDep) -> Page[StepCard]:
     """List the cards of what can stand after a merge method: `post_steps` of a merge names them."""
     return _page(catalog.post_steps, page)
+
+
+@router.get(
+    "/analyses/kinds",
+    operation_id="list_analysis_kinds",
+    responses=problems(BadCursor),
+    summary="All kinds of analyses",
+)
+def list_analysis_kinds(catalog: CatalogDep, page: ShortPageDep) -> Page[AnalysisCard]:
+    """List the cards of all kinds of analyses: what each one answers, takes and finds."""
+    return _page(catalog.analyses, page)
+
+
+@router.get(
+    "/analyses/kinds/{name}",
+    operation_id="get_analysis_kind",
+    summary="One kind of analysis",
+    responses=problems(NotFound),
+)
+def get_analysis_kind(name: str, catalog: CatalogDep) -> AnalysisCard:
+    """Give the card of a kind of analysis: its parameters, and its report's data as JSON Schema."""
+    try:
+        return catalog.analysis(name)
+    except UnknownAnalysis as error:  # here it is the address that is wrong, not a body
+        raise NotFound(error.detail) from None
 
 
 def _page(cards: Sequence[Card], page: PageRequest) -> Page[Card]:

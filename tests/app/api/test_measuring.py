@@ -541,7 +541,77 @@ def test_an_analysis_gives_cosines_and_a_report(house: House) -> None:
     assert cosines[0][1] == cosines[1][0]
     report = house.read(f"/v1/artifacts/{job['result']['artifacts'][0]}")
     assert report["kind"] == "report"
-    assert report["files"]
+    assert [file["path"] for file in report["files"]] == ["figure.png", "figure.svg", "report.json"]
+    assert "tensors" not in job["result"]["data"]  # too large for a job's result
+
+
+def test_the_kinds_of_analyses_are_listed_with_their_schemas(house: House) -> None:
+    names = [card["name"] for card in house.read("/v1/analyses/kinds?limit=200")["items"]]
+    assert names == sorted(names)
+    assert "spectrum" in names
+    card = house.read("/v1/analyses/kinds/spectrum")
+    assert card["parameters"]["properties"]["energy"]["default"] == 0.9
+    assert "effective_ranks" in card["data"]["properties"]
+    assert house.get("/v1/analyses/kinds/spectra").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"kind": "sign_conflicts"}, "unknown_analysis", "/kind"),
+        ({"models": ["bert"]}, "validation_failed", "/models"),
+        ({"tasks": ["kind"]}, "validation_failed", "/tasks"),
+        ({"parameters": {"densty": 0.2}}, "invalid_parameters", "/parameters/densty"),
+        ({"parameters": {"density": 0.0}}, "invalid_parameters", "/parameters/density"),
+        ({"kind": "loss_landscape"}, "validation_failed", "/tasks"),
+        ({"kind": "loss_landscape", "tasks": ["nothing"]}, "task_not_found", "/tasks/0"),
+        ({"kind": "task_trend", "tasks": ["kind"]}, "validation_failed", "/tasks"),
+        (
+            {"kind": "task_trend", "tasks": ["kind", "other"], "parameters": {"merge": {"method": "tise"}}},
+            "unknown_method",
+            "/parameters/merge/method",
+        ),
+    ],
+)
+def test_a_faulty_analysis_is_refused_with_the_place(house: House, changes: Document, code: str, pointer: str) -> None:
+    house.bert()
+    for name in ("kind", "other"):
+        house.made("/v1/tasks", house.task_body(name))
+    body = {"kind": "sign_conflict", "base_model": "bert", "models": ["bert", "bert"], **changes}
+
+    problem = refused(house, "/v1/analyses", body, 422, code)
+
+    assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_an_analysis_on_tasks_merges_in_memory_and_measures(house: House) -> None:
+    house.bert("root")
+    house.bert("expert", seed=3, base_checkpoint="root")
+    for name in ("kind", "other"):
+        house.made("/v1/tasks", house.task_body(name))
+    body = {"kind": "negation", "base_model": "root", "models": ["expert"], "tasks": ["kind", "other"]}
+
+    job = house.finish("/v1/analyses", {**body, "parameters": {"coefficients": [1.0]}})
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert job["resource_class"] == "gpu"
+    data = job["result"]["data"]
+    assert [one["coefficient"] for one in data["validation"]] == [0.0, 1.0]
+    assert [task["name"] for task in data["tasks"]] == ["kind", "other"]
+    house.finish("/v1/evaluations", {"checkpoint": "root", "tasks": ["kind"]})
+    assert data["base"]["target"] == value(house, "root", "kind")
+
+
+def test_what_is_tuned_on_validation_needs_that_split(house: House) -> None:
+    house.bert()
+    for name in ("kind", "other"):
+        body = house.task_body(name)
+        house.made("/v1/tasks", {**body, "dataset": {"test": body["dataset"]["test"]}})
+    body = {"kind": "negation", "base_model": "bert", "models": ["bert"], "tasks": ["kind", "other"]}
+
+    problem = refused(house, "/v1/analyses", body, 422, "validation_failed")
+
+    assert "has no validation split" in problem["errors"][0]["message"]
 
 
 def test_an_analysis_of_other_tensors_is_refused(house: House) -> None:

@@ -35,6 +35,9 @@ def measure(labels: Labels, weight: Tensor | None = None, *, seed: int = 0) -> T
         losses=lambda batch: nn.functional.cross_entropy(
             module(INPUTS[list(batch)]), GIVEN[list(batch)], reduction="none"
         ),
+        features=None,
+        labels=GIVEN.tolist(),
+        order=range(3),
     )
     generator = torch.Generator().manual_seed(seed)
     return measure_fisher(probe, {"w": module.weight}, labels, generator, lambda _done: None)["w"]

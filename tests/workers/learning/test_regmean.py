@@ -81,6 +81,9 @@ def test_gram_matrices_are_those_of_the_inputs_however_a_layer_stores_its_weight
         n_examples=3,
         logits=lambda batch: second(first(table(tokens[list(batch)])))[:, 0],
         losses=lambda batch: torch.zeros(len(batch)),
+        features=None,
+        labels=(0, 0, 0),
+        order=range(3),
     )
     weights = {path: parameter for path, parameter in module.named_parameters() if path.endswith("weight")}
     layers = find_linear_layers(module, weights)

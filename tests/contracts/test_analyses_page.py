@@ -1,0 +1,43 @@
+"""docs/analyses.md tells every kind, parameters with their defaults, the fields of the data, and shows a figure."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from app.domain.analyses import check_analysis
+from app.domain.catalog import AnalysisCard, load_catalog
+from app.domain.requests import AnalysisRequest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "analyses.md").read_text(encoding="utf-8")
+CATALOG = load_catalog()
+EXAMPLES = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+SAME_AS = {"disentanglement_error": "loss_landscape"}  # their parameters
+
+
+def section(name: str) -> str:
+    return PAGE.split(f"\n### `{name}`\n")[1].split("\n### ")[0]
+
+
+@pytest.mark.parametrize("card", CATALOG.analyses, ids=lambda card: card.name)
+def test_each_kind_has_its_section_with_parameters_data_and_a_figure(card: AnalysisCard) -> None:
+    text = section(card.name)
+    assert f"[`{card.name}`](#{card.name})" in PAGE
+    parameters = section(SAME_AS.get(card.name, card.name))
+    for name, rule in card.parameters["properties"].items():
+        (row,) = [line for line in parameters.splitlines() if line.startswith(f"| `{name}` |")]
+        default = rule["default"]
+        if isinstance(default, (int, float, str)):
+            assert json.dumps(default).strip('"') in row.split("|")[2]
+    for name in card.data["properties"]:
+        assert f"`{name}`" in text, name
+    assert (DOCS / f"analyses/{card.name}.svg").is_file()
+    assert f"(analyses/{card.name}.svg)" in text
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_is_a_request_that_is_accepted(example: str) -> None:
+    request = AnalysisRequest.model_validate_json(example)
+    check_analysis(CATALOG, request.kind, request.parameters, n_models=len(request.models), n_tasks=len(request.tasks))
