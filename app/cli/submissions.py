@@ -131,7 +131,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on tasks."""
-    body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split, "force": force or None}
+    body: Document = {"checkpoint": checkpoint, "tasks": tasks, "split": split, "force": force}
     with Client(url) as client:
         finish_submission(client, client.post("/v1/evaluations", body), wait=wait, as_json=as_json)
 

@@ -15,6 +15,7 @@ from app.domain.jobs import Progress
 from app.domain.patches import BASE_FILE
 from app.domain.plans import make_plan
 from app.domain.recipes import Override, PinnedStep, Recipe, RecipeModel, pin
+from app.domain.sums import SUMS_FILE
 from workers.catalog import load_recipe
 from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
@@ -99,7 +100,7 @@ class FileMerge:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a folder's weight files, as the safetensors library reads it."""
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != BASE_FILE]
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name not in (BASE_FILE, SUMS_FILE)]
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 

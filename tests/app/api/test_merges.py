@@ -546,7 +546,7 @@ def test_others_write_while_a_merge_is_planned(house: House, monkeypatch: pytest
         return planned(*arguments, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr("app.services.merges.plan_merge", plan_slowly)
+    monkeypatch.setattr("app.services.merge_plans.plan_merge", plan_slowly)
 
     assert house.post("/v1/merges", average("model-0", "model-1")).status_code == 202
     assert calls == [202]
@@ -565,7 +565,7 @@ def test_what_changes_while_a_merge_is_planned_is_planned_again(
             calls.append(house.register("model-0", draw(8)))  # a new version of what the merge names
         return planned(*arguments, **options)
 
-    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
+    monkeypatch.setattr("app.services.merge_plans.plan_merge", plan_meanwhile)
 
     job = house.made("/v1/merges", average("model-0", "model-1"))
 
@@ -580,7 +580,7 @@ def test_what_is_deleted_while_a_merge_is_planned_is_unknown(house: House, monke
         house.client.delete("/v1/checkpoints/model-0")
         return planned(*arguments, **options)
 
-    monkeypatch.setattr("app.services.merges.plan_merge", plan_meanwhile)
+    monkeypatch.setattr("app.services.merge_plans.plan_merge", plan_meanwhile)
 
     response = house.post("/v1/merges", average("model-0", "model-1"))
 
