@@ -16,7 +16,7 @@ BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
 ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
 KIND_BYTES = {BFLOAT16: 2, FLOAT32: 4, FLOAT16: 2}
 NO_FILE = -1
-PART = 1 << 15  # elements of a row that are read from its file at a time: a part's rows fit the second cache
+PART = 1 << 14  # elements of a row that are read from its file at a time: a part's rows fit the second cache
 Bytes = NDArray[np.uint8]
 
 

@@ -21,8 +21,8 @@ PIECES_AT_ONCE = 8
 
 
 def n_threads(threads: int | None) -> int:
-    """Return the number of threads asked for, or one for each core this process may use."""
-    return max(1, threads if threads is not None else len(os.sched_getaffinity(0)))
+    """Return the number of threads asked for, or one for each core this process may use and one to wait for disks."""
+    return max(1, threads if threads is not None else len(os.sched_getaffinity(0)) + 1)
 
 
 def map_in_order(

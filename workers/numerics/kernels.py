@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from workers.fusion import BFLOAT16, FLOAT32, NO_FILE, PART
+from workers.fusion import BFLOAT16, FLOAT16, FLOAT32, NO_FILE, PART
 from workers.numerics.programs import (
     BAND,
     BLOCK,
@@ -20,6 +20,7 @@ from workers.numerics.programs import (
     MEAN,
     MEAN_OF_CHANGED,
     NOT_CLEAN,
+    SUM_BLOCK,
     SUM_OF_ALL,
     Input,
     Program,
@@ -28,6 +29,7 @@ from workers.numerics.programs import (
 )
 
 SHORT = 48  # width of rows that are sorted by insertion
+JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
 f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
@@ -98,8 +100,12 @@ def _is_finite(content, kind):
 
 
 @_compiled
-def _read_part(given, begin, n, at):
-    """Bring a part of all rows into the content, write where they begin to `at`, tell whether all of it is finite."""
+def _read_part(given, begin, n, at, judges):
+    """Bring a part of all rows into the content, write where they begin to `at`, tell whether all of it is finite.
+
+    judges: False where task vectors are formed and judged, which are not finite where a row is not; save that the
+    infinity of float16 is a finite float32.
+    """
     for number in range(len(at)):
         item = 4 if given.kinds[number] == FLOAT32 else 2
         if given.files[number] == NO_FILE:
@@ -109,7 +115,7 @@ def _read_part(given, begin, n, at):
         row = given.content[at[number] : at[number] + item * n]
         if given.files[number] != NO_FILE and not _fill(given.files[number], given.places[number] + item * begin, row):
             return False
-        if not _is_finite(row, given.kinds[number]):
+        if (judges or given.kinds[number] == FLOAT16) and not _is_finite(row, given.kinds[number]):
             return False
     return True
 
@@ -583,8 +589,9 @@ def _load_keys(given, model, begin, base, row):
 def _merge_part(given, program, scratch, out, to_bfloat16):
     """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     largest = u32(0)
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
+    block = SUM_BLOCK if program.reduction == SUM_OF_ALL else BLOCK
+    for begin in range(0, given.n_elements, block):
+        m = min(block, given.n_elements - begin)
         base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
         if given.has_base:
             _load(given, 0, begin, base)
@@ -696,7 +703,7 @@ def merge(given, program, scratch, out, to_bfloat16):
     largest, at, item = i64(0), np.empty_like(given.at), 2 if to_bfloat16 else 4
     for begin in range(0, given.n_elements, PART):
         n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at):
+        if not _read_part(given, begin, n, at, not program.of_deltas):
             return NOT_CLEAN
         part = _part(given, begin, n, at)
         largest = max(largest, _merge_part(part, program, scratch, out[item * begin : item * (begin + n)], to_bfloat16))
@@ -712,7 +719,7 @@ def count_signs(given, program, scratch):
     balance, at = i64(0), np.empty_like(given.at)
     for begin in range(0, given.n_elements, PART):
         n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at):
+        if not _read_part(given, begin, n, at, JUDGES):
             return i64(0), NOT_CLEAN
         balance += _count_signs_of_part(_part(given, begin, n, at), program, scratch)
     return balance, i64(0)
@@ -728,7 +735,7 @@ def count_keys(given, windows, scratch, found, counts):
     counts[:] = 0
     for begin in range(0, given.n_elements, PART):
         n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at):
+        if not _read_part(given, begin, n, at, JUDGES):
             return NOT_CLEAN
         _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
     return i64(0)
@@ -744,7 +751,7 @@ def sum_norms(given, program, scratch, sums):
     sums[:] = 0
     for begin in range(0, given.n_elements, PART):
         n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at):
+        if not _read_part(given, begin, n, at, JUDGES):
             return NOT_CLEAN
         _sum_norms_of_part(_part(given, begin, n, at), program, scratch, sums)
     return i64(0)
@@ -803,7 +810,7 @@ def find_key(given, model, key, missing, scratch):
     at = np.empty_like(given.at)
     for begin in range(0, given.n_elements, PART):
         n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at):
+        if not _read_part(given, begin, n, at, JUDGES):
             return NOT_CLEAN, i64(0)
         index, missing = _find_key_of_part(_part(given, begin, n, at), model, key, missing, scratch)
         if index >= 0:
