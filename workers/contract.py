@@ -299,8 +299,8 @@ def merge_method(
     "tensor", "matrix": base [*shape], finetuned [n, *shape]. All float32; base is None where no base model is given.
     It returns the merged piece in the shape of one model's piece, and changes none of its arguments.
 
-    working_copies: of the largest tensor, where a method sees whole ones, as float32: the base's, the result's, and what
-    it works on, beside one per model. benchmarks/memory counts them.
+    working_copies: of the largest tensor, where a method sees whole ones, as float32: the base's, the result's and
+    what it works on, beside one per model. benchmarks/memory counts them.
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
