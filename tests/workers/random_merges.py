@@ -105,10 +105,10 @@ def _merge(
     recipe = make_recipe(request, base, models, catalog, cut.shard_bytes)
     card = catalog.method(recipe.method)
     manifests = [model.manifest for model in models]
-    plan = plan_merge(recipe, base and base.manifest, manifests, card, catalog.cards_beside(recipe))
+    plan = plan_merge(recipe, None if base is None else base.manifest, manifests, card, catalog.cards_beside(recipe))
     if writes_adapter(recipe, card):
         pipeline = lora_extraction if card.name == "lora_extract" else adapter_merge
-        return pipeline.merge_adapters(
+        made: Manifest = pipeline.merge_adapters(
             plan,
             load_adapter_recipe(recipe),
             recipe=recipe,
@@ -118,6 +118,7 @@ def _merge(
             on_progress=ignore,
             device="cpu",
         )[0]
+        return made
     return merge_checkpoints(
         plan,
         load_recipe(recipe),
@@ -138,7 +139,9 @@ def make_recipe(
     card, parameters = merge_checks.check_recipe(catalog, request)
     merge_checks.refuse_post_steps(card, request)
     kinds = [model.manifest.kind for model in models]
-    space = kind_checks.check_kinds(card, request.adapter_space, base=base and base.manifest.kind, models=kinds)
+    space = kind_checks.check_kinds(
+        card, request.adapter_space, base=None if base is None else base.manifest.kind, models=kinds
+    )
     return Recipe(
         method=card.name,
         method_version=card.version,

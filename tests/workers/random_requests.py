@@ -81,7 +81,8 @@ def draw_value(chance: random.Random, rule: Rule) -> JsonValue:
     if "anyOf" in rule:
         return draw_value(chance, chance.choice(rule["anyOf"]))
     if "enum" in rule:
-        return chance.choice(list(rule["enum"]))
+        value: JsonValue = chance.choice(list(rule["enum"]))
+        return value
     kind = rule.get("type")
     if kind == "boolean":
         return chance.random() < 0.5
@@ -132,7 +133,8 @@ def _draw_override(chance: random.Random, card: MethodCard, n_models: int) -> di
         },
     }
     if card.weights != "unused" and chance.random() < 0.5:
-        override["weights"] = [chance.choice((None, 0.5, [1.0, 0.0], 2.0)) for _ in range(n_models)]
+        weights: tuple[JsonValue, ...] = (None, 0.5, [1.0, 0.0], 2.0)
+        override["weights"] = [chance.choice(weights) for _ in range(n_models)]
     return override
 
 

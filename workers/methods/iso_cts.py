@@ -133,7 +133,8 @@ def _first(gram: Tensor, rank: int, noise: float) -> Tensor:
     """Return the first left singular vectors, [rows, ≤ rank], largest first, of squared values above the noise."""
     values, vectors = torch.linalg.eigh(gram)
     n_kept = min(rank, int((values > noise).sum()))
-    return vectors[:, len(values) - n_kept :].flip(1)
+    first: Tensor = vectors[:, len(values) - n_kept :].flip(1)
+    return first
 
 
 def count_directions(smaller_side: int, n_models: int, common_fraction: float) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def test_null_directions_are_left_out() -> None:
 
 
 def _find_all(matrix: Tensor, tolerance: float = spectra.NULL) -> spectra.Left:
-    return spectra.find_all_left(matrix @ matrix.mT, lambda: matrix.split(3, dim=1), tolerance=tolerance)
+    return spectra.find_all_left(matrix @ matrix.mT, lambda: torch.split(matrix, 3, dim=1), tolerance=tolerance)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (7, 7)])
@@ -80,7 +80,7 @@ def test_small_directions_are_read_for_only_where_there_are_some() -> None:
 
 def test_a_matrix_in_runs_is_decomposed_like_a_whole_one() -> None:
     matrix = _draw(6, 10, condition=1e3)
-    whole, runs = spectra.decompose(matrix, 4), spectra.decompose_runs(lambda: matrix.split(3, dim=1), matrix, 4)
+    whole, runs = spectra.decompose(matrix, 4), spectra.decompose_runs(lambda: torch.split(matrix, 3, dim=1), matrix, 4)
     torch.testing.assert_close(runs.left * runs.values @ runs.right, whole.left * whole.values @ whole.right)
 
 
