@@ -9,7 +9,8 @@ from app.domain.recipes import Recipe
 from app.domain.sums import keeps_sums
 from workers.checkpoints.sums_file import SumsWriter
 from workers.contract import MergeMethod
-from workers.pipelines.merge_steps import Inputs, Produced
+from workers.learning_contract import HasModules
+from workers.pipelines.merge_steps import Merger, Produced
 from workers.pipelines.patching import PatchesWritten, TaskPatches
 
 
@@ -27,13 +28,16 @@ class FilesBeside:
         if self.sums is not None:
             self.sums.write(target.name, made.sums)
 
-    def finish(self, plan: MergePlan, inputs: Inputs, digest: str) -> PatchesWritten:
+    def finish(self, plan: MergePlan, merger: Merger, digest: str) -> PatchesWritten:
         """Write the files. digest: of the weights."""
+        inputs, learned = merger.inputs, merger.program.learned
         if self.patches is None:
             return PatchesWritten() if self.sums is None else PatchesWritten(entries=(self.sums.finish(),))
         copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
         models = list(zip(inputs.models, inputs.found, strict=True))
         self.patches.write_copied(copied, (inputs.reference, inputs.stored), models)
+        if isinstance(learned, HasModules):
+            self.patches.write_modules(learned.of_tasks)
         return self.patches.finish(digest)
 
     def abandon(self) -> None:
