@@ -193,7 +193,7 @@ def test_a_module_of_one_task_changes_what_that_task_gets_and_no_other(world: Wo
     flip(tmp_path / "out" / outcome.manifest.patches[0].file)
     found = measure(world, merged, tmp_path / "flipped")
     assert found[1] == plain[1]
-    counts = [[one.n_predicted for one in measurement.details.classes] for measurement in (plain[0], found[0])]
+    counts = [[one.n_predicted for one in measurement.details.per_class] for measurement in (plain[0], found[0])]
     assert counts[1] == counts[0][::-1]  # of two classes the other one
     assert counts[1] != counts[0]
 
