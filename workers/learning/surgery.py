@@ -162,7 +162,8 @@ class _Run:
         """Return the modules; those that change nothing are left out."""
         n_tasks = len(self.session.tasks)
         if self.parameters.rank == 0 or self.parameters.steps == 0:
-            return LearnedModules(({},) * n_tasks, ({"losses": []},) * n_tasks)
+            nothing: dict[str, JsonValue] = {"losses": []}
+            return LearnedModules(({},) * n_tasks, tuple({"task": task, **nothing} for task in self.session.tasks))
         nested: NestedMerge = self.session.context.nested[SHARED]
         self.shared = merge_shared(self.session, nested)
         learned = [self.learn_task(task) for task in range(n_tasks)]

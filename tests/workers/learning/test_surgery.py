@@ -111,7 +111,7 @@ def hidden(world: World, index: int, checkpoint: LocalCheckpoint) -> Tensor:
     opened = text_classification.open_(Subject(world.tasks[index], checkpoint, world.base), "validation", Models())
     found: list[Tensor] = []
     block = opened.module.get_submodule(BLOCK)
-    block.register_forward_hook(lambda _block, _arguments, output: found.append(output))  # type: ignore[func-returns-value]
+    block.register_forward_hook(lambda _block, _arguments, output: found.append(output))
     with torch.no_grad():
         for example in range(len(opened.labels)):
             opened.logits([example])
