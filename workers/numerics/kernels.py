@@ -729,14 +729,17 @@ def _inner_product(one, other, tree):
     m, half = len(one), 1
     while 2 * half < m:
         half = 2 * half
-    for j in range(min(half, m)):
+    far, other_far = one[half:], other[half:]
+    n_far = len(far)
+    for j in range(n_far):
+        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))  # the products are exact
+    for j in range(n_far, min(half, m)):
         tree[j] = f64(one[j]) * f64(other[j])
-    for j in range(max(m - half, 0)):
-        tree[j] = tree[j] + f64(one[half + j]) * f64(other[half + j])
     while half > 1:
         half = half // 2
+        low, high = tree[:half], tree[half : 2 * half]
         for j in range(half):
-            tree[j] = tree[j] + tree[half + j]
+            low[j] = low[j] + high[j]
     return tree[0]
 
 
