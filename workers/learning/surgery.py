@@ -29,7 +29,6 @@ from workers.surgery import FEATURES, Modules, SurgeryModule
 
 SHARED = "shared"
 EXAMPLES_AT_ONCE = 32  # whose features are made at a time
-Loss = Callable[[Modules, Sequence[int]], Tensor]  # of modules on a batch of examples, 0-d, with its graph
 
 
 class SurgeryParameters(Parameters):
@@ -73,14 +72,7 @@ def learn_features(session: LearningSession, parameters: SurgeryParameters) -> L
     Raises: HeadMismatch for a task under the checkpoint's own head; NotFinite; whatever opening a task raises.
     """
 
-    def open_loss(run: "_Run", task: int) -> tuple[Loss, Mapping[str, int], int]:
-        probe = session.open(task, model=task)
-        aims = _features(probe, session.tasks[task])
-        bind(session, probe.module, run.shared)
-        merged = _features(probe, session.tasks[task])
-        return _loss_of_features(merged, aims), {FEATURES: aims.shape[-1]}, probe.n_examples
-
-    return _Run(session, parameters, open_loss).learn()
+    return _learn(session, parameters, _open_features)
 
 
 def learn_blocks(session: LearningSession, parameters: SurgeryParameters) -> LearnedModules:
@@ -89,40 +81,48 @@ def learn_blocks(session: LearningSession, parameters: SurgeryParameters) -> Lea
     Raises: ModelNotRunnable for a model without blocks; NotFinite; whatever opening a task raises.
     """
 
-    def open_loss(run: "_Run", task: int) -> tuple[Loss, Mapping[str, int], int]:
-        own, merged = (session.open(task, model=task) for _ in range(2))
-        bind(session, merged.module, run.shared)
-        paths = find_blocks(own.module, lambda: _output(own, [0]))
-        aims, found = (BlockOutputs(probe.module, paths) for probe in (own, merged))
-        with torch.no_grad(), aims.watching():
-            _output(own, [0])
-        widths = {path: aims.widths[path] for path in paths}
-        aims.take()
-        return _loss_of_blocks((own, aims), (merged, found)), widths, own.n_examples
-
-    return _Run(session, parameters, open_loss).learn()
+    return _learn(session, parameters, _open_blocks)
 
 
-def _loss_of_features(merged: Tensor, aims: Tensor) -> Loss:
+@dataclass(frozen=True)
+class _Task:
+    """What the modules of a task are learned on."""
+
+    loss: Callable[[Modules, Sequence[int]], Tensor]  # of modules on a batch of examples, 0-d, with its graph
+    widths: Mapping[str, int]  # of the representation at each place
+    n_examples: int
+
+
+def _open_features(session: LearningSession, shared: SharedModel, task: int) -> _Task:
+    probe = session.open(task, model=task)
+    aims = _features(probe, session.tasks[task])
+    bind(session, probe.module, shared)
+    merged = _features(probe, session.tasks[task])
+
     def loss(modules: Modules, batch: Sequence[int]) -> Tensor:
         chosen = list(batch)
         return (modules[FEATURES](merged[chosen]) - aims[chosen]).abs().mean()
 
-    return loss
+    return _Task(loss, {FEATURES: aims.shape[-1]}, probe.n_examples)
 
 
-def _loss_of_blocks(own: tuple[Probe, BlockOutputs], merged: tuple[Probe, BlockOutputs]) -> Loss:
-    """Return the loss Σ over the blocks of mean |h' − h| over tokens and entries."""
+def _open_blocks(session: LearningSession, shared: SharedModel, task: int) -> _Task:
+    own, merged = (session.open(task, model=task) for _ in range(2))
+    bind(session, merged.module, shared)
+    paths = find_blocks(own.module, lambda: _output(own, [0]))
+    aims, found = (BlockOutputs(probe.module, paths) for probe in (own, merged))
 
     def loss(modules: Modules, batch: Sequence[int]) -> Tensor:
-        with torch.no_grad(), own[1].watching():
-            _output(own[0], batch)
-        with merged[1].watching(modules):
-            _output(merged[0], batch)
-        pairs = zip(merged[1].take(), own[1].take(), strict=True)
-        return torch.stack([(found - aim).abs().mean() for found, aim in pairs]).sum()
+        with torch.no_grad(), aims.watching():
+            _output(own, batch)
+        with found.watching(modules):
+            _output(merged, batch)
+        pairs = zip(found.take(), aims.take(), strict=True)
+        return torch.stack([(one - aim).abs().mean() for one, aim in pairs]).sum()  # over the blocks
 
-    return loss
+    with torch.no_grad():
+        loss({}, [0])  # tells how wide the blocks are
+    return _Task(loss, {path: aims.widths[path] for path in paths}, own.n_examples)
 
 
 def _output(probe: Probe, batch: Sequence[int]) -> Tensor:
@@ -145,81 +145,79 @@ def _features(probe: Probe, task: str) -> Tensor:
     return features
 
 
-Opened = tuple[Loss, Mapping[str, int], int]  # the loss, the width at each place, and how many examples there are
+def _learn(
+    session: LearningSession,
+    parameters: SurgeryParameters,
+    open_: Callable[[LearningSession, SharedModel, int], _Task],
+) -> LearnedModules:
+    """Return the modules of all tasks, one task after the other."""
+    names = session.tasks
+    if parameters.rank == 0 or parameters.steps == 0:
+        untold: list[dict[str, JsonValue]] = [{"task": name, "losses": []} for name in names]
+        return LearnedModules(({},) * len(names), tuple(untold))
+    nested: NestedMerge = session.context.nested[SHARED]
+    shared = merge_shared(session, nested)
+    learned = [_Run(session, parameters, index, open_(session, shared, index)).learn() for index in range(len(names))]
+    return LearnedModules(tuple(modules for modules, _ in learned), tuple(told for _, told in learned))
 
 
 @dataclass
 class _Run:
-    """The modules of all tasks, one task after the other."""
+    """The descent of one task's modules, which lie flat in one point."""
 
     session: LearningSession
     parameters: SurgeryParameters
-    open_loss: Callable[["_Run", int], Opened]
-    shared: SharedModel = field(default_factory=dict)
-    done: int = 0
+    index: int
+    task: _Task
+    losses: list[float] = field(default_factory=list)
 
-    def learn(self) -> LearnedModules:
-        """Return the modules; those that change nothing are left out."""
-        n_tasks = len(self.session.tasks)
-        if self.parameters.rank == 0 or self.parameters.steps == 0:
-            nothing: dict[str, JsonValue] = {"losses": []}
-            return LearnedModules(({},) * n_tasks, tuple({"task": task, **nothing} for task in self.session.tasks))
-        nested: NestedMerge = self.session.context.nested[SHARED]
-        self.shared = merge_shared(self.session, nested)
-        learned = [self.learn_task(task) for task in range(n_tasks)]
-        return LearnedModules(tuple(modules for modules, _ in learned), tuple(told for _, told in learned))
-
-    def learn_task(self, task: int) -> tuple[Modules, dict[str, JsonValue]]:
-        """Return the modules of one task, and the losses."""
-        loss_of, widths, n_examples = self.open_loss(self, task)
-        batches = draw_batches(n_examples, self.parameters.batch_size, self.session.generator("batches", task))
-        losses: list[float] = []
+    def learn(self) -> tuple[Modules, dict[str, JsonValue]]:
+        """Return the modules, without those that change nothing, and how the loss went."""
+        generator = self.session.generator("batches", self.index)
+        batches = draw_batches(self.task.n_examples, self.parameters.batch_size, generator)
 
         def gradient(point: Tensor) -> Tensor:
-            leaf = point.detach().float().to(self.session.device).requires_grad_()
-            loss = loss_of(_unpack(leaf, widths, self.parameters.rank), next(batches))
-            self.note(task, losses, loss.item())
+            leaf = point.float().to(self.session.device).requires_grad_()
+            loss = self.task.loss(self.unpack(leaf), next(batches))
+            self.note(loss.item())
             (slope,) = torch.autograd.grad(loss, leaf)
             return slope.double().cpu()
 
-        start = _start(widths, self.parameters.rank, self.session, task)
-        found = optimize.descend(
-            start, gradient, learning_rate=self.parameters.learning_rate, steps=self.parameters.steps
-        )
-        modules = _unpack(found.float(), widths, self.parameters.rank)
-        kept = {place: module for place, module in modules.items() if bool(module.up.any())}
-        return kept, {"task": self.session.tasks[task], "losses": thin_out(losses)}
+        rate, steps = self.parameters.learning_rate, self.parameters.steps
+        found = optimize.descend(self.start(), gradient, learning_rate=rate, steps=steps)
+        modules = {place: one for place, one in self.unpack(found.float()).items() if bool(one.up.any())}
+        return modules, {"task": self.session.tasks[self.index], "losses": thin_out(self.losses)}
 
-    def note(self, task: int, losses: list[float], loss: float) -> None:
+    def note(self, loss: float) -> None:
         """Take note of a step, and report it. Raises: NotFinite naming task and step."""
-        losses.append(loss)
+        self.losses.append(loss)
         if not math.isfinite(loss):
             raise NotFinite(
-                f"The distance to the model of task {self.session.tasks[task]!r} is {loss} at step {len(losses)} of "
-                f"{self.parameters.steps}, expected a finite number. Lower learning_rate (now "
+                f"The distance to the model of task {self.session.tasks[self.index]!r} is {loss} at step "
+                f"{len(self.losses)} of {self.parameters.steps}, expected a finite number. Lower learning_rate (now "
                 f"{self.parameters.learning_rate}), or look for NaN in the models."
             )
-        self.done += 1
-        total = self.parameters.steps * len(self.session.tasks)
-        self.session.on_step(Step(done=self.done, total=total, loss=loss))
+        steps = self.parameters.steps
+        done, total = self.index * steps + len(self.losses), len(self.session.tasks) * steps
+        self.session.on_step(Step(done=done, total=total, loss=loss))
 
+    def start(self) -> Tensor:
+        """Return where the modules begin, flat, float64: D uniform in ±1/√width, U zero, so that nothing is changed."""
+        parts: list[Tensor] = []
+        for place, width in self.task.widths.items():
+            down = torch.empty(self.parameters.rank * width, dtype=torch.float64)
+            bound = 1.0 / math.sqrt(width)
+            down.uniform_(-bound, bound, generator=self.session.generator(f"surgery {place}", self.index))
+            parts += [down, torch.zeros_like(down)]
+        return torch.cat(parts)
 
-def _start(widths: Mapping[str, int], rank: int, session: LearningSession, task: int) -> Tensor:
-    """Return where the modules begin, flat, float64: D uniform in ±1/√width, U zero, so that nothing is changed."""
-    parts: list[Tensor] = []
-    for place, width in widths.items():
-        down = torch.empty(rank * width, dtype=torch.float64)
-        bound = 1.0 / math.sqrt(width)
-        down.uniform_(-bound, bound, generator=session.generator(f"surgery {place}", task))
-        parts += [down, torch.zeros(width * rank, dtype=torch.float64)]
-    return torch.cat(parts)
-
-
-def _unpack(point: Tensor, widths: Mapping[str, int], rank: int) -> dict[str, SurgeryModule]:
-    """Return the modules that lie flat in a point, D before U, place after place."""
-    sizes = [rank * width for width in widths.values() for _ in range(2)]
-    parts: Iterator[Tensor] = iter(torch.split(point, sizes))
-    return {
-        place: SurgeryModule(next(parts).view(rank, width), next(parts).view(width, rank))
-        for place, width in widths.items()
-    }
+    def unpack(self, point: Tensor) -> dict[str, SurgeryModule]:
+        """Return the modules that lie in a point, D before U, place after place."""
+        rank, widths = self.parameters.rank, self.task.widths
+        parts: Iterator[Tensor] = iter(
+            torch.split(point, [rank * width for width in widths.values() for _ in range(2)])
+        )
+        return {
+            place: SurgeryModule(next(parts).view(rank, width), next(parts).view(width, rank))
+            for place, width in widths.items()
+        }
