@@ -79,7 +79,7 @@ def test_a_step_goes_down_the_gradient_that_autograd_finds(world: World, regular
     signs = {name: torch.ones(()) if regularizer == "l1" else -scores.sign() for name, scores in begun.items()}
     penalty = sum((signs[name] * scores.sigmoid()).sum() for name, scores in free.items()) * how.l1 / n
     total = loss + penalty
-    gradients = torch.autograd.grad(total, list(free.values()))  # type: ignore[arg-type]
+    gradients = torch.autograd.grad(total, list(free.values()))
     assert localizer.losses == [pytest.approx(loss.item(), rel=1e-5)]
     for (name, before), gradient in zip(begun.items(), gradients, strict=True):
         expected = before - how.learning_rate * n * gradient
@@ -140,7 +140,7 @@ def test_the_result_is_stitched_of_what_the_masks_keep(world: World, tmp_path: P
         own = [mask[name] & (delta != 0) for mask, delta in zip(masks, deltas, strict=True)]
         count = sum(one.double() for one in own)
         total = sum(torch.where(one, delta, 0.0) for one, delta in zip(own, deltas, strict=True))
-        expected = tensor.double() + torch.where(count > 0, total / count, 0.0)  # type: ignore[operator, arg-type]
+        expected = tensor.double() + torch.where(count > 0, total / count, 0.0)  # type: ignore[arg-type]
         np.testing.assert_allclose(found[name].double().numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
