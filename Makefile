@@ -76,7 +76,7 @@ format: setup ## put the code into its form
 	$(BIN)/ruff format
 
 # Every folder of benchmarks/ that can be run, but those that measure no speed.
-BENCHMARKS = $(filter-out parity suite,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
+BENCHMARKS = $(filter-out parity suite evidence,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
 
 .PHONY: bench
 bench: setup ## measure the engine against mergekit (more in benchmarks/README.md)
@@ -89,6 +89,14 @@ parity: setup ## compare the methods with mergekit and fusion-bench (in a venv o
 .PHONY: suite
 suite: setup ## merge five real models by every method, measure them, write docs/suite.md (about half an hour)
 	$(BIN)/python -m benchmarks.suite
+
+.PHONY: suite-train
+suite-train: setup ## train what the suite and the evidence need; an interrupted training goes on
+	$(BIN)/python -m benchmarks.evidence --train
+
+.PHONY: evidence
+evidence: suite-train ## measure what the papers claim on five real tasks, write docs/evidence.md
+	$(BIN)/python -m benchmarks.evidence
 
 # redis needs async-timeout on Python before 3.11.3 only, so a newer interpreter does not list it.
 .PHONY: constraints

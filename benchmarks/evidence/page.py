@@ -1,0 +1,55 @@
+"""Writes docs/evidence.md and its figures from what the experiments found."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.evidence import compression, disentanglement, increments, linearized, overview
+from workers.figures import style
+
+DOCS = Path(__file__).parents[2] / "docs"
+FOLDER = DOCS / "evidence"
+PAGE = DOCS / "evidence.md"
+EXPERIMENTS: tuple[ModuleType, ...] = (overview, linearized, disentanglement, increments, compression)
+
+HEAD = """# The evidence: what the papers claim, measured here
+
+Written by `make evidence`; do not edit. The numbers behind it lie in docs/evidence/*.json. MiniLM (22.7M parameters)
+and the five tasks of `examples/tasks`: 128 validation and 256 test texts each. Parameters are chosen on validation,
+reported is test. Where nothing else is said, the models are those of the [suite](suite.md): fine-tuned in full, seed 0.
+
+    make suite-train    # trains what the evidence needs: resumable
+    make evidence       # measures what is not known yet, and writes this page
+
+The tasks are small and so is the encoder. Intervals are of the texts that were drawn, 95 %; merges are measured on the
+same texts, so the interval of a difference is narrower than two intervals make it look, by an amount not measured here.
+
+"""
+
+
+def save(name: str, found: Mapping[str, Any]) -> None:
+    """Keep what an experiment found."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write() -> None:
+    """Write the page and the figures of every experiment that was run."""
+    sections: list[str] = []
+    for experiment in EXPERIMENTS:
+        place = FOLDER / f"{experiment.NAME}.json"
+        if place.exists():
+            sections.append(_section(experiment, json.loads(place.read_text(encoding="utf-8"))))
+    PAGE.write_text(HEAD + "\n".join(sections), encoding="utf-8")
+
+
+def _section(experiment: ModuleType, found: Mapping[str, Any]) -> str:
+    """Write an experiment's figures; return its text."""
+    images: list[str] = []
+    with style.applied():
+        for name, figure in experiment.draw(found).items():
+            (FOLDER / f"{name}.svg").write_bytes(style.to_svg(figure, experiment.TITLE))
+            images.append(f"![{experiment.TITLE}](evidence/{name}.svg)\n")
+    return f"## {experiment.TITLE}\n\n{experiment.tell(found)}\n" + "\n".join(images)
