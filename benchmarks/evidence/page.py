@@ -3,16 +3,35 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
 
 from benchmarks.evidence import compression, disentanglement, increments, linearized, overview
+from benchmarks.evidence.laboratory import Laboratory
 from workers.figures import style
+
+
+class Experiment(Protocol):
+    """A module: it finds numbers, draws them, and tells what they say."""
+
+    NAME: str
+    TITLE: str
+
+    def find(self, laboratory: Laboratory) -> dict[str, Any]:
+        """Measure what is not in the ledger; return everything as JSON."""
+
+    def draw(self, found: Mapping[str, Any]) -> dict[str, Figure]:
+        """Return the figures by name."""
+
+    def tell(self, found: Mapping[str, Any]) -> str:
+        """Return the section's text, of the data alone."""
+
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "evidence"
 PAGE = DOCS / "evidence.md"
-EXPERIMENTS: tuple[ModuleType, ...] = (overview, linearized, disentanglement, increments, compression)
+EXPERIMENTS: tuple[Experiment, ...] = (overview, linearized, disentanglement, increments, compression)
 
 HEAD = """# The evidence: what the papers claim, measured here
 
@@ -45,7 +64,7 @@ def write() -> None:
     PAGE.write_text(HEAD + "\n".join(sections), encoding="utf-8")
 
 
-def _section(experiment: ModuleType, found: Mapping[str, Any]) -> str:
+def _section(experiment: Experiment, found: Mapping[str, Any]) -> str:
     """Write an experiment's figures; return its text."""
     images: list[str] = []
     with style.applied():
