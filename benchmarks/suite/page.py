@@ -11,11 +11,13 @@ HEAD = """# All methods on five real tasks
 Written by `make suite`; do not edit. MiniLM (22.7M parameters) is fine-tuned on each of the five tasks of
 `examples/tasks` (technique `full`, its defaults, seed {seed}), the five models are merged by every method that takes
 them, and each result is measured on 256 test items per task. A `scaling_coefficient`, where there is one, is chosen on
-the validation splits (128 items per task) by walking uphill over a grid; all other parameters are the defaults, but for {settings}.
-A merge by {short} takes as long as all measurements of another row: there the grid has three values. Accuracy in %. *Normalized* is the mean over tasks of accuracy divided by that of the model fine-tuned on the task.
+the validation splits (128 items per task) by walking uphill over a grid; all other parameters are the defaults,
+but for {settings}. By {short} a merge takes as long as all measurements
+of another row: there the grid has three values.
 
-One seed, and a standard error of about {stderr:.1f} points on a mean: **differences of a point or two mean nothing**.
-The tasks are small, the encoder too; this says that the methods work, not which is best.
+Accuracy in %. *Normalized* is the mean over tasks of accuracy divided by that of the model fine-tuned on
+the task. One seed, and a standard error of about {stderr:.1f} points on a mean: **differences of a point or two mean
+nothing**. The tasks are small, the encoder too; this says that the methods work, not which is best.
 
 """
 
