@@ -18,7 +18,7 @@ VALIDATION_FILE = "validation.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Training:
     """How a model is trained: a technique, its parameters beside the defaults, and a seed."""
 
     technique: str
@@ -47,22 +47,22 @@ class Trainer:
         self._suite = suite
         self._folder = folder
 
-    def train_all(self, recipe: Recipe, tasks: Sequence[LocalTask] | None = None) -> tuple[Trained, ...]:
-        """Return a model for each task, trained by the recipe if it is not there yet."""
-        return tuple(self._one(recipe, task) for task in (self._suite.tasks if tasks is None else tasks))
+    def train_all(self, training: Training, tasks: Sequence[LocalTask] | None = None) -> tuple[Trained, ...]:
+        """Return a model for each task, trained by one recipe if it is not there yet."""
+        return tuple(self._one(training, task) for task in (self._suite.tasks if tasks is None else tasks))
 
-    def _one(self, recipe: Recipe, task: LocalTask) -> Trained:
-        folder = self._folder / f"{recipe.label}-{task.spec.name}"
+    def _one(self, training: Training, task: LocalTask) -> Trained:
+        folder = self._folder / f"{training.label}-{task.spec.name}"
         if not folder.exists():
             print(
-                f"training {task.spec.name}: {recipe.technique} {dict(recipe.parameters)} seed {recipe.seed}",
+                f"training {task.spec.name}: {training.technique} {dict(training.parameters)} seed {training.seed}",
                 flush=True,
             )
-            self._train(recipe, task, folder)
+            self._train(training, task, folder)
         validation = json.loads((folder / VALIDATION_FILE).read_text(encoding="utf-8"))
         return Trained(open_checkpoint(folder / "model"), (validation["correct"], validation["total"]))
 
-    def _train(self, recipe: Recipe, task: LocalTask, folder: Path) -> None:
+    def _train(self, training: Training, task: LocalTask, folder: Path) -> None:
         unfinished = folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished / "model", ignore_errors=True)
         (unfinished / "model").mkdir(parents=True)
@@ -70,9 +70,9 @@ class Trainer:
             base_model=self._suite.base,
             head_base_model=self._suite.base,
             task=task,
-            technique=recipe.technique,
-            parameters=dict(recipe.parameters),
-            seed=recipe.seed,
+            technique=training.technique,
+            parameters=dict(training.parameters),
+            seed=training.seed,
             output=unfinished / "model",
             kept=unfinished / "state",
         )
