@@ -18,10 +18,11 @@ TITLE = "PERU: accuracy over bytes"
 
 MEBIBYTE = 2**20
 SWEPT: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "peru_fft": ("density", (0.01, 0.05, 0.1, 0.2, 1.0)),
-    "post_pruning": ("density", (0.01, 0.05, 0.1, 0.2)),
+    "peru_fft": ("density", (0.01, 0.05, 0.1, 0.3, 1.0)),
+    "post_pruning": ("density", (0.05, 0.1)),
     "peru_lora": ("rank", (4, 16, 64)),
 }
+TICKS = (2, 5, 10, 20, 50, 100, 200, 400)
 LABELS = {"peru_fft": "PERU-FFT", "post_pruning": "post-pruning", "peru_lora": "PERU-LoRA"}
 
 
@@ -53,6 +54,8 @@ def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
         )
     bands.draw_level(axes, 100 * accuracy.mean(found["individual"]), "individual models")
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set(xlabel="patches of all tasks, MiB", ylabel="accuracy on test, %")
     axes.set_title("Each task with its own patch")
     axes.legend(loc="lower right")

@@ -19,10 +19,10 @@ NAME = "breadcrumbs"
 TITLE = "Breadcrumbs: tasks added one by one"
 
 N_FIRST = 2
-COEFFICIENTS = (0.3, 0.5, 0.7, 1.0, 1.3)
+COEFFICIENTS = (0.5, 0.8, 1.2, 1.8)
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "breadcrumbs": {"density": (0.15, 0.5, 0.9), "scaling_coefficient": COEFFICIENTS},
-    "ties": {"density": (0.1, 0.2, 0.4), "scaling_coefficient": (0.7, 1.0, 1.5, 2.0)},
+    "breadcrumbs": {"density": (0.15, 0.5, 0.85), "scaling_coefficient": COEFFICIENTS},
+    "ties": {"density": (0.1, 0.2, 0.4), "scaling_coefficient": (1.0, 1.5, 2.0)},
     "task_arithmetic": {"scaling_coefficient": COEFFICIENTS},
 }
 LABELS = {"breadcrumbs": "Breadcrumbs", "ties": "TIES", "task_arithmetic": "task arithmetic"}
