@@ -21,8 +21,8 @@ TITLE = "Breadcrumbs: tasks added one by one"
 N_FIRST = 2
 COEFFICIENTS = (0.5, 0.8, 1.2, 1.8)
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "breadcrumbs": {"density": (0.15, 0.5, 0.85), "scaling_coefficient": COEFFICIENTS},
-    "ties": {"density": (0.1, 0.2, 0.4), "scaling_coefficient": (1.0, 1.5, 2.0)},
+    "breadcrumbs": {"density": (0.15, 0.85), "scaling_coefficient": COEFFICIENTS},
+    "ties": {"density": (0.1, 0.3), "scaling_coefficient": (1.0, 1.5, 2.0)},
     "task_arithmetic": {"scaling_coefficient": COEFFICIENTS},
 }
 LABELS = {"breadcrumbs": "Breadcrumbs", "ties": "TIES", "task_arithmetic": "task arithmetic"}
@@ -46,69 +46,65 @@ def _curve(merges: Merges, method: str) -> dict[str, Any]:
     points: list[dict[str, Any]] = []
     for size in range(N_FIRST, len(merges.all) + 1):
         models = merges.all[:size]
-        again = [one for one in candidates if all(one[name] == first[name] for name in names[:-1])]
-        tuned = first if size == N_FIRST else choose(merges, method, again, models).parameters
-        points.append(
-            {
-                "n_tasks": size,
-                "frozen": plain(merges.merge(method, first, "test", models)),
-                "retuned": plain(merges.merge(method, tuned, "test", models)),
-                "retuned_parameters": tuned,
-            }
-        )
-    return {"method": method, "frozen_parameters": first, "n_tried": len(candidates), "points": points}
+        points.append({"n_tasks": size, "frozen": plain(merges.merge(method, first, "test", models))})
+    again = [one for one in candidates if all(one[name] == first[name] for name in names[:-1])]
+    tuned = choose(merges, method, again).parameters
+    return {
+        "method": method,
+        "frozen_parameters": first,
+        "n_tried": len(candidates),
+        "points": points,
+        "tuned_again": {"parameters": tuned, "test": plain(merges.merge(method, tuned, "test"))},
+    }
 
 
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return normalized accuracy over the number of tasks, frozen and tuned again."""
-    figure, axes = style.new_figure(2, width=14.0, height=5.4)
+    """Return normalized accuracy over the number of tasks, with what was chosen on the first of them."""
+    figure, (axes,) = style.new_figure(1, width=8.5, height=5.4)
     sizes = [float(point["n_tasks"]) for point in found["curves"][0]["points"]]
-    for panel, kind, title in zip(axes, ("frozen", "retuned"), ("Frozen after two tasks", "Tuned again"), strict=True):
-        curves = {LABELS[curve["method"]]: _normalized(found, curve, kind) for curve in found["curves"]}
-        lines.draw_lines(panel, sizes, curves)
-        panel.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-        panel.set(xlabel="merged tasks", ylabel="accuracy / individual")
-        panel.set_title(title)
-    low = min(panel.get_ylim()[0] for panel in axes)
-    high = max(panel.get_ylim()[1] for panel in axes)
-    for panel in axes:
-        panel.set_ylim(low, high)
+    lines.draw_lines(axes, sizes, {LABELS[curve["method"]]: _frozen(found, curve) for curve in found["curves"]})
+    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+    axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
+    axes.set_title(f"Parameters frozen after {N_FIRST} tasks")
     return {NAME: figure}
 
 
-def _normalized(found: Mapping[str, Any], curve: Mapping[str, Any], kind: str) -> list[float]:
-    return [accuracy.normalized(point[kind], found["individual"]) for point in curve["points"]]
+def _frozen(found: Mapping[str, Any], curve: Mapping[str, Any]) -> list[float]:
+    return [accuracy.normalized(point["frozen"], found["individual"]) for point in curve["points"]]
 
 
 def tell(found: Mapping[str, Any]) -> str:
     """Return the section's text."""
     sizes = [point["n_tasks"] for point in found["curves"][0]["points"]]
-    rows = "\n".join(_row(found, curve, kind) for curve in found["curves"] for kind in ("frozen", "retuned"))
-    last = {curve["method"]: curve["points"][-1] for curve in found["curves"]}
-    costs = ", ".join(
-        f"{LABELS[name]} {100 * (accuracy.mean(point['frozen']) - accuracy.mean(point['retuned'])):+.1f}"
-        for name, point in last.items()
-    )
+    rows = "\n".join(_row(found, curve) for curve in found["curves"])
+    costs = ", ".join(f"{LABELS[curve['method']]} {_cost(curve):+.1f}" for curve in found["curves"])
     first = ", ".join(found["tasks"][:N_FIRST])
+    half = 100 * accuracy.half_width(found["curves"][0]["points"][-1]["frozen"])
     return f"""Parameters are chosen on the validation splits of the first two tasks ({first}): density
-and coefficient of Breadcrumbs and TIES, the coefficient of task arithmetic. Tuned again is the coefficient alone. Tasks
-are added in one order, that of their names. Normalized accuracy on the test splits of the merged tasks:
+and coefficient of Breadcrumbs and TIES, the coefficient of task arithmetic. Tasks are added in one order, that of
+their names. The last column has the coefficient chosen again on all of them. Normalized accuracy on the test splits of
+the merged tasks:
 
-| method | {" | ".join(f"{size} tasks" for size in sizes)} |
-|---|{"---:|" * len(sizes)}
+| method, frozen | {" | ".join(f"{size} tasks" for size in sizes)} | all, tuned again |
+|---|{"---:|" * len(sizes)}---|
 {rows}
 
-**Finding**: with all tasks merged, freezing costs or gains, in points against tuning again: {costs};
-half an interval of one mean is {100 * accuracy.half_width(last["breadcrumbs"]["frozen"]):.1f}.
+**Finding**: with all tasks merged, frozen parameters score, in points against the coefficient that is tuned again:
+{costs}; half an interval of one mean is {half:.1f}.
 """
 
 
-def _row(found: Mapping[str, Any], curve: Mapping[str, Any], kind: str) -> str:
-    values = " | ".join(f"{value:.3f}" for value in _normalized(found, curve, kind))
-    if kind == "retuned":
-        return f"| {LABELS[curve['method']]}, tuned again | {values} |"
+def _cost(curve: Mapping[str, Any]) -> float:
+    return 100 * (accuracy.mean(curve["points"][-1]["frozen"]) - accuracy.mean(curve["tuned_again"]["test"]))
+
+
+def _row(found: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
+    values = " | ".join(f"{value:.3f}" for value in _frozen(found, curve))
     setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in curve["frozen_parameters"].items())
-    return f"| {LABELS[curve['method']]}, frozen ({setting}) | {values} |"
+    again = curve["tuned_again"]
+    tuned = accuracy.normalized(again["test"], found["individual"])
+    coefficient = again["parameters"]["scaling_coefficient"]
+    return f"| {LABELS[curve['method']]} ({setting}) | {values} | {tuned:.3f} (coefficient {coefficient:g}) |"

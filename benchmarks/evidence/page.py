@@ -47,6 +47,16 @@ same texts, so the interval of a difference is narrower than two intervals make 
 
 """
 
+TAIL = """
+## Not measured
+
+- Other seeds than those named; one order of tasks in the section on Breadcrumbs.
+- L-LoRA: other ranks, steps and target modules; adapters that are trained more weakly, as the paper's are; LoRA's
+  factors merged one by one, as the paper merges them (here LoRA's updates of the weights are).
+- AdaMerging with the papers' 500 steps, and on the test split.
+- Surgery.
+"""
+
 
 def save(name: str, found: Mapping[str, Any]) -> None:
     """Keep what an experiment found."""
@@ -61,7 +71,7 @@ def write() -> None:
         place = FOLDER / f"{experiment.NAME}.json"
         if place.exists():
             sections.append(_section(experiment, json.loads(place.read_text(encoding="utf-8"))))
-    PAGE.write_text(HEAD + "\n".join(sections), encoding="utf-8")
+    PAGE.write_text(HEAD + "\n".join(sections) + TAIL, encoding="utf-8")
 
 
 def _section(experiment: Experiment, found: Mapping[str, Any]) -> str:
