@@ -17,10 +17,10 @@ from workers.figures import lines, style
 NAME = "awd"
 TITLE = "AWD: orthogonal task vectors"
 
-COEFFICIENTS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.4)
+COEFFICIENTS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2, 1.6)
 METHODS = ("task_arithmetic", "awd_task_arithmetic")
 LABELS = {"task_arithmetic": "task arithmetic", "awd_task_arithmetic": "with AWD"}
-ADAMERGING: Mapping[str, Any] = {"steps": 30, "learning_rate": 2e-2, "batch_size": 8}
+ADAMERGING: Mapping[str, Any] = {"steps": 40, "learning_rate": 1e-2, "batch_size": 8}
 TRANSFORMS: Mapping[str, Sequence[str]] = {"adamerging": (), "awd_adamerging": ("awd",)}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from app.domain.catalog import load_catalog
@@ -87,27 +88,32 @@ def _trend(merges: Merges, parameters: Mapping[str, Any]) -> list[dict[str, Any]
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
     """Return the hump of the sweep, and the trend with the range over subsets."""
-    figure, axes = style.new_figure(2, width=14.0, height=5.4)
+    panels = 2 if found["trend"] else 1
+    figure, axes = style.new_figure(panels, width=7.0 * panels, height=5.4)
     sweep = found["sweep"]
-    tasks = list(sweep[0]["validation"])
-    curves = {task: [100 * accuracy.share(point["validation"], task) for point in sweep] for task in tasks} | {
-        "mean": [100 * accuracy.mean(point["validation"]) for point in sweep]
-    }
+    curves = {
+        task: [100 * accuracy.share(point["validation"], task) for point in sweep] for task in sweep[0]["validation"]
+    } | {"mean": [100 * accuracy.mean(point["validation"]) for point in sweep]}
     lines.draw_lines(axes[0], [point["coefficient"] for point in sweep], curves)
     axes[0].set(xlabel="scaling coefficient", ylabel="accuracy on validation, %")
     axes[0].set_title("Task arithmetic over its coefficient")
+    if found["trend"]:
+        _draw_trend(axes[1], found)
+    return {NAME: figure}
+
+
+def _draw_trend(axes: Axes, found: Mapping[str, Any]) -> None:
     sizes = sorted({len(one["models"]) for one in found["trend"]})
     ranges = {
         method.replace("_", " "): _band([_relative(found, method, size) for size in sizes])
         for method in ("task_arithmetic", "average")
     }
-    bands.draw_bands(axes[1], [float(size) for size in sizes], ranges)
-    bands.draw_level(axes[1], 1.0, "individual models")
-    axes[1].set_xticks(sizes)
-    axes[1].set(xlabel="merged tasks", ylabel="accuracy / individual")
-    axes[1].set_title("Mean and range over subsets")
-    axes[1].legend()
-    return {NAME: figure}
+    bands.draw_bands(axes, [float(size) for size in sizes], ranges)
+    bands.draw_level(axes, 1.0, "individual models")
+    axes.set_xticks(sizes)
+    axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
+    axes.set_title("Mean and range over subsets")
+    axes.legend()
 
 
 def _band(values: list[list[float]]) -> Band:
@@ -143,13 +149,18 @@ test texts that were drawn; one seed of training). Accuracy on test in %:
 |---|{"---:|" * len(tasks)}---:|---:|
 {table}
 
-The sweep of task arithmetic has its top at {peak["coefficient"]:g}. The trend keeps the coefficient
-that is best for all five models, over {N_SUBSETS} subsets of each size.
+The sweep of task arithmetic has its top at {peak["coefficient"]:g}. {_tell_trend(found)}
 
 **Learning against not learning**: the dense method without data that does best on validation is
 [`{best["method"]}`](methods/{best["method"]}.md), {score} %. Against it on test,
 in points: {gains}; half an interval of one mean is {100 * accuracy.half_width(best["counts"]):.1f}.
 """
+
+
+def _tell_trend(found: Mapping[str, Any]) -> str:
+    if not found["trend"]:
+        return "The trend over the number of tasks was not measured."
+    return f"The trend keeps the coefficient that is best for all five, over {N_SUBSETS} subsets of each size."
 
 
 def _tell_row(row: Mapping[str, Any], own: accuracy.Counts) -> str:

@@ -56,6 +56,7 @@ TAIL = """
 - AdaMerging with the papers' 500 steps, and on the test split.
 - Surgery.
 """
+NOT_RUN = "- {title}: not run yet. `python -m benchmarks.evidence --only {name}` does.\n"
 
 
 def save(name: str, found: Mapping[str, Any]) -> None:
@@ -64,14 +65,18 @@ def save(name: str, found: Mapping[str, Any]) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read(experiment: Experiment) -> Any:
+    """Return what an experiment found; None if it was not run."""
+    place = FOLDER / f"{experiment.NAME}.json"
+    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+
+
 def write() -> None:
-    """Write the page and the figures of every experiment that was run."""
-    sections: list[str] = []
-    for experiment in EXPERIMENTS:
-        place = FOLDER / f"{experiment.NAME}.json"
-        if place.exists():
-            sections.append(_section(experiment, json.loads(place.read_text(encoding="utf-8"))))
-    PAGE.write_text(HEAD + "\n".join(sections) + TAIL, encoding="utf-8")
+    """Write the page and the figures of every experiment that was run, and name the others."""
+    run = {experiment: found for experiment in EXPERIMENTS if (found := read(experiment)) is not None}
+    sections = [_section(experiment, found) for experiment, found in run.items()]
+    rest = [NOT_RUN.format(title=one.TITLE, name=one.NAME) for one in EXPERIMENTS if one not in run]
+    PAGE.write_text(HEAD + "\n".join(sections) + TAIL + "".join(rest), encoding="utf-8")
 
 
 def _section(experiment: Experiment, found: Mapping[str, Any]) -> str:
