@@ -18,8 +18,8 @@ TITLE = "PERU: accuracy over bytes"
 
 MEBIBYTE = 2**20
 SWEPT: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "peru_fft": ("density", (0.01, 0.05, 0.1, 1.0)),
-    "post_pruning": ("density", (0.05, 0.1)),
+    "peru_fft": ("density", (0.01, 0.1, 1.0)),
+    "post_pruning": ("density", (0.1,)),
     "peru_lora": ("rank", (4, 16)),
 }
 TICKS = (2, 5, 10, 20, 50, 100, 200, 400)

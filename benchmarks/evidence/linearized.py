@@ -166,21 +166,32 @@ def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
     )
     axes[1].set_ylabel("accuracy / alone")
     axes[1].set_title("Five tasks, normalized")
-    sizes = sorted({len(one["models"]) for trend in found["trend"] for one in trend["subsets"]})
-    n_tasks = len(found["runs"][0]["individual"])
-    curves = {
-        f"{LABELS[trend['technique']]}, {method.removeprefix('task_')}": [
-            *(_of_size(found, trend, method, size) for size in sizes),
-            _of_all(found, trend["technique"], method),
-        ]
-        for trend in found["trend"]
-        for method in ("task_arithmetic", "average")
-    }
-    lines.draw_lines(axes[2], [*map(float, sizes), float(n_tasks)], curves)
-    axes[2].set_xticks([*sizes, n_tasks])
+    sizes = _sizes(found)
+    curves = {f"{LABELS[name]}, {method.removeprefix('task_')}": values for (name, method), values in _curves(found)}
+    lines.draw_lines(axes[2], [float(size) for size in sizes], curves)
+    axes[2].set_xticks(sizes)
     axes[2].set(xlabel="merged tasks", ylabel="accuracy / alone")
     axes[2].set_title("Fewer tasks, normalized")
     return {NAME: figure}
+
+
+def _sizes(found: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of tasks that were merged, all of them last."""
+    fewer = {len(one["models"]) for trend in found["trend"] for one in trend["subsets"]}
+    return [*sorted(fewer), len(found["runs"][0]["individual"])]
+
+
+def _curves(found: Mapping[str, Any]) -> list[tuple[tuple[str, str], list[float]]]:
+    """Return the normalized accuracy over the number of tasks by technique and method."""
+    fewer = _sizes(found)[:-1]
+    return [
+        (
+            (trend["technique"], method),
+            [*(_of_size(found, trend, method, size) for size in fewer), _of_all(found, trend["technique"], method)],
+        )
+        for trend in found["trend"]
+        for method in ("task_arithmetic", "average")
+    ]
 
 
 def _runs(found: Mapping[str, Any], technique: str) -> list[Mapping[str, Any]]:
@@ -231,7 +242,7 @@ validation, with seed {SEARCH_SEED}:
 |---|---:|---:|---:|
 {searched}
 
-The best setting of each is trained with {n_seeds} seeds and merged; there L-LoRA is {gap:+.1f} points from LoRA on
+The best setting of each is trained ({_seeds(n_seeds)}) and merged; there L-LoRA is {gap:+.1f} points from LoRA on
 validation. The coefficients of task arithmetic and TIES are chosen on validation; LoraHub tries
 {LORAHUB["budget"]} sets of coefficients on {LORAHUB_EXAMPLES} examples of each task. TIES sees LoRA's updates of the
 weights, and L-LoRA's change of the factors. Accuracy on test in %, means over seeds; behind them L-LoRA minus LoRA,
@@ -243,8 +254,23 @@ in points, seed by seed.
 
 {_verdict(found)}
 
-The panel of fewer tasks shows means over {N_SUBSETS} subsets of each size, of seed {SEARCH_SEED}.
+Fewer tasks, means over {N_SUBSETS} subsets of each size, seed {SEARCH_SEED}, normalized:
+
+| merged tasks | {" | ".join(f"{size}" for size in _sizes(found))} |
+|---|{"---:|" * len(_sizes(found))}
+{_tell_trend(found)}
 """
+
+
+def _seeds(n_seeds: int) -> str:
+    return "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+
+
+def _tell_trend(found: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"| {LABELS[name]}, {method.replace('_', ' ')} | {' | '.join(f'{value:.3f}' for value in values)} |"
+        for (name, method), values in _curves(found)
+    )
 
 
 def _row(found: Mapping[str, Any], method: str) -> str:
@@ -264,11 +290,11 @@ def _verdict(found: Mapping[str, Any]) -> str:
         gains = {method: _gains(found, method, is_normalized=is_normalized) for method in METHODS}
         better = [method for method, of_seeds in gains.items() if min(of_seeds) > 0]
         worse = [method for method, of_seeds in gains.items() if max(of_seeds) < 0]
-        told.append(
-            f"in {what} accuracy L-LoRA is better after merging with every seed by {_list(better)}, "
-            f"worse with every seed by {_list(worse)}"
-        )
-    return f"**Finding**: {'; '.join(told)}."
+        told.append(f"in {what} accuracy L-LoRA merges better by {_list(better)}, worse by {_list(worse)}")
+    half = 100 * accuracy.half_width(_runs(found, "lora")[0]["individual"])
+    n_seeds = len(_runs(found, "lora"))
+    seeds = "one seed" if n_seeds == 1 else f"with each of {n_seeds} seeds"
+    return f"**Finding** ({seeds}): {'; '.join(told)}.\nHalf an interval of one mean is {half:.1f} points."
 
 
 def _list(methods: Sequence[str]) -> str:
