@@ -98,7 +98,7 @@ def _verdict(rows: Mapping[str, Any]) -> str:
     return (
         f"**Finding**: AWD changes task arithmetic by {_points(awd, arithmetic)} points and AdaMerging by "
         f"{_points(awd_learned, plain_learned)}; half an interval of one mean is "
-        f"{100 * accuracy.half_width(arithmetic):.1f}."
+        f"{100 * accuracy.half_width(arithmetic):.1f}.\nTask vectors that are nearly orthogonal leave AWD little to do."
     )
 
 
