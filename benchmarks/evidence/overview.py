@@ -142,7 +142,7 @@ def tell(found: Mapping[str, Any]) -> str:
         for one in found["learned"]
     )
     score = accuracy.percent(accuracy.mean(best["counts"]))
-    return f"""Ten methods of the [suite](suite.md), with half the 95 % interval of each mean (of the
+    return f"""Some methods of the [suite](suite.md), with half the 95 % interval of each mean (of the
 test texts that were drawn; one seed of training). Accuracy on test in %:
 
 | model | {" | ".join(tasks)} | mean | normalized |
