@@ -91,6 +91,14 @@ parity: setup ## compare the methods with mergekit and fusion-bench (in a venv o
 suite: setup ## merge five real models by every method, measure them, write docs/suite.md (about half an hour)
 	$(BIN)/python -m benchmarks.suite
 
+.PHONY: suite-train
+suite-train: setup ## train what the suite and the evidence need; an interrupted training goes on
+	$(BIN)/python -m benchmarks.evidence --train
+
+.PHONY: evidence
+evidence: suite-train ## measure what the papers claim on five real tasks, write docs/evidence.md
+	$(BIN)/python -m benchmarks.evidence
+
 # redis needs async-timeout on Python before 3.11.3 only, so a newer interpreter does not list it.
 .PHONY: constraints
 constraints: ## pin anew: install the newest allowed versions into a fresh venv and write constraints.txt

@@ -13,7 +13,7 @@ import torch
 from app.domain.catalog import load_catalog
 from benchmarks.suite.inputs import SEED, open_suite
 from benchmarks.suite.page import render
-from benchmarks.suite.recipes import why_left_out
+from benchmarks.suite.recipes import SHORT_GRIDS, why_left_out
 from benchmarks.suite.rows import measure_row, place_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "suite.md"
@@ -31,7 +31,11 @@ def main() -> None:
     left_out = {name: reason for name, reason in reasons.items() if reason}
     names = arguments.method or ["pre-trained", "individual", *(name for name in reasons if name not in left_out)]
     missing = [name for name in names if arguments.again or not place_of(results, name).exists()]
-    _measure(missing, folder, arguments.processes)
+    if arguments.page:
+        left_out |= dict.fromkeys(missing, "not measured yet")
+        names = [name for name in names if name not in missing]
+    else:
+        _measure(sorted(missing, key=SHORT_GRIDS.__contains__), folder, arguments.processes)  # what takes longest, last
     rows = [json.loads(place_of(results, name).read_text(encoding="utf-8")) for name in names]
     if not arguments.method:
         PAGE.write_text(render(rows, left_out, seed=SEED), encoding="utf-8")
@@ -43,6 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps trained models and results")
     parser.add_argument("--method", nargs="+", help="measure these only, and write no page")
     parser.add_argument("--again", action="store_true", help="measure also what was measured before")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page of what is known")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     return parser.parse_args()
 

@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
-from benchmarks.suite.recipes import COEFFICIENT
+from benchmarks.suite.recipes import COEFFICIENT, SETTINGS, SHORT_GRIDS
 
 HEAD = """# All methods on five real tasks
 
 Written by `make suite`; do not edit. MiniLM (22.7M parameters) is fine-tuned on each of the five tasks of
 `examples/tasks` (technique `full`, its defaults, seed {seed}), the five models are merged by every method that takes
 them, and each result is measured on 256 test items per task. A `scaling_coefficient`, where there is one, is chosen on
-the validation splits (128 items per task) by walking uphill over a grid; all other parameters are the defaults.
-Accuracy in %. *Normalized* is the mean over tasks of accuracy divided by that of the model fine-tuned on the task.
+the validation splits (128 items per task) by walking uphill over a grid; all other parameters are the defaults,
+but for {settings}. By {short} a merge takes as long as all measurements
+of another row: there the grid has three values.
 
-One seed, and a standard error of about {stderr:.1f} points on a mean: **differences of a point or two mean nothing**.
-The tasks are small, the encoder too; this says that the methods work, not which is best.
+Accuracy in %. *Normalized* is the mean over tasks of accuracy divided by that of the model fine-tuned on
+the task. One seed, and a standard error of about {stderr:.1f} points on a mean: **differences of a point or two mean
+nothing**. The tasks are small, the encoder too; this says that the methods work, not which is best.
 
 """
 
@@ -36,7 +38,19 @@ def render(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], *, se
     ]
     kinds = "\nMethods marked *per task* keep a patch for each task, and each task is measured with its own.\n"
     rest = "".join(f"- `{name}`: {reason}\n" for name, reason in sorted(left_out.items()))
-    return HEAD.format(seed=seed, stderr=stderr) + "\n".join(lines) + "\n" + kinds + f"\nNot in the table:\n\n{rest}"
+    head = HEAD.format(seed=seed, stderr=stderr, settings=_tell_settings(), short=_join(sorted(SHORT_GRIDS)))
+    return head + "\n".join(lines) + "\n" + kinds + f"\nNot in the table:\n\n{rest}"
+
+
+def _tell_settings() -> str:
+    told = [
+        f"{name} {value:g} of `{method}`" for method, own in sorted(SETTINGS.items()) for name, value in own.items()
+    ]
+    return " and ".join(told)
+
+
+def _join(names: Sequence[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
 
 
 def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

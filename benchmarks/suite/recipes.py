@@ -12,7 +12,10 @@ GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0)
 START = 1.0
 
 # What a method takes beside its defaults.
-SETTINGS: Mapping[str, Mapping[str, JsonValue]] = {"peru_fft": {"density": 0.1}}
+SETTINGS: Mapping[str, Mapping[str, JsonValue]] = {"peru_fft": {"density": 0.1}, "doge_ta": {"steps": 40}}
+
+# Shorter grids, for methods whose merge takes longer than all measurements of a row.
+SHORT_GRIDS: Mapping[str, tuple[float, ...]] = {"doge_ta": (START, 2.0, 3.0), "pcb": (0.7, START, 1.6)}
 
 Parameters = dict[str, JsonValue]
 
@@ -28,6 +31,7 @@ class Best:
 
 def find_best(card: MethodCard, score: Callable[[Parameters], float]) -> Best:
     """Return the best parameters of a method: uphill over the grid of its coefficient, where it has one."""
+    grid = SHORT_GRIDS.get(card.name, GRID)
     own = dict(SETTINGS.get(card.name, {}))
     if COEFFICIENT not in card.parameters["properties"]:
         return Best(own, score(own), 1)
@@ -35,14 +39,14 @@ def find_best(card: MethodCard, score: Callable[[Parameters], float]) -> Best:
 
     def at(index: int) -> float:
         if index not in scores:
-            scores[index] = score({**own, COEFFICIENT: GRID[index]})
+            scores[index] = score({**own, COEFFICIENT: grid[index]})
         return scores[index]
 
-    place = GRID.index(START)
+    place = grid.index(START)
     for step in (-1, 1):
-        while 0 <= place + step < len(GRID) and at(place + step) > at(place):
+        while 0 <= place + step < len(grid) and at(place + step) > at(place):
             place += step
-    return Best({**own, COEFFICIENT: GRID[place]}, at(place), len(scores))
+    return Best({**own, COEFFICIENT: grid[place]}, at(place), len(scores))
 
 
 def why_left_out(card: MethodCard, n_models: int) -> str:

@@ -1,6 +1,6 @@
 """What the merged models must show, on a real encoder and three real tasks, with a fixed seed.
 
-The whole way through the pipelines: three full fine-tunings with the default recipe, four merges, measured on test. The
+The whole way through the pipelines: three full fine-tunings with the default recipe, six merges, measured on test. The
 coefficients were chosen on the validation splits.
 """
 
@@ -54,10 +54,16 @@ def fine_tune(base_model: LocalCheckpoint, task: LocalTask, output: Path, **para
     return tiny_bert.local(output)
 
 
-def merge(method: str, base_model: LocalCheckpoint, models: list[LocalCheckpoint], output: Path) -> LocalCheckpoint:
+def merge(
+    method: str,
+    base_model: LocalCheckpoint,
+    models: list[LocalCheckpoint],
+    output: Path,
+    **parameters: JsonValue,
+) -> LocalCheckpoint:
     output.mkdir()
     weights = [1.0] * len(models)
-    card, effective = load_catalog().check(method, MERGES[method], has_base_model=True, weights=weights)
+    card, effective = load_catalog().check(method, parameters, has_base_model=True, weights=weights)
     recipe = Recipe(
         method=card.name,
         method_version=card.version,
@@ -115,11 +121,21 @@ def test_merged_models_keep_most_of_what_the_individual_models_learned(
     pretrained = points(base_model, base_model, tasks)
     individual = sum(points(model, base_model, [task]) for model, task in zip(models, tasks, strict=True)) / len(tasks)
     merged = {
-        method: points(merge(method, base_model, models, tmp_path / method), base_model, tasks) for method in MERGES
+        method: points(merge(method, base_model, models, tmp_path / method, **parameters), base_model, tasks)
+        for method, parameters in MERGES.items()
     }
+    little, much = (
+        points(
+            merge("task_arithmetic", base_model, models, tmp_path / f"{coefficient}", scaling_coefficient=coefficient),
+            base_model,
+            tasks,
+        )
+        for coefficient in (0.2, 2.0)
+    )
     best = max(merged.values())
     # seen: pretrained 68.0, average 81.9, ties 84.4, task arithmetic 85.0, breadcrumbs 85.5, individual 87.2
     assert individual >= best - 0.5
     assert best > merged["average"] > pretrained
     assert best >= pretrained + 5
     assert all(merged[method] > merged["average"] for method in MERGES if method != "average")
+    assert merged["task_arithmetic"] > max(little, much) + 3  # the hump of the sweep lies inside

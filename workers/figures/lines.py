@@ -33,6 +33,11 @@ def draw_lines(
         axes.legend()
 
 
+def draw_path(axes: Axes, x: Sequence[float], y: Sequence[float], *, index: int, label: str) -> None:
+    """Draw a line that has values of x of its own. index: which color and marker it takes."""
+    axes.plot(x, y, color=style.COLORS[index], marker=style.MARKERS[index], label=style.shorten(label))
+
+
 def _draw_range(axes: Axes, x: Sequence[float], values: Mapping[str, NDArray[np.float64]]) -> None:
     stacked = np.ma.masked_invalid(np.stack(list(values.values())))
     axes.fill_between(

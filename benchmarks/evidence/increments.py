@@ -1,0 +1,110 @@
+"""Breadcrumbs: parameters chosen on two tasks, frozen, and tasks added one by one.
+
+Source: Davari & Belilovsky 2023, arXiv:2312.06795, section 4.3, figure 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.evidence import accuracy
+from benchmarks.evidence.accuracy import plain
+from benchmarks.evidence.laboratory import Laboratory, choose
+from benchmarks.evidence.merging import Merges
+from workers.figures import lines, style
+
+NAME = "breadcrumbs"
+TITLE = "Breadcrumbs: tasks added one by one"
+
+N_FIRST = 2
+COEFFICIENTS = (0.5, 0.8, 1.2, 1.8)
+GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "breadcrumbs": {"density": (0.15, 0.85), "scaling_coefficient": COEFFICIENTS},
+    "ties": {"density": (0.1, 0.3), "scaling_coefficient": (1.0, 1.5, 2.0)},
+    "task_arithmetic": {"scaling_coefficient": COEFFICIENTS},
+}
+LABELS = {"breadcrumbs": "Breadcrumbs", "ties": "TIES", "task_arithmetic": "task arithmetic"}
+
+
+def find(laboratory: Laboratory) -> dict[str, Any]:
+    """Tune on the first tasks, freeze, add; and tune again at every step. Return everything as JSON."""
+    merges = laboratory.experts
+    return {
+        "tasks": [task.spec.name for task in laboratory.suite.tasks],
+        "individual": plain(merges.individual("test")),
+        "curves": [_curve(merges, method) for method in GRIDS],
+    }
+
+
+def _curve(merges: Merges, method: str) -> dict[str, Any]:
+    print(f"adding tasks to {method}", flush=True)
+    names, grid = list(GRIDS[method]), GRIDS[method].values()
+    candidates = [dict(zip(names, values, strict=True)) for values in product(*grid)]
+    first = choose(merges, method, candidates, merges.all[:N_FIRST]).parameters
+    points: list[dict[str, Any]] = []
+    for size in range(N_FIRST, len(merges.all) + 1):
+        models = merges.all[:size]
+        points.append({"n_tasks": size, "frozen": plain(merges.merge(method, first, "test", models))})
+    again = [one for one in candidates if all(one[name] == first[name] for name in names[:-1])]
+    tuned = choose(merges, method, again).parameters
+    return {
+        "method": method,
+        "frozen_parameters": first,
+        "n_tried": len(candidates),
+        "points": points,
+        "tuned_again": {"parameters": tuned, "test": plain(merges.merge(method, tuned, "test"))},
+    }
+
+
+# --- telling --------------------------------------------------------------------------------------------------------
+
+
+def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return normalized accuracy over the number of tasks, with what was chosen on the first of them."""
+    figure, (axes,) = style.new_figure(1, width=8.5, height=5.4)
+    sizes = [float(point["n_tasks"]) for point in found["curves"][0]["points"]]
+    lines.draw_lines(axes, sizes, {LABELS[curve["method"]]: _frozen(found, curve) for curve in found["curves"]})
+    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+    axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
+    axes.set_title(f"Parameters frozen after {N_FIRST} tasks")
+    return {NAME: figure}
+
+
+def _frozen(found: Mapping[str, Any], curve: Mapping[str, Any]) -> list[float]:
+    return [accuracy.normalized(point["frozen"], found["individual"]) for point in curve["points"]]
+
+
+def tell(found: Mapping[str, Any]) -> str:
+    """Return the section's text."""
+    sizes = [point["n_tasks"] for point in found["curves"][0]["points"]]
+    rows = "\n".join(_row(found, curve) for curve in found["curves"])
+    costs = ", ".join(f"{LABELS[curve['method']]} {_cost(curve):+.1f}" for curve in found["curves"])
+    first = ", ".join(found["tasks"][:N_FIRST])
+    half = 100 * accuracy.half_width(found["curves"][0]["points"][-1]["frozen"])
+    return f"""Parameters are chosen on the validation splits of the first two tasks ({first}): density
+and coefficient of Breadcrumbs and TIES, the coefficient of task arithmetic. Tasks are added in one order, that of
+their names. The last column has the coefficient chosen again on all of them. Normalized accuracy on the test splits of
+the merged tasks:
+
+| method, frozen | {" | ".join(f"{size} tasks" for size in sizes)} | all, tuned again |
+|---|{"---:|" * len(sizes)}---|
+{rows}
+
+**Finding**: with all tasks merged, frozen parameters score, in points against the coefficient that is tuned again:
+{costs}; half an interval of one mean is {half:.1f}.
+"""
+
+
+def _cost(curve: Mapping[str, Any]) -> float:
+    return 100 * (accuracy.mean(curve["points"][-1]["frozen"]) - accuracy.mean(curve["tuned_again"]["test"]))
+
+
+def _row(found: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
+    values = " | ".join(f"{value:.3f}" for value in _frozen(found, curve))
+    setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in curve["frozen_parameters"].items())
+    again = curve["tuned_again"]
+    tuned = accuracy.normalized(again["test"], found["individual"])
+    coefficient = again["parameters"]["scaling_coefficient"]
+    return f"| {LABELS[curve['method']]} ({setting}) | {values} | {tuned:.3f} (coefficient {coefficient:g}) |"

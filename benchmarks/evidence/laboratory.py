@@ -1,0 +1,68 @@
+"""What every experiment works with: the suite, the models it trains, and the ledger of what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from app.domain.checkpoints import LocalCheckpoint
+from benchmarks.evidence import accuracy
+from benchmarks.evidence.ledger import Ledger
+from benchmarks.evidence.merging import Merges
+from benchmarks.evidence.training import Trainer
+from benchmarks.suite.inputs import Suite
+
+Parameters = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A folder that keeps trained models and numbers, and the suite that it lies in."""
+
+    suite: Suite
+    folder: Path
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Trains models, each once."""
+        return Trainer(self.suite, self.folder / "trained")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What was measured so far."""
+        return Ledger(self.folder / "measured.jsonl")
+
+    @cached_property
+    def experts(self) -> Merges:
+        """Merges of the suite's own models, fine-tuned in full."""
+        return self.merges(self.suite.models)
+
+    def merges(self, models: Sequence[LocalCheckpoint]) -> Merges:
+        """Return the merges of one model per task."""
+        return Merges(self.suite, models, self.ledger)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The parameters that did best on validation, and the mean accuracy there."""
+
+    parameters: Parameters
+    validation: float
+
+
+def choose(
+    merges: Merges, method: str, candidates: Sequence[Mapping[str, JsonValue]], models: Sequence[int] | None = None
+) -> Choice:
+    """Return the candidate with the best mean accuracy on the validation splits; of equal ones the first."""
+    scores = [accuracy.mean(merges.merge(method, candidate, "validation", models)) for candidate in candidates]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return Choice(dict(candidates[best]), scores[best])
+
+
+def round_robin(n_models: int, size: int, n_subsets: int) -> list[tuple[int, ...]]:
+    """Return subsets of neighbors in a circle, n_subsets at most; with one for each model all models occur alike."""
+    if size == n_models:
+        return [tuple(range(n_models))]
+    return [tuple(sorted((start + at) % n_models for at in range(size))) for start in range(min(n_models, n_subsets))]

@@ -1,0 +1,170 @@
+"""The table of methods and tasks, the sweep's hump, the trend over the number of tasks, and learning against the rest.
+
+Source: Ilharco et al. 2022, arXiv:2212.04089, for the sweep; Davari & Belilovsky 2023, arXiv:2312.06795, figure 3, for
+the trend.
+"""
+
+import json
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from app.domain.catalog import load_catalog
+from benchmarks.evidence import accuracy
+from benchmarks.evidence.accuracy import plain
+from benchmarks.evidence.disentanglement import ADAMERGING, COEFFICIENTS, TRANSFORMS
+from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
+from benchmarks.evidence.merging import Merges
+from benchmarks.suite.rows import place_of
+from workers.figures import bands, lines, style
+from workers.figures.bands import Band
+
+NAME = "overview"
+TITLE = "The table, the hump, the trend"
+
+SHOWN = (
+    "average", "task_arithmetic", "awd_task_arithmetic", "ties", "breadcrumbs", "consensus_ta", "tsv_m", "iso_c", "pcb",
+    "peru_fft",
+)  # fmt: skip
+N_SUBSETS = 1
+
+
+def find(laboratory: Laboratory) -> dict[str, Any]:
+    """Take the table from the suite, measure the trend; return everything as JSON."""
+    merges = laboratory.experts
+    rows = _read_rows(laboratory)
+    sweep = [{"coefficient": one, "validation": plain(_arithmetic(merges, one, "validation"))} for one in COEFFICIENTS]
+    best = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
+    return {
+        "rows": [rows[name] for name in ("pre-trained", "individual", *SHOWN) if name in rows],
+        "best_dense": _best_dense(rows),
+        "sweep": sweep,
+        "trend": _trend(merges, best.parameters),
+        "learned": [
+            {"method": name, "test": plain(merges.learn("adamerging", ADAMERGING, transforms=transforms)[0])}
+            for name, transforms in TRANSFORMS.items()
+        ],
+    }
+
+
+def _read_rows(laboratory: Laboratory) -> dict[str, Any]:
+    """Return the suite's rows that are measured already, by method."""
+    results = laboratory.folder.parent / "results"
+    names = ["pre-trained", "individual", *(card.name for card in load_catalog().methods)]
+    places = {name: place_of(results, name) for name in names}
+    return {name: json.loads(place.read_text(encoding="utf-8")) for name, place in places.items() if place.exists()}
+
+
+def _best_dense(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of the dense method that did best on validation."""
+    dense = [row for row in rows.values() if row.get("produces") == "dense"]
+    return dict(max(dense, key=lambda row: row["validation"]))
+
+
+def _arithmetic(merges: Merges, coefficient: float, split: str) -> accuracy.Counts:
+    return merges.merge("task_arithmetic", {"scaling_coefficient": coefficient}, split)
+
+
+def _trend(merges: Merges, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return merges of fewer models on their own tasks; the coefficient is the one of all five."""
+    subsets = [
+        models for size in range(2, len(merges.all) + 1) for models in round_robin(len(merges.all), size, N_SUBSETS)
+    ]
+    return [
+        {
+            "models": list(models),
+            "task_arithmetic": plain(merges.merge("task_arithmetic", parameters, "test", models)),
+            "average": plain(merges.merge("average", {}, "test", models)),
+        }
+        for models in subsets
+    ]
+
+
+# --- telling --------------------------------------------------------------------------------------------------------
+
+
+def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the hump of the sweep, and the trend with the range over subsets."""
+    panels = 2 if found["trend"] else 1
+    figure, axes = style.new_figure(panels, width=7.0 * panels, height=5.4)
+    sweep = found["sweep"]
+    curves = {
+        task: [100 * accuracy.share(point["validation"], task) for point in sweep] for task in sweep[0]["validation"]
+    } | {"mean": [100 * accuracy.mean(point["validation"]) for point in sweep]}
+    lines.draw_lines(axes[0], [point["coefficient"] for point in sweep], curves)
+    axes[0].set(xlabel="scaling coefficient", ylabel="accuracy on validation, %")
+    axes[0].set_title("Task arithmetic over its coefficient")
+    if found["trend"]:
+        _draw_trend(axes[1], found)
+    return {NAME: figure}
+
+
+def _draw_trend(axes: Axes, found: Mapping[str, Any]) -> None:
+    sizes = sorted({len(one["models"]) for one in found["trend"]})
+    ranges = {
+        method.replace("_", " "): _band([_relative(found, method, size) for size in sizes])
+        for method in ("task_arithmetic", "average")
+    }
+    bands.draw_bands(axes, [float(size) for size in sizes], ranges)
+    bands.draw_level(axes, 1.0, "individual models")
+    axes.set_xticks(sizes)
+    axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
+    axes.set_title("Mean and range over subsets")
+    axes.legend()
+
+
+def _band(values: list[list[float]]) -> Band:
+    return Band([fmean(one) for one in values], [min(one) for one in values], [max(one) for one in values])
+
+
+def _relative(found: Mapping[str, Any], method: str, size: int) -> list[float]:
+    own = _row(found, "individual")["counts"]
+    return [accuracy.normalized(one[method], own) for one in found["trend"] if len(one["models"]) == size]
+
+
+def _row(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    row: Mapping[str, Any] = next(row for row in found["rows"] if row["method"] == name)
+    return row
+
+
+def tell(found: Mapping[str, Any]) -> str:
+    """Return the section's text."""
+    own = _row(found, "individual")["counts"]
+    tasks = list(own)
+    table = "\n".join(_tell_row(row, own) for row in found["rows"])
+    best = found["best_dense"]
+    peak = max(found["sweep"], key=lambda point: accuracy.mean(point["validation"]))
+    gains = ", ".join(
+        f"{one['method'].replace('_', '-')} {100 * (accuracy.mean(one['test']) - accuracy.mean(best['counts'])):+.1f}"
+        for one in found["learned"]
+    )
+    score = accuracy.percent(accuracy.mean(best["counts"]))
+    return f"""Some methods of the [suite](suite.md), with half the 95 % interval of each mean (of the
+test texts that were drawn; one seed of training). Accuracy on test in %:
+
+| model | {" | ".join(tasks)} | mean | normalized |
+|---|{"---:|" * len(tasks)}---:|---:|
+{table}
+
+The sweep of task arithmetic has its top at {peak["coefficient"]:g}. {_tell_trend(found)}
+
+**Learning against not learning**: the dense method without data that does best on validation is
+[`{best["method"]}`](methods/{best["method"]}.md), {score} %. Against it on test,
+in points: {gains}; half an interval of one mean is {100 * accuracy.half_width(best["counts"]):.1f}.
+"""
+
+
+def _tell_trend(found: Mapping[str, Any]) -> str:
+    if not found["trend"]:
+        return "The trend over the number of tasks was not measured."
+    return f"The trend keeps the coefficient that is best for all five, over {N_SUBSETS} subsets of each size."
+
+
+def _tell_row(row: Mapping[str, Any], own: accuracy.Counts) -> str:
+    counts = row["counts"]
+    values = " | ".join(accuracy.percent(accuracy.share(counts, task)) for task in counts)
+    mean = f"{accuracy.percent(accuracy.mean(counts))} ± {100 * accuracy.half_width(counts):.1f}"
+    return f"| {row['method'].replace('_', ' ')} | {values} | {mean} | {accuracy.normalized(counts, own):.3f} |"
