@@ -69,6 +69,8 @@ class Signed:
     scale: float
 
 
+UNCHANGED = Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0))
+
 Patch = Replacement | Whole | LowRank | Masked | Signed
 Bits = NDArray[np.bool_]
 

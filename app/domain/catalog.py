@@ -36,7 +36,7 @@ MAX_MODELS = 256
 AT_MOST_MODELS = "x-at-most-models"  # keyword in a parameters schema: the number is one of models
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
-PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign", "module"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]

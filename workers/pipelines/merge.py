@@ -239,7 +239,7 @@ def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: FilesB
                     differing.append(step.target.name)
         entries, blake3_of = writer.finish()
         digest = digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)
-        files = beside.finish(plan, merger.inputs, digest)
+        files = beside.finish(plan, merger, digest)
     except BaseException:
         writer.abandon()
         beside.abandon()
