@@ -10,6 +10,7 @@ from math import prod
 
 from app.domain.adapters import Kind
 from app.domain.checkpoints import Manifest, TensorSpec
+from app.domain.errors import FieldProblem, Invalid
 from app.domain.merge_sets import find_merge_set
 from app.domain.recipes import Recipe
 
@@ -61,7 +62,7 @@ class Extraction:
 def find_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> Extraction:
     """Return what becomes of each tensor, by the parameters `embeddings` and `vectors`.
 
-    Raises: IncompatibleCheckpoints, Invalid: as a merge of these models.
+    Raises: IncompatibleCheckpoints, Invalid: as a merge of these models; Invalid where no matrix is among them.
     """
     merge_set = find_merge_set(recipe, base, models)
     modules: list[ExtractedModule] = []
@@ -80,6 +81,12 @@ def find_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) 
             skipped.append(name)
         else:
             full.append(tensor)
+    if not modules:
+        raise Invalid(
+            f"/exclude: found no matrix or kernel among the {len(merge_set.merged)} tensors that are left, expected at "
+            "least one whose change becomes a low-rank update; include one, or let embeddings be 'lora'.",
+            errors=[FieldProblem("/exclude", "nothing is left that becomes a low-rank update")],
+        )
     return Extraction(tuple(modules), tuple(full), tuple(skipped), _warn(base, [tensor.name for tensor in full]))
 
 

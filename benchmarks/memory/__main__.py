@@ -20,7 +20,7 @@ from benchmarks.engine.merge_once import import_all
 from benchmarks.engine.processes import run
 from benchmarks.engine.shapes import OneMatrix
 
-COLUMNS = (512, 1024)
+COLUMNS = (256, 2048)  # of the large one, every square is given back to the system when it is freed
 FASTER: dict[str, dict[str, JsonValue]] = {  # what takes long and holds no more for it
     "wudi": {"steps": 3},
     "doge_ta": {"steps": 3},

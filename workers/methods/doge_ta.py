@@ -8,7 +8,7 @@ Departs from source: which tensors take part is decided by shape and name for an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import fsum, prod, sqrt
+from math import prod
 from typing import Annotated, Literal
 
 import torch
@@ -129,7 +129,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DogeTaParameters, context
 
 
 def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim, tick: Tick) -> Delta:
-    norms = {model: _norm(tasks, model) for model in tasks.active}
+    norms = {model: tasks.norm(model) for model in tasks.active}
     # in the order of their norms: Adam would make rounding, and so the order of models, visible
     shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
     merged = _learn(tasks, shares, parameters, tick)
@@ -142,10 +142,6 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
             is_kept = sparsify.keep_first(flat, trim.boundaries[model], start=start).view(change.shape) != 0
             merged[rows].add_((some.task(model) + change).mul_(is_kept), alpha=share)
     return matrices.cut(merged)
-
-
-def _norm(tasks: TaskMatrices, model: int) -> float:
-    return sqrt(fsum(float(tasks.some_rows(rows).task(model).square().sum()) for rows in matrices.runs(*tasks.shape)))
 
 
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:

@@ -6,8 +6,8 @@ Departs from source: the tasks are folded into two constant matrices, so that a 
     (docs/methods/wudi.md).
 """
 
+from dataclasses import replace
 from functools import partial
-from math import sqrt
 from typing import Annotated, Literal
 
 import torch
@@ -89,18 +89,14 @@ def _fold_tall(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -
 
 def _fold_wide(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -> None:
     """Add a task's part to C and G, by way of a [rows, rows]."""
-    others = slope.new_zeros(len(slope), len(slope))  # (S − τᵢ) τᵢᵀ
-    square = 0.0
-    for columns in tasks.columns():
+    others, norm = slope.new_zeros(len(slope), len(slope)), tasks.norm(model)
+    for columns in tasks.columns():  # (S − τᵢ) τᵢᵀ
         task = tasks.task(model, columns)
         others.addmm_(tasks.total(columns).sub_(task), task.mT)
-        square += float(task.square().sum())
-    others /= square
+    others /= norm**2
     for columns in tasks.columns():
         slope[:, columns].addmm_(others, tasks.task(model, columns))
-    unit = torch.cat(
-        [tasks.task(model, columns).div_(sqrt(square)).to(inputs.dtype) for columns in tasks.columns()], dim=1
-    )
+    unit = torch.cat([tasks.task(model, columns).div_(norm).to(inputs.dtype) for columns in tasks.columns()], dim=1)
     inputs.addmm_(unit.mT, unit)
 
 
@@ -110,9 +106,12 @@ def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
     A sum that is a minimum already (one task, or tasks that do not meet) stays as it is. The slope at the sum is in
     float64; what the steps change of it is small, and computed in float32.
     """
+    norms = {model: tasks.norm(model) for model in tasks.active}
+    # Adam would make rounding, and so the order of models, visible
+    tasks = replace(tasks, order=tuple(sorted(norms, key=lambda model: norms[model])))
     wide = tasks.wide()
     inputs, slope = fold(tasks, torch.float32)
-    if _is_rounding(tasks, slope):
+    if float(torch.linalg.vector_norm(slope)) <= FLAT * sum(norms.values()):
         return wide.total
     for rows in matrices.runs(*tasks.shape):
         begins = slope[rows].float()
@@ -132,13 +131,6 @@ def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
         )
     change = matrices.cut(slope)
     return lambda columns: wide.total(columns).add_(change(columns))
-
-
-def _is_rounding(tasks: TaskMatrices, slope: Tensor) -> bool:
-    """Whether the slope at the sum of the task matrices is nothing but rounding."""
-    wide = tasks.wide()
-    squares = [sum(float(wide.task(model, run).square().sum()) for run in wide.columns()) for model in tasks.active]
-    return float(torch.linalg.vector_norm(slope)) <= FLAT * sum(map(sqrt, squares))
 
 
 def _solve(tasks: TaskMatrices) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import prod
+from math import fsum, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class TaskMatrices:
     base: Tensor  # [rows, columns] float32
     finetuned: Tensor  # [n_models, rows, columns] float32
     weights: tuple[float, ...]
+    order: tuple[int, ...] | None = None  # in which models are added up; None: their own
 
     @property
     def n_models(self) -> int:
@@ -44,11 +45,17 @@ class TaskMatrices:
     @cached_property
     def active(self) -> tuple[int, ...]:
         """The models whose task matrix is not zero."""
+        models = range(self.n_models) if self.order is None else self.order
         return tuple(
             model
-            for model, (tensor, weight) in enumerate(zip(self.finetuned, self.weights, strict=True))
-            if weight != 0.0 and not torch.equal(tensor, self.base)
+            for model in models
+            if self.weights[model] != 0.0 and not torch.equal(self.finetuned[model], self.base)
         )
+
+    def norm(self, model: int) -> float:
+        """Return the norm of a task matrix."""
+        wide = self.wide()
+        return sqrt(fsum(float(wide.task(model, columns).square_().sum()) for columns in wide.columns()))
 
     @property
     def is_tall(self) -> bool:

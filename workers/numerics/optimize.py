@@ -37,6 +37,7 @@ def descend(  # noqa: PLR0913 what is descended, and how far
         square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
         root = torch.div(square, 1.0 - SQUARE_DECAY**step, out=slope).sqrt_().add_(EPSILON)
         point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
+        del slope, root  # before the next gradient is made
         if bounds is not None:
             point.clamp_(*bounds)
         tick(step / steps)

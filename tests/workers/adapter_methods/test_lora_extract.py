@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.domain.checkpoints import LocalCheckpoint
+from app.domain.errors import Invalid
 from tests.workers.adapter_files import AdapterMerge, read_fused
 from tests.workers.files import write_checkpoint
 from tests.workers.peft_folders import draw_base, draw_modules, fuse, write_adapter
@@ -103,3 +104,9 @@ def test_gpt2_weights_are_turned(tmp_path: Path) -> None:
     assert adapter.manifest.adapter.fan_in_fan_out
     for name, tensor in read_fused(adapter, base).items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_a_matrix_to_approximate_is_refused(base: LocalCheckpoint, model: LocalCheckpoint) -> None:
+    merge = AdapterMerge("lora_extract", changes={"exclude": ("*.weight",)})
+    with pytest.raises(Invalid, match="found no matrix or kernel among the 2 tensors that are left"):
+        merge.plan(base, [model])
