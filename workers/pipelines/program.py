@@ -303,7 +303,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     device: torch.device,
     on_request: OnRequest,
 ) -> ProgramGroup:
-    part, own = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
+    part, merged = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
     blank = replace(_blank_context(recipe), weights=group.weights)
     validate = code.method.parameters.model_validate
     parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
@@ -319,7 +319,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     statistics = {
         name: value
         for request in asked
-        for name, value in _collect((request,), own if _is_local(request) else part, blank, on_request).items()
+        for name, value in _collect((request,), merged if _is_local(request) else part, blank, on_request).items()
     }
     context = replace(blank, statistics=statistics, nested=nested)
     return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
