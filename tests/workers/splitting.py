@@ -46,7 +46,7 @@ class SplitMerge:
             ]
             told = [_take_away(output, outcome, f"round-{index}") for outcome in outcomes]
             if all(outcome.is_merged for outcome in outcomes):
-                manifest, report = join_parts(plan, code, JoinWork(merge=work, merged=told), on_progress=ignore)
+                manifest, report = join_parts(plan, code, JoinWork(merge=work, merged=tuple(told)), on_progress=ignore)
                 return manifest, report, index + 1
             assert not any(outcome.is_merged for outcome in outcomes)
             tallies += told

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
+from app.db.tables import Job
 from app.domain.jobs import ResourceClass
 from app.services import freeing, parts, presence, reaping, running
 from app.services.presence import WorkerFacts
@@ -229,7 +231,7 @@ def test_a_lost_part_is_run_again_alone(any_house: House) -> None:
     assert lost is not None
     assert reaping.lose_expired(any_house.wiring.sessions) == 1
     with any_house.wiring.sessions.begin() as session:
-        session.execute(reaping.update(reaping.Job).values(not_before=None))  # the backoff is over
+        session.execute(update(Job).values(not_before=None))  # the backoff is over
     any_house.work()
     any_house.run(lost)  # it wakes, and may write nothing
     ended = any_house.read(f"/v1/jobs/{job['id']}")

@@ -153,9 +153,8 @@ def test_integers_that_differ_are_told_by_the_join_and_tied_tensors_are_merged_i
     assert len(base.manifest.tied) == 1
     check(merge, 2, base, models, tmp_path)
     _, report, _ = SplitMerge(merge, 2)(base, models, tmp_path / "again")
-    assert report["warnings"][1:] == [
-        "Integer tensor model.counts differs between the inputs; the reference's values were kept."
-    ]
+    told = "Integer tensor model.counts differs between the inputs; the reference's values were kept."
+    assert told in str(report["warnings"])
 
 
 def test_a_part_reads_the_inputs_of_its_own_tensors_and_reports_their_bytes(tmp_path: Path) -> None:
