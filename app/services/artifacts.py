@@ -4,6 +4,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Literal
 
 from sqlalchemy import ColumnElement, select
@@ -23,6 +24,8 @@ from app.storage.base import Storage
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+OPAQUE = "application/octet-stream"
+REPORTED = {".csv": "text/csv", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,13 @@ def list_(sessions: Sessions, actor: Actor, filters: ArtifactFilters, page: Page
         return Page(items=rows.view_all(session, found), next_cursor=cursor)
 
 
-def find_file(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: str, path: str) -> FileEntry:
-    """Return one file of an artifact, whose bytes are there. Raises: NotFound, ArtifactGone, Unavailable."""
+def find_file(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: str, path: str) -> tuple[FileEntry, str]:
+    """Return one file of an artifact, whose bytes are there, and its media type.
+
+    Only reports, which are made here, have types that a browser shows; what was uploaded may be anything.
+
+    Raises: NotFound, ArtifactGone, Unavailable.
+    """
     artifact = get(sessions, actor, artifact_id)
     files = {file.path: file for file in artifact.files}
     if path not in files:
@@ -68,7 +76,7 @@ def find_file(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: s
         hint = f" Did you mean {near!r}?" if near else f" GET /v1/artifacts/{artifact_id} lists its files."
         raise NotFound(f"{artifact_id} has no file {path!r}.{hint}")
     _check_there(storage, artifact_id, files[path])
-    return files[path]
+    return files[path], REPORTED.get(PurePosixPath(path).suffix, OPAQUE) if artifact.kind == "report" else OPAQUE
 
 
 def pack(sessions: Sessions, storage: Storage, actor: Actor, artifact_id: str) -> Archive:

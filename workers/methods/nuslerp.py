@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import spans
 from workers.statistics.gram import ColumnGrams, TensorGrams
 
@@ -42,6 +43,11 @@ def collect(parameters: NuslerpParameters) -> Sequence[StatisticRequest]:
     return (TensorGrams(GRAMS) if parameters.scope == "tensor" else ColumnGrams(GRAMS),)
 
 
+def fuse(parameters: NuslerpParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused; rows and columns have shares of their own."""
+    return spans.fuse(_of_tensor(context)) if parameters.scope == "tensor" else None
+
+
 @merge_method(
     name="nuslerp",
     title="NuSLERP",
@@ -53,16 +59,16 @@ def collect(parameters: NuslerpParameters) -> Sequence[StatisticRequest]:
     granularity="row",
     statistic_passes=1,
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: NuslerpParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + the point at t = w₂ / (w₁ + w₂) of the arc from τ₁ to τ₂; of θ₁ and θ₂ where there is no base model.
 
     base: [rows, width] or None; finetuned: [2, rows, width]; result: [rows, width].
     """
-    t = position(context.weights)
     if parameters.scope == "tensor":
-        gram = torch.tensor(context.statistics[GRAMS][context.tensor], dtype=torch.float64).view(1, 2, 2)
-        return spans.combine(base, finetuned, shares(gram, t).flatten().tolist())
+        return spans.combine(base, finetuned, _of_tensor(context))
+    t = position(context.weights)
     if parameters.scope == "row" or len(context.shape) < 2:
         own = shares(spans.row_products(finetuned, base), t).unsqueeze(-1)  # [2, rows, 1]
     else:
@@ -90,6 +96,12 @@ def shares(gram: Tensor, t: float) -> Tensor:
     arc = torch.stack([((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine])
     chord = torch.tensor([1.0 - t, t], dtype=torch.float64, device=gram.device).unsqueeze(-1)
     return torch.where(has_arc, arc, chord)
+
+
+def _of_tensor(context: MergeContext) -> list[float]:
+    gram = torch.tensor(context.statistics[GRAMS][context.tensor], dtype=torch.float64).view(1, 2, 2)
+    found: list[float] = shares(gram, position(context.weights)).flatten().tolist()
+    return found
 
 
 def _of_columns(own: Tensor, context: MergeContext, *, n_rows: int) -> Tensor:

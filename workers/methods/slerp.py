@@ -5,17 +5,35 @@ Departs from source: the tensors are not normalized, only their angle is taken f
     are kept; nearly parallel and zero tensors take the straight line (docs/methods/slerp.md).
 """
 
+from collections.abc import Sequence
+from math import acos, sin
+
 from torch import Tensor
 
 from app.domain.parameters import InterpolationPosition, Parameters
-from workers.contract import MergeContext, merge_method
-from workers.numerics import interpolate
+from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
+from workers.numerics import spans
+from workers.statistics.gram import TensorGrams
+
+GRAMS = "angles"
+NEARLY_PARALLEL = 0.9995  # |cosine| from which the arc is taken as its chord: sin(angle) gets too small to divide by
 
 
 class SlerpParameters(Parameters):
     """Parameters of `slerp`."""
 
     t: InterpolationPosition = 0.5
+
+
+def collect(_parameters: SlerpParameters) -> Sequence[StatisticRequest]:
+    """Ask for each tensor's inner products."""
+    return (TensorGrams(GRAMS),)
+
+
+def fuse(parameters: SlerpParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return spans.fuse(shares(context.statistics[GRAMS][context.tensor], parameters.t))
 
 
 @merge_method(
@@ -28,14 +46,31 @@ class SlerpParameters(Parameters):
     base_model="unused",
     models=(2, 2),
     weights="unused",
-    granularity="tensor",
+    granularity="element",
+    version=2,
     order_matters=True,
     is_scale_equivariant=False,
+    statistic_passes=1,
+    collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: SlerpParameters, context: MergeContext) -> Tensor:
-    """Return the point at t of the arc from models[0] to models[1].
+    """Return the point at t of the arc from models[0] to models[1], the angle being that of the whole tensors.
 
-    base: unused; finetuned: [2, *shape]; result: [*shape]. A tensor of 0 dimensions or one element has no angle but 0
-    or a half turn, and takes the straight line.
+    base: unused; finetuned: [2, m]; result: [m].
     """
-    return interpolate.interpolate_spherically(finetuned[0], finetuned[1], parameters.t)
+    return spans.combine(None, finetuned, shares(context.statistics[GRAMS][context.tensor], parameters.t))
+
+
+def shares(gram: spans.Gram, t: float) -> tuple[float, float]:
+    """Return how much of each tensor the point at t of the arc holds: sin((1 − t)Ω) / sin Ω and sin(tΩ) / sin Ω.
+
+    The tensors are not normalized, so equal norms are kept. Where a norm is 0 or |cos Ω| > 0.9995 there is no arc to
+    speak of: the straight line is taken, as for tensors of one element.
+    """
+    one, other = spans.norms(gram)
+    cosine = gram[0][1] / (one * other) if one > 0 and other > 0 else 1.0
+    if abs(cosine) > NEARLY_PARALLEL:
+        return 1.0 - t, t
+    angle = acos(cosine)
+    return sin((1.0 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)

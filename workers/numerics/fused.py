@@ -148,6 +148,26 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     return products
 
 
+def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the inner products of all pairs of task vectors, or of models without a base, in blocks of PRODUCT_BLOCK.
+
+    result: the vectors before the first whole block of the tensor, [n, h] float32; the products of whole blocks,
+    [n_blocks, n, n] float64; the vectors behind the last, [n, t] float32.
+    Raises: NotClean.
+    """
+    n, block = rows.n_models, programs.PRODUCT_BLOCK
+    n_head = min(rows.n_elements, -rows.offset % block)
+    n_blocks, n_tail = divmod(rows.n_elements - n_head, block)
+    head, tail = (np.empty((n, m), dtype=np.float32) for m in (n_head, n_tail))
+    products = np.empty((n_blocks, n, n))
+    vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
+    if vectors is None or len(vectors) != n + 1:
+        vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
+    if _loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products):
+        raise NotClean
+    return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
+
+
 def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
     """Return the index of the `missing`-th entry (from 1) of a model's task vector that has the key, and 0.
 

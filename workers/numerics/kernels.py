@@ -7,6 +7,7 @@ multiply-add, as torch's do, so that both give the same bits. Nothing here reord
 """
 
 import numpy as np
+from llvmlite.ir import FloatType, IntType
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -19,8 +20,9 @@ from workers.numerics.programs import (
     LARGEST,
     MEAN,
     MEAN_OF_CHANGED,
+    NO_MASK,
     NOT_CLEAN,
-    SUM_BLOCK,
+    PRODUCT_BLOCK,
     SUM_OF_ALL,
     Input,
     Program,
@@ -35,11 +37,12 @@ GROUP = 32  # elements that are looked at together for keys within a window
 f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
 MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
+NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
 
 _compiled = njit(nogil=True, error_model="numpy")
-_floats, _integers = types.float64[::1], types.int64[::1]
+_floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
@@ -69,6 +72,26 @@ def fma(_typing, _a, _b, _c):
         return builder.fma(*arguments)
 
     return types.float64(types.float64, types.float64, types.float64), generate
+
+
+@intrinsic
+def as_float(_typing, _bits):
+    """Return the float32 that has these bits."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.bitcast(arguments[0], FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def as_bits(_typing, _number):
+    """Return the bits of a float32."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.bitcast(arguments[0], IntType(32))
+
+    return types.uint32(types.float32), generate
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -156,6 +179,21 @@ def _subtract(row, base):
     for j in range(len(row)):
         row[j] = f32(row[j] - base[j])
         largest = max(largest, u32(bits[j] & MAGNITUDE))
+    return largest
+
+
+@_compiled
+def _load_delta(given, number, begin, base, row):
+    """Read a row's elements from `begin` on, less the base; return the bits of the largest magnitude."""
+    if given.kinds[number] != BFLOAT16:
+        _load(given, number, begin, row)
+        return _subtract(row, base)
+    at, bits, largest = given.at[number] + 2 * begin, row.view(np.uint32), u32(0)
+    half = given.content[at : at + 2 * len(row)].view(np.uint16)
+    for j in range(len(row)):
+        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - base[j])
+        bits[j] = as_bits(delta)
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
     return largest
 
 
@@ -290,9 +328,25 @@ def _sum_by_exponent(row, sums):
 
 
 @_compiled
-def _begin_sum(total, row, weight):
-    for j in range(len(row)):
-        total[j] = f64(row[j]) * weight
+def _add_bfloat16(total, half, origin, weight):
+    """Add a row's differences from the origin; return the bits of the largest magnitude."""
+    largest = u32(0)
+    for j in range(len(half)):
+        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - origin[j])
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
+        total[j] = fma(f64(delta), weight, total[j])
+    return largest
+
+
+@_compiled
+def _add_float32(total, bits, origin, weight):
+    """Do as `_add_bfloat16`; bits: those of float32 numbers."""
+    largest = u32(0)
+    for j in range(len(bits)):
+        delta = f32(as_float(bits[j]) - origin[j])
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
+        total[j] = fma(f64(delta), weight, total[j])
+    return largest
 
 
 @_compiled
@@ -375,10 +429,11 @@ def _turn_over_shares(total, elected, shares, smallest):
 @_compiled
 def _load_masked(given, program, model, begin, base, row):
     """Load a model's row, form the task vector, drop what the mask drops; return the largest magnitude's bits."""
-    largest = u32(0)
-    _load(given, model + i64(given.has_base), begin, row)
+    largest, number = u32(0), model + i64(given.has_base)
     if program.of_deltas:
-        largest = _subtract(row, base)
+        largest = _load_delta(given, number, begin, base, row)
+    else:
+        _load(given, number, begin, row)
     _mask(program, model, row, given.offset + begin)
     return largest
 
@@ -386,14 +441,26 @@ def _load_masked(given, program, model, begin, base, row):
 @_compiled
 def _sum(given, program, begin, scratch, total):
     """Sum the block's masked rows; return the largest magnitude's bits."""
-    largest = u32(0)
-    base, row = scratch.rows[0, : len(total)], scratch.rows[1, : len(total)]
+    m, largest = len(total), u32(0)
+    base, row, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    total[:] = NOTHING
+    if program.of_deltas:
+        origin = base
+    else:
+        origin[:] = f32(0.0)
     for model in range(len(program.weights)):
-        largest = max(largest, _load_masked(given, program, model, begin, base, row))
-        if model == 0:
-            _begin_sum(total, row, program.weights[0])
+        number, weight = model + i64(given.has_base), program.weights[model]
+        kind, at = given.kinds[number], given.at[number]
+        if program.masks[model] != NO_MASK or kind == FLOAT16:
+            seen = _load_masked(given, program, model, begin, base, row)
+            _add(total, row, weight)
+        elif kind == BFLOAT16:
+            half = given.content[at + 2 * begin : at + 2 * (begin + m)].view(np.uint16)
+            seen = _add_bfloat16(total, half, origin, weight)
         else:
-            _add(total, row, program.weights[model])
+            bits = given.content[at + 4 * begin : at + 4 * (begin + m)].view(np.uint32)
+            seen = _add_float32(total, bits, origin, weight)
+        largest = max(largest, seen)
     return largest
 
 
@@ -436,15 +503,13 @@ def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     largest = u32(0)
     base = scratch.rows[0, : len(total)]
+    total[:] = NOTHING
     for model in range(len(program.votes)):
         row = scratch.rows[1 + model, : len(total)]
         largest = max(largest, _load_masked(given, program, model, begin, base, row))
         if program.turns[model] != f32(1.0):
             _scale(row, program.turns[model])
-        if model == 0:
-            _begin_sum(total, row, program.votes[0])
-        else:
-            _add(total, row, program.votes[model])
+        _add(total, row, program.votes[model])
     return largest
 
 
@@ -573,9 +638,10 @@ def _find_between(keys, low, high, found, n_found):
 @_compiled
 def _load_keys(given, model, begin, base, row):
     """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
-    _load(given, model + i64(given.has_base), begin, row)
     if given.has_base:
-        _subtract(row, base)
+        _load_delta(given, model + 1, begin, base, row)
+    else:
+        _load(given, model, begin, row)
     keys = row.view(np.int32)
     for j in range(len(row)):
         keys[j] = i32(keys[j] & i32(MAGNITUDE))
@@ -589,9 +655,8 @@ def _load_keys(given, model, begin, base, row):
 def _merge_part(given, program, scratch, out, to_bfloat16):
     """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     largest = u32(0)
-    block = SUM_BLOCK if program.reduction == SUM_OF_ALL else BLOCK
-    for begin in range(0, given.n_elements, block):
-        m = min(block, given.n_elements - begin)
+    for begin in range(0, given.n_elements, BLOCK):
+        m = min(BLOCK, given.n_elements - begin)
         base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
         if given.has_base:
             _load(given, 0, begin, base)
@@ -664,15 +729,40 @@ def _inner_product(one, other, tree):
     m, half = len(one), 1
     while 2 * half < m:
         half = 2 * half
-    for j in range(min(half, m)):
+    far, other_far = one[half:], other[half:]
+    n_far = len(far)
+    for j in range(n_far):
+        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))  # the products are exact
+    for j in range(n_far, min(half, m)):
         tree[j] = f64(one[j]) * f64(other[j])
-    for j in range(max(m - half, 0)):
-        tree[j] = tree[j] + f64(one[half + j]) * f64(other[half + j])
     while half > 1:
         half = half // 2
+        low, high = tree[:half], tree[half : 2 * half]
         for j in range(half):
-            tree[j] = tree[j] + tree[half + j]
+            low[j] = low[j] + high[j]
     return tree[0]
+
+
+@_compiled
+def _load_vectors(given, begin, base, vectors):
+    """Write the task vectors' elements from `begin` on, or the models' where there is no base, to `vectors`, [n, m]."""
+    if given.has_base:
+        _load(given, 0, begin, base)
+    for model in range(len(vectors)):
+        if given.has_base:
+            _load_delta(given, model + 1, begin, base, vectors[model])
+        else:
+            _load(given, model, begin, vectors[model])
+
+
+@_compiled
+def _multiply_pairs(vectors, tree, out):
+    """Write the inner products of all pairs of n vectors, [n, m], to `out`, [n, n]."""
+    for first in range(len(vectors)):
+        for second in range(first, len(vectors)):
+            product = _inner_product(vectors[first], vectors[second], tree)
+            out[first, second] = product
+            out[second, first] = product
 
 
 @_compiled
@@ -683,9 +773,10 @@ def _sum_norms_of_part(given, program, scratch, sums):
         if given.has_base:
             _load(given, 0, begin, base)
         for model in range(len(program.masks)):
-            _load(given, model + i64(given.has_base), begin, row)
             if program.of_deltas:
-                _subtract(row, base)
+                _load_delta(given, model + 1, begin, base, row)
+            else:
+                _load(given, model + i64(given.has_base), begin, row)
             _sum_by_exponent(row, sums[0, model])
             _mask(program, model, row, given.offset + begin)
             _sum_by_exponent(row, sums[1, model])
@@ -791,14 +882,38 @@ def draw_ranked(rows, index, key, behinds, divisors):
 @_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])
 def inner_products(vectors, out):
     """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n]."""
-    n, batch, m = vectors.shape
+    _, batch, m = vectors.shape
     tree = np.empty(m, dtype=np.float64)
     for index in range(batch):
-        for first in range(n):
-            for second in range(first, n):
-                product = _inner_product(vectors[first, index], vectors[second, index], tree)
-                out[index, first, second] = product
-                out[index, second, first] = product
+        _multiply_pairs(vectors[:, index], tree, out[index])
+
+
+@_called(types.int64, _input, _wide_rows, _wide_rows, _wide_rows, types.float64[:, :, ::1])
+def multiply_blocks(given, vectors, head, tail, products):
+    """Multiply all pairs of task vectors, or of models where there is no base, in blocks of the tensor.
+
+    Written are head and tail, [n, m]: the vectors before the first whole block and behind the last; and products,
+    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory. Returns 0 or NOT_CLEAN, as for `merge`.
+    """
+    n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
+    at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
+    if n_head > 0:
+        if not _read_part(given, 0, n_head, at, JUDGES):
+            return NOT_CLEAN
+        _load_vectors(_part(given, 0, n_head, at), 0, base[:n_head], head)
+    behind = given.n_elements - n_tail
+    for begin in range(n_head, given.n_elements, PART):
+        n = min(PART, given.n_elements - begin)
+        if not _read_part(given, begin, n, at, JUDGES):
+            return NOT_CLEAN
+        part = _part(given, begin, n, at)
+        for first in range(0, n, PRODUCT_BLOCK):
+            if begin + first == behind:
+                _load_vectors(part, first, base[:n_tail], tail)
+            else:
+                _load_vectors(part, first, base, vectors[:n_models])
+                _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
+    return i64(0)
 
 
 @_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int64, _scratch)

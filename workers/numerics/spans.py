@@ -11,16 +11,16 @@ from torch import Tensor
 
 from workers.fusion import FusedMerge
 from workers.numerics import precision, task_vectors
+from workers.numerics.programs import PRODUCT_BLOCK
 
 Gram = Sequence[Sequence[float]]  # inner products of all pairs of n vectors, [n][n]
 
 BALANCED = 1e-6  # a mean of directions shorter than this is rounding: the directions cancel
-BLOCK_ELEMENTS = 1 << 12  # entries whose products are summed together, whatever the pieces are
 
 
 def squared_length(vector: Tensor) -> float:
     """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
-    blocks = torch.split(vector.flatten(), BLOCK_ELEMENTS)
+    blocks = torch.split(vector.flatten(), PRODUCT_BLOCK)
     return fsum(float(block.double().square_().sum()) for block in blocks)
 
 

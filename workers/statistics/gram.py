@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import precision, task_vectors
-from workers.numerics.spans import BLOCK_ELEMENTS, Gram
+from workers.fusion import Rows
+from workers.numerics import fused, precision, task_vectors
+from workers.numerics.programs import PRODUCT_BLOCK
+from workers.numerics.spans import Gram
+from workers.statistics.streams import map_fused
 
 
 def gram_matrix(source: PieceSource) -> Tensor:
@@ -48,7 +52,7 @@ def gram_matrices(source: PieceSource) -> dict[str, Tensor]:
 class TensorGrams:
     """Asks for the Gram matrix of each tensor, flattened.
 
-    The products are summed in blocks that begin at multiples of BLOCK_ELEMENTS within the tensor, and the blocks one
+    The products are summed in blocks that begin at multiples of PRODUCT_BLOCK within the tensor, and the blocks one
     after the other: the bits depend neither on the pieces nor on the number of threads.
     """
 
@@ -67,7 +71,7 @@ class TensorGrams:
     def collect(self, source: PieceSource) -> Mapping[str, Gram]:
         """Return the Gram matrix of every tensor that has elements."""
         sums: dict[str, _BlockSum] = {}
-        for part in source.map(_multiply_blocks):
+        for part in map_fused(source, _multiply_rows, _multiply_blocks):
             if part.tensor not in sums:
                 sums[part.tensor] = _BlockSum(torch.zeros(source.n_models, source.n_models, dtype=torch.float64))
             sums[part.tensor].add(part)
@@ -112,9 +116,9 @@ class _Part:
     """One piece: the products of its whole blocks, and what lies before and behind them as it is."""
 
     tensor: str
-    head: Tensor  # [n, h], h < BLOCK_ELEMENTS: up to the next block's begin
+    head: Tensor  # [n, h], h < PRODUCT_BLOCK: up to the next block's begin
     blocks: Tensor  # [n_blocks, n, n] float64
-    tail: Tensor  # [n, t], t < BLOCK_ELEMENTS
+    tail: Tensor  # [n, t], t < PRODUCT_BLOCK
 
 
 @dataclass
@@ -129,8 +133,8 @@ class _BlockSum:
         self.pending.append(part.head)
         if len(part.blocks) or part.tail.shape[-1]:
             self._complete_block()
-        for block in part.blocks:
-            self.total += block
+        # accumulate adds one after the other, whatever there is
+        self.total = torch.from_numpy(np.add.accumulate(np.concatenate((self.total[None], part.blocks)))[-1])
         self.pending.append(part.tail)
 
     def finish(self) -> Gram:
@@ -164,11 +168,15 @@ def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
 def _multiply_blocks(piece: Piece) -> _Part:
     vectors = _vectors(piece)
     n, m = vectors.shape
-    begin = min(m, -piece.offset % BLOCK_ELEMENTS)
-    end = m - (m - begin) % BLOCK_ELEMENTS
-    blocks = vectors[:, begin:end].reshape(n, (end - begin) // BLOCK_ELEMENTS, BLOCK_ELEMENTS)
+    begin = min(m, -piece.offset % PRODUCT_BLOCK)
+    end = m - (m - begin) % PRODUCT_BLOCK
+    blocks = vectors[:, begin:end].reshape(n, (end - begin) // PRODUCT_BLOCK, PRODUCT_BLOCK)
     products = precision.inner_products(blocks)
     return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
+
+
+def _multiply_rows(rows: Rows) -> _Part:
+    return _Part(rows.tensor, *fused.multiply_blocks(rows))
 
 
 def _vectors(piece: Piece) -> Tensor:

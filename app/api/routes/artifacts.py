@@ -22,8 +22,9 @@ from app.services import artifacts
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
 ArtifactId = Annotated[str, Path(description="An artifact's id.")]
-BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-TAR = {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+BYTES = {"content": dict.fromkeys((artifacts.OPAQUE, *artifacts.REPORTED.values()), BINARY)}
+TAR = {"content": {"application/x-tar": BINARY}}
 DOWNLOADS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", **BYTES},
     206: {"description": "The range asked for", **BYTES},
@@ -80,9 +81,10 @@ def get_artifact_file(
 ) -> Response:
     """Download a file, streamed; HEAD gives the headers alone.
 
-    Always as an attachment: nothing that was uploaded here is ever shown as a page.
+    Always as an attachment: nothing that was uploaded here is ever shown as a page. A report's files have their media
+    types, so that a page of yours may show its figures.
     """
-    file = artifacts.find_file(sessions, storage, actor, artifact_id, path)
+    file, media_type = artifacts.find_file(sessions, storage, actor, artifact_id, path)
     tag = f'"{file.sha256}"'
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
     if is_listed(if_none_match, tag):
@@ -94,12 +96,13 @@ def get_artifact_file(
         return answer(error, request, {"Content-Range": f"bytes */{file.size_bytes}"})
     headers |= _attachment(path.rsplit("/", 1)[-1]) | {"Repr-Digest": write_digest(file.sha256)}
     if request.method == "HEAD":  # a Range has no meaning here (RFC 9110, section 14.2)
-        return _headers(headers, file.size_bytes)
+        return _headers(headers, file.size_bytes, media_type=media_type)
     if span is None:
         headers["Content-Length"] = str(file.size_bytes)
-        return _stream(storage.read(file.sha256), 200, headers)
+        return _stream(storage.read(file.sha256), 200, headers, media_type=media_type)
     headers |= {"Content-Length": str(span.end - span.start), "Content-Range": span.content_range}
-    return _stream(storage.read(file.sha256, start=span.start, end=span.end), 206, headers)
+    chunks = storage.read(file.sha256, start=span.start, end=span.end)
+    return _stream(chunks, 206, headers, media_type=media_type)
 
 
 @router.head("/{artifact_id}/archive", include_in_schema=False)
@@ -142,11 +145,9 @@ def _attachment(name: str) -> dict[str, str]:
     }
 
 
-def _headers(headers: Mapping[str, str], size_bytes: int, *, media_type: str = "application/octet-stream") -> Response:
+def _headers(headers: Mapping[str, str], size_bytes: int, *, media_type: str) -> Response:
     return Response(headers={**headers, "Content-Length": str(size_bytes)}, media_type=media_type)
 
 
-def _stream(
-    chunks: Iterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str = "application/octet-stream"
-) -> Response:
+def _stream(chunks: Iterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str) -> Response:
     return StreamingResponse(chunks, status_code=status, headers=headers, media_type=media_type)

@@ -543,6 +543,11 @@ def test_an_analysis_gives_cosines_and_a_report(house: House) -> None:
     assert report["kind"] == "report"
     assert [file["path"] for file in report["files"]] == ["figure.png", "figure.svg", "report.json"]
     assert "tensors" not in job["result"]["data"]  # too large for a job's result
+    types = {"figure.png": "image/png", "figure.svg": "image/svg+xml", "report.json": "application/json"}
+    for path, media_type in types.items():
+        shown = house.get(f"/v1/artifacts/{report['id']}/files/{path}")
+        assert shown.headers["content-type"] == media_type
+        assert shown.headers["content-security-policy"].startswith("sandbox")  # an SVG could hold a script
 
 
 def test_the_kinds_of_analyses_are_listed_with_their_schemas(house: House) -> None:

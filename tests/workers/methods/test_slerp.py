@@ -74,3 +74,15 @@ def test_equal_norms_are_kept(seed: int, t: float) -> None:
     first, second = torch.randn(2, 15, generator=torch.Generator().manual_seed(seed))
     second = second * (first.norm() / second.norm())
     torch.testing.assert_close(_slerp(first, second, t).norm(), first.norm(), rtol=1e-5, atol=0)
+
+
+def test_the_line_is_exact_at_its_ends() -> None:
+    first, second = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_slerp(first, second, 0.0), first)
+    assert torch.equal(_slerp(first, second, 1.0), second)
+
+
+def test_tiny_norms_still_have_an_angle() -> None:
+    # 1e-30 apart from 0, squared 1e-60: zero in float32, a number in float64
+    merged = _slerp(torch.tensor([1e-30, 0.0]), torch.tensor([0.0, 1e-30]), 0.5)
+    torch.testing.assert_close(merged * 1e30, torch.full((2,), 0.5**0.5), rtol=1e-6, atol=0)

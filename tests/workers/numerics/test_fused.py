@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,9 @@ from workers.numerics import exact_sums, fused, precision, randomness, signs, sp
 from workers.numerics.programs import Windows
 from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
+from workers.pipelines.program import MergeProgram
+from workers.statistics.gram import _multiply_blocks
+from workers.statistics.views import TensorSource
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("average", {}),
@@ -48,6 +52,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {}),
     ("expo", {}),
     ("model_stock", {}),
+    ("nuslerp", {}),
+    ("slerp", {"t": 0.3}),
 ]
 WEIGHTS = [(1.0, 1.0, 1.0), (0.5, -1.25, 2.0), (0.1, 0.0, 0.7), (0.3, 0.3, -0.3)]
 
@@ -73,8 +79,8 @@ def draw_models(seed: int, n: int = 3) -> tuple[dict[str, Tensor], list[dict[str
 
 def rows_as(piece: Piece, dtype: torch.dtype) -> Rows:
     """Return the piece's rows as a file of that dtype would hold them."""
-    assert piece.base is not None
-    content = torch.cat((piece.base.unsqueeze(0), piece.finetuned)).to(dtype)
+    base = () if piece.base is None else (piece.base.unsqueeze(0),)
+    content = torch.cat((*base, piece.finetuned)).to(dtype)
     kind = {torch.bfloat16: fusion.BFLOAT16, torch.float16: fusion.FLOAT16, torch.float32: fusion.FLOAT32}[dtype]
     return replace(
         piece.rows,
@@ -92,27 +98,37 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
+def draw_merge(
+    method: str, parameters: dict[str, Any], weights: tuple[float, ...]
+) -> tuple[TensorSource, MergeProgram]:
+    """Return models as the method takes them, and the program that merges them."""
+    card = load_method(method).card
+    base, models = draw_models(len(weights))
+    weights = weights[: card.max_models]
+    if card.weights == "non_negative":
+        weights = tuple(map(abs, weights))
+    merge = MemoryMerge(load_method(method), parameters, weights=() if card.weights == "unused" else weights, seed=3)
+    return merge.prepare(None if card.base_model == "unused" else base, models[: card.max_models])
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("method", "parameters"), VARIANTS)
 def test_a_fused_method_gives_the_bits_of_its_torch_function(
     method: str, parameters: dict[str, Any], weights: tuple[float, ...]
 ) -> None:
-    if load_method(method).card.weights == "non_negative":
-        weights = tuple(map(abs, weights))
-    base, models = draw_models(len(weights))
-    source, program = MemoryMerge(load_method(method), parameters, weights=weights, seed=3).prepare(base, models)
+    source, program = draw_merge(method, parameters, weights)
     for name, shape, _ in source.tensors:
-        if not base[name].numel():
+        n = prod(shape)
+        if not n:
             continue
         found = program.fuse(name, shape)
         assert found is not None
-        n = base[name].numel()
         for offset, size in ((0, n), (n // 3, n - n // 3)):
             piece = source.read(name, offset, size)
-            assert piece.base is not None
             # rows and tensors are what these methods are shown, but none of them looks beyond an element
             expected = program.merge(source.read(name, 0, n))[offset : offset + size]
-            expected = keep_negative_zeros(expected, piece.base)
+            if piece.base is not None:
+                expected = keep_negative_zeros(expected, piece.base)
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 for out_dtype in (torch.float32, torch.bfloat16):
                     out = torch.empty(size, dtype=out_dtype)
@@ -214,6 +230,19 @@ def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(fused, "_loaded", [])
     assert same_bits(found, precision.inner_products(vectors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("offset", "m"), [(0, 4096), (0, 3), (5, 4000), (4095, 4098), (4096, 12_288), (7, 40_000)])
+def test_products_of_rows_are_those_of_pieces(offset: int, m: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(m)
+    base, *models = torch.randn(4, offset + m, generator=generator).to(dtype).float()
+    piece = Piece("w", (offset + m,), offset, offset, base[offset:], torch.stack(models)[:, offset:])
+    head, products, tail = fused.multiply_blocks(rows_as(piece, dtype))
+    expected = _multiply_blocks(piece)
+    assert torch.equal(head, expected.head)
+    assert torch.equal(products, expected.blocks)
+    assert torch.equal(tail, expected.tail)
 
 
 @pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workers.numerics import spans
+from workers.numerics.programs import PRODUCT_BLOCK
 
 RIGHT_ANGLE = [[4.0, 0.0], [0.0, 9.0]]  # of vectors of lengths 2 and 3
 
@@ -43,7 +44,7 @@ def test_directions_that_cancel_have_no_mean() -> None:
 
 
 def test_the_squared_length_is_summed_over_blocks() -> None:
-    assert spans.squared_length(torch.full((2, spans.BLOCK_ELEMENTS + 1), 0.5)) == (spans.BLOCK_ELEMENTS + 1) / 2
+    assert spans.squared_length(torch.full((2, PRODUCT_BLOCK + 1), 0.5)) == (PRODUCT_BLOCK + 1) / 2
 
 
 def test_shares_are_of_the_way_from_the_base() -> None:
