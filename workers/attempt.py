@@ -95,7 +95,7 @@ class Attempt:
             log.exception("job_broke")
             self._fail(_unforeseen(error))
         else:
-            log.info("attempt_done", seconds=round(sum(seconds for _, seconds in self._stages), 3))
+            log.info("job_succeeded", seconds=round(sum(seconds for _, seconds in self._stages), 3))
             jobs.hint(self._runtime.queue, followers)
 
     def _succeed(self, steps: JobSteps) -> list[JobView]:
@@ -103,6 +103,7 @@ class Attempt:
             (self._place.scratch / "output").mkdir(parents=True)
             work = steps.prepare(self._keepers, self._claim, self._place.scratch)
         if isinstance(work, HandedOver):
+            log.info("job_handed_over", n_jobs=len(work.jobs))
             return list(work.jobs)
         self._pulse.look()
         outcome = self._perform(work)

@@ -172,6 +172,7 @@ class PartOutcome(Value):
     kind: Literal["part"] = "part"
     files: tuple[FileEntry, ...]
     is_merged: bool  # the last file is MergedFiles; else it holds tallies, and another round follows
+    bytes_read: int
 
 
 class EvaluateOutcome(Value):

@@ -173,6 +173,9 @@ class PartSteps:
         """Keep the names of the files; whoever settles the merge goes on from there."""
         if not isinstance(outcome, PartOutcome):
             raise TypeError(f"a part gave {type(outcome).__name__}, expected PartOutcome")
+        n_bytes = outcome.bytes_read  # a part that was done before its first heartbeat counts as well
+        progress = Progress(stage="done", fraction=1.0, done=n_bytes, total=n_bytes, unit="bytes")
+        rows.move(session, claim.job.id, values={"progress": progress.model_dump(mode="json")})
         files: list[JsonValue] = [file.model_dump(mode="json") for file in outcome.files]
         return JobResult({"is_merged": outcome.is_merged, "files": files})
 

@@ -60,7 +60,8 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
             threads=threads,
             chunk_elements=chunk_elements,
         )
-        opened.meter.expect(total_bytes(own, opened.inputs))
+        n_bytes = total_bytes(own, opened.inputs)
+        opened.meter.expect(n_bytes)
         told = Told(opened.meter)
         known = _read_passes(work.tallies)
         try:
@@ -73,9 +74,10 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
                 own=PartOfSource(opened.source, sources_of(own.tensors), opened.source.weights),
             )
         except PassTallied as over:
-            return _keep_tallies(work, len(known), over.tallies)
+            entry = _keep_tallies(work, len(known), over.tallies)
+            return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_bytes)
         opened.meter.enter("merging")
-        opened.meter.expect(total_bytes(own, opened.inputs))
+        opened.meter.expect(n_bytes)
         written = write_weights(
             own, Merger(ready, opened.inputs, opened.source, opened.meter), merge.output, NOTHING_BESIDE
         )
@@ -87,7 +89,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
     )
     name = f"part-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.json"
     entry = write_file(merge.output, name, merged.model_dump_json().encode())
-    return PartOutcome(files=(*written.entries, entry), is_merged=True)
+    return PartOutcome(files=(*written.entries, entry), is_merged=True, bytes_read=n_bytes)
 
 
 def join_parts(
@@ -116,12 +118,11 @@ def _read_passes(files: Sequence[Path]) -> list[Tallies]:
     return [join_tallies(by_pass[index]) for index in sorted(by_pass)]
 
 
-def _keep_tallies(work: PartWork, index: int, tallies: Tallies) -> PartOutcome:
+def _keep_tallies(work: PartWork, index: int, tallies: Tallies) -> FileEntry:
     name = f"tallies-{index + 1:03d}-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.bin"
     path = work.merge.output / name
     write_tallies(path, index, tallies)
-    size = path.stat().st_size
-    return PartOutcome(files=(FileEntry(path=name, size_bytes=size, sha256=hash_file(path, _ignore)),), is_merged=False)
+    return FileEntry(path=name, size_bytes=path.stat().st_size, sha256=hash_file(path, _ignore))
 
 
 def _ignore(_n_bytes: int) -> None:
