@@ -75,12 +75,13 @@ format: setup ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Every folder of benchmarks/ that can be run, but those that measure no speed.
-BENCHMARKS = $(filter-out parity suite,$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py)))
-
 .PHONY: bench
-bench: setup ## measure the engine against mergekit (more in benchmarks/README.md)
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: setup ## run the benchmarks at a small size and print one table (some minutes)
+	@$(BIN)/python -m benchmarks
+
+.PHONY: bench-full
+bench-full: setup ## run them at full size, against other tools too (hours; more in benchmarks/README.md)
+	@$(BIN)/python -m benchmarks --full
 
 .PHONY: parity
 parity: setup ## compare the methods with mergekit and fusion-bench (in a venv of their own)

@@ -278,6 +278,7 @@ def merge_method(
     granularity: Granularity,
     version: int = 1,
     aliases: tuple[str, ...] = (),
+    working_copies: int = 4,
     weights: Literal["any", "non_negative", "unused"] = "any",
     order_matters: bool = False,
     is_random: bool = False,
@@ -306,6 +307,9 @@ def merge_method(
     "row": base [rows, width], whole rows along the last axis (a tensor of fewer than 2 dimensions is one row);
     "tensor", "matrix": base [*shape], finetuned [n, *shape]. All float32; base is None where no base model is given.
     It returns the merged piece in the shape of one model's piece, and changes none of its arguments.
+
+    working_copies: of the largest tensor, where a method sees whole ones, as float32: the base's, the result's and
+    what it works on, beside one per model. benchmarks/memory counts them.
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
@@ -343,6 +347,7 @@ def merge_method(
         max_models=models[1],
         weights=weights,
         granularity=granularity,
+        working_copies=working_copies,
         order_matters=order_matters,
         is_random=is_random,
         parameters=schema_of(parameters),

@@ -8,7 +8,7 @@ artifact as files that take its place in a later merge.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import JsonValue
@@ -17,6 +17,7 @@ from torch import nn
 from app.domain.checkpoints import FileEntry
 from workers.contract import MergeContext, MergeMethod, PieceSource
 from workers.model_contract import Probe, Step
+from workers.surgery import Modules
 
 
 class LearningSession(Protocol):
@@ -74,6 +75,15 @@ class Learned(Protocol):
 
     def write(self, folder: Path) -> Sequence[FileEntry]:
         """Write it into the artifact's folder, in the form that the method's parameter takes; return the files."""
+
+
+@runtime_checkable
+class HasModules(Protocol):
+    """What a learner found, where it runs beside the weights: it goes into the patches of a multitask artifact."""
+
+    @property
+    def of_tasks(self) -> Sequence[Modules]:
+        """The surgery modules of each task, in the models' order."""
 
 
 Learner = Callable[[Any, LearningSession], Learned]  # Any: the method's own parameters class

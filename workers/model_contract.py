@@ -5,7 +5,7 @@ fine-tuner (workers/finetuning/) trains whatever an evaluator hands it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from app.domain.catalog import ClassesRule, DataFormat, EvaluatorCard, Finetuner
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import Parameters, schema_of
 from app.domain.tasks import LocalTask, Measurement
+from workers.surgery import Modules
 
 Loaded = TypeVar("Loaded")
 
@@ -40,6 +41,7 @@ class Subject:
     task: LocalTask
     checkpoint: LocalCheckpoint
     base_model: LocalCheckpoint
+    modules: Modules = field(default_factory=dict)  # that run beside the weights
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class Signed:
     scale: float
 
 
+UNCHANGED = Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0))
+
 Patch = Replacement | Whole | LowRank | Masked | Signed
 Bits = NDArray[np.bool_]
 
@@ -89,7 +91,7 @@ def is_arithmetic(parts: Mapping[str, Tensor]) -> bool:
 
 
 def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> list[Part]:
-    """Return the parts of a patch as they are stored, in memory of their own.
+    """Return the parts of a patch as they are stored, in memory of their own, or of a low-rank patch's factors.
 
     dtype: of the tensor patched; shape: of the whole tensor; offset: flat index of the piece's first element. A patch
     that changes nothing has no parts.
@@ -106,8 +108,8 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
         if patch.rank == 0:
             return []
         return [
-            Part(LEFT, _stored(patch.b, dtype), tuple(patch.b.shape)),
-            Part(RIGHT, _stored(patch.a, dtype), tuple(patch.a.shape)),
+            Part(LEFT, patch.b.float().cpu().to(dtype).contiguous(), tuple(patch.b.shape)),
+            Part(RIGHT, patch.a.float().cpu().to(dtype).contiguous(), tuple(patch.a.shape)),
         ]
     bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
     scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)

@@ -36,7 +36,7 @@ MAX_MODELS = 256
 AT_MOST_MODELS = "x-at-most-models"  # keyword in a parameters schema: the number is one of models
 
 Granularity = Literal["element", "row", "tensor", "matrix", "model"]
-PatchCodec = Literal["replacement", "low_rank", "mask", "sign"]
+PatchCodec = Literal["replacement", "low_rank", "mask", "sign", "module"]
 # What a method inside a method works on: the tensors of the merge, or small ones that the outer method makes of them.
 NestedScope = Literal["merge_set", "local"]
 StepKind = Literal["transforms", "post_steps"]
@@ -83,6 +83,7 @@ class MethodCard(Value):
     learned: str | None = None  # parameter that takes what the method learns; where it is given, nothing is learned
     statistics: str | None = None  # kind of the files, one per model, that its results hold and other merges take
     granularity: Granularity  # the smallest piece the method may be given
+    working_copies: int = 4  # of a whole tensor, float32, that it holds at most beside the models' (their result's too)
     order_matters: bool = False
     is_random: bool = False
     produces: Literal["dense", "multitask", "adapter"] = "dense"

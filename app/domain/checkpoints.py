@@ -94,6 +94,7 @@ class TaskPatch(Value):
     task: str
     file: str
     n_values: int  # numbers in it that are weights, not indices or bits
+    modules: tuple[str, ...] = ()  # places of surgery modules, which run beside the weights
 
 
 class Manifest(Value):

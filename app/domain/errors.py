@@ -304,6 +304,13 @@ class UnknownTechnique(Invalid):
     title = "No fine-tuning technique has this name"
 
 
+class ModulesNotFoldable(Invalid):
+    """A task of a multitask artifact whose patch holds surgery modules: no dense checkpoint computes what they do."""
+
+    code = "modules_not_foldable"
+    title = "The task's model is more than a dense checkpoint can hold"
+
+
 class UnknownAnalysis(Invalid):
     """An analysis request that names no kind of the catalog."""
 

@@ -12,9 +12,10 @@ from app.domain.catalog import MethodCard
 from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec, Value
 
 PATCH_FORMAT = "amalgam-patch"
-PATCH_FORMAT_VERSION = 1
+PATCH_FORMAT_VERSION = 2  # with modules; a patch without them is written as version 1, which says the same
 PATCH_FOLDER = "patches"
 BASE_FILE = "base.safetensors"
+MODULE_BYTES = DTYPE_BYTES["F32"]  # of a number in a surgery module
 
 
 def patch_path(task: str) -> str:
@@ -76,6 +77,9 @@ def bound_patch_bytes(
     """Return the most bytes that one task's patch of these tensors takes, headers aside; 0 for a dense result."""
     if card.patch_codec is None:
         return 0
+    if card.patch_codec == "module":  # two matrices as wide as a block, which holds several square ones
+        matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+        return sum(_rank(parameters, tensor, n_tasks) * sum(tensor.shape) * MODULE_BYTES for tensor in matrices)
     return sum(_bound(card, parameters, tensor, n_tasks) for tensor in tensors)
 
 

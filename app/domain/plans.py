@@ -302,11 +302,15 @@ def _learning_bytes(recipe: Recipe, merge_set: MergeSet, card: MethodCard) -> in
     weights = sum(4 * tensor.n_elements for tensor in merge_set.merged.values())
     if card.data == "gram":  # of one model, in float64
         return 2 * weights + 2 * _statistics_bytes(card, merge_set)
+    if card.statistics == "mask":  # base, task vector, scores, weights and gradient of one model, and what makes heads
+        return 6 * weights
     return 3 * weights + min((1 + len(recipe.models)) * weights, KEPT_TASK_VECTOR_BYTES)
 
 
 def _statistics_bytes(card: MethodCard, merge_set: MergeSet) -> int:
     """Return the bytes of one model's statistics, at most: as large as its weights, or a Gram matrix per matrix."""
+    if card.statistics == "mask":
+        return sum(-(-tensor.n_elements // 8) for tensor in merge_set.merged.values())
     if card.data == "fisher":
         return sum(4 * tensor.n_elements for tensor in merge_set.merged.values())
     return sum(4 * tensor.shape[-1] ** 2 for tensor in merge_set.merged.values() if len(tensor.shape) == 2)

@@ -9,7 +9,7 @@ from app.db import artifacts, products
 from app.db import checkpoints as checkpoint_rows
 from app.db.products import Product
 from app.domain.checkpoints import Manifest, Value
-from app.domain.errors import FieldProblem, Invalid, OutOfDisk, near_match
+from app.domain.errors import FieldProblem, Invalid, ModulesNotFoldable, OutOfDisk, near_match
 from app.domain.identifiers import MAX_NAME
 from app.domain.jobs import JobKind
 from app.domain.requests import MaterializationRequest
@@ -42,7 +42,7 @@ def submit(
     """Accept a materialization.
 
     Raises: NotFound for an unknown artifact; Invalid for one that is not multitask, or has no patch for the task;
-        ArtifactGone; OutOfDisk; Replayed, IdempotencyKeyReused.
+        ModulesNotFoldable for a patch with surgery modules; ArtifactGone; OutOfDisk; Replayed, IdempotencyKeyReused.
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
@@ -112,6 +112,14 @@ def _check_task(artifact_id: str, manifest: Manifest, task: str) -> None:
     if task not in labels:
         message = f"{artifact_id} has no patch for task {task!r}; it has: {', '.join(labels)}"
         raise Invalid(f"/task: {message}.", errors=[FieldProblem("/task", message, near_match(task, labels))])
+    places = next(patch.modules for patch in manifest.patches if patch.task == task)
+    if places:
+        shown = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+        message = (
+            f"the patch of {task} holds surgery modules ({shown}), which no change of weights can stand for; evaluate "
+            "the artifact as it is, or run its shared model with the modules as docs/patches.md shows"
+        )
+        raise ModulesNotFoldable(f"/task: {message}.", errors=[FieldProblem("/task", message)])
 
 
 def _check_disk(wiring: Wiring, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks.engine.generate import generate
 from benchmarks.engine.merge_once import PARAMETERS, import_all
-from benchmarks.engine.processes import Run, read_once, run
+from benchmarks.engine.processes import Floor, Run, measure_floor, read_once, run
 from benchmarks.engine.shapes import SHAPES
 from benchmarks.parity.environments import prepare
 
@@ -32,6 +32,7 @@ class Comparison:
     method: str
     ours: list[Run]
     theirs: list[Run]
+    floors: list[Floor]  # one per run of ours
 
     def render(self) -> str:
         """Return the method's rows of the table, and its ratios."""
@@ -48,6 +49,13 @@ class Comparison:
             )
         else:
             lines.append(f"{'':28}the merge alone {statistics.median(inner):.2f} s ({min(inner):.2f}–{max(inner):.2f})")
+        n_passes = json.loads(self.ours[0].last_line)["n_passes"]
+        floors = [floor.total(n_passes) for floor in self.floors]
+        ratio = statistics.median(one / floor for one, floor in zip(inner, floors, strict=True))
+        lines.append(
+            f"{'':28}floor {statistics.median(floors):.2f} s ({n_passes} x read, write, hash); the merge alone takes "
+            f"{ratio:.1f} x as long"
+        )
         return "\n".join(lines)
 
 
@@ -61,11 +69,13 @@ def main() -> None:
             generate(SHAPES[arguments.shape], models, n_models=arguments.models)
         import_all(models)
         mergekit = None if arguments.without_mergekit else prepare("mergekit").parent / "mergekit-yaml"
-        comparisons = [Comparison(method, [], []) for method in arguments.method]
+        comparisons = [Comparison(method, [], [], []) for method in arguments.method]
         for turn in range(arguments.rounds):
             for comparison in comparisons:
                 read_once(models)
-                comparison.ours.append(_run_ours(models, comparison.method, folder, arguments.threads))
+                taken, floor = _run_ours(models, comparison.method, folder, arguments.threads)
+                comparison.ours.append(taken)
+                comparison.floors.append(floor)
                 if mergekit is not None:
                     read_once(models)
                     comparison.theirs.append(_run_mergekit(mergekit, models, comparison.method, folder))
@@ -97,13 +107,14 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run_ours(models: Path, method: str, folder: Path, threads: int | None) -> Run:
+def _run_ours(models: Path, method: str, folder: Path, threads: int | None) -> tuple[Run, Floor]:
     output = folder / "out"
     command = [sys.executable, "-m", "benchmarks.engine.merge_once", str(models), method, str(output)]
     if threads is not None:
         command += ["--threads", str(threads)]
     try:
-        return run(command, environment={"OMP_NUM_THREADS": "1"})
+        taken = run(command, environment={"OMP_NUM_THREADS": "1"})
+        return taken, measure_floor(models, output)
     finally:
         shutil.rmtree(output, ignore_errors=True)
 

@@ -98,6 +98,7 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
+        "n_passes": plan.n_passes,
         "estimated_seconds": plan.estimated_seconds,
         "planned_memory_bytes": plan.peak_memory_bytes,
         "idle_bytes": idle_bytes,

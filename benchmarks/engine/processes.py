@@ -1,10 +1,11 @@
 """Runs a whole process and says what it took: wall and CPU seconds, peak anonymous memory, its last line of output."""
 
+import hashlib
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,10 +55,49 @@ def run(
 
 def read_once(models: Path) -> None:
     """Read every weight below a folder, so that whoever comes next finds it in the page cache."""
-    for path in sorted(models.rglob("*.safetensors")):
+    for _ in _read_parts(models):
+        pass
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds that no merge of some models can do without, one after the other, on one thread."""
+
+    read: float  # all weights of the models, from the page cache
+    write: float  # those of the result, until they lie on the disk
+    hash: float  # one SHA-256 of them
+
+    def total(self, n_passes: int) -> float:
+        """Return their sum where the models are read as often."""
+        return n_passes * self.read + self.write + self.hash
+
+
+def measure_floor(models: Path, output: Path) -> Floor:
+    """Read the weights of the models once more, write those of an output again, and hash them."""
+    began_at = time.perf_counter()
+    read_once(models)
+    read, write, hashing = time.perf_counter() - began_at, 0.0, 0.0
+    digest, target = hashlib.sha256(), output.with_name("floor.bytes")
+    os.sync()
+    with target.open("wb", buffering=0) as stream:
+        for content in _read_parts(output):
+            began_at = time.perf_counter()
+            digest.update(content)
+            hashed_at = time.perf_counter()
+            stream.write(content)
+            write, hashing = write + time.perf_counter() - hashed_at, hashing + hashed_at - began_at
+        began_at = time.perf_counter()
+        os.fsync(stream.fileno())
+        write += time.perf_counter() - began_at
+    target.unlink()
+    return Floor(read, write, hashing)
+
+
+def _read_parts(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb", buffering=0) as stream:
-            while stream.read(1 << 24):
-                pass
+            while content := stream.read(1 << 24):
+                yield content
 
 
 def anonymous_bytes(process: int | Literal["self"] = "self") -> int:

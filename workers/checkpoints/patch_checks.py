@@ -17,9 +17,11 @@ from app.domain.identifiers import is_name
 from app.domain.patches import BASE_FILE, patch_path
 from workers.checkpoints.patch_files import SEPARATOR, WEIGHTLESS, read_part, read_patch_header
 from workers.patches import INDICES, LEFT, MASK, RIGHT, SCALE, SIGNS, VALUES
+from workers.surgery import DOWN, UP
 
 INDICES_AT_ONCE = 1 << 20
 _FORMS = ({VALUES}, {INDICES, VALUES}, {LEFT, RIGHT}, {MASK, SCALE}, {SIGNS, SCALE})
+_MODULE = {DOWN, UP}
 
 Parts = Mapping[str, TensorSpec]  # of one tensor, by role
 
@@ -65,7 +67,12 @@ class _Patch:
     def described(self) -> TaskPatch:
         """Return it as a manifest lists it."""
         values = [spec for parts in self.parts.values() for role, spec in parts.items() if role not in WEIGHTLESS]
-        return TaskPatch(task=self._metadata["task"], file=self._file, n_values=sum(spec.n_elements for spec in values))
+        return TaskPatch(
+            task=self._metadata["task"],
+            file=self._file,
+            n_values=sum(spec.n_elements for spec in values),
+            modules=tuple(sorted(name for name, parts in self.parts.items() if set(parts) == _MODULE)),
+        )
 
     def check_base(self, base: "_Patch | None") -> None:
         """Check that there is a base's tensor under every mask."""
@@ -86,6 +93,9 @@ class _Patch:
 
     def _check_tensor(self, name: str, parts: Parts) -> None:
         shared = self._shared.tensors.get(name)
+        if shared is None and set(parts) == _MODULE and self._file != BASE_FILE:
+            self._check_module(name, parts)
+            return
         if shared is None:
             self._refuse("found parts of a tensor that the shared model has not", name)
         forms = _FORMS[:1] if self._file == BASE_FILE else _FORMS
@@ -100,6 +110,15 @@ class _Patch:
                 self._refuse(f"found {role} {found}, expected {' or '.join(dtypes)} {list(shape)}", name)
         if INDICES in parts:
             self._check_indices(name, parts[INDICES], shared.n_elements)
+
+    def _check_module(self, place: str, parts: Parts) -> None:
+        """Check the shapes of a surgery module; whether the model has its place shows when it is run."""
+        for role, spec in parts.items():
+            if spec.dtype != "F32" or len(spec.shape) != 2:
+                self._refuse(f"found {role} {spec.dtype} {list(spec.shape)}, expected F32 of two dimensions", place)
+        down, up = parts[DOWN].shape, parts[UP].shape
+        if down != up[::-1]:
+            self._refuse(f"found down {list(down)} and up {list(up)}, expected [rank, width] and [width, rank]", place)
 
     def _check_indices(self, name: str, spec: TensorSpec, n_elements: int) -> None:
         """Check that indices ascend, without repeats, and lie within the tensor."""

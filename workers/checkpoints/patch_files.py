@@ -21,10 +21,11 @@ from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, Tens
 from app.domain.errors import InputChanged, InvalidHeader
 from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_header_length
 from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
-from workers import patches
+from workers import patches, surgery
 from workers.checkpoints.reader import TORCH_DTYPES, path_of
 from workers.patches import Bits, Part
 from workers.sums import DENOMINATOR, NUMERATOR
+from workers.surgery import SurgeryModule
 
 SEPARATOR = "::"
 SPOOL_FOLDER = ".patches"
@@ -37,7 +38,7 @@ TORCH: dict[str, torch.dtype] = {
 DTYPES = {dtype: name for name, dtype in TORCH.items()}
 _ROLES = (
     patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
-    NUMERATOR, DENOMINATOR,
+    NUMERATOR, DENOMINATOR, surgery.DOWN, surgery.UP,
 )  # fmt: skip
 WEIGHTLESS = (patches.INDICES, patches.MASK, patches.SIGNS)  # what holds no weights, as papers count
 
@@ -173,9 +174,10 @@ class PatchWriter:
         spool.flush_bits()
         streams = sorted(spool.streams)
         grown = [(tensor, growing) for key in streams for tensor, growing in spool.streams[key].items()]
+        version = PATCH_FORMAT_VERSION if any(growing.role == surgery.UP for _, growing in grown) else 1
         header = make_header(
             [growing.described(tensor) for tensor, growing in grown],
-            {"format": PATCH_FORMAT, "version": str(PATCH_FORMAT_VERSION), **metadata, **planned.metadata},
+            {"format": PATCH_FORMAT, "version": str(version), **metadata, **planned.metadata},
         )
         path = self._output / planned.path
         path.parent.mkdir(exist_ok=True)
@@ -207,7 +209,13 @@ class PatchReader:
     @property
     def tensors(self) -> frozenset[str]:
         """The names of the tensors that the patch changes."""
-        return frozenset(self._parts)
+        return frozenset(name for name, parts in self._parts.items() if surgery.UP not in parts)
+
+    def modules(self) -> dict[str, SurgeryModule]:
+        """Return the surgery modules by place. Raises: InputChanged when the file ends before they do."""
+        places = sorted(name for name, parts in self._parts.items() if surgery.UP in parts)
+        found = {place: self.parts(place) for place in places}
+        return {place: SurgeryModule(parts[surgery.DOWN], parts[surgery.UP]) for place, parts in found.items()}
 
     def parts(self, tensor: str) -> dict[str, Tensor]:
         """Return the parts of a tensor's patch by role; none where the patch does not change it.
@@ -221,7 +229,7 @@ class PatchReader:
 def read_patch_header(
     path: Path, file: str, expected: tuple[str, int] = (PATCH_FORMAT, PATCH_FORMAT_VERSION)
 ) -> tuple[dict[str, str], list[TensorSpec]]:
-    """Return the metadata and the tensors of a patch file, or of a file of another format (name, version) of ours.
+    """Return the metadata and the tensors of a patch file, or of a file of another format (name, last version) of ours.
 
     file: its path within its checkpoint.
     Raises: InputChanged when it is not there; InvalidHeader when it is none of ours, or of a later version.
@@ -235,10 +243,11 @@ def read_patch_header(
         raise InputChanged(f"{file} is not there any more; make the artifact again.") from None
     tensors = parse_header(header, file=file, file_size=size)
     metadata = json.loads(header).get("__metadata__", {})
-    if (metadata.get("format"), metadata.get("version")) != (expected[0], str(expected[1])):
+    known = [str(version + 1) for version in range(expected[1])]
+    if metadata.get("format") != expected[0] or metadata.get("version") not in known:
         raise InvalidHeader(
             f"{file}: found format {metadata.get('format')!r} version {metadata.get('version')!r}, expected "
-            f"{expected[0]!r} version {expected[1]}; use the release that wrote it."
+            f"{expected[0]!r} version {' or '.join(known)}; use the release that wrote it."
         )
     return metadata, tensors
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from app.domain.errors import HeadMismatch
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement, PrototypesHead
-from workers import classification, heads
+from workers import classification, heads, surgery
 from workers.checkpoints.vision import (
     ImageClassifier,
     ImageEncoder,
@@ -70,8 +70,10 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
         logits = _own_logits(task, classifier, examples)
     else:
         model = models.open(subject.checkpoint, load_image_encoder)
-        features = _features_of(model, examples, preprocessing, _projection(subject, models, model))
+        found = _features_of(model, examples, preprocessing, _projection(subject, models, model))
+        features = surgery.correct(found, subject.modules)
         logits = heads.put_on(features, _external_head(subject, models, preprocessing))
+    surgery.attach(model.module, subject.modules, has_features=features is not None)
     return Opened(
         task=task,
         split=split,

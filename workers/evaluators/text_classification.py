@@ -18,7 +18,7 @@ from torch import Tensor
 from app.domain.errors import InvalidParameters
 from app.domain.parameters import Parameters
 from app.domain.tasks import LabelPromptsHead, LocalTask, Measurement, PrototypesHead
-from workers import classification, heads
+from workers import classification, heads, surgery
 from workers.checkpoints.model import Classifier, Encoder, load_classifier, load_encoder
 from workers.classification import Opened
 from workers.datasets import text as text_datasets
@@ -58,8 +58,9 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
         logits = _own_logits(task, classifier, examples, preprocessing)
     else:
         model = models.open(subject.checkpoint, load_encoder)
-        features = _features_of(model, examples, preprocessing)
+        features = surgery.correct(_features_of(model, examples, preprocessing), subject.modules)
         logits = heads.put_on(features, _external_head(subject, models, preprocessing))
+    surgery.attach(model.module, subject.modules, has_features=features is not None)
     return Opened(
         task=task,
         split=split,

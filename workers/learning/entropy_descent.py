@@ -16,6 +16,7 @@ from app.domain.coefficients import OTHERS
 from app.domain.errors import NotFinite
 from workers.datasets.batches import draw_batches
 from workers.learning.coefficients import LearnedCoefficients
+from workers.learning.curves import thin_out
 from workers.learning.merged_weights import MergedWeights
 from workers.learning.task_vectors import TaskVectors
 from workers.learning_contract import LearningSession
@@ -24,7 +25,6 @@ from workers.numerics import optimize
 from workers.numerics.entropy import entropy_of_logits, entropy_of_mean
 
 CLAMP = (0.0, 1.0)
-MAX_LOSSES = 200  # points of the loss curve in the report
 WATCHED_SHARE = 0.25  # of the steps, the last ones: the predictions that the report tells of
 
 
@@ -131,12 +131,8 @@ class _Run:
 
     def report(self) -> dict[str, JsonValue]:
         """Return the losses, and per task how even the last predictions were spread over its classes."""
-        stride = -(-len(self.losses) // MAX_LOSSES) or 1
-        curve: list[JsonValue] = [
-            {"step": index + 1, "loss": self.losses[index]} for index in range(0, len(self.losses), stride)
-        ]
         return {
-            "losses": curve,
+            "losses": thin_out(self.losses),
             "final_loss": self.losses[-1] if self.losses else None,
             "prediction_entropy": [_describe(task) for task in self.tasks],
         }

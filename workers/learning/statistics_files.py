@@ -17,24 +17,27 @@ from app.domain.checkpoints import CheckpointKind, FileEntry, LocalCheckpoint, M
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.headers import make_header
 from app.domain.statistics_files import FOLDER
+from workers import patches
 from workers.checkpoints import files, hashing
 from workers.checkpoints.reader import TensorReader, path_of
 
 FORMAT = "amalgam-statistics"
 FORMAT_VERSION = 1
+MASK = "mask"  # the kind of files that hold bits
 RUN_ELEMENTS = 1 << 20  # that are read at a time
 
 
 class StatisticsFile:
-    """One model's statistics: float32 tensors by name, open for reading from any thread."""
+    """One model's statistics: float32 tensors by name, or masks in bits, open for reading from any thread."""
 
     def __init__(self, checkpoint: LocalCheckpoint, path: str) -> None:
         tensors = files.read_header(path_of(checkpoint, path), name=path)
-        other = next((tensor for tensor in tensors if tensor.dtype != "F32"), None)
+        dtype = "U8" if path.startswith(f"{FOLDER}/{MASK}-") else "F32"
+        other = next((tensor for tensor in tensors if tensor.dtype != dtype), None)
         if other is not None:
+            what = "statistics in float32" if dtype == "F32" else "masks in bits, eight to a byte"
             raise IncompatibleCheckpoints(
-                f"{checkpoint.id}: tensor {other.name!r} of {path} is {other.dtype}, expected F32; write statistics in "
-                "float32."
+                f"{checkpoint.id}: tensor {other.name!r} of {path} is {other.dtype}, expected {dtype}; write {what}."
             )
         held = checkpoint.manifest.model_copy(update={"tensors": tuple(tensors)})
         self.path = path
@@ -47,6 +50,13 @@ class StatisticsFile:
         out = torch.empty(spec.n_elements if n_elements is None else n_elements)
         self._reader.read_floats(spec, offset, out, is_judged=False)
         return out
+
+    def read_bits(self, name: str, offset: int, n_elements: int) -> Tensor:
+        """Return bits of a mask, [n_elements] bool; the first is the lowest of the first byte."""
+        first, skipped = divmod(offset, 8)
+        packed = torch.empty(-(-(skipped + n_elements) // 8), dtype=torch.uint8)
+        self._reader.read_bytes(self.tensors[name], first, packed.numpy().data)
+        return patches.unpack(packed, skipped + n_elements)[skipped:]
 
     @cached_property
     def norm(self) -> float:
@@ -66,15 +76,26 @@ class StatisticsFile:
 class StatisticsOfModels:
     """The statistics of all models of a merge; satisfies learning_contract.Learned."""
 
-    def __init__(self, of_model: Sequence[StatisticsFile], *, new_in: Path | None = None) -> None:
-        """of_model: in the models' order. new_in: the folder in which they were written; None: they are of others."""
+    def __init__(
+        self,
+        of_model: Sequence[StatisticsFile],
+        *,
+        new_in: Path | None = None,
+        told: Mapping[str, JsonValue] | None = None,
+    ) -> None:
+        """of_model: in the models' order. new_in: the folder in which they were written; None: they are of others.
+
+        told: what else is worth knowing of how they were measured.
+        """
         self.of_model = of_model
         self._new_in = new_in
+        self._told = told or {}
 
     def report(self) -> dict[str, JsonValue]:
         """Return the files."""
         paths: list[JsonValue] = [one.path for one in self.of_model]
-        return {"files": paths, "n_tensors": len({name for one in self.of_model for name in one.tensors})}
+        n_tensors = len({name for one in self.of_model for name in one.tensors})
+        return {"files": paths, "n_tensors": n_tensors, **self._told}
 
     def write(self, folder: Path) -> Sequence[FileEntry]:
         """Move new files into the artifact's folder."""
@@ -91,14 +112,25 @@ class StatisticsOfModels:
 
 
 def write_statistics(scratch: Path, path: str, tensors: Mapping[str, Tensor]) -> StatisticsFile:
-    """Write statistics as a safetensors file at `path` below `scratch`, and open it. tensors: as float32, by name."""
+    """Write statistics as a safetensors file at `path` below `scratch`, and open it.
+
+    tensors: by name; written as float32, bytes as they are.
+    """
     (scratch / FOLDER).mkdir(parents=True, exist_ok=True)
-    ordered = sorted(tensors.items())
-    described = [(name, "F32", tuple(tensor.shape), 4 * tensor.numel()) for name, tensor in ordered]
+    ordered = [(name, _stored(tensor)) for name, tensor in sorted(tensors.items())]
+    described = [
+        (name, "U8" if tensor.dtype == torch.uint8 else "F32", tuple(tensor.shape), tensor.nbytes)
+        for name, tensor in ordered
+    ]
     metadata = {"format": FORMAT, "version": json.dumps(FORMAT_VERSION)}
     with (scratch / path).open("wb") as stream:
         stream.write(make_header(described, metadata))
         for _, tensor in ordered:
-            stream.write(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+            stream.write(tensor.numpy().data)
     empty = Manifest(kind=CheckpointKind.DENSE, files=(), tensors=(), weights_digest="")
     return StatisticsFile(LocalCheckpoint(id=FOLDER, path=scratch, manifest=empty), path)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    kept = tensor if tensor.dtype == torch.uint8 else tensor.detach().float()
+    return kept.cpu().contiguous()

@@ -5,6 +5,8 @@ Departs from source: the basis holds only directions that tasks have; embeddings
     (docs/methods/dc_merge.md).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -15,9 +17,9 @@ from app.domain.parameters import Density, MatrixParameters, RankFraction
 from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, sparsify
 from workers.numerics.covers import Cover
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics.matrices import Delta, TaskMatrices
 
-TIE = 1e-9  # magnitudes closer than this fraction are equal: rounding must not decide which coordinates are kept
+TIE = 1e-9  # magnitudes closer than this fraction are equal: rounding must not decide which are kept, nor signs
 Smoothing = Literal["none", "linear", "average"]
 
 
@@ -57,35 +59,67 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DcMergeParameters, contex
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return _merge_matrices(tasks, parameters, context.tick)
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
+        return _merge_matrices(tasks.wide(), parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Tick) -> Tensor:
+def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Tick) -> Delta:
     rank = matrices.count_directions(tasks, parameters.rank_fraction)
     cover = covers.cover(tasks, rank, tick)
     n_kept = max(1, sparsify.count_kept(parameters.density, (rank * tasks.n_models) ** 2))
-    total = torch.zeros_like(cover.left_gram)
-    for block in cover.blocks:
-        total += _keep_largest(_coordinates(cover, block, parameters), n_kept)
-    elected = total.sign()
+    values = [smooth(cover.values[block], parameters.smoothing, parameters.smoothing_ratio) for block in cover.blocks]
+    coordinates = [_Coordinates(cover, block, some) for block, some in zip(cover.blocks, values, strict=True)]
+    thresholds = [one.find_threshold(n_kept) for one in coordinates]
+    core = torch.zeros_like(cover.left.vectors.mT @ cover.right.vectors)
+    for block in cover.blocks:  # what mixes the directions of one task with those of another becomes zero
+        kept = [one.keep(block, threshold) for one, threshold in zip(coordinates, thresholds, strict=True)]
+        core += cover.left.vectors[block].mT @ _elect(kept) @ cover.right.vectors[block]
+    core = core.div_(cover.left.values.unsqueeze(1)).div_(cover.right.values)
+    return cover.expand(cover.left.vectors @ core @ cover.right.vectors.mT)
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """U⊥ᵀ Uᵢ Σᵢ Vᵢᵀ V⊥ of one task, [q, q], made from thin factors when they are asked for."""
+
+    cover: Cover
+    block: slice  # the task's directions
+    values: Tensor  # [k], evened out
+
+    def find_threshold(self, n_kept: int) -> Tensor:
+        """Return the magnitude of the n-th largest, a little less: rounding must not decide."""
+        left, right = self._factors(slice(None), slice(None))
+        largest = left[:0, 0]
+        for rows in matrices.runs(len(left), len(left)):
+            magnitudes = torch.cat([largest, (left[rows] @ right).abs_().flatten()])
+            largest = magnitudes.topk(min(n_kept, len(magnitudes)), sorted=False).values
+        return largest.min() * (1.0 - TIE)
+
+    def keep(self, block: slice, threshold: Tensor) -> Tensor:
+        """Return those of a square block, the ones below the threshold as zeros."""
+        left, right = self._factors(block, block)
+        found = left @ right
+        return found * (found.abs() >= threshold)
+
+    def _factors(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        left, right = self.cover.left, self.cover.right
+        one = (left.vectors[rows] * left.values) @ left.vectors[self.block].mT  # of (UᵀU)^(1/2)
+        other = (right.vectors[self.block] * right.values) @ right.vectors[columns].mT
+        return one * self.values, other
+
+
+def _elect(coordinates: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the coordinates that have the sign of their sum; zero where they cancel out."""
+    total = sum(coordinates[1:], coordinates[0])
+    is_elected = total.abs() > TIE * sum((one.abs() for one in coordinates[1:]), coordinates[0].abs())
     merged, count = torch.zeros_like(total), torch.zeros_like(total)
-    for block in cover.blocks:  # once more: all coordinates together would be K large squares
-        kept = _keep_largest(_coordinates(cover, block, parameters), n_kept)
-        agrees = (kept.sign() == elected) & (elected != 0)
-        merged += kept * agrees
+    for one in coordinates:
+        agrees = (one.sign() == total.sign()) & is_elected
+        merged += one * agrees
         count += agrees
-    merged = _keep_blocks(merged / count.clamp_min(1.0), cover)
-    return cover.expand(cover.left_root @ merged @ cover.right_root)
-
-
-def _coordinates(cover: Cover, block: slice, parameters: DcMergeParameters) -> Tensor:
-    """Return U⊥ᵀ Uᵢ Σᵢ Vᵢᵀ V⊥ of one task, [q, q]."""
-    values = smooth(cover.values[block], parameters.smoothing, parameters.smoothing_ratio)
-    left = cover.left_root @ cover.left_gram[:, block]
-    return (left * values) @ (cover.right_gram[block] @ cover.right_root)
+    return merged / count.clamp_min(1.0)
 
 
 def smooth(values: Tensor, smoothing: Smoothing, ratio: float) -> Tensor:
@@ -97,18 +131,3 @@ def smooth(values: Tensor, smoothing: Smoothing, ratio: float) -> Tensor:
     steepness = min(ratio, float(values[0] / values[-1]))
     line = torch.linspace(steepness, 1.0, len(values), dtype=values.dtype, device=values.device)
     return values.sum() * line / line.sum()
-
-
-def _keep_largest(coordinates: Tensor, n_kept: int) -> Tensor:
-    """Set all but the n largest entries to zero; those as large as the last one stay, too."""
-    magnitudes = coordinates.abs()
-    threshold = magnitudes.flatten().topk(min(n_kept, magnitudes.numel())).values[-1]
-    return coordinates * (magnitudes >= threshold * (1.0 - TIE))
-
-
-def _keep_blocks(coordinates: Tensor, cover: Cover) -> Tensor:
-    """Set to zero what mixes the directions of one task with those of another."""
-    kept = torch.zeros_like(coordinates)
-    for block in cover.blocks:
-        kept[block, block] = coordinates[block, block]
-    return kept

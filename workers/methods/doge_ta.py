@@ -7,7 +7,8 @@ Departs from source: which tensors take part is decided by shape and name for an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
+from math import fsum, prod, sqrt
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from app.domain.parameters import AdamLearningRate, Density, MatrixParameters, Steps, VectorReduce
 from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, merge_method
 from workers.numerics import matrices, optimize, sparsify, spectra
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics.matrices import Delta, TaskMatrices
 from workers.numerics.sparsify import Boundary
 from workers.statistics.ranks import USUAL_EFFORT, Scope, select
 
@@ -109,6 +110,7 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     weights="unused",
     granularity="matrix",
+    working_copies=10,  # Adam's point and means are as large as the tensor, and rows hang together
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,
@@ -119,24 +121,31 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DogeTaParameters, context
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
         trims: dict[str, Trim] = context.statistics[TRIM]
         return _merge_matrices(tasks, parameters, trims[context.tensor], context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim, tick: Tick) -> Tensor:
-    norms = {model: float(tasks.task(model).norm()) for model in tasks.active}
+def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Trim, tick: Tick) -> Delta:
+    norms = {model: _norm(tasks, model) for model in tasks.active}
     # in the order of their norms: Adam would make rounding, and so the order of models, visible
     shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
-    change = _learn(tasks, shares, parameters, tick)
-    merged = torch.zeros_like(change)
-    for model, share in shares.items():
-        flat = (tasks.finetuned[model] - tasks.base).flatten()
-        is_kept = sparsify.keep_first(flat, trim.boundaries[model], start=trim.start).view(change.shape) != 0
-        merged.add_((tasks.task(model) + change).mul_(is_kept), alpha=share)
-    return merged
+    merged = _learn(tasks, shares, parameters, tick)
+    for rows in matrices.runs(*tasks.shape):
+        some, change = tasks.some_rows(rows), merged[rows].clone()
+        merged[rows] = 0.0
+        for model, share in shares.items():
+            flat = (some.finetuned[model] - some.base).flatten()
+            start = trim.start + rows.start * tasks.shape[1]
+            is_kept = sparsify.keep_first(flat, trim.boundaries[model], start=start).view(change.shape) != 0
+            merged[rows].add_((some.task(model) + change).mul_(is_kept), alpha=share)
+    return matrices.cut(merged)
+
+
+def _norm(tasks: TaskMatrices, model: int) -> float:
+    return sqrt(fsum(float(tasks.some_rows(rows).task(model).square().sum()) for rows in matrices.runs(*tasks.shape)))
 
 
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
@@ -145,23 +154,29 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
     A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ.
     """
     shared = _find_shared(tasks, list(shares), parameters.subspace_divisor)
+    runs = [(rows, tasks.some_rows(rows)) for rows in matrices.runs(*tasks.shape)]
+    constants = [_constants(some, shares) for _, some in runs]
     total_share = sum(shares.values())
-    target = torch.zeros_like(tasks.base, dtype=torch.float64)  # Σ λᵢ τᵢ
-    for model, share in shares.items():
-        target.add_(tasks.task(model), alpha=share)
-    constants = [_inner(task := tasks.task(model), task - target) for model in shares]  # each [rows, 1]
 
     def gradient(change: Tensor) -> Tensor:
         slope = torch.zeros_like(change)
-        for model, constant in zip(shares, constants, strict=True):
-            task = tasks.task(model)
-            residual = constant - total_share * _inner(task, change)
-            slope.addcmul_(task, residual, value=-2.0 * total_share)
-        return slope.sub_(shared @ (shared.mT @ slope))
+        for (rows, some), constant in zip(runs, constants, strict=True):
+            for model in shares:
+                task = some.task(model)
+                residual = constant[model] - total_share * _inner(task, change[rows])
+                slope[rows].addcmul_(task, residual, value=-2.0 * total_share)
+        return slope.addmm_(shared, shared.mT @ slope, alpha=-1.0)
 
-    return optimize.descend(
-        torch.zeros_like(target), gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick
-    )
+    start = shared.new_zeros(()).expand(tasks.shape)
+    return optimize.descend(start, gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick)
+
+
+def _constants(tasks: TaskMatrices, shares: dict[int, float]) -> dict[int, Tensor]:
+    """Return ⟨τⱼ, τⱼ − Σ λᵢτᵢ⟩ of each row and task, [rows, 1]."""
+    target = torch.zeros_like(tasks.base, dtype=torch.float64)
+    for model, share in shares.items():
+        target.add_(tasks.task(model), alpha=share)
+    return {model: _inner(task := tasks.task(model), task - target) for model in shares}
 
 
 def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Tensor:
@@ -169,8 +184,13 @@ def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Te
 
     A single task shares its own leading ones.
     """
-    rank = matrices.count_directions(tasks, None)
-    stacked = torch.cat([spectra.decompose(tasks.task(model), rank).left for model in models], dim=1)
+    wide, rank = tasks.wide(), matrices.count_directions(tasks, None)
+    lefts: list[Tensor] = []
+    for model in models:
+        runs = partial(map, partial(wide.task, model), tuple(wide.columns()))
+        found = spectra.decompose_runs(runs, wide.base, rank)
+        lefts.append(found.right.mT if tasks.is_tall else found.left)
+    stacked = torch.cat(lefts, dim=1)
     n_shared = min(tasks.shape) // divisor
     if n_shared == 0 or len(models) == 1:
         return stacked[:, :n_shared]

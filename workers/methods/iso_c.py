@@ -10,7 +10,7 @@ from torch import Tensor
 from app.domain.parameters import MatrixParameters, RankTolerance
 from workers.contract import MergeContext, merge_method
 from workers.numerics import matrices, spectra
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics.matrices import Delta, TaskMatrices
 
 
 class IsoCParameters(MatrixParameters):
@@ -37,11 +37,15 @@ def merge(base: Tensor, finetuned: Tensor, parameters: IsoCParameters, context: 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        total = tasks.total()
-        if not total.any():
-            return total
-        factor, values = spectra.polar_factor(total, tolerance=parameters.rank_tolerance)
-        return factor.mul_(values.mean())
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
+        wide = tasks.wide()
+        gram = spectra.gram_of(map(wide.total, wide.columns()), wide.base)
+        if not gram.any():
+            return wide.total
+        found = spectra.find_all_left(
+            gram, lambda: map(wide.total, wide.columns()), tolerance=parameters.rank_tolerance
+        )
+        level = found.power(-1.0).mul_(found.values.mean())
+        return lambda columns: level @ wide.total(columns)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)

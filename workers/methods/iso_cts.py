@@ -5,6 +5,9 @@ Departs from source: no more directions are taken than there are; directions tha
     embeddings and heads are left out by name (docs/methods/iso_cts.md).
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -13,9 +16,9 @@ from torch import Tensor
 
 from app.domain.parameters import MatrixParameters, RankTolerance
 from workers.contract import MergeContext, Tick, merge_method
-from workers.numerics import matrices, spectra
-from workers.numerics.matrices import TaskMatrices
-from workers.numerics.spectra import Singular
+from workers.numerics import covers, matrices, spectra
+from workers.numerics.covers import Part
+from workers.numerics.matrices import Delta, TaskMatrices
 
 
 class IsoCtsParameters(MatrixParameters):
@@ -50,28 +53,88 @@ def merge(base: Tensor, finetuned: Tensor, parameters: IsoCtsParameters, context
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return _merge_matrices(tasks, parameters, context.tick)
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
+        find = _find_along if tasks.is_tall else _find_beside
+        return _merge_matrices(tasks.wide(), find, parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def _merge_matrices(tasks: TaskMatrices, parameters: IsoCtsParameters, tick: Tick) -> Tensor:
-    n_common, n_specific = count_directions(min(tasks.shape), tasks.n_models, parameters.common_fraction)
-    total = tasks.total()
-    parts: list[Singular] = []
-    common = total[:, :0]
-    if n_common:
-        parts.append(_keep(spectra.decompose(total, n_common), parameters.rank_tolerance))
-        common = parts[0].left
-    for index, model in enumerate(tasks.active if n_specific else ()):
-        tick((index + 1) / (len(tasks.active) + 3))
-        task = tasks.task(model)
-        norm = torch.linalg.vector_norm(task)
-        beside = task.sub_(common @ (common.mT @ task))
-        found = spectra.decompose(beside, n_specific)
-        parts.append(_keep(found, parameters.rank_tolerance, largest=norm))
-    return _level(parts) if any(len(part.values) for part in parts) else total
+@dataclass(frozen=True)
+class _Common:
+    """The left singular vectors of the sum of all task matrices."""
+
+    squares: Tensor  # [k] their singular values, squared
+    vectors: Tensor  # [rows, k] the first, largest first
+    others: Tensor  # [rows, rows - k] a basis of what is orthogonal to them
+
+
+def _merge_matrices(tasks: TaskMatrices, find: "FindPart", parameters: IsoCtsParameters, tick: Tick) -> Delta:
+    n_common, n_specific = count_directions(tasks.shape[0], tasks.n_models, parameters.common_fraction)
+    tolerance = max(parameters.rank_tolerance, spectra.NULL)
+    common = _find_common(spectra.gram_of(map(tasks.total, tasks.columns()), tasks.base), n_common, tolerance)
+
+    def find_parts() -> Iterator[Part]:
+        yield Part(tasks.total, common.vectors)
+        for index, model in enumerate(tasks.active if n_specific else ()):
+            tick((index + 1) / (len(tasks.active) + 3))
+            runs = partial(map, partial(tasks.task, model), tuple(tasks.columns()))
+            noise = tolerance**2 * sum(float(run.square().sum()) for run in runs())
+            yield find(tasks, model, common, n_specific, noise)
+
+    cover = covers.stack(find_parts(), tasks.shape[0], tasks)
+    if not len(cover.values):
+        return tasks.total
+    core = cover.left.power(-1.0) @ cover.right.power(-1.0)
+    return cover.expand(core.mul_(cover.values.mean()))
+
+
+FindPart = Callable[[TaskMatrices, int, _Common, int, float], Part]
+
+
+def _find_common(gram: Tensor, n_common: int, tolerance: float) -> _Common:
+    values, vectors = torch.linalg.eigh(gram)
+    n_kept = min(n_common, int((values > tolerance**2 * values[-1]).sum()))
+    n_others = len(values) - n_kept
+    return _Common(values[n_others:].flip(0), vectors[:, n_others:].flip(1), vectors[:, :n_others])
+
+
+def _find_beside(tasks: TaskMatrices, model: int, common: _Common, rank: int, noise: float) -> Part:
+    """Return the first directions of (I − U Uᵀ) τ, with U the common vectors: of coordinates in the others."""
+    task, others = partial(tasks.task, model), common.others
+    gram = spectra.gram_of((others.mT @ task(columns) for columns in tasks.columns()), others.mT)
+    return Part(task, others @ _first(gram, rank, noise))
+
+
+def _find_along(tasks: TaskMatrices, model: int, common: _Common, rank: int, noise: float) -> Part:
+    """Return the first directions of τ (I − V Vᵀ): the same where matrices were turned, V being on their other side.
+
+    With S = U Σ Vᵀ the sum, τ V Vᵀ is τ Sᵀ U Σ⁻² Uᵀ S.
+    """
+    task = partial(tasks.task, model)
+    along = torch.zeros_like(common.vectors @ common.vectors.mT)
+    for columns in tasks.columns():
+        along.addmm_(task(columns), tasks.total(columns).mT)
+    along = along @ (common.vectors / common.squares) @ common.vectors.mT
+
+    gram = spectra.gram_of(
+        (task(columns).addmm_(along, tasks.total(columns), alpha=-1.0) for columns in tasks.columns()), tasks.base
+    )
+    left = _first(gram, rank, noise)
+    thin = left.mT @ along  # what is orthogonal to the directions need not be taken out
+
+    def subtract(columns: slice) -> Tensor:
+        return task(columns).addmm_(left, thin @ tasks.total(columns), alpha=-1.0)
+
+    return Part(subtract, left)
+
+
+def _first(gram: Tensor, rank: int, noise: float) -> Tensor:
+    """Return the first left singular vectors, [rows, ≤ rank], largest first, of squared values above the noise."""
+    values, vectors = torch.linalg.eigh(gram)
+    n_kept = min(rank, int((values > noise).sum()))
+    first: Tensor = vectors[:, len(values) - n_kept :].flip(1)
+    return first
 
 
 def count_directions(smaller_side: int, n_models: int, common_fraction: float) -> tuple[int, int]:
@@ -82,21 +145,3 @@ def count_directions(smaller_side: int, n_models: int, common_fraction: float) -
     n_common = int(common_fraction * smaller_side + 1e-9)
     n_specific = min(round((smaller_side - n_common) / n_models), smaller_side // n_models)
     return smaller_side - n_specific * n_models, n_specific
-
-
-def _keep(found: Singular, tolerance: float, largest: Tensor | None = None) -> Singular:
-    """Drop the directions that are noise beside the largest value."""
-    if not len(found.values):
-        return found
-    kept = found.values > tolerance * (found.values[0] if largest is None else largest)
-    return Singular(found.left[:, kept], found.values[kept], found.right[kept])
-
-
-def _level(parts: list[Singular]) -> Tensor:
-    """Return σ̄ U⊥ V⊥ᵀ of the stacked directions."""
-    left = torch.cat([part.left for part in parts], dim=1)
-    right = torch.cat([part.right for part in parts])
-    mean = torch.cat([part.values for part in parts]).mean()
-    left_root = spectra.inverse_root(spectra.gram_of([left.mT], left.mT), lambda: left.mT)
-    right_root = spectra.inverse_root(spectra.gram_of([right], right), lambda: right)
-    return (left @ (left_root @ right_root).mul_(mean)) @ right

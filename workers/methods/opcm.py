@@ -5,8 +5,9 @@ Departs from source: what is a linear layer is decided by shape and name; direct
     protect nothing (docs/methods/opcm.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import fsum, prod, sqrt
 from typing import Annotated
 
@@ -15,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import MatrixParameters, VectorReduce
-from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, ignore_tick, merge_method
+from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest, Tick, ignore_tick, merge_method
 from workers.numerics import matrices, spectra
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics.matrices import Delta, TaskMatrices
 
 SCALE = "scale"
 
@@ -51,30 +52,30 @@ class MeanNormScale:
 
     def collect(self, source: PieceSource) -> float:
         """Return the factor; 0 where nothing is left of the task vectors."""
-        merged: list[float] = []
-        models: list[list[float]] = [[] for _ in range(source.n_models)]
-        for tasks, is_matrix in self._read(source):
-            for model in tasks.active:
-                models[model].append(_square(tasks.task(model)))
-            if is_matrix and tasks.active:
-                merged.append(_square(accumulate(tasks, self.parameters.protected_fraction)))
-            else:
-                share = {"mean": 1.0 / tasks.n_models, "sum": 1.0, "base": 0.0}[self.parameters.vector_reduce]
-                merged.append(_square(tasks.total().mul_(share)))
-        norms = [sqrt(fsum(squares)) for squares in models]
-        return fsum(norms) / len(norms) / norm if (norm := sqrt(fsum(merged))) else 0.0
+        sizes = {name: prod(shape) for name, shape, _ in source.tensors}
+        chosen = {name for name, shape, _ in source.tensors if matrices.is_matrix(name, shape, self.parameters)}
+        weights = tuple(source.weights)
+        squares = [[0.0] * (1 + len(weights))]
+        squares += source.map(lambda piece: self._measure(piece, weights, chosen), chosen, granularity="matrix")
+        for name, size in sizes.items():
+            for run in matrices.runs(0 if name in chosen else size, 1):  # of one length, whatever the engine's pieces
+                piece = source.read(name, run.start, run.stop - run.start)
+                squares.append(self._measure(piece, weights, chosen))
+        norm, *norms = (sqrt(fsum(parts)) for parts in zip(*squares, strict=True))
+        return fsum(norms) / len(norms) / norm if norm else 0.0
 
-    def _read(self, source: PieceSource) -> Iterator[tuple[TaskMatrices, bool]]:
-        """Yield matrices whole, all else in runs of one length: sums do not depend on the engine's pieces."""
-        for name, shape, _ in source.tensors:
-            n_elements, is_matrix = prod(shape), matrices.is_matrix(name, shape, self.parameters)
-            rows = shape[0] if is_matrix else 1
-            step = max(1, n_elements) if is_matrix else matrices.RUN_ELEMENTS
-            for offset in range(0, n_elements, step):
-                piece = source.read(name, offset, min(step, n_elements - offset))
-                finetuned = piece.finetuned.view(source.n_models, rows, -1)
-                base = torch.zeros_like(finetuned[0]) if piece.base is None else piece.base.view(rows, -1)
-                yield TaskMatrices(base, finetuned, tuple(source.weights)), is_matrix
+    def _measure(self, piece: Piece, weights: tuple[float, ...], chosen: Container[str]) -> list[float]:
+        """Return the squared norm of what is merged of a piece, and of each model's task vector."""
+        is_matrix = piece.tensor in chosen
+        finetuned = piece.finetuned.view(len(weights), piece.shape[0] if is_matrix else 1, -1)
+        base = torch.zeros_like(finetuned[0]) if piece.base is None else piece.base.view(finetuned.shape[1:])
+        tasks = TaskMatrices(base, finetuned, weights).wide()
+        if is_matrix and tasks.active:
+            merged = _square(accumulate(tasks, self.parameters.protected_fraction), tasks)
+        else:
+            share = {"mean": 1.0 / tasks.n_models, "sum": 1.0, "base": 0.0}[self.parameters.vector_reduce]
+            merged = share**2 * _square(tasks.total, tasks)
+        return [merged, *(_square(partial(tasks.task, model), tasks) for model in range(tasks.n_models))]
 
 
 def collect(parameters: OpcmParameters) -> Sequence[StatisticRequest]:
@@ -106,38 +107,50 @@ def merge(base: Tensor, finetuned: Tensor, parameters: OpcmParameters, context: 
     scale: float = context.statistics[SCALE]
     scaled = parameters.model_copy(update={"scaling_coefficient": parameters.scaling_coefficient * scale})
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        return accumulate(tasks, parameters.protected_fraction, context.tick)
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
+        return accumulate(tasks.wide(), parameters.protected_fraction, context.tick)
 
     return matrices.merge(base, finetuned, scaled, context, merge_matrices)
 
 
-def accumulate(tasks: TaskMatrices, protected_fraction: float, tick: Tick = ignore_tick) -> Tensor:
-    """Return the first task matrix plus the cleaned others, in their order; at least one must not be zero."""
-    first, *others = tasks.active
-    merged = tasks.task(first)
-    for n_added, model in enumerate(others, start=1):
-        merged = merged.add_(clean(tasks.task(model), merged, protected_fraction))
-        tick(n_added / len(others))
-    return merged
+def accumulate(tasks: TaskMatrices, protected_fraction: float, tick: Tick = ignore_tick) -> Delta:
+    """Return the first task matrix plus the cleaned others, in their order; at least one must not be zero.
 
-
-def clean(task: Tensor, merged: Tensor, protected_fraction: float) -> Tensor:
-    """Return a task matrix without its share in the singular pairs of the merge, and in the block of the leading ones.
-
-    task, merged: [rows, columns] float64.
+    tasks: not tall. Between two models the merge is kept in float32, as a stored one would be.
     """
-    if not merged.any():
-        return task
-    found = spectra.decompose_exactly(merged)
-    n_kept = int((found.values > spectra.NULL * found.values[0]).sum())
-    left, values, right = found.left[:, :n_kept], found.values[:n_kept], found.right[:n_kept]
+    merged = torch.zeros_like(tasks.base)
+    for n_added, model in enumerate(tasks.active):
+        factor = find_factor(tasks, model, merged, protected_fraction) if n_added else None
+        for columns in tasks.columns():
+            before = merged[:, columns].double()
+            added = tasks.task(model, columns).add_(before)
+            merged[:, columns] = added if factor is None else added.addmm_(factor, before, alpha=-1.0)
+        tick((n_added + 1) / len(tasks.active))
+    return lambda columns: merged[:, columns].double()
+
+
+def find_factor(tasks: TaskMatrices, model: int, merged: Tensor, protected_fraction: float) -> Tensor:
+    """Return F, so that τ − F M has no share in the singular pairs of the merge, and none in the block of the leading.
+
+    tasks: not tall; merged: M, [rows, columns]; F: [rows, rows] float64. With M = U Σ Vᵀ and the part R of Uᵀ τ V that
+    is taken out, F = U R Σ⁻¹ Uᵀ.
+    """
+
+    def runs() -> Iterator[Tensor]:
+        return (merged[:, columns].double() for columns in tasks.columns())
+
+    found = spectra.find_all_left(spectra.gram_of(runs(), merged), runs)
+    order = found.values.argsort(descending=True)
+    left, values = found.vectors[:, order], found.values[order]
+    cross = torch.zeros(len(merged), len(merged), dtype=torch.float64, device=merged.device)  # τ Mᵀ
+    for columns in tasks.columns():
+        cross.addmm_(tasks.task(model, columns), merged[:, columns].double().mT)
+    inside = left.mT @ cross @ (left / values)  # Uᵀ τ V, [kept, kept]
     n_leading = int((values.cumsum(0) <= protected_fraction * values.sum()).sum())
-    inside = left.mT @ task @ right.mT  # [kept, kept]
     removed = torch.diag(inside.diagonal())
     removed[:n_leading, :n_leading] = inside[:n_leading, :n_leading]
-    return task - left @ removed @ right
+    return left @ removed.div_(values) @ left.mT
 
 
-def _square(tensor: Tensor) -> float:
-    return float(tensor.square().sum())
+def _square(matrix: Delta, tasks: TaskMatrices) -> float:
+    return fsum(float(matrix(columns).square_().sum()) for columns in tasks.columns())

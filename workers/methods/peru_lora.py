@@ -8,13 +8,14 @@ Departs from source: dense models are taken, too, and adapters as the update the
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters, Rank, TaskArithmeticCoefficient
 from workers.contract import MergeContext, merge_method
-from workers.numerics import low_rank, precision, residuals, task_vectors
+from workers.numerics import low_rank, matrices, precision, residuals, task_vectors
 from workers.patches import Patch
 
 
@@ -66,8 +67,15 @@ def patch(
     task_addition=TaskAddition(fixed={"mode": "per_adapter"}),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: PeruLoraParameters, context: MergeContext) -> Tensor:
-    """Return θ₀, or θ₀ + λ Σ wᵢ τᵢ in mode "residual". base: [*shape]; finetuned: [n, *shape]; result: [*shape]."""
+    """Return θ₀ itself, or θ₀ + λ Σ wᵢ τᵢ in mode "residual".
+
+    base: [*shape]; finetuned: [n, *shape]; result: [*shape].
+    """
     if parameters.mode == "per_adapter":
-        return base.clone()
-    total = precision.weighted_sum(task_vectors.subtract(finetuned, base), context.weights)
-    return task_vectors.add(base, total, scaling_coefficient=parameters.scaling_coefficient)
+        return base
+    merged = torch.empty_like(base)
+    flat, flat_base, flat_merged = finetuned.reshape(len(finetuned), -1), base.reshape(-1), merged.view(-1)
+    for run in matrices.runs(base.numel(), 1):
+        total = precision.weighted_sum(task_vectors.subtract(flat[:, run], flat_base[run]), context.weights)
+        flat_merged[run] = task_vectors.add(flat_base[run], total, scaling_coefficient=parameters.scaling_coefficient)
+    return merged

@@ -10,7 +10,7 @@ from torch import Tensor
 from app.domain.parameters import MatrixParameters, RankFraction
 from workers.contract import MergeContext, merge_method
 from workers.numerics import covers, matrices
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics.matrices import Delta, TaskMatrices
 
 
 class TsvMParameters(MatrixParameters):
@@ -38,8 +38,9 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TsvMParameters, context: 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        cover = covers.cover(tasks, matrices.count_directions(tasks, parameters.rank_fraction), context.tick)
-        return cover.expand(cover.left_root * cover.values @ cover.right_root)
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
+        rank = matrices.count_directions(tasks, parameters.rank_fraction)
+        cover = covers.cover(tasks.wide(), rank, context.tick)
+        return cover.expand(cover.left.power(-1.0) * cover.values @ cover.right.power(-1.0))
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)

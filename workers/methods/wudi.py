@@ -6,6 +6,8 @@ Departs from source: the tasks are folded into two constant matrices, so that a 
     (docs/methods/wudi.md).
 """
 
+from functools import partial
+from math import sqrt
 from typing import Annotated, Literal
 
 import torch
@@ -14,11 +16,11 @@ from torch import Tensor
 
 from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
 from workers.contract import MergeContext, Tick, merge_method
-from workers.numerics import matrices, optimize
-from workers.numerics.matrices import TaskMatrices
+from workers.numerics import matrices, optimize, spectra
+from workers.numerics.matrices import Delta, TaskMatrices
 
 NULL = 1e-6  # eigenvalues of the folded inputs up to this fraction of the largest count as zero
-FLAT = 1e-12  # a gradient up to this fraction of its own terms is rounding, which Adam would follow like any other
+FLAT = 1e-13  # a slope up to this fraction of the task vectors is rounding, which Adam would follow like any other
 
 
 class WudiParameters(MatrixParameters):
@@ -52,64 +54,100 @@ def merge(base: Tensor, finetuned: Tensor, parameters: WudiParameters, context: 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
     """
 
-    def merge_matrices(tasks: TaskMatrices) -> Tensor:
-        inputs, wanted = fold(tasks)
+    def merge_matrices(tasks: TaskMatrices) -> Delta:
         if parameters.solver == "closed_form":
-            return _solve(tasks.total(), inputs, wanted)
-        return _walk(tasks.total(), inputs, wanted, parameters, context.tick)
+            return matrices.cut(_solve(tasks))
+        return _walk(tasks, parameters, context.tick)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
 
 
-def fold(tasks: TaskMatrices) -> tuple[Tensor, Tensor]:
-    """Return C = Σ τᵢᵀτᵢ / ‖τᵢ‖², [columns, columns], and D = Σ τᵢτᵢᵀτᵢ / ‖τᵢ‖², [rows, columns], float64.
+def fold(tasks: TaskMatrices, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return C = Σ τᵢᵀτᵢ / ‖τᵢ‖² and G = Σ (S − τᵢ) τᵢᵀτᵢ / ‖τᵢ‖², with S the sum of the task matrices.
 
-    The gradient at τ is 2 (τ C − D).
+    C: [columns, columns] in the dtype; G: [rows, columns] float64. The gradient at S + δ is 2 (G + δ C).
     """
     rows, columns = tasks.shape
-    inputs = tasks.base.new_zeros(columns, columns, dtype=torch.float64)
-    wanted = tasks.base.new_zeros(rows, columns, dtype=torch.float64)
+    inputs = tasks.base.new_zeros(columns, columns, dtype=dtype)
+    slope = tasks.base.new_zeros(rows, columns, dtype=torch.float64)
     for model in tasks.active:
-        task = tasks.task(model)
-        unit = task / torch.linalg.vector_norm(task)
-        inputs.addmm_(unit.mT, unit)
-        if rows <= columns:
-            wanted.addmm_(task @ unit.mT, unit)
-        else:
-            wanted.addmm_(task, unit.mT @ unit)
-    return inputs, wanted
+        fold_task = _fold_wide if rows < columns else _fold_tall
+        fold_task(tasks, model, inputs, slope)
+    return inputs, slope
 
 
-def _walk(start: Tensor, inputs: Tensor, wanted: Tensor, parameters: WudiParameters, tick: Tick) -> Tensor:
-    """Take Adam's steps; rows do not know of each other, so a few of them go all the way together.
+def _fold_tall(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -> None:
+    """Add a task's part to C and G, by way of its [columns, columns]."""
+    turned = tasks.transposed()
+    gram = spectra.gram_of(map(partial(turned.task, model), turned.columns()), turned.base)
+    gram /= gram.trace()
+    inputs += gram
+    for rows in matrices.runs(*tasks.shape):
+        some = tasks.some_rows(rows)
+        slope[rows].addmm_(some.total().sub_(some.task(model)), gram)
 
-    A sum that is a minimum already (one task, or tasks that do not meet) stays as it is.
+
+def _fold_wide(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -> None:
+    """Add a task's part to C and G, by way of a [rows, rows]."""
+    others = slope.new_zeros(len(slope), len(slope))  # (S − τᵢ) τᵢᵀ
+    square = 0.0
+    for columns in tasks.columns():
+        task = tasks.task(model, columns)
+        others.addmm_(tasks.total(columns).sub_(task), task.mT)
+        square += float(task.square().sum())
+    others /= square
+    for columns in tasks.columns():
+        slope[:, columns].addmm_(others, tasks.task(model, columns))
+    unit = torch.cat(
+        [tasks.task(model, columns).div_(sqrt(square)).to(inputs.dtype) for columns in tasks.columns()], dim=1
+    )
+    inputs.addmm_(unit.mT, unit)
+
+
+def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
+    """Take Adam's steps from the sum; rows do not know of each other, so a few of them go all the way together.
+
+    A sum that is a minimum already (one task, or tasks that do not meet) stays as it is. The slope at the sum is in
+    float64; what the steps change of it is small, and computed in float32.
     """
-    if is_minimum(start, inputs, wanted):
-        return start
-    for rows in matrices.runs(*start.shape):
+    wide = tasks.wide()
+    inputs, slope = fold(tasks, torch.float32)
+    if _is_rounding(tasks, slope):
+        return wide.total
+    for rows in matrices.runs(*tasks.shape):
+        begins = slope[rows].float()
 
-        def gradient(block: Tensor, goal: Tensor = wanted[rows]) -> Tensor:
-            return torch.addmm(goal, block, inputs, beta=-2.0, alpha=2.0)
+        def gradient(change: Tensor, begins: Tensor = begins) -> Tensor:
+            return torch.addmm(begins, change, inputs, beta=2.0, alpha=2.0)
 
         def tick_rows(fraction: float, begin: int = rows.start, n_rows: int = rows.stop - rows.start) -> None:
-            tick((begin + fraction * n_rows) / len(start))
+            tick((begin + fraction * n_rows) / len(slope))
 
-        start[rows] = optimize.descend(
-            start[rows], gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick_rows
+        slope[rows] = optimize.descend(  # of these rows nobody needs the slope any more
+            torch.zeros_like(begins),
+            gradient,
+            learning_rate=parameters.learning_rate,
+            steps=parameters.steps,
+            tick=tick_rows,
         )
-    return start
+    change = matrices.cut(slope)
+    return lambda columns: wide.total(columns).add_(change(columns))
 
 
-def is_minimum(start: Tensor, inputs: Tensor, wanted: Tensor) -> bool:
-    """Whether the gradient at the start is nothing but rounding."""
-    slope = torch.addmm(wanted, start, inputs, beta=-1.0)
-    return bool(torch.linalg.vector_norm(slope) <= FLAT * torch.linalg.vector_norm(wanted))
+def _is_rounding(tasks: TaskMatrices, slope: Tensor) -> bool:
+    """Whether the slope at the sum of the task matrices is nothing but rounding."""
+    wide = tasks.wide()
+    squares = [sum(float(wide.task(model, run).square().sum()) for run in wide.columns()) for model in tasks.active]
+    return float(torch.linalg.vector_norm(slope)) <= FLAT * sum(map(sqrt, squares))
 
 
-def _solve(start: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
-    """Return the minimum nearest to the start: what no task responds to stays as it is."""
+def _solve(tasks: TaskMatrices) -> Tensor:
+    """Return the minimum nearest to the sum, S − G C⁺: what no task responds to stays as it is there."""
+    inputs, merged = fold(tasks, torch.float64)
     values, vectors = torch.linalg.eigh(inputs)
-    kept = values > NULL * values[-1]
-    vectors = vectors[:, kept]
-    return start.addmm_((wanted - start @ inputs) @ (vectors / values[kept]), vectors.mT)
+    n_null = int((values <= NULL * values[-1]).sum())
+    values, vectors = values[n_null:], vectors[:, n_null:]
+    for rows in matrices.runs(*tasks.shape):
+        move = (merged[rows] @ vectors).div_(values)
+        merged[rows] = tasks.some_rows(rows).total().addmm_(move, vectors.mT, alpha=-1.0)
+    return merged

@@ -3,10 +3,14 @@
 Source: Eckart, Young 1936, "The approximation of one matrix by another of lower rank".
 """
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from workers.contract import Tick
 from workers.numerics import spectra, thin_products
+from workers.numerics.matrices import TaskMatrices
 from workers.numerics.spectra import Singular
 from workers.patches import LowRank
 
@@ -18,11 +22,7 @@ def truncate(matrix: Tensor, *, rank: int, energy: float = 1.0) -> LowRank:
     0.
     """
     found = spectra.decompose(matrix, rank, null=0.0)
-    kept = len(found.values)
-    if energy < 1.0:
-        wanted = energy * matrix.square().sum()
-        kept = min(kept, int((found.values.square().cumsum(0) < wanted).sum()) + 1)
-    return first(found, kept)
+    return first(found, _count(found, energy, matrix.square().sum()))
 
 
 def first(found: Singular, n: int) -> LowRank:
@@ -31,15 +31,35 @@ def first(found: Singular, n: int) -> LowRank:
 
 
 def truncate_changes(finetuned: Tensor, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick) -> list[LowRank]:
-    """Return what each model has beyond the origin, truncated; it ticks after each.
+    """Return what each model has beyond the origin, truncated, in float32; it ticks after each.
 
     finetuned: [n, rows, columns]; origin: [rows, columns], float32 both.
     """
+    changes = TaskMatrices(origin, finetuned, (1.0,) * len(finetuned))
     made: list[LowRank] = []
-    for model in finetuned:
-        made.append(truncate(model.double().sub_(origin), rank=rank, energy=energy))
+    for model in range(len(finetuned)):
+        made.append(_truncate_change(changes, model, rank, energy))
         tick(len(made) / len(finetuned))
     return made
+
+
+def _truncate_change(changes: TaskMatrices, model: int, rank: int, energy: float) -> LowRank:
+    """Do what `truncate` does, without ever holding the difference as a whole."""
+    wide = changes.wide()
+    runs = partial(map, partial(wide.task, model), tuple(wide.columns()))
+    found = spectra.decompose_runs(runs, wide.base, rank, null=0.0)
+    square = torch.stack([run.square_().sum() for run in runs()]).sum() if energy < 1.0 else found.values.sum()
+    if changes.is_tall:
+        found = Singular(found.right.mT, found.values, found.left.mT)
+    factors = first(found, _count(found, energy, square))
+    return LowRank(factors.a.float(), factors.b.float())
+
+
+def _count(found: Singular, energy: float, square: Tensor) -> int:
+    """Return how many singular values hold a share of the sum of the squares of all."""
+    if energy >= 1.0:
+        return len(found.values)
+    return min(len(found.values), int((found.values.square().cumsum(0) < energy * square).sum()) + 1)
 
 
 def pays(rank: int, rows: int, columns: int) -> bool:

@@ -1,7 +1,7 @@
 """Merging tensors as matrices: which tensors are matrices, the task matrices of one, and what becomes of the others.
 
-A task matrix is a model's task vector of one tensor, times the model's weight, in float64. It is made when it is asked
-for: a method holds as few of them at a time as its formula needs.
+A task matrix is a model's task vector of one tensor, times the model's weight, in float64, twice as large as the tensor
+itself: it is made when it is asked for, a run of columns at a time where the formula allows, and so is what is merged.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,9 @@ from workers.contract import MergeContext
 from workers.numerics import task_vectors
 
 RUN_ELEMENTS = 1 << 18  # what is made in float64 at a time where a whole tensor is not needed
+MIN_COLUMNS = 64
+ALL = slice(None)
+Delta = Callable[[slice], Tensor]  # some columns of what is merged, as if no matrix were tall: [rows, columns] float64
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,40 @@ class TaskMatrices:
             if weight != 0.0 and not torch.equal(tensor, self.base)
         )
 
-    def task(self, model: int, columns: slice = slice(None)) -> Tensor:
+    @property
+    def is_tall(self) -> bool:
+        """Whether there are more rows than columns."""
+        return self.shape[0] > self.shape[1]
+
+    def task(self, model: int, columns: slice = ALL) -> Tensor:
         """Return a model's task matrix, or some columns of it: [rows, columns] float64."""
         difference = self.finetuned[model, :, columns].double().sub_(self.base[:, columns])
         return difference.mul_(self.weights[model])
 
-    def total(self) -> Tensor:
-        """Return the sum of the task matrices, [rows, columns] float64."""
-        total = self.base.new_zeros(self.shape, dtype=torch.float64)
+    def total(self, columns: slice = ALL) -> Tensor:
+        """Return the sum of the task matrices, or some columns of it: [rows, columns] float64."""
+        total = torch.zeros_like(self.base[:, columns], dtype=torch.float64)
         for model in self.active:
-            for rows in runs(*self.shape):
-                total[rows] += replace(self, base=self.base[rows], finetuned=self.finetuned[:, rows]).task(model)
+            total += self.task(model, columns)
         return total
+
+    def columns(self) -> Iterator[slice]:
+        """Yield runs of columns that hold about RUN_ELEMENTS elements, but not too few columns for products."""
+        step = max(MIN_COLUMNS, RUN_ELEMENTS // max(1, self.shape[0]))
+        for begin in range(0, self.shape[1], step):
+            yield slice(begin, min(self.shape[1], begin + step))
+
+    def some_rows(self, rows: slice) -> "TaskMatrices":
+        """Return the same matrices, some of their rows."""
+        return replace(self, base=self.base[rows], finetuned=self.finetuned[:, rows])
 
     def transposed(self) -> "TaskMatrices":
         """Return the same matrices with rows and columns exchanged."""
         return replace(self, base=self.base.mT, finetuned=self.finetuned.mT)
+
+    def wide(self) -> "TaskMatrices":
+        """Return the same matrices, transposed if they are tall: no more rows than columns."""
+        return self.transposed() if self.is_tall else self
 
 
 def merge(
@@ -70,13 +91,13 @@ def merge(
     finetuned: Tensor,
     parameters: MatrixParameters,
     context: MergeContext,
-    merge_matrices: Callable[[TaskMatrices], Tensor],
+    merge_matrices: Callable[[TaskMatrices], Delta],
 ) -> Tensor:
     """Return base + λ · merge_matrices(task matrices) for a matrix, base + λ · mean or sum of task vectors otherwise.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape] float32. `merge_matrices` is only asked where at least one
-    task matrix is not zero, and returns [rows, columns] float64. Matrices are tensors of two dimensions, and with
-    `conv_as_matrix` of more, none of them empty, whose names fit no dense pattern.
+    task matrix is not zero, and returns what gives columns of the merge of `tasks.wide()`. Matrices are tensors of two
+    dimensions, and with `conv_as_matrix` of more, none of them empty, whose names fit no dense pattern.
     """
     if parameters.scaling_coefficient == 0.0:
         return base.clone()
@@ -87,10 +108,18 @@ def merge(
     if not tasks.active:
         return base.clone()
     delta = merge_matrices(tasks)
-    merged = torch.empty_like(tasks.base)
-    for run in runs(*tasks.shape):
-        merged[run] = task_vectors.add(tasks.base[run], delta[run], scaling_coefficient=parameters.scaling_coefficient)
+    wide, merged = tasks.wide(), torch.empty_like(tasks.base)
+    turned = merged.mT if tasks.is_tall else merged
+    for run in wide.columns():
+        added = task_vectors.add(wide.base[:, run], delta(run), scaling_coefficient=parameters.scaling_coefficient)
+        turned[:, run] = added
     return merged.view(base.shape)
+
+
+def cut(whole: Tensor) -> Delta:
+    """Return the columns of a merge that is held whole. whole: [rows, columns] float64, in the models' own shape."""
+    wide = whole.mT if whole.shape[0] > whole.shape[1] else whole
+    return lambda columns: wide[:, columns]
 
 
 def is_matrix(tensor: str, shape: tuple[int, ...], parameters: MatrixChoice) -> bool:

@@ -25,8 +25,9 @@ def descend(  # noqa: PLR0913 what is descended, and how far
 ) -> Tensor:
     """Return where Adam is after some steps; each moves an entry by about the learning rate at most, and ticks.
 
-    start: any shape, float64, not changed; gradient: of the point it is given; bounds: after each step the point is
-    projected into them, entry by entry, so that none is stuck at a bound with a gradient of zero.
+    start: any shape and floating dtype, not changed; gradient: of the point it is given, a tensor of its own, which is
+    then used up; bounds: after each step the point is projected into them, entry by entry, so that none is stuck at a
+    bound with a gradient of zero.
     """
     point = start.clone()
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
@@ -34,7 +35,7 @@ def descend(  # noqa: PLR0913 what is descended, and how far
         slope = gradient(point)
         mean.lerp_(slope, 1.0 - DECAY)
         square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
-        root = square.div(1.0 - SQUARE_DECAY**step).sqrt_().add_(EPSILON)
+        root = torch.div(square, 1.0 - SQUARE_DECAY**step, out=slope).sqrt_().add_(EPSILON)
         point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
         if bounds is not None:
             point.clamp_(*bounds)

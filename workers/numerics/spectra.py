@@ -1,8 +1,11 @@
-"""Singular vectors and polar factors in float64: from the smaller Gram matrix where that is as good, by SVD elsewhere.
+"""Singular vectors in float64, from the Gram matrix of the smaller side: a fraction of the time and memory of an SVD.
 
-The eigenvectors of X Xᵀ are the left singular vectors of X, found several times faster than by an SVD. The price: a
-Gram matrix squares the condition number. Leading directions do not suffer from it; a polar factor does, because it
-gives every direction the same weight, and is taken from an SVD where the condition exceeds 10⁴ (error 10⁻¹⁶ · 10⁸).
+The eigenvectors of X Xᵀ are the left singular vectors of X. The price: a Gram matrix squares the condition number, so
+that rounding hides directions of less than 10⁻⁸ of the largest value. Leading directions do not suffer from it; where
+all are asked for, those below 10⁻⁴ of the largest value are looked for again, in the Gram matrix of what the others
+leave of X (error 10⁻¹⁶ · 10⁸, at every level).
+
+X is only ever read in runs of columns: what a run is computed from takes no memory beside it.
 
 A few leading directions of a large matrix are looked for in float32, in half the time, and corrected in float64.
 
@@ -17,8 +20,11 @@ from torch import Tensor
 
 from workers.numerics import thin_products
 
-GRAM_CONDITION = 1e4  # up to here a polar factor is taken from the Gram matrix
+Runs = Callable[[], Iterable[Tensor]]  # runs of columns of X, each [m, any] float64, made anew each time
+
+GRAM_CONDITION = 1e4  # of the values that are found at once
 NULL = 1e-7  # a singular value up to this fraction of the largest is noise of float32 inputs
+SMALLEST = 1e-10  # a singular value up to this fraction of the largest is noise of float64
 GRAM_ROWS = 96  # of a Gram matrix that are computed at a time, up to the diagonal
 REFINED_SIDE = 256  # from here on leading directions are first looked for in float32,
 REFINED_SHARE = 4  # if they are at most a quarter of all,
@@ -33,6 +39,22 @@ class Singular:
     left: Tensor  # [m, k]
     values: Tensor  # [k]
     right: Tensor  # [k, n]
+
+
+@dataclass(frozen=True)
+class Left:
+    """All left singular vectors of a matrix X but those of values that count as zero, in no order."""
+
+    vectors: Tensor  # [m, k]
+    values: Tensor  # [k]
+
+    def power(self, exponent: float) -> Tensor:
+        """Return (X Xᵀ)^(exponent / 2), [m, m].
+
+        With −1, its product with X is the polar factor: the nearest rows that are orthonormal. Where rows depend on
+        each other, those span what X spans, and no arbitrary direction.
+        """
+        return (self.vectors * self.values**exponent) @ self.vectors.mT
 
 
 def gram_of(runs: Iterable[Tensor], like: Tensor) -> Tensor:
@@ -57,6 +79,32 @@ def find_left(gram: Tensor, rank: int) -> Tensor:
     return vectors[:, values > NULL**2 * values[:1]]
 
 
+def find_all_left(gram: Tensor, runs: Runs, *, tolerance: float = NULL) -> Left:
+    """Return the left singular vectors of values above tolerance · the largest one.
+
+    gram: X Xᵀ, [m, m] float64; runs: X, only asked for where the Gram matrix is not enough.
+    """
+    if not len(gram):
+        return Left(gram, gram.diagonal())
+    values, vectors = torch.linalg.eigh(gram)
+    least = max(tolerance, SMALLEST) ** 2 * values[-1]
+    found: list[tuple[Tensor, Tensor]] = []
+    while True:
+        border = torch.maximum(values[-1] / GRAM_CONDITION**2, least)
+        n_small = int((values <= border).sum())
+        found.append((values[n_small:].sqrt(), vectors[:, n_small:]))
+        if n_small == 0 or border <= least:
+            break
+        rest = vectors[:, :n_small]
+        values, turned = torch.linalg.eigh(gram_of((rest.mT @ run for run in runs()), rest.mT))
+        vectors = rest @ turned
+    if len(found) > 1:
+        values, vectors = torch.cat([part for part, _ in found]), torch.cat([part for _, part in found], dim=1)
+    else:
+        values, vectors = found[0]
+    return Left(vectors, values)
+
+
 def decompose(matrix: Tensor, rank: int, *, null: float = NULL) -> Singular:
     """Return the first `rank` singular triples, without those of at most `null` · the largest value.
 
@@ -66,12 +114,22 @@ def decompose(matrix: Tensor, rank: int, *, null: float = NULL) -> Singular:
     if matrix.shape[0] > matrix.shape[1]:
         turned = decompose(matrix.mT, rank, null=null)
         return Singular(turned.right.mT, turned.values, turned.left.mT)
-    left = _find_leading(gram_of([matrix], matrix), rank)[1]
-    right = left.mT @ matrix
+    return decompose_runs(lambda: [matrix], matrix, rank, null=null)
+
+
+def decompose_runs(runs: Runs, like: Tensor, rank: int, *, null: float = NULL) -> Singular:
+    """Return the same of a matrix that is read in runs. like: as many rows and columns as it has, not more rows."""
+    left = _find_leading(gram_of(runs(), like), rank)[1]
+    right = left.new_empty(left.shape[1], like.shape[1])  # [k, n]
+    begin = 0
+    for run in runs():
+        torch.mm(left.mT, run, out=right[:, begin : begin + run.shape[1]])
+        begin += run.shape[1]
     values = torch.linalg.vector_norm(right, dim=1)
     kept = values > null * values[:1]
-    left, values, right = left[:, kept], values[kept], right[kept]
-    return Singular(left, values, right / values.unsqueeze(1))
+    if not bool(kept.all()):
+        left, values, right = left[:, kept], values[kept], right[kept]
+    return Singular(left, values, right.div_(values.unsqueeze(1)))
 
 
 def find_basis(vectors: Tensor, tolerance: float) -> Tensor:
@@ -80,54 +138,6 @@ def find_basis(vectors: Tensor, tolerance: float) -> Tensor:
     vectors: [m, n] float64. The largest entry of each is positive.
     """
     return thin_products.fix_signs(decompose(vectors, min(vectors.shape), null=tolerance).left)
-
-
-def decompose_exactly(matrix: Tensor) -> Singular:
-    """Return all singular triples by SVD; one that does not converge is tried again on the triangle of a QR.
-
-    matrix: [m, n] float64.
-    """
-    try:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public all the same
-        # the divide-and-conquer driver fails on some inputs: give it others, of the same singular values
-        basis, triangle = torch.linalg.qr(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT)
-        right, values, left = torch.linalg.svd(triangle.mT, full_matrices=False)
-        left, right = basis @ left.mT, right.mT
-        if matrix.shape[0] < matrix.shape[1]:
-            left, right = right.mT, left.mT
-    return Singular(left, values, right)
-
-
-def polar_factor(matrix: Tensor, *, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return U Vᵀ of a matrix that is not zero, and its singular values.
-
-    matrix: [m, n] float64. Directions whose singular value is at most tolerance · the largest are left out of both.
-    """
-    is_wide = matrix.shape[0] <= matrix.shape[1]
-    wide = matrix if is_wide else matrix.mT
-    values, vectors = torch.linalg.eigh(gram_of([wide], wide))
-    if _is_benign(values):
-        root = (vectors / values.sqrt()) @ vectors.mT
-        return root @ matrix if is_wide else matrix @ root, values.sqrt().flip(0)
-    found = decompose_exactly(matrix)
-    kept = found.values > tolerance * found.values[0]
-    return found.left[:, kept] @ found.right[kept], found.values[kept]
-
-
-def inverse_root(gram: Tensor, rows: Callable[[], Tensor]) -> Tensor:
-    """Return R = (X Xᵀ)^(−1/2), so that R X is the polar factor of X: the nearest rows that are orthonormal.
-
-    gram: X Xᵀ, [k, k] float64; rows: X, [k, n], only asked for where the Gram matrix is not enough. Where rows depend
-    on each other, the root is the pseudo-inverse one: R X has the span of X, and no arbitrary direction.
-    """
-    values, vectors = torch.linalg.eigh(gram)
-    if _is_benign(values):
-        return torch.matmul(vectors / values.sqrt(), vectors.mT)
-    found = decompose_exactly(rows())
-    kept = found.values > NULL * found.values[0]
-    left = found.left[:, kept]
-    return (left / found.values[kept]) @ left.mT
 
 
 def _find_leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -169,7 +179,3 @@ def _find_within(gram: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     basis = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False)  # [k, m], orthonormal rows
     values, turned = torch.linalg.eigh(basis @ gram @ basis.mT)
     return values, basis.mT @ turned
-
-
-def _is_benign(eigenvalues: Tensor) -> bool:
-    return bool(eigenvalues[0] * GRAM_CONDITION**2 >= eigenvalues[-1])

@@ -1,5 +1,6 @@
 """The files that a merge writes beside the weights while it runs: a multitask artifact's patches, a result's sums."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from app.domain.recipes import Recipe
 from app.domain.sums import keeps_sums
 from workers.checkpoints.sums_file import SumsWriter
 from workers.contract import MergeMethod
-from workers.pipelines.merge_steps import Inputs, Produced
+from workers.learning_contract import HasModules
+from workers.pipelines.merge_steps import Merger, Produced
 from workers.pipelines.patching import PatchesWritten, TaskPatches
+from workers.surgery import Modules
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class FilesBeside:
         if self.sums is not None:
             self.sums.write(target.name, made.sums)
 
-    def finish(self, plan: MergePlan, inputs: Inputs, digest: str) -> PatchesWritten:
+    def finish(self, plan: MergePlan, merger: Merger, digest: str) -> PatchesWritten:
         """Write the files. digest: of the weights."""
+        inputs = merger.inputs
         if self.patches is None:
             return PatchesWritten() if self.sums is None else PatchesWritten(entries=(self.sums.finish(),))
         copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
         models = list(zip(inputs.models, inputs.found, strict=True))
         self.patches.write_copied(copied, (inputs.reference, inputs.stored), models)
+        self.patches.write_modules(_modules_in(merger.program.learned))
         return self.patches.finish(digest)
 
     def abandon(self) -> None:
@@ -41,6 +46,10 @@ class FilesBeside:
         for writer in (self.patches, self.sums):
             if writer is not None:
                 writer.abandon()
+
+
+def _modules_in(learned: object) -> Sequence[Modules]:
+    return learned.of_tasks if isinstance(learned, HasModules) else ()
 
 
 def open_beside(method: MergeMethod, recipe: Recipe, output: Path, onto: LocalCheckpoint | None) -> FilesBeside:

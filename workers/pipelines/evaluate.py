@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
-from app.domain.errors import ModelNotRunnable
+from app.domain.errors import HeadMismatch, ModelNotRunnable
 from app.domain.jobs import Progress
 from app.domain.tasks import Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
+from workers.checkpoints.patch_files import PatchReader
 from workers.model_contract import Evaluator, Subject
 from workers.pipelines.fusing import fuse_adapter
-from workers.pipelines.materialize import materialize
+from workers.pipelines.materialize import find_patch, materialize
+from workers.surgery import Modules
 
 
 def evaluate(
@@ -42,9 +44,23 @@ def evaluate(
         with _model_of(work, runnable, task.id, report.prepare) as checkpoint:
             if work.patched is not None:
                 models = Models(device)  # the last one holds the last task's model
-            subject = Subject(task, checkpoint, work.base_models[task.id])
-            measurements += evaluators[task.spec.kind].measure(subject, work.split[task.id], models, report)
+            evaluator, modules = evaluators[task.spec.kind], _modules_of(work, task.id)
+            if modules and evaluator.open_probe is None:
+                raise HeadMismatch(
+                    f"The patch of task {task.spec.name!r} holds surgery modules, which tasks of kind "
+                    f"{task.spec.kind!r} cannot be measured with; use the kind of task that they were learned on."
+                )
+            subject = Subject(task, checkpoint, work.base_models[task.id], modules)
+            measurements += evaluator.measure(subject, work.split[task.id], models, report)
     return tuple(measurements)
+
+
+def _modules_of(work: EvaluateWork, task_id: str) -> Modules:
+    """Return what runs beside the weights of a task's model."""
+    if work.patched is None:
+        return {}
+    patch = find_patch(work.checkpoint.manifest, work.patched.labels[task_id])
+    return PatchReader(work.checkpoint, patch.file).modules()
 
 
 @contextmanager

@@ -129,6 +129,7 @@ class Session:
     context: MergeContext
     device: torch.device
     is_of_models: bool  # each model has a task; else the tasks are those that the whole merge is tried on
+    fused: dict[int, LocalCheckpoint] = field(default_factory=dict)  # adapters as dense models, by model
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -192,9 +193,11 @@ class Session:
         checkpoint = work.base_model if model is None else work.models[model]
         if checkpoint is None:
             raise ModelNotRunnable("There is no base model to run; name one as base_model.")
-        if checkpoint.manifest.kind is not CheckpointKind.ADAPTER or work.base_model is None:
+        if checkpoint.manifest.kind is not CheckpointKind.ADAPTER or work.base_model is None or model is None:
             return checkpoint
-        return fuse_adapter(checkpoint, work.base_model, work.output.parent / f"fused-{model}")
+        if model not in self.fused:
+            self.fused[model] = fuse_adapter(checkpoint, work.base_model, work.output.parent / f"fused-{model}")
+        return self.fused[model]
 
 
 def _restrict(probe: Probe, chosen: Sequence[int]) -> Probe:

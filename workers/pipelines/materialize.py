@@ -43,6 +43,7 @@ def materialize(
 ) -> Manifest:
     """Write a task's dense model into the empty folder `output` and return its manifest.
 
+    Surgery modules in the patch are no part of it: whoever runs the model runs them too, or has refused them before.
     Raises: JobError for a task that the checkpoint has no patch for; InputChanged for files that are not those of one
         artifact; NotFinite naming the tensor; OutOfDisk. On any error the weight files that were begun are removed.
     """

@@ -46,7 +46,7 @@ def write_weights(plan: MergePlan, merger: Merger, output: Path, beside: FilesBe
                 if made.differs and not merger.patched and step.target.name not in differing:
                     differing.append(step.target.name)
         entries, blake3_of = writer.finish()
-        files = beside.finish(plan, merger.inputs, _digest(plan, blake3_of))
+        files = beside.finish(plan, merger, _digest(plan, blake3_of))
     except BaseException:
         writer.abandon()
         beside.abandon()

@@ -135,11 +135,11 @@ def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
     piece, result, sums = _merge(run, step.target.name, merger, share.tick)
     if step.target.source.endswith(VARIANCE_SUFFIX):
         result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+    patches = None
+    if merger.patched:  # before another copy of a whole tensor is made
+        patches = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
-    patches = None
-    if merger.patched:
-        patches = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
     share.tick(1.0)
     return _MergedRun(out, patches, sums)
 

@@ -93,6 +93,8 @@ def _tasks(manifest: Manifest) -> str:
     storage = measure_storage(manifest)
     rows = [f"| {patch.task} | `{patch.file}` | {patch.size_bytes:,} |" for patch in storage.patches]
     base = f" The masks lie over the base model, in `{manifest.patch_base}`." if manifest.patch_base else ""
+    if any(patch.modules for patch in manifest.patches):
+        base += " Surgery modules run beside the weights: no dense checkpoint holds a task's model."
     return "\n".join(
         [
             f"The weights are the model that all tasks share; a patch turns them into one task's.{base} The format of "

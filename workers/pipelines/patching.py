@@ -16,13 +16,14 @@ from app.domain.errors import NotFinite
 from app.domain.patches import BASE_FILE, patch_path
 from app.domain.plans import PlannedTensor
 from app.domain.recipes import Recipe
-from workers import patches
+from workers import patches, surgery
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.contract import Piece
 from workers.patches import Part, Patch, Whole
 from workers.pipelines.additions import copy_patches
+from workers.surgery import Modules
 
 COPY_BYTES = 1 << 20
 
@@ -87,6 +88,7 @@ class TaskPatches:
         files = [PatchFile(patch_path(task), {**about, "task": task}) for task in self._tasks]
         self._writer = PatchWriter(output, [*files, PatchFile(BASE_FILE, about)] if has_base else files)
         self._warnings: list[str] = []
+        self._places: list[tuple[str, ...]] = [()] * len(self._tasks)  # of each task's surgery modules
 
     def write(self, target: PlannedTensor, runs: Sequence[RunPatches]) -> None:
         """Take the next runs of a tensor."""
@@ -117,6 +119,13 @@ class TaskPatches:
                 elif _differ(reference[0], stored, reader, own):
                     self._copy(index, target, reader, own)
 
+    def write_modules(self, of_tasks: Sequence[Modules]) -> None:
+        """Take the surgery modules of each task."""
+        for index, modules in enumerate(of_tasks):
+            self._places[index] = tuple(sorted(modules))
+            for place in self._places[index]:
+                self._writer.write(index, place, "F32", surgery.encode(modules[place]))
+
     def finish(self, weights_digest: str) -> PatchesWritten:
         """Write the files. weights_digest: of the shared weights that the patches apply to."""
         kept = () if self._onto is None else copy_patches(self._onto, weights_digest, self._output)
@@ -126,8 +135,8 @@ class TaskPatches:
             patches=(
                 *(() if self._onto is None else self._onto.manifest.patches),
                 *(
-                    TaskPatch(task=task, file=file.entry.path, n_values=file.n_values)
-                    for task, file in zip(self._tasks, written, strict=False)  # the base's file comes last
+                    TaskPatch(task=task, file=file.entry.path, n_values=file.n_values, modules=places)
+                    for task, file, places in zip(self._tasks, written, self._places, strict=False)  # a base comes last
                 ),
             ),
             base_file=BASE_FILE if self._has_base else None,

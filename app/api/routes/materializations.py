@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Response
 from app.api.dependencies import ActorDep, IdempotencyDep, WiringDep
 from app.api.problems import problems
 from app.api.schemas.materializations import MaterializationBody
-from app.domain.errors import ArtifactGone, NotFound, OutOfDisk
+from app.domain.errors import ArtifactGone, ModulesNotFoldable, NotFound, OutOfDisk
 from app.domain.views.jobs import JobView
 from app.services import materializations
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
     operation_id="create_materialization",
     summary="Write the model of one task",
     status_code=202,
-    responses=problems(NotFound, ArtifactGone, OutOfDisk),
+    responses=problems(NotFound, ArtifactGone, ModulesNotFoldable, OutOfDisk),
 )
 def create_materialization(
     artifact_id: Annotated[str, Path(description="A multitask artifact's id.")],

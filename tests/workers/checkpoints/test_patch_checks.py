@@ -75,6 +75,19 @@ def reshape(parts: Parts) -> None:
     parts["ids::values"] = parts["ids::values"].view(2, 2)
 
 
+def operate(parts: Parts) -> None:
+    parts |= {"features::down": torch.ones(2, 8), "features::up": torch.ones(8, 3)}
+
+
+def operate_in_half(parts: Parts) -> None:
+    parts |= {"features::down": torch.ones(2, 8).half(), "features::up": torch.ones(8, 2)}
+
+
+def operate_on_a_tensor(parts: Parts) -> None:
+    del parts["weight::values"], parts["weight::indices"]
+    parts |= {"weight::down": torch.ones(2, 8), "weight::up": torch.ones(8, 2)}
+
+
 def leave(parts: Parts) -> None:
     """Change nothing."""
 
@@ -89,10 +102,13 @@ def leave(parts: Parts) -> None:
         (rename, {}, "tensor 'other': found parts of a tensor that the shared model has not"),
         (lose, {}, "tensor 'weight': found the parts indices, expected values, or indices and values"),
         (reshape, {}, "tensor 'ids': found values I64 [2, 2], expected I64 [4]"),
+        (operate, {}, "tensor 'features': found down [2, 8] and up [8, 3], expected [rank, width] and [width, rank]"),
+        (operate_in_half, {}, "tensor 'features': found down F16 [2, 8], expected F32 of two dimensions"),
+        (operate_on_a_tensor, {}, "tensor 'weight': found the parts down, up, expected values, or indices and values"),
         (leave, {"applies_to": "0" * 64}, "found that it applies to weights 000"),
         (leave, {"task": "other"}, "found the task 'other', expected a name, and its file to be called"),
-        (leave, {"version": "2"}, "found format 'amalgam-patch' version '2', expected 'amalgam-patch' version 1"),
-        (leave, {"format": "pt"}, "found format 'pt' version '1', expected 'amalgam-patch' version 1"),
+        (leave, {"version": "3"}, "found format 'amalgam-patch' version '3', expected 'amalgam-patch' version 1 or 2"),
+        (leave, {"format": "pt"}, "found format 'pt' version '1', expected 'amalgam-patch' version 1 or 2"),
     ],
 )
 def test_what_is_wrong_is_named(

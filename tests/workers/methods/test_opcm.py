@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.methods.matrices import A, B, draw_matrices, draw_orthogonal, merge_by_hand, merge_matrices
@@ -10,24 +11,30 @@ from tests.workers.models import assert_close, draw_normal, to_arrays
 from tests.workers.references.opcm import merge as opcm_by_hand
 from workers.catalog import load_method
 from workers.methods import opcm
+from workers.numerics.matrices import TaskMatrices
+
+
+def _clean(task: Tensor, merged: Tensor, protected_fraction: float) -> Tensor:
+    tasks = TaskMatrices(torch.zeros_like(task), task.unsqueeze(0), (1.0,))
+    return task.double() - opcm.find_factor(tasks, 0, merged, protected_fraction) @ merged.double()
 
 
 def test_a_diagonal_merge_takes_out_the_diagonal_and_the_leading_block() -> None:
     # singular values 4, 3, 2, 1 along the axes; 0.7 of their sum are the first two
-    merged = torch.diag(torch.tensor([4.0, 3, 2, 1])).double()
-    task = torch.ones(4, 4).double()
+    merged = torch.diag(torch.tensor([4.0, 3, 2, 1]))
+    task = torch.ones(4, 4)
     expected = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]).double()
-    torch.testing.assert_close(opcm.clean(task, merged, 0.7), expected)
-    torch.testing.assert_close(opcm.clean(task, merged, 0.0), 1.0 - torch.eye(4).double())
+    torch.testing.assert_close(_clean(task, merged, 0.7), expected)
+    torch.testing.assert_close(_clean(task, merged, 0.0), 1.0 - torch.eye(4).double())
 
 
 def test_a_merge_of_low_rank_takes_nothing_elsewhere() -> None:
-    merged = torch.zeros(4, 4).double()
+    merged = torch.zeros(4, 4)
     merged[0, 0] = 2.0
-    task = torch.ones(4, 4).double()
-    expected = task.clone()
+    task = torch.ones(4, 4)
+    expected = task.double()
     expected[0, 0] = 0.0
-    torch.testing.assert_close(opcm.clean(task, merged, 0.5), expected)
+    torch.testing.assert_close(_clean(task, merged, 0.5), expected)
 
 
 def test_the_merge_has_the_mean_norm_of_the_task_vectors() -> None:

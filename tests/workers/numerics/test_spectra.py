@@ -1,4 +1,4 @@
-"""Singular vectors and polar factors: Gram matrix against SVD, null directions, and an SVD that does not converge."""
+"""Singular vectors and polar factors: Gram matrices against an SVD, null directions, and what is read in runs."""
 
 import pytest
 import torch
@@ -31,55 +31,57 @@ def test_null_directions_are_left_out() -> None:
     assert spectra.decompose(matrix, 6).values.shape == (1,)
 
 
-@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
-@pytest.mark.parametrize("condition", [1e2, 1e3, 1e5, 1e6])
+def _find_all(matrix: Tensor, tolerance: float = spectra.NULL) -> spectra.Left:
+    return spectra.find_all_left(matrix @ matrix.mT, lambda: torch.split(matrix, 3, dim=1), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (7, 7)])
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e5, 1e6, 1e8])
 def test_a_polar_factor_is_orthonormal_whatever_the_condition(shape: tuple[int, int], condition: float) -> None:
     matrix = _draw(*shape, condition=condition)
-    factor, values = spectra.polar_factor(matrix, tolerance=0.0)
-    small = factor if shape[0] <= shape[1] else factor.mT
-    identity = torch.eye(len(small), dtype=torch.float64)
-    torch.testing.assert_close(small @ small.mT, identity, rtol=0, atol=1e-7)
-    torch.testing.assert_close(values, torch.linalg.svdvals(matrix), rtol=1e-6, atol=1e-12)
+    found = _find_all(matrix, tolerance=0.0)
+    factor = found.power(-1.0) @ matrix
+    error = max(1e-8, 1e-13 * condition)  # of one Gram matrix; of what a small direction is computed from
+    torch.testing.assert_close(factor @ factor.mT, torch.eye(len(matrix)).double(), rtol=0, atol=error)
+    values = found.values.sort(descending=True).values
+    torch.testing.assert_close(values, torch.linalg.svdvals(matrix), rtol=error, atol=0)
 
 
-def test_a_polar_factor_leaves_out_what_is_below_the_tolerance() -> None:
-    factor, values = spectra.polar_factor(_draw(5, 8, condition=1e8), tolerance=1e-3)  # 1, 1e-2, 1e-4, …
-    assert len(values) == 2
-    torch.testing.assert_close(torch.linalg.svdvals(factor)[:3], torch.tensor([1.0, 1.0, 0.0]).double())
+@pytest.mark.parametrize("condition", [1e2, 1e8])
+def test_a_root_of_the_gram_matrix_is_the_symmetric_one(condition: float) -> None:
+    matrix = _draw(5, 9, condition=condition)
+    root = _find_all(matrix, tolerance=0.0).power(1.0)
+    torch.testing.assert_close(root @ root, matrix @ matrix.mT, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("condition", [1e2, 1e6])
-def test_the_inverse_root_makes_rows_orthonormal(condition: float) -> None:
-    rows = _draw(5, 9, condition=condition)
-    orthonormal = spectra.inverse_root(rows @ rows.mT, lambda: rows) @ rows
-    torch.testing.assert_close(orthonormal @ orthonormal.mT, torch.eye(5).double(), rtol=0, atol=1e-8)
+@pytest.mark.parametrize(("tolerance", "n"), [(1e-1, 1), (1e-3, 2), (1e-5, 3), (1e-7, 4), (0.0, 5)])
+def test_what_is_below_the_tolerance_is_left_out(tolerance: float, n: int) -> None:
+    found = _find_all(_draw(5, 8, condition=1e8), tolerance)  # 1, 1e-2, 1e-4, 1e-6, 1e-8
+    assert len(found.values) == n
+    torch.testing.assert_close(found.vectors.mT @ found.vectors, torch.eye(n).double(), rtol=0, atol=1e-12)
 
 
-def test_the_inverse_root_of_dependent_rows_keeps_their_span() -> None:
+def test_rows_that_depend_on_each_other_keep_their_span() -> None:
     rows = _draw(2, 9, condition=3.0)
     twice = torch.cat([rows, rows])
-    orthonormal = spectra.inverse_root(twice @ twice.mT, lambda: twice) @ twice
+    orthonormal = _find_all(twice).power(-1.0) @ twice
     span = rows.mT @ torch.linalg.pinv(rows.mT)
     torch.testing.assert_close(orthonormal.mT @ orthonormal, span, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
-def test_an_svd_that_does_not_converge_is_tried_again(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = _draw(*shape, condition=1e3)
-    expected = torch.linalg.svdvals(matrix)
-    svd, calls = torch.linalg.svd, []
+def test_small_directions_are_read_for_only_where_there_are_some() -> None:
+    matrix = _draw(5, 9, condition=1e3)
 
-    def fail_once(*arguments: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
-        left, values, right = svd(*arguments, full_matrices=full_matrices)
-        return left, values, right
+    def refuse() -> list[Tensor]:
+        raise AssertionError("read again")
 
-    monkeypatch.setattr(torch.linalg, "svd", fail_once)
-    found = spectra.decompose_exactly(matrix)
-    torch.testing.assert_close(found.values, expected)
-    torch.testing.assert_close(found.left * found.values @ found.right, matrix)
+    assert len(spectra.find_all_left(matrix @ matrix.mT, refuse).values) == 5
+
+
+def test_a_matrix_in_runs_is_decomposed_like_a_whole_one() -> None:
+    matrix = _draw(6, 10, condition=1e3)
+    whole, runs = spectra.decompose(matrix, 4), spectra.decompose_runs(lambda: torch.split(matrix, 3, dim=1), matrix, 4)
+    torch.testing.assert_close(runs.left * runs.values @ runs.right, whole.left * whole.values @ whole.right)
 
 
 def _draw_spectrum(values: Tensor) -> Tensor:
@@ -130,3 +132,5 @@ def test_a_matrix_of_zeros_has_no_directions(rows: int) -> None:
     found = spectra.decompose(torch.zeros(rows, 300, dtype=torch.float64), 2)
     assert (found.left.shape, found.values.shape, found.right.shape) == ((rows, 0), (0,), (0, 300))
     assert spectra.find_basis(torch.zeros(4, 0, dtype=torch.float64), 1e-5).shape == (4, 0)
+    assert _find_all(torch.zeros(rows, 300, dtype=torch.float64)).vectors.shape == (rows, 0)
+    assert _find_all(torch.zeros(0, 300, dtype=torch.float64)).power(-1.0).shape == (0, 0)
