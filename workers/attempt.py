@@ -34,6 +34,7 @@ from app.domain.work import (
     AnalyzeOutcome,
     CheckpointOutcome,
     Outcome,
+    PartOutcome,
     PointReport,
     ProgressReport,
     Report,
@@ -43,7 +44,7 @@ from app.domain.work import (
     WorkSucceeded,
 )
 from app.services import jobs, running
-from app.services.running import Claim, ClaimLost, JobSteps
+from app.services.running import Claim, ClaimLost, HandedOver, JobSteps
 from workers.memory import out_of_memory_kills
 from workers.pulse import Pulse, Stopped, StopReason
 from workers.runtime import Runtime
@@ -101,6 +102,9 @@ class Attempt:
         with self._stage("preparing", 0.0, PREPARED_FRACTION):
             (self._place.scratch / "output").mkdir(parents=True)
             work = steps.prepare(self._keepers, self._claim, self._place.scratch)
+        if isinstance(work, HandedOver):
+            log.info("job_handed_over", n_jobs=len(work.jobs))
+            return list(work.jobs)
         self._pulse.look()
         outcome = self._perform(work)
         files = _files(outcome)
@@ -222,6 +226,8 @@ def _parse(line: bytes) -> Report:
 def _files(outcome: Outcome) -> tuple[FileEntry, ...]:
     if isinstance(outcome, CheckpointOutcome):
         return outcome.manifest.files
+    if isinstance(outcome, PartOutcome):
+        return outcome.files
     if isinstance(outcome, SweepOutcome):
         return (*outcome.manifest.files, *outcome.curve_files)
     return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

@@ -164,6 +164,15 @@ class Reported(Protocol):
 
 
 @runtime_checkable
+class LocalStatistic(Protocol):
+    """A request that may be collected tensor by tensor: what it finds of one depends on that one alone."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is so, as the request stands."""
+
+
+@runtime_checkable
 class RandomStatistic(Protocol):
     """A request that draws random numbers: it learns the seed and the models' keys before it collects."""
 

@@ -33,6 +33,7 @@ from app.services import (
     importing,
     materializations,
     merges,
+    parts,
     presence,
     reaping,
     sweeps,
@@ -83,6 +84,7 @@ TRADE = Trade(
     kinds={
         JobKind.IMPORT: Kind(importing.import_steps, "merge", takes_free_cores=True),
         JobKind.MERGE: Kind(merges.steps, "merge", takes_free_cores=True),
+        JobKind.PART: Kind(parts.steps, "merge", takes_free_cores=True),
         JobKind.MATERIALIZE: Kind(materializations.steps, "merge", takes_free_cores=True),
         JobKind.ANALYZE: Kind(
             analyses.steps, "merge", takes_free_cores=True, when_models_run=Kind(analyses.steps, "model")
@@ -96,6 +98,7 @@ TRADE = Trade(
         "merge": (
             "workers.pipelines.importing",
             "workers.pipelines.merge",
+            "workers.pipelines.parts",
             "workers.pipelines.materialize",
             *modules_of("workers.methods"),
         ),

@@ -30,9 +30,11 @@ from app.domain.work import (
     FinetuneWork,
     ImportOutcome,
     ImportWork,
+    JoinWork,
     MaterializeWork,
     MergeWork,
     Outcome,
+    PartWork,
     PointReport,
     ProgressReport,
     Report,
@@ -143,16 +145,11 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
 
 
 def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
-    planning = import_module("app.domain.planning")
     catalog = import_module("workers.catalog")
     if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
         return _merge_adapters(work, order, on_progress)
     merge = import_module("workers.pipelines.merge")
-    code = catalog.load_recipe(work.recipe)
-    base = work.base_model.manifest if work.base_model is not None else None
-    plan = planning.plan_merge(
-        work.recipe, base, [model.manifest for model in work.models], code.method.card, code.cards_beside
-    )
+    plan, code = _plan(work)
     learn = None
     if work.learning or work.statistics:
         learning = import_module("workers.pipelines.learning")
@@ -175,6 +172,30 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Checkp
     if learn is not None:
         report["learned"] = {**learn.report(), **report["learned"]}
     return CheckpointOutcome(manifest=manifest, report=report)
+
+
+def _part(work: PartWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+    parts = import_module("workers.pipelines.parts")
+    plan, code = _plan(work.merge)
+    outcome: Outcome = parts.merge_part(
+        plan, code, work, on_progress=on_progress, device=order.device, threads=order.threads
+    )
+    return outcome
+
+
+def _join(work: JoinWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
+    parts = import_module("workers.pipelines.parts")
+    plan, code = _plan(work.merge)
+    manifest, report = parts.join_parts(plan, code, work, on_progress=on_progress)
+    return CheckpointOutcome(manifest=manifest, report=report)
+
+
+def _plan(work: MergeWork) -> tuple[Any, Any]:  # a MergePlan, and a RecipeCode of the workers' contract
+    planning = import_module("app.domain.planning")
+    code = import_module("workers.catalog").load_recipe(work.recipe)
+    base = work.base_model.manifest if work.base_model is not None else None
+    manifests = [model.manifest for model in work.models]
+    return planning.plan_merge(work.recipe, base, manifests, code.method.card, code.cards_beside), code
 
 
 def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
@@ -261,6 +282,8 @@ def _sweep(work: SweepWork, order: WorkOrder, on_progress: OnProgress, on_point:
 PERFORMERS: Mapping[type[Any], Callable[[Any, WorkOrder, OnProgress], Outcome]] = {
     ImportWork: _import,
     MergeWork: _merge,
+    PartWork: _part,
+    JoinWork: _join,
     MaterializeWork: _materialize,
     EvaluateWork: _evaluate,
     FinetuneWork: _finetune,

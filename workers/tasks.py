@@ -16,7 +16,7 @@ import structlog
 
 from app.domain.errors import AmalgamError, Unavailable
 from app.domain.jobs import JobKind, ResourceClass
-from app.services import reaping, running
+from app.services import parts, reaping, running
 from app.services.running import Claim, ClaimLost, CompleteWaiter, JobSteps
 from workers.attempt import Attempt, Place
 from workers.pulse import Pulse
@@ -137,6 +137,8 @@ class Supervisor:
                     del self._pulses[claim.job.id]
             if claim.job.kind is JobKind.MERGE:
                 self._settle_waiters()
+            elif claim.job.kind is JobKind.PART:
+                self._settle_merge(str(claim.job.parent))
 
     @contextlib.contextmanager
     def _scratch(self, claim: Claim) -> Iterator[Path]:
@@ -151,6 +153,12 @@ class Supervisor:
             return self._runtime.threads
         n_sharing = len(self.running) if kind.takes_free_cores else self._runtime.concurrency
         return max(1, (os.cpu_count() or 1) // max(1, n_sharing))
+
+    def _settle_merge(self, merge_id: str) -> None:
+        try:
+            parts.settle(self._sessions, self._runtime.queue, merge_id)
+        except AmalgamError as error:
+            log.warning("merge_not_settled", merge=merge_id, error=repr(error))  # the reaper will
 
     def _settle_waiters(self) -> None:
         try:

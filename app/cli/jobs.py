@@ -21,7 +21,7 @@ def list_jobs(
         str | None, typer.Option(help="queued, running, canceling, succeeded, failed or canceled.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="import, finetune, merge, sweep, materialize, evaluate or analyze.")
+        str | None, typer.Option(help="import, finetune, merge, part, sweep, materialize, evaluate or analyze.")
     ] = None,
     limit: Limit = 20,
     url: Url = DEFAULT_PLACE,

@@ -51,6 +51,9 @@ def merge(
     tags: Tags = None,
     seed: Annotated[int | None, typer.Option(help="The seed of all random draws; default: 0.")] = None,
     priority: Priority = None,
+    parallelism: Annotated[
+        int | None, typer.Option(metavar="N", help="Split it into N jobs; default: as the service finds worthwhile.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run even if the same recipe was merged before.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done, and at what cost.")] = False,
     wait: Wait = False,
@@ -76,6 +79,7 @@ def merge(
     beside: Document = {
         "output": output,
         "evaluate": evaluate,
+        "parallelism": parallelism,
         "priority": priority,
         "force": force or None,
     }

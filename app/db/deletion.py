@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app.db import parts
 from app.db.tables import (
     Artifact,
     ArtifactFile,
@@ -67,13 +68,14 @@ def delete_artifact(session: Session, row: Artifact) -> list[str]:
 
 
 def find_unnamed(session: Session, digests: Iterable[str]) -> list[str]:
-    """Return those of the digests that no artifact and no upload names, sorted."""
+    """Return those of the digests that no artifact, no upload and no part of a live merge names, sorted."""
     wanted = sorted(set(digests))
     named: set[str] = set()
     for start in range(0, len(wanted), DIGESTS_AT_ONCE):
         some = wanted[start : start + DIGESTS_AT_ONCE]
         for column in (ArtifactFile.sha256, UploadFile.sha256):
             named.update(session.scalars(select(column).where(column.in_(some))))
+    named |= parts.kept_digests(session)
     return [digest for digest in wanted if digest not in named]
 
 

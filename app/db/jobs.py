@@ -1,8 +1,11 @@
 """Queries on jobs: guarded moves, what can be claimed, what is overdue, and rows as views. Nothing here commits."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -10,7 +13,8 @@ from sqlalchemy.orm import Session
 from app.db.tables import Job, JobAttempt, JobInput
 from app.domain.errors import NotFound
 from app.domain.jobs import JobKind, JobState, Progress, ResourceClass
-from app.domain.views.jobs import JobInputRef, JobTimings, JobView, StageTiming
+from app.domain.parts import add_progress
+from app.domain.views.jobs import JobInputRef, JobTimings, JobView, PartsView, StageTiming
 
 HELD = (JobState.RUNNING, JobState.CANCELING)  # states in which a worker holds the job
 
@@ -43,6 +47,11 @@ def in_state(*states: JobState) -> ColumnElement[bool]:
 def held_with(fence: int) -> ColumnElement[bool]:
     """Guard: the job is held under this claim."""
     return and_(Job.fence == fence, in_state(*HELD))
+
+
+def awaits_parts() -> ColumnElement[bool]:
+    """Guard: the job is a merge that no worker holds, because it waits for its parts."""
+    return and_(in_state(JobState.RUNNING), Job.n_remaining_children > 0)
 
 
 def runnable(at: datetime) -> ColumnElement[bool]:
@@ -119,19 +128,45 @@ def view(session: Session, row: Job) -> JobView:
 
 def view_new(row: Job) -> JobView:
     """Return a job that was added in this transaction; it has no children yet."""
-    return _view(row, ())
+    return _view(row, _Family())
 
 
 def views(session: Session, rows: Sequence[Job]) -> list[JobView]:
     """Return jobs as callers see them, in this order."""
-    children: dict[str, list[str]] = {row.id: [] for row in rows}
-    pairs = select(Job.parent_id, Job.id).where(Job.parent_id.in_(list(children))).order_by(Job.id)
-    for parent_id, child_id in session.execute(pairs):
-        children[parent_id or ""].append(child_id)
-    return [_view(row, children[row.id]) for row in rows]
+    families = {row.id: _Family() for row in rows}
+    columns = (Job.parent_id, Job.id, Job.kind, Job.state, Job.progress)
+    children = select(*columns).where(Job.parent_id.in_(list(families))).order_by(Job.id)
+    for parent_id, child_id, kind, state, progress in session.execute(children):
+        if kind == JobKind.PART:
+            families[parent_id].parts.append((JobState(state), progress))
+        else:
+            families[parent_id].children.append(child_id)
+    return [_view(row, families[row.id]) for row in rows]
 
 
-def _view(row: Job, children: Sequence[str]) -> JobView:
+@dataclass
+class _Family:
+    """What there is of jobs that belong to one: those that follow it, and those that do its work."""
+
+    children: list[str] = field(default_factory=list)
+    parts: list[tuple[JobState, dict[str, Any] | None]] = field(default_factory=list)  # state, progress
+
+    def progress(self, row: Job) -> Progress | None:
+        """Return the job's progress, or what that of its parts adds up to while it waits for them."""
+        own = Progress.model_validate(row.progress) if row.progress is not None else None
+        if own is None or not row.n_remaining_children:
+            return own
+        return add_progress(own.total, [(s, Progress.model_validate(one)) for s, one in self.parts if one is not None])
+
+    def count(self) -> PartsView | None:
+        """Return how many parts there are in each state, if there are any."""
+        if not self.parts:
+            return None
+        counts = Counter(str(state) for state, _ in self.parts)
+        return PartsView(total=len(self.parts), **counts)
+
+
+def _view(row: Job, family: _Family) -> JobView:
     return JobView(
         id=row.id,
         kind=JobKind(row.kind),
@@ -142,7 +177,7 @@ def _view(row: Job, children: Sequence[str]) -> JobView:
         spec=row.spec,
         tags=row.tags,
         recipe_digest=row.recipe_digest,
-        progress=Progress.model_validate(row.progress) if row.progress is not None else None,
+        progress=family.progress(row),
         attempts=row.attempts,
         max_attempts=row.max_attempts,
         timeout_seconds=row.timeout_seconds,
@@ -154,7 +189,8 @@ def _view(row: Job, children: Sequence[str]) -> JobView:
         ),
         worker=row.worker_id,
         parent=row.parent_id,
-        children=tuple(children),
+        children=tuple(family.children),
+        parts=family.count(),
         retry_of=row.retry_of,
         deduplicated_from=row.deduplicated_from,
         waits_for=row.waits_for,

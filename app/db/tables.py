@@ -280,7 +280,7 @@ class Job(Owned, Table):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        one_of("kind", "import", "finetune", "merge", "evaluate", "analyze", "materialize", "sweep"),
+        one_of("kind", "import", "finetune", "merge", "evaluate", "analyze", "materialize", "sweep", "part"),
         one_of("state", "queued", "running", "canceling", "succeeded", "failed", "canceled"),
         one_of("resource_class", "io", "cpu", "gpu"),
         Index(
@@ -316,7 +316,7 @@ class Job(Owned, Table):
     attempts: Mapped[int] = mapped_column(default=0)
     timeout_seconds: Mapped[int]
     parent_id: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
-    n_remaining_children: Mapped[int] = mapped_column(default=0)  # of a merge in shards, later
+    n_remaining_children: Mapped[int] = mapped_column(default=0)  # parts that a running merge waits for
     retry_of: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
     deduplicated_from: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
     waits_for: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))  # the same recipe, running

@@ -15,6 +15,7 @@ class JobKind(StrEnum):
     ANALYZE = "analyze"
     MATERIALIZE = "materialize"
     SWEEP = "sweep"
+    PART = "part"  # of a merge that is spread over workers
 
 
 class JobState(StrEnum):
@@ -60,6 +61,7 @@ RESOURCE_CLASSES = {
     JobKind.EVALUATE: ResourceClass.GPU,
     JobKind.FINETUNE: ResourceClass.GPU,
     JobKind.SWEEP: ResourceClass.GPU,
+    JobKind.PART: ResourceClass.CPU,
 }
 """What each kind needs most. Models run on the GPU of the worker that serves `gpu`, and on its cores if it has none."""
 

@@ -22,6 +22,7 @@ from pydantic import (
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import MAX_MODELS
 from app.domain.identifiers import Name, ReferenceText
+from app.domain.parts import MAX_PARTS
 from app.domain.recipes import RECIPE_FORMAT_VERSION, NanPolicy, Recipe, RecipeData, TensorPolicy
 from app.domain.tasks import Columns
 
@@ -29,7 +30,7 @@ MAX_TASKS = 128
 MAX_CLASSES = 100_000
 TAG_KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 MAX_TAG_VALUE = 255
-BESIDE_A_RECIPE = ("output", "evaluate", "force", "priority", "max_attempts", "timeout_seconds")
+BESIDE_A_RECIPE = ("output", "evaluate", "force", "parallelism", "priority", "max_attempts", "timeout_seconds")
 
 Split = Literal["train", "validation", "test"]
 MAX_EXAMPLES = 5_000_000
@@ -268,6 +269,11 @@ class MergeRequest(WorkRequest):
     )
     onto: ReferenceText | None = Field(
         default=None, description="A result of the same method that the models are added to, where its card allows it."
+    )
+    parallelism: Annotated[int, Field(ge=1, le=MAX_PARTS)] | Literal["auto"] = Field(
+        default="auto",
+        description="Into how many jobs the merge is split, any worker taking any; `auto`: where it is large and more "
+        "than one job could run at once.",
     )
     n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue
 
 from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest, Value
 from app.domain.jobs import Progress
+from app.domain.parts import Share
 from app.domain.recipes import Recipe
 from app.domain.sweeps import MeasuredPoint, Selection, Space
 from app.domain.tasks import LocalTask, Measurement
@@ -40,6 +41,24 @@ class MergeWork(Value):
     learning: tuple[LearningTask, ...] = ()  # as recipe.data names them
     statistics: tuple[LocalCheckpoint, ...] = ()  # as recipe.statistics names them
     output: Path  # an empty folder
+
+
+class PartWork(Value):
+    """Do one part of a merge: merge its files, or, while statistics of the whole are missing, tally its tensors."""
+
+    kind: Literal["part"] = "part"
+    merge: MergeWork
+    share: Share
+    tallies: tuple[Path, ...] = ()  # files of all parts, of every pass that has been tallied
+    round: int = 0
+
+
+class JoinWork(Value):
+    """Complete a merge whose weight files are in the store: write what lies beside them."""
+
+    kind: Literal["join"] = "join"
+    merge: MergeWork
+    merged: tuple[Path, ...]  # files of MergedFiles, of all parts in their order
 
 
 class MaterializeWork(Value):
@@ -118,7 +137,15 @@ class SweepWork(Value):
 
 
 Work = Annotated[
-    ImportWork | MergeWork | MaterializeWork | EvaluateWork | FinetuneWork | AnalyzeWork | SweepWork,
+    ImportWork
+    | MergeWork
+    | PartWork
+    | JoinWork
+    | MaterializeWork
+    | EvaluateWork
+    | FinetuneWork
+    | AnalyzeWork
+    | SweepWork,
     Field(discriminator="kind"),
 ]
 
@@ -137,6 +164,15 @@ class CheckpointOutcome(Value):
     manifest: Manifest
     report: dict[str, JsonValue] = Field(default_factory=dict)  # effective parameters, statistics, losses, warnings
     measurements: tuple[Measurement, ...] = ()
+
+
+class PartOutcome(Value):
+    """A part of a merge was done: files in the work's output folder, the one that tells of it last."""
+
+    kind: Literal["part"] = "part"
+    files: tuple[FileEntry, ...]
+    is_merged: bool  # the last file is MergedFiles; else it holds tallies, and another round follows
+    bytes_read: int
 
 
 class EvaluateOutcome(Value):
@@ -167,7 +203,8 @@ class SweepOutcome(Value):
 
 
 Outcome = Annotated[
-    ImportOutcome | CheckpointOutcome | EvaluateOutcome | AnalyzeOutcome | SweepOutcome, Field(discriminator="kind")
+    ImportOutcome | CheckpointOutcome | PartOutcome | EvaluateOutcome | AnalyzeOutcome | SweepOutcome,
+    Field(discriminator="kind"),
 ]
 
 

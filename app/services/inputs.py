@@ -1,17 +1,22 @@
 """A job's inputs on this machine: a checkpoint's files in a folder, checked or fetched."""
 
+from collections.abc import Callable
 from typing import Any
 
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import LocalCheckpoint, Manifest
+from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest
 from app.domain.errors import InputChanged
 from app.domain.sources import SourceListing
 from app.services.running import Keepers
 
 
-def local(keepers: Keepers, checkpoint_id: str) -> LocalCheckpoint:
+def local(
+    keepers: Keepers, checkpoint_id: str, is_wanted: Callable[[FileEntry], bool] = lambda _: True
+) -> LocalCheckpoint:
     """Return a ready checkpoint with a folder of its files; no transaction is open while bytes move.
+
+    is_wanted: files that need not be brought here from the store are not.
 
     Raises: NotFound when there is no such checkpoint; InputChanged when a referenced file is not the one that was
     registered; ArtifactGone, OutOfDisk, Unavailable from the store.
@@ -23,7 +28,7 @@ def local(keepers: Keepers, checkpoint_id: str) -> LocalCheckpoint:
         manifest = checkpoint_rows.load_manifest(session, checkpoint_id)
         uri, storage_kind, listing = row.uri, row.storage, row.sources
     if storage_kind == "copy" or uri is None:
-        folder = keepers.storage.fetch(manifest.files, watch=keepers.watch)
+        folder = keepers.storage.fetch([file for file in manifest.files if is_wanted(file)], watch=keepers.watch)
         return LocalCheckpoint(id=checkpoint_id, path=folder, manifest=manifest)
     return _referenced(keepers, checkpoint_id, uri, listing, manifest)
 

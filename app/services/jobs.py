@@ -24,7 +24,7 @@ from app.db.tables import Checkpoint, Job, JobInput
 from app.domain.checkpoints import CheckpointState
 from app.domain.errors import CheckpointInvalid, Conflict, JobIsFinal, JobNotFinal
 from app.domain.identifiers import new_id
-from app.domain.jobs import FINAL_STATES, RESOURCE_CLASSES, JobKind, JobState, ResourceClass
+from app.domain.jobs import FINAL_STATES, LIVE_STATES, RESOURCE_CLASSES, JobKind, JobState, ResourceClass
 from app.domain.views.jobs import EventView, GlobalEventView, JobInputRef, JobView
 from app.domain.views.pages import EventsRequest, Page, PageRequest
 from app.queue import JobQueue, QueueAway
@@ -196,7 +196,8 @@ def all_events(sessions: Sessions, actor: Actor, asked: EventsRequest) -> list[G
 def cancel(sessions: Sessions, actor: Actor, job_id: str, idempotency: IdempotentRequest | None = None) -> JobView:
     """Cancel a job: a queued one is canceled at once, a running one becomes `canceling` until its worker confirms.
 
-    Raises: NotFound; JobIsFinal; Replayed; IdempotencyKeyReused.
+    A merge in parts is canceled at once, too, and its parts with it.
+    Raises: NotFound; JobIsFinal; Conflict for a part; Replayed; IdempotencyKeyReused.
     """
     with sessions.begin() as session:
         replay(session, actor, idempotency)
@@ -207,13 +208,14 @@ def cancel(sessions: Sessions, actor: Actor, job_id: str, idempotency: Idempoten
 
 def _cancel(session: Session, actor: Actor, job_id: str) -> JobView:
     found = rows.find(session, actor.project_id, job_id)
+    _refuse_part(found, "cancel")
     asked: dict[str, JsonValue] = {"actor": actor.name}
     at = clock.now(session)
-    queued = rows.in_state(JobState.QUEUED)
-    if rows.move(session, job_id, queued, values={"cancel_requested_at": at}) is not None:
-        event_log.append(session, job_id, "job.cancel_requested", asked)
-        stopped = conclude(session, job_id, queued, ending=Ending(JobState.CANCELED))
-        return rows.view(session, stopped or found)
+    for free in (rows.in_state(JobState.QUEUED), rows.awaits_parts()):  # no worker holds it
+        if rows.move(session, job_id, free, values={"cancel_requested_at": at}) is not None:
+            event_log.append(session, job_id, "job.cancel_requested", asked)
+            stopped = conclude(session, job_id, free, ending=Ending(JobState.CANCELED))
+            return rows.view(session, stopped or found)
     values = {"state": str(JobState.CANCELING), "cancel_requested_at": at}
     row = rows.move(session, job_id, rows.in_state(JobState.RUNNING), values=values)
     if row is not None:
@@ -230,12 +232,13 @@ def retry(
 ) -> JobView:
     """Run a job that has ended once more, as a new job linked to it.
 
-    Raises: NotFound; JobNotFinal; Conflict (an import that succeeded, an input that is gone); Replayed;
+    Raises: NotFound; JobNotFinal; Conflict (a part, an import that succeeded, an input that is gone); Replayed;
         IdempotencyKeyReused.
     """
     with sessions.begin() as session:
         replay(session, actor, idempotency)
         row = rows.find(session, actor.project_id, job_id)
+        _refuse_part(row, "retry")
         if JobState(row.state) not in FINAL_STATES:
             raise JobNotFinal(f"Job {job_id} is {row.state}. Wait until it has ended, or cancel it, then retry it.")
         inputs = rows.inputs_of(session, job_id)
@@ -289,7 +292,24 @@ def conclude(session: Session, job_id: str, *guards: ColumnElement[bool], ending
         session.execute(update(Job).where(*waiting).values(waits_for=None, hinted_at=None))
         if row.kind == JobKind.IMPORT:
             _close_import(session, row, ending.problem)
+        if row.n_remaining_children:
+            _stop_parts(session, row, at)
     return row
+
+
+def _stop_parts(session: Session, row: Job, at: datetime) -> None:
+    """Cancel the parts of a merge that has ended without them; those that run are told by their next heartbeat."""
+    rows.move(session, row.id, values={"n_remaining_children": 0})
+    live = select(Job.id).where(Job.parent_id == row.id, Job.kind == str(JobKind.PART), rows.in_state(*LIVE_STATES))
+    for part_id in session.scalars(live.order_by(Job.id)).all():
+        if conclude(session, part_id, rows.in_state(JobState.QUEUED), ending=Ending(JobState.CANCELED)) is None:
+            values = {"state": str(JobState.CANCELING), "cancel_requested_at": at}
+            rows.move(session, part_id, rows.in_state(JobState.RUNNING), values=values)
+
+
+def _refuse_part(row: Job, verb: str) -> None:
+    if row.kind == JobKind.PART:
+        raise Conflict(f"Job {row.id} is a part of the merge {row.parent_id}, which it lives with; {verb} the merge.")
 
 
 def _event_data(ending: Ending) -> dict[str, JsonValue]:
@@ -309,6 +329,8 @@ def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
         )
         if value is not None
     ]
+    if filters.kind is None and filters.parent is None:
+        conditions.append(Job.kind != str(JobKind.PART))  # listed where they are asked for
     if filters.task is not None:
         conditions.append(rows.about_task(filters.task))
     conditions += [Job.tags[key].as_string() == value for key, value in filters.tags.items()]

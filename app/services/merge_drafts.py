@@ -19,6 +19,7 @@ from app.domain.catalog import MethodCard
 from app.domain.checkpoints import CheckpointKind, Manifest, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.kind_checks import check_kinds
+from app.domain.parts import Parallelism
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from app.domain.requests import MergeRequest
 from app.domain.views.jobs import JobInputRef
@@ -59,6 +60,8 @@ class MergeSpec(Value):
     statistics: tuple[str, ...] = ()  # the results whose statistics it uses
     base_checkpoint: str | None  # what the result counts as fine-tuned from
     recipe: Recipe
+    parallelism: Parallelism = "auto"
+    n_parts: int = 1  # into which it is split
 
     @property
     def tags(self) -> dict[str, str]:
@@ -317,7 +320,7 @@ def _digests(row: Checkpoint) -> dict[str, Any]:
     return {"content_digest": row.content_digest, "weights_digest": row.weights_digest}
 
 
-def specify(request: MergeRequest, made: Draft) -> MergeSpec:
+def specify(request: MergeRequest, made: Draft, *, n_parts: int = 1) -> MergeSpec:
     """Return the job's spec of a request."""
     document = request.model_dump(mode="json", exclude=NOT_IN_SPEC)
     # Hyphens: `task_arithmetic-…` would begin like the id of a task.
@@ -340,5 +343,6 @@ def specify(request: MergeRequest, made: Draft) -> MergeSpec:
             "onto": made.onto.id if made.onto is not None else None,
             "base_checkpoint": made.base_checkpoint,
             "recipe": made.recipe,
+            "n_parts": n_parts,
         }
     )

@@ -3,7 +3,7 @@
 Shared by merges and sweeps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,19 @@ from app.services.merge_drafts import MergeSpec
 from app.services.running import Keepers
 
 
-def fetch(keepers: Keepers, spec: MergeSpec, output: Path) -> MergeWork:
+def is_companion(file: FileEntry) -> bool:
+    """Tell whether a file lies beside the weights."""
+    return not file.path.endswith(".safetensors")
+
+
+def fetch(
+    keepers: Keepers, spec: MergeSpec, output: Path, is_wanted: Callable[[FileEntry], bool] = lambda _: True
+) -> MergeWork:
     """Bring the inputs of a merge here and return its work, which writes into the empty folder `output`."""
     ids = [str(model["checkpoint"]) for model in spec.models]
     heads = [item.base_model for item in spec.learning]
     wanted = [*ids, *filter(None, (spec.base_model, spec.onto, *heads)), *spec.statistics]
-    here = {checkpoint_id: inputs.local(keepers, checkpoint_id) for checkpoint_id in dict.fromkeys(wanted)}
+    here = {checkpoint_id: inputs.local(keepers, checkpoint_id, is_wanted) for checkpoint_id in dict.fromkeys(wanted)}
     return MergeWork(
         recipe=spec.recipe,
         base_model=here[spec.base_model] if spec.base_model is not None else None,

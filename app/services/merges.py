@@ -8,26 +8,28 @@ from sqlalchemy.orm import Session
 from app.db import artifacts, equal_merges
 from app.db import checkpoints as checkpoint_rows
 from app.db import jobs as job_rows
+from app.db import parts as part_rows
 from app.db.engine import Sessions
 from app.db.tables import Checkpoint
 from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoints, Invalid, NotFound, OutOfDisk
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.mergekit.writing import write_merge
+from app.domain.parts import count_parts, share_out
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
 from app.domain.views.jobs import JobView
 from app.domain.views.plans import PinnedView, PlanView
-from app.domain.work import CheckpointOutcome, MergeWork, Outcome
-from app.services import jobs, measuring, merge_additions, merge_data, merge_jobs, merge_plans
+from app.domain.work import CheckpointOutcome, JoinWork, MergeWork, Outcome
+from app.services import jobs, measuring, merge_additions, merge_data, merge_jobs, merge_plans, parts
 from app.services import merge_drafts as drafts
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
 from app.services.measuring import JobTerms
 from app.services.merge_drafts import Draft, MergeSpec
 from app.services.merge_jobs import Made
-from app.services.running import Claim, JobResult, Keepers
+from app.services.running import Claim, HandedOver, JobResult, Keepers
 from app.services.wiring import Wiring
 
 # --- accepting ----------------------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ def submit(
         source = None if request.force else equal_merges.find(session, actor.project_id, made.recipe.digest)
         if source is None or source.state != JobState.SUCCEEDED:
             merge_plans.check_disk(wiring, plan)
-        spec = drafts.specify(request, made)
+        spec = drafts.specify(request, made, n_parts=_count_parts(session, request, made, plan))
         terms = measuring.terms(wiring.defaults, request)
         job, followers = _add_job(session, actor, made, spec, terms, source)
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
@@ -98,6 +100,8 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
     }
     try:
         planned = merge_plans.make_plan(wiring, made)
+        with wiring.sessions.read() as session:
+            n_parts = _count_parts(session, request, made, planned)
     except (IncompatibleCheckpoints, Invalid) as error:
         return PlanView(**common, is_runnable=False, problems=[error.to_json()], warnings=[])
     problems: list[AmalgamError] = []
@@ -119,6 +123,7 @@ def plan(wiring: Wiring, actor: Actor, request: MergeRequest) -> PlanView:
         peak_memory_bytes=planned.peak_memory_bytes,
         disk_bytes=planned.disk_bytes,
         estimated_seconds=planned.estimated_seconds,
+        n_parts=n_parts,
     )
 
 
@@ -159,6 +164,11 @@ def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Dr
         return made, merge_plans.make_plan(wiring, made)
     except AmalgamError:
         return None
+
+
+def _count_parts(session: Session, request: MergeRequest, made: Draft, plan: MergePlan) -> int:
+    n_slots = part_rows.count_slots(session, ResourceClass.CPU)
+    return count_parts(request.parallelism, made.recipe, made.card, plan, n_slots=n_slots)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
@@ -207,9 +217,19 @@ def _add_job(  # noqa: PLR0913 (all that was found out about one job)
 class MergeSteps:
     """What a merge job does around its work."""
 
-    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> MergeWork:
-        """Bring the inputs here."""
-        return merge_jobs.fetch(keepers, MergeSpec.model_validate(claim.job.spec), scratch / "output")
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> MergeWork | JoinWork | HandedOver:
+        """Bring the inputs here; of a merge in parts, add the parts, or what they have merged when they are done."""
+        spec = MergeSpec.model_validate(claim.job.spec)
+        if spec.n_parts == 1:
+            return merge_jobs.fetch(keepers, spec, scratch / "output")
+        merged = parts.find_merged(keepers.sessions, claim.job.id)
+        if not merged:
+            plan = merge_plans.plan_spec(keepers.sessions, spec)
+            shares = share_out(plan, spec.n_parts)
+            return parts.hand_over(keepers.sessions, claim, shares, total_bytes=plan.bytes_read)
+        folder = keepers.storage.fetch(merged, watch=keepers.watch)
+        work = merge_jobs.fetch(keepers, spec, scratch / "output", is_wanted=merge_jobs.is_companion)
+        return JoinWork(merge=work, merged=tuple(folder / file.path for file in merged))
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:
         """Keep the artifact, the named checkpoint, and the evaluations to come."""

@@ -21,6 +21,7 @@ from app.domain.errors import ArtifactGone, Unavailable
 from app.domain.jobs import LIVE_STATES, JobState
 from app.domain.views.jobs import JobView
 from app.queue import JobQueue
+from app.services import parts
 from app.services.jobs import Ending, conclude, hint
 from app.services.running import CompleteWaiter, lose_attempt
 
@@ -68,7 +69,8 @@ class Reaper:
         report = ReapReport(
             n_lost=lose_expired(self.sessions),
             n_canceled=end_canceling(self.sessions, self.limits.cancel_grace_seconds),
-            n_settled=settle_waiters(self.sessions, self.queue, self.complete_waiter),
+            n_settled=settle_waiters(self.sessions, self.queue, self.complete_waiter)
+            + parts.settle_all(self.sessions, self.queue),
             n_hinted=hint_again(self.sessions, self.queue, self.limits.hint_seconds),
             n_stamped=stamp_events(self.sessions),
         )

@@ -82,13 +82,20 @@ class Keepers:
     watch: Watch = UNWATCHED  # is told of the bytes that steps move, and stops them when the attempt must stop
 
 
+@dataclass(frozen=True)
+class HandedOver:
+    """Instead of work: the claim has been given up, and the job waits for these others, hinted after the commit."""
+
+    jobs: tuple[JobView, ...] = ()
+
+
 class JobSteps(Protocol):
     """What a kind of job does before and after its work; one module-level object per kind.
 
     A job that ends without success needs no step: jobs.py leaves a failed import's checkpoint `invalid` by itself.
     """
 
-    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> Work:
+    def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> Work | HandedOver:
         """Fetch the inputs and return the work order; no transaction is open while bytes move.
 
         scratch: an empty folder of this attempt; a work that writes writes into `scratch / "output"` (it exists).

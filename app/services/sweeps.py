@@ -75,6 +75,7 @@ def submit(
 
     Raises: as merges.submit; InvalidParameters naming the point; Invalid for a metric that a task has not.
     """
+    _refuse_parts(request.merge)
     request = request.model_copy(update={"merge": merge_data.expand(wiring.catalog, request.merge)})
     space: Space = make_search(request.search) if request.search is not None else make_grid(request.grid or {})
     first = next(space.points() if isinstance(space, Grid) else space.corners())
@@ -103,6 +104,13 @@ def submit(
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
     jobs.hint(wiring.queue, [job])
     return job
+
+
+def _refuse_parts(request: MergeRequest) -> None:
+    asked = request.parallelism
+    if asked != "auto" and asked > 1:
+        message = f'found {asked}, expected 1 or "auto": the points of a sweep are merged by one job; leave it out'
+        raise Invalid(f"/merge/parallelism: {message}.", errors=[FieldProblem("/merge/parallelism", message)])
 
 
 class SweepSteps:

@@ -13,7 +13,7 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.jobs import Progress
 from app.domain.patches import BASE_FILE
-from app.domain.plans import make_plan
+from app.domain.plans import MergePlan, make_plan
 from app.domain.recipes import Override, PinnedStep, Recipe, RecipeModel, pin
 from app.domain.sums import SUMS_FILE
 from workers.catalog import load_recipe
@@ -56,8 +56,8 @@ class FileMerge:
     threads: int | None = None
     chunk_elements: int | None = None
 
-    def __call__(self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], output: Path) -> Manifest:
-        """Merge into the folder `output` and return the manifest of the result."""
+    def plan(self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint]) -> tuple[Recipe, MergePlan]:
+        """Return the recipe and its plan."""
         weights = self.weights or [1.0] * len(models)
         card, parameters = load_catalog().check(
             self.method, self.parameters, has_base_model=base is not None, weights=weights
@@ -81,7 +81,11 @@ class FileMerge:
         )
         beside = load_catalog().cards_beside(recipe)
         manifests = [model.manifest for model in models]
-        plan = make_plan(recipe, None if base is None else base.manifest, manifests, card, beside)
+        return recipe, make_plan(recipe, None if base is None else base.manifest, manifests, card, beside)
+
+    def __call__(self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], output: Path) -> Manifest:
+        """Merge into the folder `output` and return the manifest of the result."""
+        recipe, plan = self.plan(base, models)
         output.mkdir(parents=True)
         fused.load()
         manifest, _ = merge_checkpoints(

@@ -4,10 +4,9 @@ Values in, values out: nothing here knows of jobs, databases or stores. The byte
 alone: pieces are cut at will, computed on several threads, and written in the order of their offsets.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,36 +15,27 @@ from pydantic import JsonValue
 
 from app.domain.adapters import as_dense
 from app.domain.catalog import Granularity, coarsest
-from app.domain.checkpoints import (
-    CheckpointKind,
-    FileEntry,
-    LocalCheckpoint,
-    Manifest,
-    digest_weights,
-    distinct_tensors,
-)
+from app.domain.checkpoints import LocalCheckpoint, Manifest, distinct_tensors
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
+from app.domain.parts import sources_of
 from app.domain.patches import measure_storage
 from app.domain.plans import MergePlan, piece_elements
 from app.domain.recipes import Recipe
-from workers.checkpoints import config, parallel
+from workers.checkpoints import parallel
 from workers.checkpoints.adapters import open_model
-from workers.checkpoints.companions import copy_companions, write_file, write_index
-from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.sums_file import SumsReader
-from workers.checkpoints.writer import WeightsWriter
-from workers.contract import MergeMethod, RecipeCode, StatisticRequest
+from workers.contract import RecipeCode, StatisticRequest
 from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
-from workers.pipelines.beside import FilesBeside, open_beside
-from workers.pipelines.merge_steps import Inputs, Merger, Produced, Step, cut_steps, produce
-from workers.pipelines.model_card import write_model_card
-from workers.pipelines.patching import PatchesWritten, label_tasks
+from workers.pipelines.beside import open_beside
+from workers.pipelines.merge_files import complete, write_weights
+from workers.pipelines.merge_steps import Inputs, Merger
+from workers.pipelines.patching import label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
@@ -75,68 +65,122 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
-    _check_room(plan, output)
-    on_device = open_device(device)
-    keep_freed_memory()
-    reference = base or models[0]
+    check_room(plan.disk_bytes, output)
     with ExitStack() as stack:
-        stack.enter_context(parallel.one_torch_thread())
-        inputs = open_inputs(stack, plan, code, base=base, models=models)
-        if onto is not None and code.method.patch is None:
-            earlier = SumsReader(onto, recipe) if code.method.sums is not None else None
-            inputs = replace(inputs, onto=open_onto(stack, plan, onto, earlier))
-        granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
-        meter = ProgressMeter(on_progress, total=_total_bytes(plan, inputs, plan.n_passes))
-        source = CheckpointSource(
-            base=inputs.base,
-            models=inputs.models,
-            merged=inputs.merged,
-            weights=[model.weight for model in recipe.models],
-            piece_elements=chunk_elements or piece_elements(len(models)),
-            threads=count_threads(granularity, inputs, parallel.n_threads(threads)),
-            nan_policy=recipe.nan_policy,
-            on_bytes=meter.advance,
+        opened = open_merge(
+            stack,
+            plan,
+            code,
+            recipe=recipe,
+            base=base,
+            models=models,
+            onto=onto,
+            on_progress=on_progress,
+            device=device,
+            threads=threads,
+            chunk_elements=chunk_elements,
         )
-        requests: list[StatisticRequest] = []
-
-        def begin(request: StatisticRequest) -> None:
-            requests.append(request)
-            meter.enter(f"statistics: {request.name}")
-
-        with meter.silence() if learn is not None else nullcontext():
-            ready = program.prepare(recipe, code, source, device=on_device, on_request=begin, learn=learn)
-        meter.enter("merging")
-        meter.expect(_total_bytes(plan, inputs, 1))
+        told = Told(opened.meter)
+        with opened.meter.silence() if learn is not None else nullcontext():
+            ready = program.prepare(
+                recipe, code, opened.source, device=opened.device, on_request=told.begin, learn=learn
+            )
+        opened.meter.enter("merging")
+        opened.meter.expect(total_bytes(plan, opened.inputs))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
-        merger = Merger(ready, inputs, source, meter, tasks)
-        written = _write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto))
-    meter.enter("finishing")
-    manifest = _manifest(plan, reference, written)
-    companions, more = _write_companions(plan, code.method, recipe, (reference, models), manifest, output)
+        merger = Merger(ready, opened.inputs, opened.source, opened.meter, tasks)
+        written = write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto))
+    opened.meter.enter("finishing")
     learned = [] if ready.learned is None else list(ready.learned.write(output))
-    manifest = _complete(manifest, [*companions, *learned], written, output)
-    warnings = [*plan.warnings, *_warn_of_differing(written.differing), *written.beside.warnings, *more]
+    manifest, warnings = complete(plan, code.method, recipe, (base or models[0], models), written, learned, output)
     report: dict[str, JsonValue] = {
-        "parameters": recipe.parameters,
-        "n_merged": plan.n_merged,
-        "n_copied": plan.n_copied,
-        "n_passes": 1 + sum(request.n_passes for request in requests),
-        "statistics": [request.name for request in requests],
+        **told.report(plan, recipe, ready),
         "warnings": list(warnings),
-        "found": ready.report(),
-        **_report_groups(ready),
         **({"learned": ready.learned.report()} if ready.learned is not None else {}),
         **({"storage": measure_storage(manifest).model_dump(mode="json")} if manifest.patches else {}),
     }
     return manifest, report
 
 
-def _check_room(plan: MergePlan, output: Path) -> None:
+@dataclass(frozen=True)
+class OpenMerge:
+    """The open inputs of a merge, and how they are read."""
+
+    inputs: Inputs
+    source: CheckpointSource
+    meter: ProgressMeter
+    device: torch.device
+
+
+def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
+    stack: ExitStack,
+    plan: MergePlan,
+    code: RecipeCode,
+    *,
+    recipe: Recipe,
+    base: LocalCheckpoint | None,
+    models: Sequence[LocalCheckpoint],
+    onto: LocalCheckpoint | None = None,
+    on_progress: Callable[[Progress], None],
+    device: str = "cpu",
+    threads: int | None = None,
+    chunk_elements: int | None = None,
+) -> OpenMerge:
+    """Open what a merge reads; the stack closes it. Raises: as merge_checkpoints."""
+    on_device = open_device(device)
+    keep_freed_memory()
+    stack.enter_context(parallel.one_torch_thread())
+    inputs = open_inputs(stack, plan, code, base=base, models=models)
+    if onto is not None and code.method.patch is None:
+        earlier = SumsReader(onto, recipe) if code.method.sums is not None else None
+        inputs = replace(inputs, onto=open_onto(stack, plan, onto, earlier))
+    granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
+    meter = ProgressMeter(on_progress, total=total_bytes(plan, inputs, plan.n_passes))
+    source = CheckpointSource(
+        base=inputs.base,
+        models=inputs.models,
+        merged=inputs.merged,
+        weights=[model.weight for model in recipe.models],
+        piece_elements=chunk_elements or piece_elements(len(models)),
+        threads=count_threads(granularity, inputs, parallel.n_threads(threads)),
+        nan_policy=recipe.nan_policy,
+        on_bytes=meter.advance,
+    )
+    return OpenMerge(inputs, source, meter, on_device)
+
+
+class Told:
+    """What a merge tells of itself: the statistics that were asked for, and what they found."""
+
+    def __init__(self, meter: ProgressMeter) -> None:
+        self._meter = meter
+        self._requests: list[StatisticRequest] = []
+
+    def begin(self, request: StatisticRequest) -> None:
+        """Hear of a statistic that is about to be collected."""
+        self._requests.append(request)
+        self._meter.enter(f"statistics: {request.name}")
+
+    def report(self, plan: MergePlan, recipe: Recipe, ready: MergeProgram) -> dict[str, JsonValue]:
+        """Return what is known before the files are complete."""
+        return {
+            "parameters": recipe.parameters,
+            "n_merged": plan.n_merged,
+            "n_copied": plan.n_copied,
+            "n_passes": 1 + sum(request.n_passes for request in self._requests),
+            "statistics": [request.name for request in self._requests],
+            "found": ready.report(),
+            **_report_groups(ready),
+        }
+
+
+def check_room(n_bytes: int, output: Path) -> None:
+    """Refuse to write more than there is room for. Raises: OutOfDisk."""
     free = shutil.disk_usage(output).free
-    if free < plan.disk_bytes:
+    if free < n_bytes:
         raise OutOfDisk(
-            f"The result needs {plan.disk_bytes} bytes of disk and {free} are free; free some, or point the service's "
-            "data folder at a larger disk, and retry the job."
+            f"The result needs {n_bytes} bytes of disk and {free} are free; free some, or point the service's data "
+            "folder at a larger disk, and retry the job."
         )
 
 
@@ -205,106 +249,9 @@ def count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int
     return max(1, min(threads, WHOLE_TENSORS_BYTES // max(1, 4 * largest * (1 + len(inputs.models)))))
 
 
-def _total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int) -> int:
-    merged = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in inputs.merged.values())
+def total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int = 1) -> int:
+    """Return how many bytes of input are read for the tensors of a plan."""
+    tensors = [inputs.merged[name] for name in sources_of(plan.tensors)]
+    merged = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in tensors)
     copied = sum(tensor.end - tensor.begin for tensor in plan.tensors if tensor.copied_because is not None)
     return merged * n_passes + copied
-
-
-@dataclass(frozen=True)
-class _Written:
-    """The weight files, and what lies beside them: patches, or sums."""
-
-    entries: tuple[FileEntry, ...]
-    blake3_of: Mapping[str, str]  # tensor -> of its bytes
-    weights_digest: str
-    differing: Sequence[str]  # integer tensors that differ between the models, where one had to be taken
-    beside: PatchesWritten
-
-
-def _write_weights(plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside) -> _Written:
-    """Write every step in the order of offsets, then the patches or sums."""
-    writer = WeightsWriter(plan, output)
-    differing: list[str] = []
-    try:
-        steps = (step for target in plan.tensors for step in cut_steps(target, merger))
-        produced = parallel.map_in_order(
-            lambda step: _produce_and_place(step, merger, writer), steps, threads=merger.source.threads
-        )
-        with closing(produced):  # no thread writes any more when it is left
-            for step, made in produced:
-                writer.digest(step.target, made.content)
-                beside.write(step.target, made)
-                if made.differs and not merger.patched and step.target.name not in differing:
-                    differing.append(step.target.name)
-        entries, blake3_of = writer.finish()
-        digest = digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)
-        files = beside.finish(plan, merger, digest)
-    except BaseException:
-        writer.abandon()
-        beside.abandon()
-        raise
-    return _Written(tuple(entries), blake3_of, digest, differing, files)
-
-
-def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, Produced]:
-    made = produce(step, merger)
-    writer.place(step.target, step.offset, made.content)
-    return step, made
-
-
-def _warn_of_differing(names: Sequence[str]) -> list[str]:
-    return [f"Integer tensor {name} differs between the inputs; the reference's values were kept." for name in names]
-
-
-def _write_companions(  # noqa: PLR0913 all that the card tells
-    plan: MergePlan,
-    method: MergeMethod,
-    recipe: Recipe,
-    inputs: tuple[LocalCheckpoint, Sequence[LocalCheckpoint]],
-    manifest: Manifest,
-    output: Path,
-) -> tuple[list[FileEntry], list[str]]:
-    """Write the files beside the weights; return them, and warnings."""
-    reference, models = inputs
-    warnings: list[str] = []
-
-    def change_config(content: bytes) -> bytes:
-        if not plan.layers:
-            return content
-        changed, found = with_layers(content, plan.layers, plan.n_layers, read_configs(models))
-        warnings.extend(found)
-        return changed
-
-    entries = list(copy_companions(reference, output, dtype=recipe.output_dtype, change_config=change_config))
-    document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
-    entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
-    entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
-    entries += write_index(plan, output)
-    return entries, warnings
-
-
-def _manifest(plan: MergePlan, reference: LocalCheckpoint, written: _Written) -> Manifest:
-    """Return the manifest as far as the weights decide it."""
-    return Manifest(
-        kind=CheckpointKind.MULTITASK if written.beside.patches else CheckpointKind.DENSE,
-        files=(*written.entries, *written.beside.entries),
-        tensors=tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name)),
-        weights_digest=written.weights_digest,
-        architecture=reference.manifest.architecture,
-        model_type=reference.manifest.model_type,
-        vocab_size=reference.manifest.vocab_size,
-        patches=written.beside.patches,
-        patch_base=written.beside.base_file,
-    )
-
-
-def _complete(manifest: Manifest, companions: Sequence[FileEntry], written: _Written, output: Path) -> Manifest:
-    """Return the manifest with the files beside the weights, and what the config among them says."""
-    names = [tensor.name for tensor in manifest.tensors]
-    return manifest.model_copy(
-        update={
-            "files": tuple(sorted((*manifest.files, *companions), key=lambda entry: entry.path)),
-            "tied": config.find_tied(config.read_config(output), names, written.blake3_of),
-        }
-    )

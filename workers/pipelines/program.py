@@ -20,6 +20,7 @@ from app.domain.parameters import Parameters
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import TensorGroup, group_tensors
 from workers.contract import (
+    LocalStatistic,
     MergeContext,
     MergeMethod,
     NestedMerge,
@@ -255,10 +256,12 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     device: torch.device,
     on_request: OnRequest = lambda _: None,
     learn: Learn | None = None,
+    own: PieceSource | None = None,
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
 
-    learn: runs the method's learner, where the recipe names data to learn from.
+    learn: runs the method's learner, where the recipe names data to learn from. own: those tensors of the source that
+    are going to be merged, if not all are: the method's local statistics are collected of them alone.
 
     Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
     """
@@ -269,14 +272,18 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
         transforms.append(_bind_step(step, pinned.parameters, blank, device, seen, on_request))
     seen = _through(source, transforms)
     names = [name for name, _, _ in source.tensors]
-    groups = tuple(_bind_group(recipe, code, group, seen, device, on_request) for group in group_tensors(recipe, names))
+    is_alone = not recipe.post_steps and not code.nested  # nothing else needs what the method finds, of other tensors
+    merged = _through(own, transforms) if own is not None and is_alone else seen
+    groups = tuple(
+        _bind_group(recipe, code, group, (seen, merged), device, on_request) for group in group_tensors(recipe, names)
+    )
     if learn is not None:
         groups = tuple(_learn(group, seen, learn) for group in groups)
     granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
     program = MergeProgram(groups, tuple(transforms), (), granularity)
     for post_step, pinned in zip(code.post_steps, recipe.post_steps, strict=True):
-        merged = ChangedSource(seen, program.complete, granularity)
-        bound = _bind_step(post_step, pinned.parameters, blank, device, merged, on_request)
+        so_far = ChangedSource(seen, program.complete, granularity)
+        bound = _bind_step(post_step, pinned.parameters, blank, device, so_far, on_request)
         program = replace(program, post_steps=(*program.post_steps, bound))
     return program
 
@@ -292,11 +299,11 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     recipe: Recipe,
     code: RecipeCode,
     group: TensorGroup,
-    source: PieceSource,
+    sources: tuple[PieceSource, PieceSource],  # of all tensors, and of those that are going to be merged
     device: torch.device,
     on_request: OnRequest,
 ) -> ProgramGroup:
-    part = PartOfSource(source, frozenset(group.names), group.weights)
+    part, merged = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
     blank = replace(_blank_context(recipe), weights=group.weights)
     validate = code.method.parameters.model_validate
     parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
@@ -309,7 +316,12 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
         nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), device, is_local=is_local)
     seen = {name: nested[name] for name, scope in code.method.card.nested.items() if scope == "merge_set"}
     asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
-    context = replace(blank, statistics=_collect(asked, part, blank, on_request), nested=nested)
+    statistics = {
+        name: value
+        for request in asked
+        for name, value in _collect((request,), merged if _is_local(request) else part, blank, on_request).items()
+    }
+    context = replace(blank, statistics=statistics, nested=nested)
     return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
 
 
@@ -346,6 +358,10 @@ def _collect(
         bound = request.within(blank) if isinstance(request, RandomStatistic) else request
         collected[request.name] = bound.collect(source)
     return collected
+
+
+def _is_local(request: StatisticRequest) -> bool:
+    return isinstance(request, LocalStatistic) and request.is_local
 
 
 def _told(context: MergeContext) -> dict[str, JsonValue]:

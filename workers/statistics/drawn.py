@@ -48,6 +48,11 @@ class DrawnStatistic:
         """How often it reads the merge set."""
         return int(self.mask.keeps_norm) + (self.inner.n_passes if self.inner else 0)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing but each tensor's own factors is asked for."""
+        return self.inner is None
+
     def within(self, context: MergeContext) -> "DrawnStatistic":
         """Return the request as it collects for a merge."""
         return replace(self, context=context)

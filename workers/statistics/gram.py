@@ -63,6 +63,11 @@ class TensorGrams:
         """How often it reads the merge set."""
         return 1
 
+    @property
+    def is_local(self) -> bool:
+        """Always: there is a matrix for each tensor."""
+        return True
+
     def collect(self, source: PieceSource) -> Mapping[str, Gram]:
         """Return the Gram matrix of every tensor that has elements."""
         sums: dict[str, _BlockSum] = {}
@@ -86,6 +91,11 @@ class ColumnGrams:
     def n_passes(self) -> int:
         """How often it reads the merge set."""
         return 1
+
+    @property
+    def is_local(self) -> bool:
+        """Always: there is a matrix for each tensor."""
+        return True
 
     def collect(self, source: PieceSource) -> Mapping[str, Tensor]:
         """Return the inner products by tensor, [n_columns, n, n] float64; columns in the order of a flattened row."""

@@ -28,6 +28,11 @@ class ImportanceThresholds:
         """How often it reads the merge set: once, but for a sample and for very bad luck with it."""
         return 1
 
+    @property
+    def is_local(self) -> bool:
+        """Always: each tensor has a threshold of its own."""
+        return True
+
     def collect(self, source: PieceSource) -> Mapping[str, float]:
         """Find the threshold of every tensor that has elements."""
         changes = ChangedSource(source, _weigh_piece, "row")

@@ -52,6 +52,11 @@ class MagnitudeBoundaries:
         """How often it reads the merge set: once, but for a sample and for very bad luck with it."""
         return 1
 
+    @property
+    def is_local(self) -> bool:
+        """Whether each tensor has boundaries of its own."""
+        return self.scope == "tensor"
+
     def collect(self, source: PieceSource) -> BoundaryTable:
         """Find the boundaries."""
         sizes = {name: prod(shape) for name, shape, _ in source.tensors}

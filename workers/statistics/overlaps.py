@@ -30,6 +30,11 @@ class Overlaps:
         """How often it reads the merge set."""
         return 1
 
+    @property
+    def is_local(self) -> bool:
+        """Always: each tensor has counts of its own."""
+        return True
+
     def collect(self, source: PieceSource) -> Mapping[str, Sequence[Overlap]]:
         """Return one overlap per model, for every tensor that has elements."""
         counts: dict[str, Tensor] = {}

@@ -45,6 +45,18 @@ class JobInputRef(View):
     checkpoint_id: str
 
 
+class PartsView(View):
+    """How many parts of a merge, over all rounds, are in each state; `GET /v1/jobs?parent=` lists them."""
+
+    total: int
+    queued: int = 0
+    running: int = 0
+    canceling: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+
+
 class JobView(View):
     """One piece of work. `spec`: the request, refs pinned to ids; `problem`: the stored form of an error."""
 
@@ -65,6 +77,7 @@ class JobView(View):
     worker: str | None = None
     parent: str | None = None
     children: tuple[str, ...] = ()
+    parts: PartsView | None = None
     retry_of: str | None = None
     deduplicated_from: str | None = None
     waits_for: str | None = None

@@ -41,3 +41,4 @@ class PlanView(View):
     disk_bytes: int | None = None
     free_disk_bytes: int | None = None
     estimated_seconds: float | None = None
+    n_parts: int | None = Field(default=None, description="Into how many jobs the merge would be split now.")

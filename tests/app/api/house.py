@@ -22,11 +22,11 @@ from app.db.migrate import upgrade
 from app.domain.errors import AmalgamError
 from app.domain.identifiers import new_id
 from app.domain.jobs import ResourceClass
-from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome, SweepOutcome
+from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome, PartOutcome, SweepOutcome
 from app.main import create_app
-from app.services import reaping, running
+from app.services import parts, reaping, running
 from app.services.merges import complete_waiter
-from app.services.running import Claim, Keepers, WorkerIdentity
+from app.services.running import Claim, HandedOver, Keepers, WorkerIdentity
 from app.services.wiring import Wiring
 from tests.workers import tiny_bert
 from workers.main import TRADE
@@ -88,11 +88,17 @@ class House:
     def work(self) -> list[Document]:
         """Run all jobs that can be run, in order, and return them as they ended."""
         ended: list[str] = []
-        while (claim := running.claim(self.wiring.sessions, self.worker, lease_seconds=600)) is not None:
-            self._run(claim)
+        while (claim := self.claim()) is not None:
+            self.run(claim)
             ended.append(claim.job.id)
+            if claim.job.parent is not None:
+                parts.settle(self.wiring.sessions, self.wiring.queue, claim.job.parent)
             reaping.settle_waiters(self.wiring.sessions, self.wiring.queue, complete_waiter)
         return [self.read(f"/v1/jobs/{job_id}") for job_id in ended]
+
+    def claim(self) -> Claim | None:
+        """Claim the job that is to run next."""
+        return running.claim(self.wiring.sessions, self.worker, lease_seconds=600)
 
     def finish(self, path: str, body: object, **options: Any) -> Document:
         """POST a job, run everything, and return the job as it ended."""
@@ -100,12 +106,15 @@ class House:
         self.work()
         return self.read(f"/v1/jobs/{job['id']}")
 
-    def _run(self, claim: Claim) -> None:
+    def run(self, claim: Claim) -> None:
+        """Do one attempt of a job."""
         scratch = self.folder / "scratch" / claim.job.id
         (scratch / "output").mkdir(parents=True)
         try:
             steps = TRADE.kinds[claim.job.kind].steps
             work = steps.prepare(self.keepers, claim, scratch)
+            if isinstance(work, HandedOver):
+                return
             outcome = perform(WorkOrder(work=work), lambda _progress: None)
             self.keepers.storage.publish(scratch / "output", _files(outcome))
             running.finish(self.wiring.sessions, claim, lambda session: steps.record(session, claim, outcome))
@@ -189,6 +198,8 @@ def open_house(folder: Path, database_url: str = "", **settings: Any) -> Iterato
 def _files(outcome: Outcome) -> Sequence[Any]:
     if isinstance(outcome, CheckpointOutcome):
         return outcome.manifest.files
+    if isinstance(outcome, PartOutcome):
+        return outcome.files
     if isinstance(outcome, SweepOutcome):
         return (*outcome.manifest.files, *outcome.curve_files)
     return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

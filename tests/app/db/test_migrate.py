@@ -13,7 +13,8 @@ from pytest_alembic.tests import (
     test_up_down_consistency,
     test_upgrade,
 )
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from app.db import migrate
 from app.db.engine import make_engine
@@ -130,3 +131,39 @@ def test_a_migration_that_leaves_dangling_rows_is_rolled_back(sqlite_url: str) -
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM models")).scalar() == 0
     engine.dispose()
+
+
+def test_jobs_and_their_log_survive_the_kind_of_parts(engine: Engine) -> None:
+    migrate.upgrade(engine, "0002")
+    with engine.begin() as connection:
+        _add_job(connection, "job_1", "merge")
+        connection.execute(
+            text(
+                "INSERT INTO events (job_id, seq, project_id, type, at, data)"
+                " VALUES ('job_1', 1, 'default', 'x', '2026-01-01', '{}')"
+            )
+        )
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        _add_job(connection, "job_2", "part", parent="job_1")
+        assert connection.execute(text("SELECT count(*) FROM events")).scalar() == 1
+    for kind, state in (("nonsense", "queued"), ("part", "nonsense")):
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            _add_job(connection, "job_3", kind, state=state)
+    names = {index["name"] for index in inspect(engine).get_indexes("jobs")}
+    assert names == {index.name for index in Table.metadata.tables["jobs"].indexes}
+    migrate.downgrade(engine, "0002")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == ["job_1"]
+
+
+def _add_job(
+    connection: Connection, job_id: str, kind: str, *, state: str = "queued", parent: str | None = None
+) -> None:
+    statement = text(
+        "INSERT INTO jobs (id, kind, state, resource_class, priority, spec, tags, max_attempts, attempts,"
+        " timeout_seconds, parent_id, n_remaining_children, fence, stages, last_seq, queued_at, project_id, actor,"
+        " created_at, updated_at) VALUES (:id, :kind, :state, 'cpu', 0, '{}', '{}', 1, 0, 60, :parent, 0, 0, '[]', 0,"
+        " '2026-01-01', 'default', 'a', '2026-01-01', '2026-01-01')"
+    )
+    connection.execute(statement, {"id": job_id, "kind": kind, "state": state, "parent": parent})

@@ -1,0 +1,129 @@
+"""A merge in parts: what one part does, and the join that completes what all of them have written.
+
+A part writes whole weight files of the result, as the plan lays them out. Beside them it writes one small file that
+tells the join of them: MergedFiles. While a statistic of the whole merge set is missing, it writes tallies instead
+(rounds.py), and is asked again when those of all parts are there.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from app.domain.checkpoints import FileEntry, Manifest
+from app.domain.jobs import Progress
+from app.domain.parts import MergedFiles, only_of, sources_of, tallied_by
+from app.domain.plans import MergePlan
+from app.domain.work import JoinWork, PartOutcome, PartWork
+from workers.checkpoints.companions import write_file
+from workers.checkpoints.hashing import hash_file
+from workers.checkpoints.tallies_file import Tallies, read_tallies, write_tallies
+from workers.contract import RecipeCode
+from workers.pipelines import program
+from workers.pipelines.beside import FilesBeside
+from workers.pipelines.merge import Told, check_room, open_merge, total_bytes
+from workers.pipelines.merge_files import WrittenWeights, complete, write_weights
+from workers.pipelines.merge_steps import Merger
+from workers.pipelines.rounds import PassTallied, ReplayedSource, join_tallies
+from workers.statistics.views import PartOfSource
+
+NOTHING_BESIDE = FilesBeside(patches=None, sums=None)
+
+
+def merge_part(  # noqa: PLR0913 a part, and how to run it
+    plan: MergePlan,
+    code: RecipeCode,
+    work: PartWork,
+    *,
+    on_progress: Callable[[Progress], None],
+    device: str = "cpu",
+    threads: int | None = None,
+    chunk_elements: int | None = None,
+) -> PartOutcome:
+    """Write this part's weight files, or its tallies of the next pass, into the work's output folder.
+
+    Raises: as merge.merge_checkpoints.
+    """
+    merge, own = work.merge, only_of(plan, work.share)
+    check_room(sum(file.size_bytes for file in own.files), merge.output)
+    with ExitStack() as stack:
+        opened = open_merge(
+            stack,
+            plan,
+            code,
+            recipe=merge.recipe,
+            base=merge.base_model,
+            models=merge.models,
+            on_progress=on_progress,
+            device=device,
+            threads=threads,
+            chunk_elements=chunk_elements,
+        )
+        n_bytes = total_bytes(own, opened.inputs)
+        opened.meter.expect(n_bytes)
+        told = Told(opened.meter)
+        known = _read_passes(work.tallies)
+        try:
+            ready = program.prepare(
+                merge.recipe,
+                code,
+                ReplayedSource(opened.source, tallied_by(plan, work.share), known),
+                device=opened.device,
+                on_request=told.begin,
+                own=PartOfSource(opened.source, sources_of(own.tensors), opened.source.weights),
+            )
+        except PassTallied as over:
+            entry = _keep_tallies(work, len(known), over.tallies)
+            return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_bytes)
+        opened.meter.enter("merging")
+        opened.meter.expect(n_bytes)
+        written = write_weights(
+            own, Merger(ready, opened.inputs, opened.source, opened.meter), merge.output, NOTHING_BESIDE
+        )
+    merged = MergedFiles(
+        files=written.entries,
+        blake3_of=dict(written.blake3_of),
+        differing=tuple(written.differing),
+        report=told.report(plan, merge.recipe, ready),
+    )
+    name = f"part-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.json"
+    entry = write_file(merge.output, name, merged.model_dump_json().encode())
+    return PartOutcome(files=(*written.entries, entry), is_merged=True, bytes_read=n_bytes)
+
+
+def join_parts(
+    plan: MergePlan, code: RecipeCode, work: JoinWork, *, on_progress: Callable[[Progress], None]
+) -> tuple[Manifest, dict[str, JsonValue]]:
+    """Write what lies beside the weights of all parts; return the manifest and the report of the whole merge."""
+    on_progress(Progress(stage="joining", fraction=1.0, done=plan.bytes_read, total=plan.bytes_read, unit="bytes"))
+    merge = work.merge
+    parts = [MergedFiles.model_validate_json(path.read_bytes()) for path in work.merged]
+    written = WrittenWeights(
+        entries=tuple(entry for part in parts for entry in part.files),
+        blake3_of={name: digest for part in parts for name, digest in part.blake3_of.items()},
+        differing=[name for part in parts for name in part.differing],
+    )
+    inputs = (merge.base_model or merge.models[0], merge.models)
+    manifest, warnings = complete(plan, code.method, merge.recipe, inputs, written, [], merge.output)
+    return manifest, {**parts[0].report, "n_parts": len(parts), "warnings": list(warnings)}
+
+
+def _read_passes(files: Sequence[Path]) -> list[Tallies]:
+    """Return the tallies of each pass, of all parts, in the order of the passes."""
+    by_pass: dict[int, list[Tallies]] = {}
+    for path in files:
+        index, tallies = read_tallies(path)
+        by_pass.setdefault(index, []).append(tallies)
+    return [join_tallies(by_pass[index]) for index in sorted(by_pass)]
+
+
+def _keep_tallies(work: PartWork, index: int, tallies: Tallies) -> FileEntry:
+    name = f"tallies-{index + 1:03d}-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.bin"
+    path = work.merge.output / name
+    write_tallies(path, index, tallies)
+    return FileEntry(path=name, size_bytes=path.stat().st_size, sha256=hash_file(path, _ignore))
+
+
+def _ignore(_n_bytes: int) -> None:
+    """Tell nobody: the file is small."""

@@ -1,0 +1,106 @@
+"""Statistics of a whole merge set, collected by many processes in rounds: each tallies its tensors, all replay.
+
+A statistic reads its source in passes: it maps a pure function over all pieces and folds the results in the order of
+position. A part of a merge replays the results of every pass that all parts have tallied, maps the first pass that
+they have not over its own tensors alone, and ends there: `PassTallied`. In the next round that pass is replayed as
+well; when no pass is left, the part merges. Every part repeats the folds, so each has every statistic, bit for bit.
+"""
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from app.domain.catalog import Granularity
+from workers.checkpoints.source import CheckpointSource
+from workers.checkpoints.tallies_file import Tallies
+from workers.contract import Piece
+from workers.fusion import Rows
+
+Result = TypeVar("Result")
+
+
+class PassTallied(Exception):
+    """A pass was tallied whose results are not known yet: this round is over."""
+
+    def __init__(self, tallies: Tallies) -> None:
+        super().__init__("a pass over the tensors of this part")
+        self.tallies = tallies
+
+
+@dataclass
+class _Counter:
+    """How many passes have begun."""
+
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class ReplayedSource:
+    """A source of which one process reads some tensors only; satisfies workers.contract.PieceSource."""
+
+    source: CheckpointSource
+    own: frozenset[str]  # tensors that this process tallies
+    known: Sequence[Tallies]  # of each pass, by all processes
+    _passes: _Counter = field(default_factory=_Counter, init=False, repr=False)
+
+    @property
+    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, position) of each tensor."""
+        return self.source.tensors
+
+    @property
+    def n_models(self) -> int:
+        """How many models are merged."""
+        return self.source.n_models
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """One weight per model."""
+        return self.source.weights
+
+    def map(
+        self,
+        function: Callable[[Piece], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
+        """Yield what the function made of every piece, if it is known. Raises: PassTallied."""
+        yield from self._replay(
+            lambda: self.source.map(
+                lambda piece: (piece.tensor, function(piece)), self._wanted(tensors), granularity=granularity
+            )
+        )
+
+    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+        """Yield what the function made of the rows of every run, if it is known. Raises: PassTallied."""
+        yield from self._replay(
+            lambda: self.source.map_rows(lambda rows: (rows.tensor, function(rows)), self._wanted(tensors))
+        )
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of any tensor: few are read so, and every process reads them."""
+        return self.source.read(tensor, offset, n_elements)
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run of any tensor."""
+        return self.source.rows(tensor, offset, n_elements)
+
+    def _wanted(self, tensors: Container[str] | None) -> frozenset[str]:
+        return self.own if tensors is None else frozenset(name for name in self.own if name in tensors)
+
+    def _replay(self, tally: Callable[[], Iterator[tuple[str, Result]]]) -> Iterator[Result]:
+        index = self._passes.n
+        self._passes.n += 1
+        if index == len(self.known):
+            found: dict[str, list[object]] = {}
+            for tensor, result in tally():
+                found.setdefault(tensor, []).append(result)
+            raise PassTallied(found)
+        for name, _, _ in self.tensors:
+            yield from self.known[index].get(name, ())  # type: ignore[misc]  # as the same function made them
+
+
+def join_tallies(parts: Sequence[Mapping[str, Sequence[object]]]) -> Tallies:
+    """Return the tallies of all parts of one pass as one."""
+    return {name: list(results) for part in parts for name, results in part.items()}
