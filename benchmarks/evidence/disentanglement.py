@@ -37,7 +37,7 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _curve(merges: Merges, method: str) -> dict[str, Any]:
-    points = [
+    points: list[dict[str, Any]] = [
         {"coefficient": one, "validation": plain(merges.merge(method, {"scaling_coefficient": one}, "validation"))}
         for one in COEFFICIENTS
     ]

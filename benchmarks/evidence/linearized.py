@@ -11,11 +11,12 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
+from pydantic import JsonValue
 
 from benchmarks.evidence import accuracy
-from benchmarks.evidence.accuracy import plain
+from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
-from benchmarks.evidence.merging import Counts, Merges
+from benchmarks.evidence.merging import Merges
 from benchmarks.evidence.training import Trained, Training
 from workers.figures import bars, lines, style
 
@@ -117,7 +118,7 @@ def _ties(merges: Merges, technique: str) -> tuple[dict[str, Any], Counts]:
         return choice.parameters, merges.merge("ties", choice.parameters, "test")
 
     def measure(coefficient: float, split: str) -> Counts:
-        inner = {"method": "ties", "parameters": {"scaling_coefficient": coefficient}}
+        inner: dict[str, JsonValue] = {"method": "ties", "parameters": {"scaling_coefficient": coefficient}}
         return merges.merge_adapters("linearized_lora", {"merge": inner}, split)
 
     best = max(TIES_COEFFICIENTS, key=lambda one: accuracy.mean(measure(one, "validation")))

@@ -43,7 +43,7 @@ class Merges:
 
     def individual(self, split: str) -> Counts:
         """Return what each task's own model scores on it."""
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, Sequence[int]] = {}
         for place in self.all:
             coefficients = [float(other == place) for other in self.all]
             found |= self.combine(coefficients, split, tasks=(place,))

@@ -47,7 +47,6 @@ def fuse(parameters: SlerpParameters, context: MergeContext) -> FusedMerge:
     models=(2, 2),
     weights="unused",
     granularity="element",
-    version=2,
     order_matters=True,
     is_scale_equivariant=False,
     statistic_passes=1,
