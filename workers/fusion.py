@@ -6,7 +6,7 @@ piece, from the files' bytes to the output's, without an array between. The meth
 definition: the two agree to the last bit.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -44,6 +44,13 @@ class Rows:
     def n_models(self) -> int:
         """How many rows are models."""
         return len(self.kinds) - self.has_base
+
+    def without_base(self) -> "Rows":
+        """Return the models' rows alone."""
+        if not self.has_base:
+            return self
+        of_models = {name: getattr(self, name)[1:] for name in ("at", "kinds", "files", "places")}
+        return replace(self, has_base=False, **of_models)
 
 
 @dataclass(frozen=True)

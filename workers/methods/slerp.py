@@ -28,12 +28,12 @@ class SlerpParameters(Parameters):
 
 def collect(_parameters: SlerpParameters) -> Sequence[StatisticRequest]:
     """Ask for each tensor's inner products."""
-    return (TensorGrams(GRAMS),)
+    return (TensorGrams(GRAMS, of_weights=True),)
 
 
 def fuse(parameters: SlerpParameters, context: MergeContext) -> FusedMerge:
     """Return what `merge` computes, fused."""
-    return spans.fuse(shares(context.statistics[GRAMS][context.tensor], parameters.t))
+    return FusedMerge(shares(context.statistics[GRAMS][context.tensor], parameters.t))
 
 
 @merge_method(

@@ -5,7 +5,7 @@ task vectors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -57,6 +57,7 @@ class TensorGrams:
     """
 
     name: str
+    of_weights: bool = False  # of the models themselves, also where there is a base model
 
     @property
     def n_passes(self) -> int:
@@ -71,11 +72,17 @@ class TensorGrams:
     def collect(self, source: PieceSource) -> Mapping[str, Gram]:
         """Return the Gram matrix of every tensor that has elements."""
         sums: dict[str, _BlockSum] = {}
-        for part in map_fused(source, _multiply_rows, _multiply_blocks):
+        for part in map_fused(source, self._multiply_rows, self._multiply_blocks):
             if part.tensor not in sums:
                 sums[part.tensor] = _BlockSum(torch.zeros(source.n_models, source.n_models, dtype=torch.float64))
             sums[part.tensor].add(part)
         return {name: block_sum.finish() for name, block_sum in sums.items()}
+
+    def _multiply_rows(self, rows: Rows) -> "_Part":
+        return _Part(rows.tensor, *fused.multiply_blocks(rows.without_base() if self.of_weights else rows))
+
+    def _multiply_blocks(self, piece: Piece) -> "_Part":
+        return _multiply_blocks(replace(piece, base=None) if self.of_weights else piece)
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,6 @@ def _multiply_blocks(piece: Piece) -> _Part:
     blocks = vectors[:, begin:end].reshape(n, (end - begin) // PRODUCT_BLOCK, PRODUCT_BLOCK)
     products = precision.inner_products(blocks)
     return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
-
-
-def _multiply_rows(rows: Rows) -> _Part:
-    return _Part(rows.tensor, *fused.multiply_blocks(rows))
 
 
 def _vectors(piece: Piece) -> Tensor:
