@@ -76,7 +76,7 @@ format: setup ## put the code into its form
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: setup ## run the benchmarks at a small size and print one table (some minutes)
+bench: setup ## run the benchmarks at a small size and print one table (about three minutes)
 	@$(BIN)/python -m benchmarks
 
 .PHONY: bench-full
@@ -88,7 +88,7 @@ parity: setup ## compare the methods with mergekit and fusion-bench (in a venv o
 	$(BIN)/python -m benchmarks.parity
 
 .PHONY: suite
-suite: setup ## merge five real models by every method, measure them, write docs/suite.md (about half an hour)
+suite: setup ## merge five real models by every method, measure them, write docs/suite.md (an hour or more)
 	$(BIN)/python -m benchmarks.suite
 
 .PHONY: suite-train

@@ -25,7 +25,7 @@ from app.storage.base import Storage
 BLOCK_BYTES = tarfile.BLOCKSIZE
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 OPAQUE = "application/octet-stream"
-REPORTED = {".csv": "text/csv", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml"}
+REPORTED = {".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
