@@ -164,6 +164,7 @@ SHAPES: Mapping[str, Shape] = {
     "tiny": Llama(256, 688, 4, 4, 2, 1000),
     "0.1b": Llama(768, 2048, 12, 12, 4, 32000),
     "1.1b": Llama(2048, 5632, 22, 32, 4, 32000),
+    "3b": Llama(3200, 8640, 26, 32, 32, 32000),  # 3.4 billion, as OpenLLaMA 3B
     "clip-tiny": ClipVision(64, 256, 2, 4, 32, 224, 32),
     "clip": ClipVision(768, 3072, 12, 12, 32, 224, 512),  # ViT-B/32
 }
