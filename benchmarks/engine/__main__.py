@@ -7,22 +7,54 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from pydantic import JsonValue
 
 from benchmarks.engine.generate import generate
-from benchmarks.engine.merge_once import PARAMETERS, import_all
-from benchmarks.engine.processes import Floor, Run, measure_floor, read_once, run
+from benchmarks.engine.merge_once import import_all
+from benchmarks.engine.processes import Floor, Run, forget, measure_floor, read_once, run
 from benchmarks.engine.shapes import SHAPES
 from benchmarks.parity.environments import prepare
 
 METHODS = ("task_arithmetic", "ties")
-# what must be reached: our whole process against mergekit's, and anonymous memory
-GOALS = {"task_arithmetic": (5.0, 400_000_000), "ties": (15.0, 600_000_000)}
+# what must be reached: the merge alone, as in a warm worker, against mergekit's process
+GOALS = {
+    "task_arithmetic": 8.0,
+    "ties": 30.0,
+    "breadcrumbs": 25.0,
+    "dare_ties": 30.0,
+    "model_stock": 15.0,
+    "karcher": 80.0,
+    "slerp": 8.0,
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How mergekit is asked for what `merge_once.PARAMETERS` asks us for."""
+
+    call: str
+    of_model: Mapping[str, JsonValue] = field(default_factory=dict)
+    of_all: Mapping[str, JsonValue] = field(default_factory=dict)
+    n_models: int | None = None  # None: all there are
+    is_based: bool = True  # whether it takes the base model; slerp calls its first model so
+
+
+PEERS = {
+    "average": Peer("linear", {"weight": 1.0}, is_based=False),
+    "task_arithmetic": Peer("task_arithmetic", {"weight": 1.0}, {"lambda": 0.3}),
+    "ties": Peer("ties", {"weight": 1.0, "density": 0.2}),
+    "breadcrumbs": Peer("breadcrumbs", {"weight": 1.0, "density": 0.15, "gamma": 0.01}, {"lambda": 0.3}),
+    "dare_ties": Peer("dare_ties", {"weight": 1.0, "density": 0.2}),
+    "karcher": Peer("karcher", is_based=False),
+    "model_stock": Peer("model_stock"),
+    "slerp": Peer("slerp", of_all={"t": 0.5}, n_models=2, is_based=False),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,7 @@ class Comparison:
             merge = statistics.median(inner)
             lines.append(
                 f"{'':28}the merge alone {merge:.2f} s; mergekit takes {theirs / merge:.1f} x as long as the merge, "
-                f"{theirs / ours:.1f} x as long as the process (goal {GOALS.get(self.method, ('-', 0))[0]})"
+                f"{theirs / ours:.1f} x as long as the process (goal {GOALS.get(self.method, '-')}, of the merge)"
             )
         else:
             lines.append(f"{'':28}the merge alone {statistics.median(inner):.2f} s ({min(inner):.2f}–{max(inner):.2f})")
@@ -70,14 +102,17 @@ def main() -> None:
         import_all(models)
         mergekit = None if arguments.without_mergekit else prepare("mergekit").parent / "mergekit-yaml"
         comparisons = [Comparison(method, [], [], []) for method in arguments.method]
+        settle = forget if arguments.cold else read_once
         for turn in range(arguments.rounds):
             for comparison in comparisons:
-                read_once(models)
-                taken, floor = _run_ours(models, comparison.method, folder, arguments.threads)
+                settle(models)
+                taken = _run_ours(models, comparison.method, folder, arguments.threads)
+                floor = measure_floor(models, folder / "out", settle)
+                shutil.rmtree(folder / "out")
                 comparison.ours.append(taken)
                 comparison.floors.append(floor)
                 if mergekit is not None:
-                    read_once(models)
+                    settle(models)
                     comparison.theirs.append(_run_mergekit(mergekit, models, comparison.method, folder))
                 print(f"round {turn + 1}: {comparison.method} done, load {os.getloadavg()[0]:.1f}", flush=True)
         print(f"\n{arguments.shape}, base + {arguments.models}, {arguments.rounds} rounds, {os.cpu_count()} cores")
@@ -89,10 +124,11 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="0.1b")
     parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
-    parser.add_argument("--method", choices=PARAMETERS, nargs="+", default=METHODS)
+    parser.add_argument("--method", choices=PEERS, nargs="+", default=METHODS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of our merge; default: one per core")
     parser.add_argument("--without-mergekit", action="store_true")
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
     parser.add_argument("--data", type=Path, help="folder that keeps the generated models; default: a temporary one")
     return parser.parse_args()
 
@@ -107,31 +143,33 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run_ours(models: Path, method: str, folder: Path, threads: int | None) -> tuple[Run, Floor]:
+def _run_ours(models: Path, method: str, folder: Path, threads: int | None) -> Run:
     output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "benchmarks.engine.merge_once", str(models), method, str(output)]
     if threads is not None:
         command += ["--threads", str(threads)]
-    try:
-        taken = run(command, environment={"OMP_NUM_THREADS": "1"})
-        return taken, measure_floor(models, output)
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
+    if PEERS[method].n_models is not None:
+        command += ["--models", str(PEERS[method].n_models)]
+    if not PEERS[method].is_based:
+        command += ["--without-base"]
+    return run(command, environment={"OMP_NUM_THREADS": "1"})
 
 
 def _run_mergekit(program: Path, models: Path, method: str, folder: Path) -> Run:
-    output, config = folder / "out", folder / "mergekit.yaml"
-    names = sorted(path.name for path in models.iterdir() if path.is_dir())
-    of_model = {"weight": 1.0, **({"density": 0.2} if method != "task_arithmetic" else {})}
-    document = {
-        "merge_method": "linear" if method == "average" else method,
-        "base_model": str(models / "base"),
-        "models": [{"model": str(models / name), "parameters": of_model} for name in names if name != "base"],
-        "parameters": {"lambda": 0.3 if method == "task_arithmetic" else 1.0},
+    output, config, peer = folder / "out", folder / "mergekit.yaml", PEERS[method]
+    names = sorted(path.name for path in models.iterdir() if path.is_dir() and path.name != "base")
+    merged = [str(models / name) for name in names[: peer.n_models]]
+    document: dict[str, JsonValue] = {
+        "merge_method": peer.call,
+        "models": [{"model": path, "parameters": dict(peer.of_model)} for path in merged],
+        "parameters": dict(peer.of_all),
         "dtype": "bfloat16",
     }
-    if method == "average":
-        del document["base_model"], document["parameters"]
+    if peer.is_based:
+        document["base_model"] = str(models / "base")
+    elif peer.call == "slerp":
+        document["base_model"] = merged[0]
     config.write_text(yaml.safe_dump(document), encoding="utf-8")
     try:
         return run([program, config, output], environment={"HF_HUB_OFFLINE": "1"})

@@ -35,6 +35,7 @@ PARAMETERS: dict[str, dict[str, JsonValue]] = {
     "dare_ties": {"density": 0.2},
     "karcher": {},
     "model_stock": {},
+    "slerp": {"t": 0.5},
 }
 
 

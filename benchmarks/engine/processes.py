@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,11 +59,19 @@ def read_once(models: Path) -> None:
         pass
 
 
+def forget(models: Path) -> None:
+    """Drop every weight file below a folder from the page cache, so that whoever comes next reads the disk."""
+    for path in models.rglob("*.safetensors"):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @dataclass(frozen=True)
 class Floor:
     """Seconds that no merge of some models can do without, one after the other, on one thread."""
 
-    read: float  # all weights of the models, from the page cache
+    read: float  # all weights of the models
     write: float  # those of the result, until they lie on the disk
     hash: float  # one SHA-256 of them
 
@@ -72,8 +80,12 @@ class Floor:
         return n_passes * self.read + self.write + self.hash
 
 
-def measure_floor(models: Path, output: Path) -> Floor:
-    """Read the weights of the models once more, write those of an output again, and hash them."""
+def measure_floor(models: Path, output: Path, prepare: Callable[[Path], None]) -> Floor:
+    """Read the weights of the models once more, write those of an output again, and hash them.
+
+    prepare: brings the models into the page cache, or drops them from it.
+    """
+    prepare(models)
     began_at = time.perf_counter()
     read_once(models)
     read, write, hashing = time.perf_counter() - began_at, 0.0, 0.0
