@@ -75,7 +75,7 @@ def compose(coefficients: list[float]) -> dict[str, Tensor]:
             sum(w * getattr(one[module], name).double() for w, one in zip(coefficients, adapters, strict=True))
             for name in ("a", "b")
         )
-        update = ALPHA / RANK * (b @ a)  # type: ignore[operator]  # sum of tensors
+        update = ALPHA / RANK * (b @ a)
         updates[module] = update.T if "embedding" in module else update
     return updates
 
@@ -85,7 +85,7 @@ def brute_force_loss(world: World, folder: Path, coefficients: list[float]) -> f
     model = BertModel.from_pretrained(world.base.path)
     with torch.no_grad():
         for module, update in compose(coefficients).items():
-            weight = model.get_submodule(module).weight
+            weight = model.get_parameter(f"{module}.weight")
             weight.copy_(weight.double() + update)
     model.save_pretrained(folder)
     tiny_bert.make_tokenizer().save_pretrained(folder)
