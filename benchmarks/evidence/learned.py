@@ -133,9 +133,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
     falls = ", ".join(_fall(one["learned"]) for one in found["operated"])
     return (
         f"**Finding**: above the best method without data by more than half an interval ({half:.1f} points): "
-        f"{', '.join(above) or 'none'}.\nSurgery changes the merge under it by {gains}, in points; the distance that it "
-        f"lowers, from the merge's\nfeatures to those of the individual models, falls to {falls} of what it was (mean "
-        "over tasks, on the texts it\nlearns on). What learning could win is small here: the individual models "
+        f"{', '.join(above) or 'none'}.\nSurgery changes the merge under it by {gains}, in points; the distance that "
+        f"it lowers, from the merge's\nfeatures to those of the individual models, falls to {falls} of what it was"
+        " (mean over tasks, on the texts it\nlearns on). What learning could win is small here: the individual models "
         f"score {_points(found['individual'], best)} points against\nthe best method without data."
     )
 
