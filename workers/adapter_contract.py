@@ -41,6 +41,7 @@ class ModuleUpdates:
     n_out: int
     n_in: int
     updates: tuple[Update | None, ...]  # one per adapter; None: it leaves the module as it is
+    is_transposed: bool = False  # the base stores [in, out]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Opened:
     module: torch.nn.Module  # in evaluation mode
     embeddings: frozenset[str]  # names of its parameters that embed the input
     labels: tuple[int, ...]  # of all examples, indices into the task's classes
-    batches: Sequence[Sequence[int]]  # every example once, as they are best run together
+    batches: Callable[[], Sequence[Sequence[int]]]  # -> every example once, as they are best run together
     logits: OfExamples  # -> [n, n_classes]
     features: OfExamples | None  # -> [n, width], before the head; None under the checkpoint's own head
 
@@ -39,7 +39,7 @@ def measure(opened: Opened, on_examples: Callable[[int, int], None]) -> Measurem
     predicted = [classes.NO_CLASS] * n
     n_done = 0
     with torch.inference_mode():
-        for batch in opened.batches:
+        for batch in opened.batches():
             logits = opened.logits(batch)  # [n, n_classes]
             _refuse_not_finite(logits, opened.task)
             for index, label in zip(batch, logits.argmax(dim=-1).tolist(), strict=True):
@@ -73,7 +73,7 @@ def make_probe(opened: Opened) -> Probe:
         losses=losses,
         features=opened.features,
         labels=opened.labels,
-        order=[index for batch in opened.batches for index in batch],
+        order=[index for batch in opened.batches() for index in batch],
     )
 
 

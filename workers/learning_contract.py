@@ -7,6 +7,7 @@ artifact as files that take its place in a later merge.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,12 +21,29 @@ from workers.model_contract import Probe, Step
 from workers.surgery import Modules
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A tensor of the base that every adapter lies on: its factors, by their names in the merge set."""
+
+    a: str  # [r, in]; a kernel's positions are columns
+    b: str  # [out, r]
+    scaling: float  # of all adapters
+    is_transposed: bool  # the base stores [in, out]
+
+
 class LearningSession(Protocol):
     """The merge set, the tasks, and where to run models."""
 
     @property
     def source(self) -> PieceSource:
         """The merge set, as the method sees it; read it as often as needed, on the caller's thread."""
+
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Where adapters are merged in the space of their factors: what the merge set is of, by the base's tensors.
+
+        Empty where its tensors are those of the models.
+        """
 
     @property
     def context(self) -> MergeContext:

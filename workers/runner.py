@@ -145,17 +145,11 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
 
 
 def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
-    catalog = import_module("workers.catalog")
     if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
         return _merge_adapters(work, order, on_progress)
     merge = import_module("workers.pipelines.merge")
     plan, code = _plan(work)
-    learn = None
-    if work.learning or work.statistics:
-        learning = import_module("workers.pipelines.learning")
-        evaluators = {one.task.spec.kind: catalog.load_evaluator(one.task.spec.kind) for one in work.learning}
-        on_progress = learning.Phases(on_progress)
-        learn = learning.MergeLearner(work, evaluators, on_progress, order.device)
+    learn, on_progress = _learner(work, order, on_progress)
     manifest, report = merge.merge_checkpoints(
         plan,
         code,
@@ -169,8 +163,23 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Checkp
         threads=order.threads,
         learn=learn,
     )
+    return _outcome(manifest, report, learn)
+
+
+def _learner(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> tuple[Any, OnProgress]:
+    """Return a MergeLearner, or None where nothing is learned, and what hears of the whole job's progress."""
+    if not (work.learning or work.statistics):
+        return None, on_progress
+    catalog, learning = import_module("workers.catalog"), import_module("workers.pipelines.learning")
+    evaluators = {one.task.spec.kind: catalog.load_evaluator(one.task.spec.kind) for one in work.learning}
+    phases = learning.Phases(on_progress)
+    return learning.MergeLearner(work, evaluators, phases, order.device), phases
+
+
+def _outcome(manifest: Any, report: Any, learn: Any) -> CheckpointOutcome:  # as the pipelines give them
+    """Return the outcome of a merge; its report tells what was looked at beside what was learned."""
     if learn is not None:
-        report["learned"] = {**learn.report(), **report["learned"]}
+        report = {**report, "learned": {**learn.report(), **report["learned"]}}
     return CheckpointOutcome(manifest=manifest, report=report)
 
 
@@ -206,6 +215,7 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
     plan = planning.plan_merge(work.recipe, base, manifests, code.method.card)
     name = "lora_extraction" if extracts_adapter(code.method.card) else "adapter_merge"
     pipeline = import_module(f"workers.pipelines.{name}")
+    learn, on_progress = _learner(work, order, on_progress)
     manifest, report = pipeline.merge_adapters(
         plan,
         code,
@@ -215,8 +225,9 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
         output=work.output,
         on_progress=on_progress,
         device=order.device,
+        **({} if learn is None else {"learn": learn.on_factors}),
     )
-    return CheckpointOutcome(manifest=manifest, report=report)
+    return _outcome(manifest, report, learn)
 
 
 def _materialize(work: MaterializeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:

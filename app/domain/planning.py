@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
-from app.domain.adapter_sets import extracts_adapter, factor_names, gather, writes_adapter
+from app.domain.adapter_sets import AdaptedModule, extracts_adapter, factor_names, gather, writes_adapter
 from app.domain.adapters import Kind
 from app.domain.catalog import MethodCard, StepCard
 from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest
@@ -68,7 +68,16 @@ def _plan_adapters(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -
     partial = [one.module for one in modules if None in one.parts]
     warnings = [f"Some adapters leave {len(partial)} modules as they are: {', '.join(partial[:5])}."] if partial else []
     floats = sum(prod(shape) for _, shape in sizes)
-    return _plan(recipe, sizes, bytes_read, memory_bytes=(bytes_read + 4 * floats) * COPIES, warnings=warnings)
+    memory_bytes = (bytes_read + 4 * floats) * COPIES + _learning_bytes(recipe, base, modules)
+    return _plan(recipe, sizes, bytes_read, memory_bytes=memory_bytes, warnings=warnings)
+
+
+def _learning_bytes(recipe: Recipe, base: Manifest, modules: Sequence[AdaptedModule]) -> int:
+    """Return what a method that learns holds: a model that runs, one that makes heads, and what adapters lie on."""
+    if recipe.data is None:
+        return 0
+    weights = sum(tensor.n_elements for tensor in base.tensors)
+    return 4 * (2 * weights + sum(one.tensor.n_elements for one in modules))
 
 
 def _plan_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> MergePlan:

@@ -1,14 +1,15 @@
 """`make evidence`: run the experiments, each number once, and write docs/evidence.md."""
 
 import argparse
+import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.evidence import linearized, page
-from benchmarks.evidence.laboratory import Laboratory
-from benchmarks.suite.inputs import open_suite
+from benchmarks.evidence import adapter_runs, learned, overview, page
+from benchmarks.evidence.processes import open_laboratory, run
 
 FOLDER = Path(".suite")
 
@@ -17,16 +18,21 @@ def main() -> None:
     """Train, or measure and write."""
     arguments = _parse()
     torch.set_num_threads(1)
+    folder: Path = arguments.folder
+    in_processes = partial(run, folder=folder, processes=arguments.processes)
+    if arguments.train:
+        adapter_runs.train(open_laboratory(folder, say=True), in_processes)
+        return
     if not arguments.page:
-        laboratory = Laboratory(open_suite(arguments.folder, say=True), arguments.folder / "evidence")
-        if arguments.train:
-            linearized.train(laboratory)
-            return
-        for experiment in page.EXPERIMENTS:
-            if not arguments.only or experiment.NAME in arguments.only:
-                began_at = time.monotonic()
-                page.save(experiment.NAME, experiment.find(laboratory))
-                print(f"{experiment.NAME}: {time.monotonic() - began_at:.0f} s", flush=True)
+        chosen = [one for one in page.EXPERIMENTS if not arguments.only or one.NAME in arguments.only]
+        laboratory = open_laboratory(folder, say=True)
+        began_at = time.monotonic()
+        if overview in chosen or learned in chosen:
+            in_processes(overview.rows(folder))
+        in_processes([part for one in chosen for part in one.parts()])
+        for experiment in chosen:
+            page.save(experiment.NAME, experiment.find(laboratory))
+        print(f"measured in {time.monotonic() - began_at:.0f} s by {arguments.processes} processes", flush=True)
     page.write()
 
 
@@ -37,6 +43,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--page", action="store_true", help="only write page and figures anew, from docs/evidence/*.json"
     )
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each")
     parser.add_argument("--only", nargs="+", choices=[one.NAME for one in page.EXPERIMENTS], help="run these alone")
     return parser.parse_args()
 

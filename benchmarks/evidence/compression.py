@@ -3,7 +3,8 @@
 Source: Jiang et al. 2023, arXiv:2310.01886, section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.laboratory import Laboratory
+from benchmarks.evidence.processes import Part
 from workers.figures import bands, lines, style
 
 NAME = "peru"
@@ -26,15 +28,20 @@ TICKS = (2, 5, 10, 20, 50, 100, 200, 400)
 LABELS = {"peru_fft": "PERU-FFT", "post_pruning": "post-pruning", "peru_lora": "PERU-LoRA"}
 
 
+def parts() -> Sequence[Part]:
+    """Return what can be measured at once."""
+    return [partial(_point, method=method, value=value) for method, (_, values) in SWEPT.items() for value in values]
+
+
 def find(laboratory: Laboratory) -> dict[str, Any]:
     """Measure each method at each density or rank; return everything as JSON."""
-    merges = laboratory.experts
-    points = [
-        {"method": method, name: value, **merges.compress(method, {name: value})}
-        for method, (name, values) in SWEPT.items()
-        for value in values
-    ]
-    return {"individual": plain(merges.individual("test")), "points": points}
+    points = [_point(laboratory, method, value) for method, (_, values) in SWEPT.items() for value in values]
+    return {"individual": plain(laboratory.experts.individual("test")), "points": points}
+
+
+def _point(laboratory: Laboratory, method: str, value: float) -> dict[str, Any]:
+    name = SWEPT[method][0]
+    return {"method": method, name: value, **laboratory.experts.compress(method, {name: value})}
 
 
 # --- telling --------------------------------------------------------------------------------------------------------

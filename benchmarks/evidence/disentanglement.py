@@ -4,6 +4,7 @@ Source: Xiong et al. 2024, arXiv:2411.18729, section 5; Yang et al. 2023, arXiv:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.laboratory import Laboratory
-from benchmarks.evidence.merging import Merges
+from benchmarks.evidence.merging import Lesson
+from benchmarks.evidence.processes import Part
 from workers.figures import lines, style
 
 NAME = "awd"
@@ -21,7 +23,12 @@ COEFFICIENTS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2, 1.6)
 METHODS = ("task_arithmetic", "awd_task_arithmetic")
 LABELS = {"task_arithmetic": "task arithmetic", "awd_task_arithmetic": "with AWD"}
 ADAMERGING: Mapping[str, Any] = {"steps": 40, "learning_rate": 1e-2, "batch_size": 8}
-TRANSFORMS: Mapping[str, Sequence[str]] = {"adamerging": (), "awd_adamerging": ("awd",)}
+TRANSFORMS: Mapping[str, tuple[str, ...]] = {"adamerging": (), "awd_adamerging": ("awd",)}
+
+
+def parts() -> Sequence[Part]:
+    """Return what can be measured at once, what takes longest first."""
+    return [*(partial(learn, name=name) for name in TRANSFORMS), *(partial(_curve, method=name) for name in METHODS)]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
@@ -30,13 +37,14 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
     report: Any = merges.report("awd_task_arithmetic", {})  # Any: a job's report
     return {
         "redundancy": report["redundancy"],
-        "curves": [_curve(merges, method) for method in METHODS],
+        "curves": [_curve(laboratory, method) for method in METHODS],
         "individual": plain(merges.individual("test")),
-        "learned": [_learn(merges, name) for name in TRANSFORMS],
+        "learned": [learn(laboratory, name) for name in TRANSFORMS],
     }
 
 
-def _curve(merges: Merges, method: str) -> dict[str, Any]:
+def _curve(laboratory: Laboratory, method: str) -> dict[str, Any]:
+    merges = laboratory.experts
     points: list[dict[str, Any]] = [
         {"coefficient": one, "validation": plain(merges.merge(method, {"scaling_coefficient": one}, "validation"))}
         for one in COEFFICIENTS
@@ -46,10 +54,10 @@ def _curve(merges: Merges, method: str) -> dict[str, Any]:
     return {"method": method, "points": points, "coefficient": best["coefficient"], "test": test}
 
 
-def _learn(merges: Merges, name: str) -> dict[str, Any]:
-    print(f"learning {name}", flush=True)
-    counts, learned = merges.learn("adamerging", ADAMERGING, transforms=TRANSFORMS[name])
-    return {"method": name, "learned": learned, "test": plain(counts)}
+def learn(laboratory: Laboratory, name: str) -> dict[str, Any]:
+    """Return what AdaMerging, with or without AWD, scores on test."""
+    found = laboratory.experts.learn(Lesson("adamerging", ADAMERGING, transforms=TRANSFORMS[name]))
+    return {"method": name, "learned": found.told, "test": plain(found.test)}
 
 
 # --- telling --------------------------------------------------------------------------------------------------------

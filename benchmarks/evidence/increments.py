@@ -4,6 +4,7 @@ Source: Davari & Belilovsky 2023, arXiv:2312.06795, section 4.3, figure 4.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.laboratory import Laboratory, choose
-from benchmarks.evidence.merging import Merges
+from benchmarks.evidence.processes import Part
 from workers.figures import lines, style
 
 NAME = "breadcrumbs"
@@ -28,18 +29,23 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
 LABELS = {"breadcrumbs": "Breadcrumbs", "ties": "TIES", "task_arithmetic": "task arithmetic"}
 
 
+def parts() -> Sequence[Part]:
+    """Return what can be measured at once."""
+    return [partial(_curve, method=method) for method in GRIDS]
+
+
 def find(laboratory: Laboratory) -> dict[str, Any]:
     """Tune on the first tasks, freeze, add; and tune again at every step. Return everything as JSON."""
     merges = laboratory.experts
     return {
         "tasks": [task.spec.name for task in laboratory.suite.tasks],
         "individual": plain(merges.individual("test")),
-        "curves": [_curve(merges, method) for method in GRIDS],
+        "curves": [_curve(laboratory, method) for method in GRIDS],
     }
 
 
-def _curve(merges: Merges, method: str) -> dict[str, Any]:
-    print(f"adding tasks to {method}", flush=True)
+def _curve(laboratory: Laboratory, method: str) -> dict[str, Any]:
+    merges = laboratory.experts
     names, grid = list(GRIDS[method]), GRIDS[method].values()
     candidates = [dict(zip(names, values, strict=True)) for values in product(*grid)]
     first = choose(merges, method, candidates, merges.all[:N_FIRST]).parameters

@@ -9,32 +9,51 @@ from pydantic import JsonValue
 
 
 class Ledger:
-    """Found values by what they were measured of; what is asked for again is not measured again."""
+    """Found values by what they were measured of; what is asked for again is not measured again.
+
+    Processes that run at once share the file: a line is written in one piece, and what others wrote is read when it is
+    asked for.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[str, JsonValue] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for line in lines:
-            entry = json.loads(line)
-            self._found[_digest(entry["of"])] = entry["found"]
+        self._n_read = 0  # bytes of the file
 
     def find(self, of: Mapping[str, JsonValue]) -> JsonValue:
         """Return what was found of something; None if it was not measured. of: everything that decides it."""
-        return self._found.get(_digest(of))
+        digest = _digest(of)
+        if digest not in self._found:
+            self._read_on()
+        return self._found.get(digest)
 
     def keep(self, of: Mapping[str, JsonValue], found: JsonValue) -> None:
         """Keep what was found, at once."""
         self._found[_digest(of)] = found
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"of": of, "found": found}, sort_keys=True) + "\n")
+        line = json.dumps({"of": of, "found": found}, sort_keys=True) + "\n"
+        with self._path.open("ab", buffering=0) as file:
+            file.write(line.encode())
 
     def recall(self, of: Mapping[str, JsonValue], measure: Callable[[], JsonValue]) -> JsonValue:
         """Return what was found, or measure it and keep it."""
-        if _digest(of) not in self._found:
-            self.keep(of, measure())
-        return self.find(of)
+        found = self.find(of)
+        if found is None:
+            found = measure()
+            self.keep(of, found)
+        return found
+
+    def _read_on(self) -> None:
+        """Take in the lines that are new in the file."""
+        if not self._path.exists() or self._path.stat().st_size == self._n_read:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._n_read)
+            for line in file:
+                if line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    self._found[_digest(entry["of"])] = entry["found"]
+                    self._n_read += len(line)
 
 
 def _digest(of: Mapping[str, JsonValue]) -> str:

@@ -1,7 +1,4 @@
-"""L-LoRA: trained as well as LoRA, do linearized adapters merge better?
-
-First the setting of each technique is found on validation, then adapters of that setting are trained with several seeds
-and merged by the paper's four ways.
+"""L-LoRA: trained as well as LoRA, do linearized adapters merge better? The telling; the runs are in adapter_runs.py.
 
 Source: Tang et al. 2023, arXiv:2310.04742, section 5.
 """
@@ -11,145 +8,27 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from pydantic import JsonValue
 
 from benchmarks.evidence import accuracy
-from benchmarks.evidence.accuracy import Counts, plain
-from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
-from benchmarks.evidence.merging import Merges
-from benchmarks.evidence.training import Trained, Training
+from benchmarks.evidence.accuracy import Counts
+from benchmarks.evidence.adapter_runs import (
+    LORAHUB,
+    LORAHUB_EXAMPLES,
+    METHODS,
+    N_SUBSETS,
+    SEARCH_SEED,
+    SEARCHED,
+    STEPS,
+    find,
+    parts,
+)
 from workers.figures import bars, lines, style
+
+__all__ = ["NAME", "TITLE", "draw", "find", "parts", "tell"]
 
 NAME = "linearized_lora"
 TITLE = "L-LoRA against LoRA"
-
-STEPS = 75
-RANK_16: Mapping[str, Any] = {"rank": 16, "alpha": 32.0, "steps": STEPS}
-SEARCHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "lora": tuple({**RANK_16, "learning_rate": rate} for rate in (1e-3, 2e-3)),
-    "linearized_lora": tuple({**RANK_16, "learning_rate": rate} for rate in (5e-3, 1e-2)),
-}
-SEEDS = (0,)
-SEARCH_SEED = 0
-COEFFICIENTS = (0.2, 0.35, 0.5, 0.8)
-TIES_COEFFICIENTS = (1.0, 2.0)
-TREND_COEFFICIENTS = (0.5, 0.8)
-N_SUBSETS = 2
-LORAHUB = {"budget": 40}
-LORAHUB_EXAMPLES = 8
-METHODS = ("average", "task_arithmetic", "ties", "lorahub")
 LABELS = {"lora": "LoRA", "linearized_lora": "L-LoRA"}
-
-
-def train(laboratory: Laboratory) -> None:
-    """Train every adapter that the experiment needs: a search, then the best settings with each seed."""
-    n_models = (sum(map(len, SEARCHED.values())) + len(SEARCHED) * (len(SEEDS) - 1)) * len(laboratory.suite.tasks)
-    print(f"{n_models} adapters of {STEPS} steps, about half a minute each on one core; those that are there stay")
-    searched = _search(laboratory)
-    for name in SEARCHED:
-        for seed in SEEDS:
-            _train(laboratory, name, _best(searched, name), seed)
-
-
-def find(laboratory: Laboratory) -> dict[str, Any]:
-    """Search, train, merge and measure; return everything as JSON."""
-    searched = _search(laboratory)
-    chosen = {name: _best(searched, name) for name in SEARCHED}
-    runs = [_run(laboratory, name, chosen[name], seed) for seed in SEEDS for name in SEARCHED]
-    trend = [_trend(laboratory, name, chosen[name]) for name in SEARCHED]
-    return {"searched": searched, "chosen": chosen, "runs": runs, "trend": trend}
-
-
-def _search(laboratory: Laboratory) -> list[dict[str, Any]]:
-    return [
-        {"technique": technique, "parameters": dict(setting), "validation": _validate(laboratory, technique, setting)}
-        for technique, settings in SEARCHED.items()
-        for setting in settings
-    ]
-
-
-def _validate(laboratory: Laboratory, technique: str, setting: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        task.spec.name: list(one.validation)
-        for task, one in zip(laboratory.suite.tasks, _train(laboratory, technique, setting, SEARCH_SEED), strict=True)
-    }
-
-
-def _train(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> tuple[Trained, ...]:
-    return laboratory.trainer.train_all(Training(technique, setting, seed))
-
-
-def _best(searched: Sequence[Mapping[str, Any]], technique: str) -> dict[str, Any]:
-    settings = [one for one in searched if one["technique"] == technique]
-    return dict(max(settings, key=lambda one: accuracy.mean(one["validation"]))["parameters"])
-
-
-def _merges(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> Merges:
-    return laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
-
-
-def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return what one seed's adapters score alone and merged, all of them."""
-    print(f"measuring {technique}, seed {seed}", flush=True)
-    merges = _merges(laboratory, technique, setting, seed)
-    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
-    ties, ties_counts = _ties(merges, technique)
-    hub, learned = merges.learn("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed)
-    return {
-        "technique": technique,
-        "seed": seed,
-        "individual": plain(merges.individual("test")),
-        "merged": {
-            "average": {"test": plain(merges.merge("average", {}, "test"))},
-            "task_arithmetic": {
-                "parameters": arithmetic.parameters,
-                "test": plain(merges.merge("task_arithmetic", arithmetic.parameters, "test")),
-            },
-            "ties": {"parameters": ties, "test": plain(ties_counts)},
-            "lorahub": {"coefficients": _coefficients(learned), "test": plain(hub)},
-        },
-    }
-
-
-def _ties(merges: Merges, technique: str) -> tuple[dict[str, Any], Counts]:
-    """Return the coefficient chosen and the counts: of LoRA over the updates, of L-LoRA over the change of factors."""
-    if technique == "lora":
-        choice = choose(merges, "ties", [{"scaling_coefficient": one} for one in TIES_COEFFICIENTS])
-        return choice.parameters, merges.merge("ties", choice.parameters, "test")
-
-    def measure(coefficient: float, split: str) -> Counts:
-        inner: dict[str, JsonValue] = {"method": "ties", "parameters": {"scaling_coefficient": coefficient}}
-        return merges.merge_adapters("linearized_lora", {"merge": inner}, split)
-
-    best = max(TIES_COEFFICIENTS, key=lambda one: accuracy.mean(measure(one, "validation")))
-    return {"scaling_coefficient": best}, measure(best, "test")
-
-
-def _coefficients(learned: Any) -> Any:  # Any: the report of a job
-    return learned["mean_coefficients"]
-
-
-def _trend(laboratory: Laboratory, technique: str, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Return merges of 2, 3 and 4 adapters of the first seed, on their own tasks."""
-    print(f"measuring {technique}, fewer tasks", flush=True)
-    merges = _merges(laboratory, technique, setting, SEARCH_SEED)
-    found: list[dict[str, Any]] = []
-    for size in range(2, len(merges.all)):
-        for models in round_robin(len(merges.all), size, N_SUBSETS):
-            candidates = [{"scaling_coefficient": one} for one in TREND_COEFFICIENTS]
-            choice = choose(merges, "task_arithmetic", candidates, models)
-            found.append(
-                {
-                    "models": list(models),
-                    "coefficient": choice.parameters["scaling_coefficient"],
-                    "task_arithmetic": plain(merges.merge("task_arithmetic", choice.parameters, "test", models)),
-                    "average": plain(merges.merge("average", {}, "test", models)),
-                }
-            )
-    return {"technique": technique, "subsets": found}
-
-
-# --- telling --------------------------------------------------------------------------------------------------------
 
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
@@ -245,8 +124,9 @@ validation, with seed {SEARCH_SEED}:
 
 The best setting of each is trained ({_seeds(n_seeds)}) and merged; there L-LoRA is {gap:+.1f} points from LoRA on
 validation. The coefficients of task arithmetic and TIES are chosen on validation; LoraHub tries
-{LORAHUB["budget"]} sets of coefficients on {LORAHUB_EXAMPLES} examples of each task. TIES sees LoRA's updates of the
-weights, and L-LoRA's change of the factors. Accuracy on test in %, means over seeds; behind them L-LoRA minus LoRA,
+{LORAHUB["budget"]} sets of coefficients on {LORAHUB_EXAMPLES} examples of each task, and composes LoRA's factors and
+L-LoRA's change of them, as the paper does. TIES sees LoRA's updates of the weights, and L-LoRA's change of the factors.
+Accuracy on test in %, means over seeds; behind them L-LoRA minus LoRA,
 in points, seed by seed.
 
 | merged by | LoRA | L-LoRA | difference | LoRA, normalized | L-LoRA, normalized | difference |
@@ -255,12 +135,33 @@ in points, seed by seed.
 
 {_verdict(found)}
 
+{_tell_factors(found)}
+
 Fewer tasks, means over {N_SUBSETS} subsets of each size, seed {SEARCH_SEED}, normalized:
 
 | merged tasks | {" | ".join(f"{size}" for size in _sizes(found))} |
 |---|{"---:|" * len(_sizes(found))}
 {_tell_trend(found)}
 """
+
+
+def _tell_factors(found: Mapping[str, Any]) -> str:
+    """Return what LoRA's merges score where its factors are merged, as the paper's are, against its updates."""
+    runs = _runs(found, "lora")
+    told = "; ".join(
+        f"{method.replace('_', ' ')} "
+        f"{accuracy.percent(fmean(accuracy.mean(run['of_factors'][method]['test']) for run in runs))} "
+        f"({_say([_mean_of(run, method) - accuracy.mean(run['merged'][method]['test']) for run in runs])})"
+        for method in runs[0]["of_factors"]
+    )
+    return (
+        "The paper merges LoRA's factors one by one, in place of its updates. So merged, LoRA scores, in % "
+        f"(behind it points against\nits updates merged, seed by seed): {told}."
+    )
+
+
+def _mean_of(run: Mapping[str, Any], method: str) -> float:
+    return accuracy.mean(run["of_factors"][method]["test"])
 
 
 def _seeds(n_seeds: int) -> str:

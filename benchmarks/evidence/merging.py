@@ -3,26 +3,58 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from app.domain.adapters import AdapterSpace
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.parameters import NestedMethod
 from app.domain.recipes import PinnedStep, PinnedTask, Recipe, RecipeData, RecipeModel, pin
 from app.domain.tasks import LocalTask
-from app.domain.work import AnalyzeWork, CheckpointOutcome, EvaluateOutcome, EvaluateWork, LearningTask, MergeWork
+from app.domain.work import CheckpointOutcome, EvaluateOutcome, EvaluateWork, LearningTask, MergeWork, PatchedTasks
 from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.ledger import Ledger
-from benchmarks.suite.inputs import KIND, Suite, ignore
+from benchmarks.suite.inputs import Suite, ignore, open_bench
 from workers.analysis_contract import Merged
-from workers.catalog import load_evaluator, load_recipe
-from workers.pipelines.bench import MemoryBench, Workshop
+from workers.pipelines.bench import MemoryBench
 from workers.pipelines.materialize import materialize
 from workers.runner import WorkOrder, perform
 
 ONE_FILE = 1 << 53
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A merge of all models that looks at data: of each task a split, or so many of its examples."""
+
+    method: str
+    parameters: Mapping[str, JsonValue]
+    transforms: tuple[str, ...] = ()
+    split: str = "validation"
+    max_examples: int | None = None
+    seed: int = 0
+    space: AdapterSpace = "delta"  # where adapters are merged
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The splits that the result is measured on: not the one that it has seen."""
+        return tuple(split for split in ("validation", "test") if split != self.split)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a merge that looks at data found."""
+
+    told: JsonValue  # what the job reports of the learning
+    counts: Mapping[str, Counts]  # by split
+
+    @property
+    def test(self) -> Counts:
+        """The counts on the test splits."""
+        return self.counts["test"]
 
 
 class Merges:
@@ -63,59 +95,47 @@ class Merges:
         of = self._identity(method, parameters, chosen)
         return self._measure(of, lambda: self._open().merge(nested, chosen), split, chosen)
 
-    def learn(
-        self,
-        method: str,
-        parameters: Mapping[str, JsonValue],
-        *,
-        transforms: Sequence[str] = (),
-        max_examples: int | None = None,
-        seed: int = 0,
-    ) -> tuple[Counts, JsonValue]:
-        """Merge all models by a method that looks at the validation split, and measure it on test.
-
-        Returns the counts, and what the job reports of the learning.
-        """
+    def learn(self, lesson: Lesson) -> Learned:
+        """Merge all models by a method that looks at data, and measure it on the splits that it has not looked at."""
         of: dict[str, JsonValue] = {
-            "method": method,
-            "version": load_catalog().method(method).version,
-            "parameters": dict(parameters),
-            "transforms": list(transforms),
-            "max_examples": max_examples,
-            "seed": seed,
+            **asdict(lesson),
+            "version": load_catalog().method(lesson.method).version,
             "models": self._digests(self.all),
-            "tasks": [task.spec.digest[:16] for task in self._tasks],
+            "tasks": self._task_digests(),
         }
 
         def run() -> JsonValue:
-            pinned = tuple(
-                PinnedTask(digest=one.spec.digest, head_base_model=pin(self._suite.base)) for one in self._tasks
-            )
-            data = RecipeData(split="validation", max_examples=max_examples, tasks=pinned)
             with _room() as room:
-                recipe = self._recipe(method, parameters, transforms=transforms, data=data, seed=seed)
-                merged, report = self._write(room, recipe)
-                return {"learned": report["learned"], "test": self._evaluate(room, merged, "test")}
+                merged, report = self._write(room, self._recipe_of(lesson))
+                counts: dict[str, JsonValue] = {split: self._evaluate(room, merged, split) for split in lesson.measured}
+                return {"learned": report["learned"], "counts": counts}
 
-        found = self._ledger.recall(of, run)
-        if not isinstance(found, dict):
-            raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
-        return self._by_task(found["test"]), found["learned"]
+        match self._ledger.recall(of, run):
+            case {"learned": told, "counts": dict(counts)}:
+                return Learned(told, {split: self._by_task(pairs) for split, pairs in counts.items()})
+            case found:
+                raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
 
-    def merge_adapters(self, method: str, parameters: Mapping[str, JsonValue], split: str) -> Counts:
-        """Return what the merge of all adapters by a method of adapters scores; its result is folded into the base."""
+    def merge_adapters(
+        self, method: str, parameters: Mapping[str, JsonValue], split: str, *, space: AdapterSpace = "delta"
+    ) -> Counts:
+        """Return what the merge of all adapters into an adapter scores: by a method of adapters, or in another space.
+
+        The result is folded into the base.
+        """
         of: dict[str, JsonValue] = {
             "adapter_method": method,
             "version": load_catalog().method(method).version,
             "parameters": dict(parameters),
+            "space": space,
             "models": self._digests(self.all),
             "split": split,
-            "tasks": [task.spec.digest[:16] for task in self._tasks],
+            "tasks": self._task_digests(),
         }
 
         def run() -> JsonValue:
             with _room() as room:
-                merged, _ = self._write(room, self._recipe(method, parameters))
+                merged, _ = self._write(room, self._recipe(method, parameters, space=space))
                 return self._evaluate(room, merged, split)
 
         return self._by_task(self._ledger.recall(of, run))
@@ -176,18 +196,7 @@ class Merges:
 
     def _open(self) -> MemoryBench:
         if self._bench is None:
-            work = AnalyzeWork(
-                analysis="task_trend",
-                base_model=self._suite.base,
-                models=self._models,
-                parameters={},
-                tasks=self._tasks,
-                head_bases={task.id: self._suite.base for task in self._tasks},
-                scratch=Path(self._folder.name) / "bench",
-                output=Path(self._folder.name),
-            )
-            workshop = Workshop(evaluators={KIND: load_evaluator(KIND)}, load_code=load_recipe, threads=1)
-            self._bench = MemoryBench(work, workshop, ignore)
+            self._bench = open_bench(self._suite, self._models, Path(self._folder.name))
         return self._bench
 
     def _measure(
@@ -210,15 +219,20 @@ class Merges:
     def _key(self, of: Mapping[str, JsonValue], place: int, split: str) -> dict[str, JsonValue]:
         return {**of, "task": self._tasks[place].spec.digest[:16], "split": split}
 
-    def _recipe(
-        self,
-        method: str,
-        parameters: Mapping[str, JsonValue],
-        *,
-        transforms: Sequence[str] = (),
-        data: RecipeData | None = None,
-        seed: int = 0,
-    ) -> Recipe:
+    def _recipe_of(self, lesson: Lesson) -> Recipe:
+        """Return the recipe of a merge that learns on the tasks of all models."""
+        base = pin(self._suite.base)
+        pinned = tuple(PinnedTask(digest=task.spec.digest, head_base_model=base) for task in self._tasks)
+        recipe = self._recipe(lesson.method, lesson.parameters, space=lesson.space)
+        return recipe.model_copy(
+            update={
+                "seed": lesson.seed,
+                "transforms": tuple(_pin_transform(name) for name in lesson.transforms),
+                "data": RecipeData(split=lesson.split, max_examples=lesson.max_examples, tasks=pinned),
+            }
+        )
+
+    def _recipe(self, method: str, parameters: Mapping[str, JsonValue], *, space: AdapterSpace = "delta") -> Recipe:
         """Return the recipe of a merge of all models."""
         weights = [1.0] * len(self._models)
         card, effective = load_catalog().check(method, parameters, has_base_model=True, weights=weights)
@@ -233,11 +247,8 @@ class Merges:
                 for model, label in zip(self._models, labels, strict=True)
             ),
             parameters=effective,
-            seed=seed,
             shard_bytes=ONE_FILE,
-            transforms=tuple(_pin_transform(name) for name in transforms),
-            data=data,
-            adapter_space="delta" if are_adapters and card.produces == "dense" else None,
+            adapter_space=space if are_adapters and card.produces == "dense" else None,
         )
 
     def _write(self, room: Path, recipe: Recipe) -> tuple[LocalCheckpoint, dict[str, JsonValue]]:
@@ -264,6 +275,7 @@ class Merges:
             split={task.id: split for task in measured},
             adapter_base=self._suite.base,
             scratch=room / "fused",
+            patched=_patches_of(checkpoint, measured, room),
         )
         outcome = perform(WorkOrder(work=work), ignore)
         if not isinstance(outcome, EvaluateOutcome):
@@ -286,6 +298,14 @@ def _room() -> Iterator[Path]:
     """Give a folder that is gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="amalgam-evidence-") as folder:
         yield Path(folder)
+
+
+def _patches_of(checkpoint: LocalCheckpoint, tasks: Sequence[LocalTask], room: Path) -> PatchedTasks | None:
+    """Return which patch each task is measured with; None for a model that stands for all."""
+    if checkpoint.manifest.kind is not CheckpointKind.MULTITASK:
+        return None
+    (scratch := room / "tasks").mkdir()
+    return PatchedTasks(labels={task.id: task.spec.name for task in tasks}, scratch=scratch)
 
 
 def _pin_transform(name: str) -> PinnedStep:

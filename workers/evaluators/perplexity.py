@@ -97,7 +97,7 @@ def measure(
     losses = np.zeros(len(texts))  # per text, in nats
     n_done = 0
     with torch.inference_mode():
-        for batch in batches_by_length(windows, preprocessing.batch_size):
+        for batch in batches_by_length([len(window) for window in windows], preprocessing.batch_size):
             found = model.token_losses([windows[index].tokens for index in batch])  # [n, t - 1]
             for index, row in zip(batch, found.double(), strict=True):
                 window = windows[index]

@@ -77,7 +77,8 @@ def measure(
     given = [""] * len(examples)
     n_done = 0
     with torch.inference_mode():
-        for batch in batches_by_length(examples.texts, preprocessing.batch_size):
+        lengths = model.count_tokens(examples.texts, max_tokens=preprocessing.max_tokens)
+        for batch in batches_by_length(lengths, preprocessing.batch_size):
             found = model.answer(
                 [examples.texts[index] for index in batch],
                 max_tokens=preprocessing.max_tokens,

@@ -50,7 +50,6 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
     task = subject.task
     preprocessing = TextPreprocessing.model_validate(task.spec.preprocessing)
     examples = text_datasets.read_labeled_texts(task, split, max_characters=preprocessing.max_characters)
-    batches = tuple(text_datasets.batches_by_length(examples.texts, preprocessing.batch_size))
     model: Encoder
     features: OfExamples | None = None
     if task.spec.head.kind == "own":
@@ -67,7 +66,7 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
         module=model.module,
         embeddings=model.embedding_parameters,
         labels=examples.labels,
-        batches=batches,
+        batches=lambda: _batches(model, examples, preprocessing),
         logits=logits,
         features=features,
     )
@@ -151,6 +150,12 @@ def _features(encoder: Encoder, texts: Sequence[str], preprocessing: TextPreproc
     if preprocessing.pooling == "cls":
         return feature_math.first_pool(hidden)
     return feature_math.mean_pool(hidden, tokens["attention_mask"])
+
+
+def _batches(encoder: Encoder, examples: LabeledTexts, preprocessing: TextPreprocessing) -> list[list[int]]:
+    """Return batches of texts of like numbers of tokens: so much is computed, characters are not."""
+    counts = encoder.count_tokens(examples.texts, max_tokens=preprocessing.max_tokens)
+    return list(text_datasets.batches_by_length(counts, preprocessing.batch_size))
 
 
 def _tokens(encoder: Encoder, texts: Sequence[str], preprocessing: TextPreprocessing) -> dict[str, Tensor]:

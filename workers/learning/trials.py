@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from app.domain.errors import HeadMismatch, NotFinite
+from workers.learning.composed_factors import ComposedFactors
 from workers.learning.merged_weights import MergedWeights
 from workers.learning.task_vectors import TaskVectors
 from workers.learning_contract import LearningSession
@@ -21,7 +22,7 @@ class Trials:
     def __init__(self, session: LearningSession, *, model: int | None = None) -> None:
         """Open the tasks. model: which one stands for the merged weights; None: the base model."""
         self._names = session.tasks
-        self._weights = MergedWeights(TaskVectors(session.source), session.device)
+        self._weights = _open_weights(session)
         self._probes: list[Probe] = []
         for task in range(len(session.tasks)):
             probe = session.open(task, model=model)
@@ -62,6 +63,12 @@ class Trials:
                 / probe.n_examples
                 for probe in self._probes
             ]
+
+
+def _open_weights(session: LearningSession) -> MergedWeights | ComposedFactors:
+    if session.factors:
+        return ComposedFactors(session.source, session.factors, session.device)
+    return MergedWeights(TaskVectors(session.source), session.device)
 
 
 def share_out(models: Sequence[int], n_models: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 Source: Huang et al. 2023, arXiv:2307.13269, section 3.
 Departs from source: an evolution strategy of our own in place of nevergrad's choice; the loss is the mean per example,
-    whatever the batches (docs/methods/lorahub.md).
+    whatever the batches; dense models, and adapters in the space `delta`, are composed too (docs/methods/lorahub.md).
 """
 
 from math import fsum
@@ -65,7 +65,7 @@ def learn(parameters: LorahubParameters, session: LearningSession) -> LearnedCoe
     granularity="element",
     neutral_parameters={"coefficients": {"*": [1.0]}},
     learning=Learning(learn, data="labelled", data_of="merge", parameter="coefficients"),
-    adapter_spaces=("delta",),
+    adapter_spaces=("factors", "delta"),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: LorahubParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + Σ wᵢ (θᵢ − θ₀) with the coefficients w: learned, given, or 0.

@@ -43,12 +43,15 @@ from workers.checkpoints.adapter_writer import AdaptedOutput, AdapterOutput, con
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.contract import MergeMethod, RecipeCode
+from workers.learning_contract import Factors, Learn, Learned
 from workers.numerics import updates
 from workers.patches import LowRank
 from workers.pipelines import program
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.progress import ProgressMeter
 from workers.statistics.views import TensorSource
+
+LearnOnFactors = Callable[[Mapping[str, Factors]], Learn]  # of the factors, by the base's tensors
 
 
 def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -61,9 +64,11 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
     output: Path,
     on_progress: Callable[[Progress], None],
     device: str = "cpu",
+    learn: LearnOnFactors | None = None,
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged adapter into the empty folder `output`; return its manifest and a report.
 
+    learn: runs the method's learner; None: nothing is learned.
     Raises: IncompatibleCheckpoints for adapters that the space cannot merge; NotFinite naming the tensor; InputChanged.
     """
     modules = gather(recipe, base.manifest, [model.manifest for model in models])
@@ -74,10 +79,10 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
         readers = [stack.enter_context(TensorReader(model)) for model in models]
         read = [_read_module(module, readers, recipe, meter) for module in modules]
         meter.enter("merging")
-        merged = merge_modules(code, recipe, read, torch.device(device))
+        merged, learned = merge_modules(code, recipe, read, torch.device(device), learn)
     meter.enter("finishing")
     made = _output(modules, merged, models)
-    return finish(made, plan, code.method, recipe=recipe, output=output)
+    return finish(made, plan, code.method, recipe=recipe, output=output, learned=learned)
 
 
 def finish(  # noqa: PLR0913 what was made, by what, and where it goes
@@ -88,12 +93,14 @@ def finish(  # noqa: PLR0913 what was made, by what, and where it goes
     recipe: Recipe,
     output: Path,
     warnings: Sequence[str] = (),
+    learned: Learned | None = None,
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write an adapter with its recipe and its model card; return its manifest and the report."""
     _refuse_not_finite(made)
     entries, specs = write_adapter(made, output, dtype=OUTPUT_DTYPES[recipe.output_dtype or "float32"])
     document = json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     entries.append(write_file(output, "recipe.json", document.encode() + b"\n"))
+    entries += [] if learned is None else learned.write(output)
     manifest = _manifest(made, entries, specs, output)
     entries.append(write_file(output, "README.md", write_model_card(recipe, method.card, plan, manifest).encode()))
     report: dict[str, JsonValue] = {
@@ -104,6 +111,7 @@ def finish(  # noqa: PLR0913 what was made, by what, and where it goes
         "n_passes": 1,
         "ranks": {one.module: one.a.shape[0] for one in made.modules},
         "warnings": [*plan.warnings, *warnings],
+        **({} if learned is None else {"learned": learned.report()}),
     }
     files = tuple(sorted(entries, key=lambda entry: entry.path))
     return manifest.model_copy(update={"files": files}), report
@@ -119,7 +127,9 @@ def _read_module(
         None if part is None else _read_update(part, reader, recipe, meter)
         for part, reader in zip(module.parts, readers, strict=True)
     )
-    return ModuleUpdates(module.tensor.name, module.kind, module.n_out, module.n_in, found)
+    return ModuleUpdates(
+        module.tensor.name, module.kind, module.n_out, module.n_in, found, is_transposed=module.is_transposed
+    )
 
 
 def _read_update(part: LoraPart, reader: TensorReader, recipe: Recipe, meter: ProgressMeter) -> Update:
@@ -150,18 +160,25 @@ def _read_factor(spec: TensorSpec, reader: TensorReader, recipe: Recipe, meter: 
 
 
 def merge_modules(
-    code: AdapterCode, recipe: Recipe, modules: Sequence[ModuleUpdates], device: torch.device
-) -> Mapping[str, LowRank]:
-    """Return the result's updates by the base's tensors: of an adapter method, or of a dense one in a space of factors.
+    code: AdapterCode,
+    recipe: Recipe,
+    modules: Sequence[ModuleUpdates],
+    device: torch.device,
+    learn: LearnOnFactors | None = None,
+) -> tuple[Mapping[str, LowRank], Learned | None]:
+    """Return the result's updates by the base's tensors, of an adapter method or of a dense one in a space of factors.
+
+    Beside them, what such a method has learned.
 
     Raises: IncompatibleCheckpoints for adapters that the space cannot merge.
     """
     if isinstance(code.method, AdapterMethod):
         parameters = code.method.parameters.model_validate(recipe.parameters)
-        return code.method.merge(modules, parameters, _context(code, recipe, device))
+        return code.method.merge(modules, parameters, _context(code, recipe, device)), None
     if recipe.adapter_space == "concat":
-        return _concatenate(code.method, recipe, modules)
-    return _merge_factors(RecipeCode(code.method) if code.dense is None else code.dense, recipe, modules, device)
+        return _concatenate(code.method, recipe, modules), None
+    dense = RecipeCode(code.method) if code.dense is None else code.dense
+    return _merge_factors(dense, recipe, modules, device, learn)
 
 
 def _context(code: AdapterCode, recipe: Recipe, device: torch.device) -> AdapterContext:
@@ -171,7 +188,7 @@ def _context(code: AdapterCode, recipe: Recipe, device: torch.device) -> Adapter
     def merge(models: Sequence[Coordinates]) -> dict[str, Tensor]:
         if inner is None:
             raise TypeError(f"{recipe.method} names no method to merge with")
-        return merge_coordinates(inner, _inner_recipe(recipe), models, device)
+        return merge_coordinates(inner, _inner_recipe(recipe), models, device)[0]
 
     return AdapterContext(
         weights=weights,
@@ -197,44 +214,54 @@ def _inner_recipe(recipe: Recipe) -> Recipe:
 
 
 def merge_coordinates(
-    code: RecipeCode, recipe: Recipe, models: Sequence[Coordinates], device: torch.device
-) -> dict[str, Tensor]:
-    """Merge tensors that lie in memory around a base of zeros, by the recipe's own program."""
+    code: RecipeCode,
+    recipe: Recipe,
+    models: Sequence[Coordinates],
+    device: torch.device,
+    learn: Learn | None = None,
+) -> tuple[dict[str, Tensor], Learned | None]:
+    """Merge tensors that lie in memory around a base of zeros, by the recipe's own program; return what was learned."""
     zeros = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in models[0].items()}
     source = TensorSource(
         base=zeros if code.uses_base else None,
         models=[{name: tensor.float() for name, tensor in model.items()} for model in models],
         weights=[model.weight for model in recipe.models],
     )
-    ready = program.prepare(recipe, code, source, device=device)
+    ready = program.prepare(recipe, code, source, device=device, learn=learn)
     merged: dict[str, Tensor] = {}
     for name, shape, _ in source.tensors:
         n_elements = prod(shape)
         whole = ready.merge(source.read(name, 0, n_elements)) if n_elements else torch.empty(0)
         merged[name] = whole.view(shape)
-    return merged
+    return merged, ready.learned
 
 
 def _merge_factors(
-    code: RecipeCode, recipe: Recipe, modules: Sequence[ModuleUpdates], device: torch.device
-) -> dict[str, LowRank]:
+    code: RecipeCode,
+    recipe: Recipe,
+    modules: Sequence[ModuleUpdates],
+    device: torch.device,
+    learn: LearnOnFactors | None,
+) -> tuple[dict[str, LowRank], Learned | None]:
     """Merge the factors A and B themselves, as if they were a model's tensors."""
     for module in modules:
         _check_alike(module)
-    names = {module.name: module.name.removesuffix(".weight") for module in modules}
+    factors = {module.name: _name_factors(module) for module in modules}
     models: list[dict[str, Tensor]] = [{} for _ in recipe.models]
     for module in modules:
         for model, update in zip(models, module.updates, strict=True):
             if update is not None:
-                model[f"{names[module.name]}.lora_A"] = update.a
-                model[f"{names[module.name]}.lora_B"] = update.b
-    merged = merge_coordinates(code, recipe, models, device)
-    return {
-        module.name: LowRank(
-            a=merged[f"{names[module.name]}.lora_A"], b=merged[f"{names[module.name]}.lora_B"] * _scaling(module)
-        )
-        for module in modules
-    }
+                model[factors[module.name].a] = update.a
+                model[factors[module.name].b] = update.b
+    merged, learned = merge_coordinates(code, recipe, models, device, None if learn is None else learn(factors))
+    updates_of = {name: LowRank(a=merged[of.a], b=merged[of.b] * of.scaling) for name, of in factors.items()}
+    return updates_of, learned
+
+
+def _name_factors(module: ModuleUpdates) -> Factors:
+    name = module.name.removesuffix(".weight")
+    scaling = next(update.scaling for update in module.updates if update is not None)
+    return Factors(f"{name}.lora_A", f"{name}.lora_B", scaling, module.is_transposed)
 
 
 def _check_alike(module: ModuleUpdates) -> None:
@@ -254,10 +281,6 @@ def _check_alike(module: ModuleUpdates) -> None:
             f"The adapters' updates of {module.name!r} are linearized; merging their factors as they are would forget "
             "where they began. Use the method linearized_lora, or the space 'delta'."
         )
-
-
-def _scaling(module: ModuleUpdates) -> float:
-    return next(update.scaling for update in module.updates if update is not None)
 
 
 def _concatenate(method: MergeMethod, recipe: Recipe, modules: Sequence[ModuleUpdates]) -> dict[str, LowRank]:

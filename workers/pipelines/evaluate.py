@@ -42,8 +42,6 @@ def evaluate(
     for index, task in enumerate(work.tasks):
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
         with _model_of(work, runnable, task.id, report.prepare) as checkpoint:
-            if work.patched is not None:
-                models = Models(device)  # the last one holds the last task's model
             evaluator, modules = evaluators[task.spec.kind], _modules_of(work, task.id)
             if modules and evaluator.open_probe is None:
                 raise HeadMismatch(
@@ -52,6 +50,8 @@ def evaluate(
                 )
             subject = Subject(task, checkpoint, work.base_models[task.id], modules)
             measurements += evaluator.measure(subject, work.split[task.id], models, report)
+            if work.patched is not None:
+                models.forget(checkpoint)  # the next task has another
     return tuple(measurements)
 
 

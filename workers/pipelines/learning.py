@@ -24,7 +24,7 @@ from workers.checkpoints.model import Models
 from workers.checkpoints.places import find_places
 from workers.contract import MergeContext, MergeMethod, PieceSource
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
-from workers.learning_contract import Learned
+from workers.learning_contract import Factors, Learned
 from workers.model_contract import Evaluator, Probe, Step, Subject
 from workers.pipelines.fusing import fuse_adapter
 
@@ -81,6 +81,7 @@ class MergeLearner:
     evaluators: Mapping[str, Evaluator]
     phases: Phases
     device: str = "cpu"
+    factors: Mapping[str, Factors] = field(default_factory=dict)  # where adapters are merged as factors
     n_examples: dict[int, int] = field(default_factory=dict)  # of each task that was opened
 
     def __call__(self, method: MergeMethod, parameters: object, source: PieceSource, context: MergeContext) -> Learned:
@@ -91,9 +92,13 @@ class MergeLearner:
         if method.learn is None or data is None:
             raise JobInternal(f"{method.card.name} was to learn without a learner or without data; report this fault.")
         is_of_models = method.card.data_of == "models"
-        session = Session(self, data, source, context, torch.device(self.device), is_of_models)
+        session = Session(self, data, source, context, torch.device(self.device), is_of_models, self.factors)
         learned: Learned = method.learn(parameters, session)
         return learned
+
+    def on_factors(self, factors: Mapping[str, Factors]) -> "MergeLearner":
+        """Return the learner of a merge set that is made of these factors; what it looks at is reported by this one."""
+        return replace(self, factors=factors)
 
     def report(self) -> dict[str, JsonValue]:
         """Return what was looked at."""
@@ -129,6 +134,7 @@ class Session:
     context: MergeContext
     device: torch.device
     is_of_models: bool  # each model has a task; else the tasks are those that the whole merge is tried on
+    factors: Mapping[str, Factors] = field(default_factory=dict)  # see the contract
     fused: dict[int, LocalCheckpoint] = field(default_factory=dict)  # adapters as dense models, by model
 
     @property

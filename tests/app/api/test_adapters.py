@@ -99,6 +99,24 @@ def test_the_default_space_is_delta_and_stands_in_the_recipe(house: House) -> No
     assert repeated["deduplicated_from"] == job["id"]
 
 
+def test_lorahub_sums_factors_unless_another_space_is_named(house: House) -> None:
+    register_family(house)
+    parameters = {"coefficients": {"*": [0.5, -1.0]}}
+    body = request("lorahub", "adapter-0", "adapter-1", parameters=parameters, output={"name": "hub"})
+    job = house.finish("/v1/merges", body)
+    assert job["state"] == "succeeded", job["problem"]
+    assert job["spec"]["recipe"]["adapter_space"] == "factors"
+    assert house.read("/v1/checkpoints/hub")["kind"] == "adapter"
+    first, second = draw_modules(0), draw_modules(1)
+    summed = {
+        name: Lora(0.5 * one.a - second[name].a, 0.5 * one.b - second[name].b, one.is_embedding)
+        for name, one in first.items()
+    }
+    fused = house.finish("/v1/merges", request("lora_fuse", "hub"))
+    for name, array in weights_of(house, fused).items():
+        np.testing.assert_allclose(array, fuse(BASE, summed)[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["knots", "core_space", "peft_combination"])
 def test_methods_of_adapters_give_adapters(method: str, house: House) -> None:
     register_family(house)

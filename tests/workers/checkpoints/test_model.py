@@ -19,6 +19,7 @@ from transformers import (
 
 from app.domain.errors import ModelNotRunnable
 from tests.workers import tiny_bert
+from workers.checkpoints import model as model_module
 from workers.checkpoints.model import Classifier, Encoder, Models, list_names, load_classifier, load_encoder
 
 CPU = torch.device("cpu")
@@ -201,6 +202,16 @@ def test_tokenize_cuts_pads_on_the_right_and_keeps_what_the_model_takes(tmp_path
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert batch["input_ids"][:, 0].tolist() == [2, 2]  # [CLS]
     assert encoder.module(**batch).last_hidden_state.shape == (2, 5, 8)
+
+
+def test_tokens_are_counted_as_tokenize_cuts_them_and_without_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "_COUNTED_AT_ONCE", 2)
+    encoder = load(tiny_bert.make_encoder(tmp_path / "bert"))
+    texts = ["the cat", "the cat is red and runs", "", "red", "a dog"]
+    assert encoder.count_tokens(texts, max_tokens=5) == [4, 5, 2, 3, 4]  # with [CLS] and [SEP]
+    assert encoder.count_tokens([], max_tokens=5) == []
 
 
 def test_positions_that_begin_after_the_padding_s_are_counted(tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_own_head_is_matched_by_class_name_else_by_position(
     assert measure(task, tiny_bert.local(folder)).value == expected(logits)
 
 
+def test_texts_of_like_numbers_of_tokens_are_run_together(tmp_path: Path, base_folder: Path) -> None:
+    task = tiny_bert.make_task(tmp_path, preprocessing={"max_tokens": 16, "batch_size": 2})
+    base_model = tiny_bert.local(base_folder)
+    opened = text_classification.open_(Subject(task, base_model, base_model), "test", Models())
+    texts = [str(row["text"]) for row in tiny_bert.make_rows()[1::2]]
+    order = [index for batch in opened.batches() for index in batch]
+    assert sorted(order) == list(range(6))
+    n_words = [len(texts[index].split()) for index in order]  # a word is a token here, whatever its length
+    assert n_words == sorted(n_words)
+
+
 def test_progress_counts_every_example(tmp_path: Path, base_folder: Path) -> None:
     base_model = tiny_bert.local(base_folder)
     task = tiny_bert.make_task(tmp_path, preprocessing={"max_tokens": 16, "batch_size": 4})

@@ -1,10 +1,14 @@
 from pathlib import Path
 
+import pytest
+import torch
+
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.work import EvaluateWork, PatchedTasks
 from tests.workers import tiny_bert
 from tests.workers.files import FileMerge
+from workers.checkpoints.model import Encoder, load_encoder
 from workers.evaluators import text_classification
 from workers.pipelines.evaluate import evaluate
 
@@ -23,6 +27,16 @@ def make_work(folder: Path) -> EvaluateWork:
         base_models=dict.fromkeys(("task_a", "task_b"), base_model),
         split={"task_a": "test", "task_b": "validation"},
     )
+
+
+def make_patched(folder: Path) -> tuple[EvaluateWork, list[LocalCheckpoint]]:
+    """Return the work of a multitask checkpoint that holds two models whole, and the models."""
+    base, *models = (tiny_bert.local(tiny_bert.make_encoder(folder / f"bert-{seed}", seed=seed)) for seed in range(3))
+    manifest = FileMerge("peru_fft", {"density": 1.0})(base, models, folder / "artifact")
+    (folder / "scratch").mkdir()
+    patched = PatchedTasks(labels={"task_a": "model-0", "task_b": "model-1"}, scratch=folder / "scratch")
+    artifact = LocalCheckpoint(id="artifact", path=folder / "artifact", manifest=manifest)
+    return make_work(folder).model_copy(update={"checkpoint": artifact, "patched": patched}), models
 
 
 def test_every_task_is_measured_on_its_split_in_the_order_given(tmp_path: Path) -> None:
@@ -48,20 +62,29 @@ def test_progress_rises_to_one_with_examples_and_time_left(tmp_path: Path) -> No
     assert {report.unit for report in reports} == {"examples"}
 
 
+def test_the_base_of_the_heads_is_loaded_once_for_all_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = make_patched(tmp_path)[0]
+    loaded: list[str] = []
+
+    def load(checkpoint: LocalCheckpoint, device: torch.device) -> Encoder:
+        loaded.append(checkpoint.id)
+        return load_encoder(checkpoint, device)
+
+    monkeypatch.setattr(text_classification, "load_encoder", load)
+    evaluate(work, EVALUATORS, tiny_bert.ignore)
+    assert sorted(loaded) == ["artifact", "artifact", work.base_models["task_a"].id]
+
+
 def test_each_task_of_a_multitask_checkpoint_is_measured_with_its_own_patch(tmp_path: Path) -> None:
-    base, *models = (tiny_bert.local(tiny_bert.make_encoder(tmp_path / f"bert-{seed}", seed=seed)) for seed in range(3))
-    manifest = FileMerge("peru_fft", {"density": 1.0})(base, models, tmp_path / "artifact")
-    artifact = LocalCheckpoint(id="artifact", path=tmp_path / "artifact", manifest=manifest)
-    plain = make_work(tmp_path)
-    (tmp_path / "scratch").mkdir()
-    labels = {"task_a": "model-0", "task_b": "model-1"}
-    patched = PatchedTasks(labels=labels, scratch=tmp_path / "scratch")
-    found = evaluate(
-        plain.model_copy(update={"checkpoint": artifact, "patched": patched}), EVALUATORS, tiny_bert.ignore
-    )
+    work, models = make_patched(tmp_path)
+    found = evaluate(work, EVALUATORS, tiny_bert.ignore)
     alone = [
-        evaluate(plain.model_copy(update={"checkpoint": model, "tasks": (task,)}), EVALUATORS, tiny_bert.ignore)
-        for model, task in zip(models, plain.tasks, strict=True)
+        evaluate(
+            work.model_copy(update={"checkpoint": model, "tasks": (task,), "patched": None}),
+            EVALUATORS,
+            tiny_bert.ignore,
+        )
+        for model, task in zip(models, work.tasks, strict=True)
     ]
     assert found == (*alone[0], *alone[1])
     assert list((tmp_path / "scratch").iterdir()) == []
