@@ -14,7 +14,7 @@ from app.domain.catalog import load_catalog
 from benchmarks.suite.inputs import SEED, open_suite
 from benchmarks.suite.page import render
 from benchmarks.suite.recipes import SHORT_GRIDS, why_left_out
-from benchmarks.suite.rows import measure_row, place_of
+from benchmarks.suite.rows import REFERENCES, measure_row, read_row
 
 PAGE = Path(__file__).parents[2] / "docs" / "suite.md"
 FOLDER = Path(".suite")
@@ -25,18 +25,16 @@ def main() -> None:
     arguments = _parse()
     folder: Path = arguments.folder
     suite = open_suite(folder, say=True)
-    results = folder / "results"
-    results.mkdir(exist_ok=True)
     reasons = {card.name: why_left_out(card, len(suite.models)) for card in load_catalog().methods}
     left_out = {name: reason for name, reason in reasons.items() if reason}
-    names = arguments.method or ["pre-trained", "individual", *(name for name in reasons if name not in left_out)]
-    missing = [name for name in names if arguments.again or not place_of(results, name).exists()]
+    names = arguments.method or [*REFERENCES, *(name for name in reasons if name not in left_out)]
+    missing = [name for name in names if arguments.again or read_row(name) is None]
     if arguments.page:
         left_out |= dict.fromkeys(missing, "not measured yet")
         names = [name for name in names if name not in missing]
     else:
         _measure(sorted(missing, key=SHORT_GRIDS.__contains__), folder, arguments.processes)  # what takes longest, last
-    rows = [json.loads(place_of(results, name).read_text(encoding="utf-8")) for name in names]
+    rows = [row for name in names if (row := read_row(name)) is not None]
     if not arguments.method:
         PAGE.write_text(render(rows, left_out, seed=SEED), encoding="utf-8")
     print(render(rows, left_out, seed=SEED) if not arguments.method else json.dumps(rows, indent=1))
@@ -44,7 +42,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps trained models and results")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps trained models")
     parser.add_argument("--method", nargs="+", help="measure these only, and write no page")
     parser.add_argument("--again", action="store_true", help="measure also what was measured before")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page of what is known")

@@ -1,4 +1,4 @@
-"""The rows of the table, each kept in a file of its own as soon as it is measured."""
+"""The rows of the table, each kept in a file of its own below docs/suite as soon as it is measured."""
 
 import json
 import time
@@ -11,6 +11,10 @@ from benchmarks.suite.inputs import Suite, open_suite
 from benchmarks.suite.merging import measure_method
 from benchmarks.suite.recipes import SETTINGS
 
+RESULTS = Path(__file__).parents[2] / "docs" / "suite"
+
+REFERENCES = ("pre-trained", "individual")
+
 _open_once = cache(open_suite)  # its models are read and hashed once in each process
 
 
@@ -18,20 +22,28 @@ def measure_row(name: str, folder: Path) -> float:
     """Measure one row and keep it; return the seconds it took."""
     began_at = time.monotonic()
     suite = _open_once(folder)
-    row = _reference(suite, name) if name in ("pre-trained", "individual") else _method(suite, name)
-    place = place_of(folder / "results", name)
+    row = _reference(suite, name) if name in REFERENCES else _method(suite, name)
+    place = place_of(name)
     place.parent.mkdir(exist_ok=True)
     place.with_suffix(".part").write_text(json.dumps(row, indent=1), encoding="utf-8")
     place.with_suffix(".part").rename(place)
     return time.monotonic() - began_at
 
 
-def place_of(results: Path, name: str) -> Path:
-    """Return where a row is kept; another version of the method, or another setting, is another row."""
-    if name in ("pre-trained", "individual"):
-        return results / f"{name}.json"
-    setting = "".join(f"-{key}-{value}" for key, value in sorted(SETTINGS.get(name, {}).items()))
-    return results / f"{name}-{load_catalog().method(name).version}{setting}.json"
+def place_of(name: str) -> Path:
+    """Return where a row is kept."""
+    return RESULTS / f"{name}.json"
+
+
+def read_row(name: str) -> dict[str, Any] | None:
+    """Return a row as it was measured; None: not yet, or with another version of the method, or other settings."""
+    if not place_of(name).exists():
+        return None
+    row: dict[str, Any] = json.loads(place_of(name).read_text(encoding="utf-8"))
+    if name in REFERENCES:
+        return row
+    has_settings = row["parameters"].items() >= SETTINGS.get(name, {}).items()
+    return row if has_settings and row["version"] == load_catalog().method(name).version else None
 
 
 def _method(suite: Suite, name: str) -> dict[str, Any]:
