@@ -93,7 +93,7 @@ class FusedMerge:
 
     xᵢ is the model's element or, with `of_deltas`, what it differs by from the base model, in float32, zero where the
     mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero, or the xᵢ of the
-    largest magnitude, the last of equal ones. With an election, xᵢ is turned by the sign of wᵢ, and the election's
+    largest magnitude, the last of equal ones; of a quotient, what is the xᵢ of one model alone takes its boost. With an election, xᵢ is turned by the sign of wᵢ, and the election's
     reduction by |wᵢ| stands for the sum.
     """
 
@@ -102,6 +102,7 @@ class FusedMerge:
     masks: tuple[Mask | None, ...] = field(default=())  # one per model; (): none
     election: Election | None = None
     reduction: Literal["sum", "mean_of_changed", "furthest"] = "sum"  # without an election
+    boosts: tuple[float, ...] = ()  # one per model, or all are 1
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

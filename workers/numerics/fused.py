@@ -76,10 +76,9 @@ def count_signs(rows: Rows, fused: FusedMerge) -> int:
     Raises: NotClean.
     """
     program = _compile(fused, rows.has_base)
-    balance, trouble = _loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)))
-    if trouble:
-        raise NotClean
-    return int(balance)
+    balance = np.empty(1, dtype=np.int64)
+    _check(_loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)), balance))
+    return int(balance[0])
 
 
 def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
@@ -93,8 +92,7 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     if found is None or found.shape[0] < n_windows or found.shape[1] < rows.n_elements:
         found = _of_thread.found = np.empty((n_windows, rows.n_elements), dtype=np.int32)
     counts = np.empty((n_windows, 2), dtype=np.int64)
-    if _loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts):
-        raise NotClean
+    _check(_loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts))
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
@@ -106,9 +104,19 @@ def sum_norms(rows: Rows, fused: FusedMerge) -> NDArray[np.int64]:
     """
     program = _compile(fused, rows.has_base)
     sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
-    if _loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums):
-        raise NotClean
+    _check(_loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums))
     return sums
+
+
+def count_overlaps(rows: Rows, threshold: float) -> NDArray[np.int64]:
+    """Return how many of each task vector's magnitudes above the threshold others share, and how many none does.
+
+    result: [n_models, 2].
+    Raises: NotClean.
+    """
+    counts = np.empty((rows.n_models, 2), dtype=np.int64)
+    _check(_loaded[0].count_overlaps(_input(rows), np.float32(threshold), _scratch_of(rows.n_models), counts))
+    return counts
 
 
 def sum_magnitudes(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -163,8 +171,7 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
     if vectors is None or len(vectors) != n + 1:
         vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
-    if _loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products):
-        raise NotClean
+    _check(_loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products))
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
@@ -173,10 +180,15 @@ def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
 
     Or -1 and how many are missing, where the rows have fewer. Raises: NotClean.
     """
-    index, missing = _loaded[0].find_key(_input(rows), model, key, missing, _scratch_of(1))
-    if index == programs.NOT_CLEAN:
+    found = np.array([-1, missing])
+    _check(_loaded[0].find_key(_input(rows), model, key, found, _scratch_of(1)))
+    index, missing = found.tolist()
+    return (index, 0) if index >= 0 else (index, missing)
+
+
+def _check(answer: int) -> None:
+    if answer == programs.NOT_CLEAN:
         raise NotClean
-    return int(index), int(missing)
 
 
 def _input(rows: Rows) -> Input:
@@ -195,6 +207,7 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
         reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
         weights=np.array(weights, dtype=np.float64),
         weights_differ=len(set(weights)) > 1,
+        boosts=np.array(fused.boosts, dtype=np.float64),
         votes=np.array(election.votes if election else (), dtype=np.float64),
         nudge=election.balanced_sign * NUDGE if election else 0.0,
         turns=np.sign(np.array(fused.weights)).astype(np.float32),

@@ -50,8 +50,8 @@ _input = types.NamedTuple(
 )  # fmt: skip
 _program = types.NamedTuple(
     (
-        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
-        types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
+        types.boolean, types.int64, _floats, types.boolean, _floats, _floats, types.float64, types.float32[::1],
+        _integers, types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
         types.float64,
     ), Program,
 )  # fmt: skip
@@ -468,7 +468,7 @@ def _sum(given, program, begin, scratch, total):
 def _sum_changed(given, program, begin, scratch, total):
     """Average the block's masked rows over those that are not zero; return the largest magnitude's bits."""
     m, largest = len(total), u32(0)
-    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    base, row, counts, boosts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m], scratch.wide[1, :m]
     total[:] = 0.0
     counts[:] = f32(0.0)
     for model in range(len(program.weights)):
@@ -476,6 +476,12 @@ def _sum_changed(given, program, begin, scratch, total):
         _add(total, row, program.weights[model])
         for j in range(m):
             counts[j] += f32(row[j] != f32(0.0))
+        if len(program.boosts) > 0:
+            for j in range(m):
+                boosts[j] = program.boosts[model] if row[j] != f32(0.0) else boosts[j]
+    if len(program.boosts) > 0:
+        for j in range(m):
+            total[j] = total[j] * (boosts[j] if counts[j] == f32(1.0) else 1.0)
     for j in range(m):
         total[j] = total[j] / f64(max(counts[j], f32(1.0)))
     return largest
@@ -636,105 +642,191 @@ def _find_between(keys, low, high, found, n_found):
 
 
 @_compiled
+def _load_vector(given, model, begin, base, row):
+    """Read a model's elements, or its task vector's where there is a base; return the largest magnitude's bits."""
+    if given.has_base:
+        return _load_delta(given, model + 1, begin, base, row)
+    _load(given, model, begin, row)
+    return u32(0)
+
+
+@_compiled
 def _load_keys(given, model, begin, base, row):
     """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
-    if given.has_base:
-        _load_delta(given, model + 1, begin, base, row)
-    else:
-        _load(given, model, begin, row)
+    _load_vector(given, model, begin, base, row)
     keys = row.view(np.int32)
     for j in range(len(row)):
         keys[j] = i32(keys[j] & i32(MAGNITUDE))
     return keys
 
 
-# --- parts: what lies in the second cache ---------------------------------------------------------------------------
+# --- blocks, one after the other ------------------------------------------------------------------------------------
 
 
-@_compiled
-def _merge_part(given, program, scratch, out, to_bfloat16):
-    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
-    largest = u32(0)
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        if _reduce(given, program, begin, scratch, total) >= INFINITY:
-            return NOT_CLEAN
-        _join_base(program, total, base, row)
-        if given.has_base:
-            _keep_negative_zeros(row, base)
-        largest = max(largest, _largest(row))
-        if to_bfloat16:
-            _round_to_bfloat16(row, out[2 * begin : 2 * (begin + m)].view(np.uint16))
-        else:
-            out[4 * begin : 4 * (begin + m)].view(np.float32)[:] = row
-    return i64(largest)
+def _by_block(visit):
+    """Make of a function that sees one block of all rows one that sees them block by block.
+
+    It is given a part of the rows, which lies in the second cache; the index of that part's first element; the range of
+    the block within the part; memory, whose first row is the base's block; and the state. The largest number that it
+    returns is returned, or NOT_CLEAN: for rows that cannot be read or are not finite (as far as `judges` says).
+    """
+    visit = _compiled(visit)
+
+    @_compiled
+    def visit_all(given, judges, scratch, state):
+        largest, at = i64(0), np.empty_like(given.at)
+        for first in range(0, given.n_elements, PART):
+            n = min(PART, given.n_elements - first)
+            if not _read_part(given, first, n, at, judges):
+                return NOT_CLEAN
+            part = _part(given, first, n, at)
+            for begin in range(0, n, BLOCK):
+                behind = min(n, begin + BLOCK)
+                if given.has_base:
+                    _load(part, 0, begin, scratch.rows[0, : behind - begin])
+                largest = max(largest, visit(part, first, begin, behind, scratch, state))
+        return largest
+
+    return visit_all
 
 
-@_compiled
-def _count_signs_of_part(given, program, scratch):
-    balance = i64(0)
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        if given.has_base:
-            _load(given, 0, begin, scratch.rows[0, :m])
-        _vote(given, program, begin, scratch, scratch.wide[0, :m])
-        balance += _balance(scratch.wide[0, :m])
-    return balance
+@_by_block
+def _merge_by_block(given, first, begin, behind, scratch, state):
+    """Merge; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
+    program, out, to_bfloat16 = state
+    m = behind - begin
+    base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
+    if _reduce(given, program, begin, scratch, total) >= INFINITY:
+        return NOT_CLEAN
+    _join_base(program, total, base, row)
+    if given.has_base:
+        _keep_negative_zeros(row, base)
+    if to_bfloat16:
+        _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
+    else:
+        out[4 * (first + begin) : 4 * (first + behind)].view(np.float32)[:] = row
+    return i64(_largest(row))
 
 
-@_compiled
-def _count_keys_of_part(given, windows, scratch, found, counts):
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        for model in range(len(windows.of_model) - 1):
-            first, behind = windows.of_model[model], windows.of_model[model + 1]
-            if first == behind:
-                continue
-            keys = _load_keys(given, model, begin, base, row)
-            for window in range(first, behind):
-                low, high = windows.lows[window], windows.highs[window]
-                counts[window, 0] += _count_above(keys, high)
-                counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+@_by_block
+def _count_signs_by_block(given, _first, begin, behind, scratch, state):
+    program, balance = state
+    total = scratch.wide[0, : behind - begin]
+    _vote(given, program, begin, scratch, total)
+    balance[0] += _balance(total)
+    return i64(0)
 
 
-@_compiled
-def _find_key_of_part(given, model, key, missing, scratch):
-    """Return the index of the `missing`-th entry that has the key and 0, or -1 and how many are missing then."""
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        keys = _load_keys(given, model, begin, base, row)
-        equal = _count_equal(keys, key)
-        if equal < missing:
-            missing -= equal
+@_by_block
+def _count_keys_by_block(given, _first, begin, behind, scratch, state):
+    windows, found, counts = state
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    for model in range(len(windows.of_model) - 1):
+        if windows.of_model[model] == windows.of_model[model + 1]:
             continue
+        keys = _load_keys(given, model, begin, base, row)
+        for window in range(windows.of_model[model], windows.of_model[model + 1]):
+            low, high = windows.lows[window], windows.highs[window]
+            counts[window, 0] += _count_above(keys, high)
+            counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+    return i64(0)
+
+
+@_by_block
+def _find_key_by_block(given, first, begin, behind, scratch, state):
+    """Write the index of the `missing`-th entry that has the key to `found`, where it is in this block."""
+    model, key, found = state  # [index, missing]
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    keys = _load_keys(given, model, begin, base, row)
+    for j in range(len(keys)):
+        found[1] -= i64(keys[j] == key)
+        if found[1] == 0 and found[0] < 0:
+            found[0] = first + begin + j
+    return i64(0)
+
+
+@_by_block
+def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
+    program, sums = state
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    for model in range(len(program.masks)):
+        _load_vector(given, model, begin, base, row)
+        _sum_by_exponent(row, sums[0, model])
+        _mask(program, model, row, given.offset + begin)
+        _sum_by_exponent(row, sums[1, model])
+    return i64(0)
+
+
+@_by_block
+def _count_overlaps_by_block(given, _first, begin, behind, scratch, state):
+    threshold, counts = state
+    m = behind - begin
+    base, row, n_changing = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    n_changing[:] = f32(0.0)
+    for model in range(len(counts)):
+        changed = scratch.rows[3 + model, :m]
+        _load_vector(given, model, begin, base, row)
         for j in range(m):
-            missing -= i64(keys[j] == key)
-            if missing == 0:
-                return i64(begin + j), i64(0)
-    return i64(-1), missing
+            changed[j] = f32(abs(row[j]) > threshold)
+            n_changing[j] += changed[j]
+    for model in range(len(counts)):
+        changed, n_changed, n_unique = scratch.rows[3 + model, :m], f32(0.0), i32(0)
+        for j in range(m):
+            n_unique = i32(n_unique + i32(changed[j] * n_changing[j] == f32(1.0)))
+        counts[model, 1] += i64(n_unique)
+        n_unique = i32(0)
+        for j in range(m):
+            n_unique = i32(n_unique + i32(changed[j] * n_changing[j] > f32(1.0)))
+        counts[model, 0] += i64(n_unique)
+    return i64(0)
+
+
+# --- inner products -------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _multiply_halves(one, other, half, tree):
+    far, other_far = one[half:], other[half:]
+    n_far = len(far)
+    for j in range(n_far):
+        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))
+    for j in range(n_far, min(half, len(one))):
+        tree[j] = f64(one[j]) * f64(other[j])
+
+
+@_compiled
+def _multiply_quarters(one, other, tree):
+    """Do two halvings at a time: half as much goes through memory."""
+    n = len(one) // 4
+    one_0, one_1, one_2, one_3 = one[:n], one[n : 2 * n], one[2 * n : 3 * n], one[3 * n :]
+    other_0, other_1, other_2, other_3 = other[:n], other[n : 2 * n], other[2 * n : 3 * n], other[3 * n :]
+    for j in range(n):
+        low = fma(f64(one_2[j]), f64(other_2[j]), f64(one_0[j]) * f64(other_0[j]))
+        tree[j] = low + fma(f64(one_3[j]), f64(other_3[j]), f64(one_1[j]) * f64(other_1[j]))
+    return n
+
+
+@_compiled
+def _add_quarters(tree):
+    n = len(tree) // 4
+    tree_0, tree_1, tree_2, tree_3 = tree[:n], tree[n : 2 * n], tree[2 * n : 3 * n], tree[3 * n :]
+    for j in range(n):
+        tree_0[j] = (tree_0[j] + tree_2[j]) + (tree_1[j] + tree_3[j])
+    return n
 
 
 @_compiled
 def _inner_product(one, other, tree):
-    """Sum products, which float64 holds exactly, halving by halving, as precision.inner_products does."""
+    """Sum products, which float64 holds exactly (so that fma is their sum), halving by halving, as precision.inner_products does."""
     m, half = len(one), 1
     while 2 * half < m:
         half = 2 * half
-    far, other_far = one[half:], other[half:]
-    n_far = len(far)
-    for j in range(n_far):
-        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))  # the products are exact
-    for j in range(n_far, min(half, m)):
-        tree[j] = f64(one[j]) * f64(other[j])
+    if 2 * half == m and m >= 4:
+        half = _multiply_quarters(one, other, tree)
+        while half >= 4:
+            half = _add_quarters(tree[:half])
+    else:
+        _multiply_halves(one, other, half, tree)
     while half > 1:
         half = half // 2
         low, high = tree[:half], tree[half : 2 * half]
@@ -749,10 +841,7 @@ def _load_vectors(given, begin, base, vectors):
     if given.has_base:
         _load(given, 0, begin, base)
     for model in range(len(vectors)):
-        if given.has_base:
-            _load_delta(given, model + 1, begin, base, vectors[model])
-        else:
-            _load(given, model, begin, vectors[model])
+        _load_vector(given, model, begin, base, vectors[model])
 
 
 @_compiled
@@ -765,87 +854,64 @@ def _multiply_pairs(vectors, tree, out):
             out[second, first] = product
 
 
-@_compiled
-def _sum_norms_of_part(given, program, scratch, sums):
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        for model in range(len(program.masks)):
-            if program.of_deltas:
-                _load_delta(given, model + 1, begin, base, row)
-            else:
-                _load(given, model + i64(given.has_base), begin, row)
-            _sum_by_exponent(row, sums[0, model])
-            _mask(program, model, row, given.offset + begin)
-            _sum_by_exponent(row, sums[1, model])
-
-
 # --- what is called -----------------------------------------------------------------------------------------------
+# What is called with rows returns NOT_CLEAN where they cannot be read or are not finite, else 0 if nothing is said of it.
 
 
 @_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
 def merge(given, program, scratch, out, to_bfloat16):
-    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN.
+    """Merge into `out`; return the bits of the largest magnitude; not clean are task vectors that overflow, too.
 
-    Not clean are rows that cannot be read or are not finite, and task vectors that overflow.
+    Rows of which nothing is dropped are judged by their sum: it is not finite where one of them is not.
     """
-    largest, at, item = i64(0), np.empty_like(given.at), 2 if to_bfloat16 else 4
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, not program.of_deltas):
-            return NOT_CLEAN
-        part = _part(given, begin, n, at)
-        largest = max(largest, _merge_part(part, program, scratch, out[item * begin : item * (begin + n)], to_bfloat16))
-    return largest
+    is_judged = program.of_deltas or (program.reduction == SUM_OF_ALL and program.joins_base == given.has_base)
+    return _merge_by_block(given, not is_judged, scratch, (program, out, to_bfloat16))
 
 
-@_called(types.UniTuple(types.int64, 2), _input, _program, _scratch)
-def count_signs(given, program, scratch):
-    """Return how many more elements elect 1 than -1, those whose votes balance counting for neither, and 0.
-
-    Or NOT_CLEAN in place of the 0, as for `merge`.
-    """
-    balance, at = i64(0), np.empty_like(given.at)
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return i64(0), NOT_CLEAN
-        balance += _count_signs_of_part(_part(given, begin, n, at), program, scratch)
-    return balance, i64(0)
+@_called(types.int64, _input, _program, _scratch, _integers)
+def count_signs(given, program, scratch, balance):
+    """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
+    balance[:] = 0
+    return _count_signs_by_block(given, JUDGES, scratch, (program, balance))
 
 
 @_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
 def count_keys(given, windows, scratch, found, counts):
     """Write to `counts` how many keys lie above each window and how many within, to `found` those within.
 
-    found: [n_windows, n_elements]; counts: [n_windows, 2]. Returns 0 or NOT_CLEAN, as for `merge`.
+    found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
-    at = np.empty_like(given.at)
     counts[:] = 0
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN
-        _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
-    return i64(0)
+    return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
+
+
+@_called(types.int64, _input, types.int64, types.int32, _integers, _scratch)
+def find_key(given, model, key, found, scratch):
+    """Find, in a model's task vector, the entry that has the key, the found[1]-th of them, counted from 1.
+
+    Written to `found` are its index and 0 or less; or -1, as it was, and how many are missing behind the rows.
+    """
+    return _find_key_by_block(given, JUDGES, scratch, (model, key, found))
 
 
 @_called(types.int64, _input, _program, _scratch, types.int64[:, :, ::1])
 def sum_norms(given, program, scratch, sums):
     """Write the sums of each task vector's magnitudes to `sums`, as its mask finds and as it leaves them.
 
-    sums: [2, n_models, 256], by exponent. Returns 0 or NOT_CLEAN, as for `merge`.
+    sums: [2, n_models, 256], by exponent.
     """
-    at = np.empty_like(given.at)
     sums[:] = 0
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN
-        _sum_norms_of_part(_part(given, begin, n, at), program, scratch, sums)
-    return i64(0)
+    return _sum_norms_by_block(given, JUDGES, scratch, (program, sums))
+
+
+@_called(types.int64, _input, types.float32, _scratch, types.int64[:, ::1])
+def count_overlaps(given, threshold, scratch, counts):
+    """Write to `counts`, [n_models, 2], how many of each model's entries above the threshold others share, and the rest.
+
+    scratch: of as many models.
+    """
+    counts[:] = 0
+    return _count_overlaps_by_block(given, JUDGES, scratch, (threshold, counts))
 
 
 @_called(types.void, types.float32[::1], types.int64[::1])
@@ -893,7 +959,7 @@ def multiply_blocks(given, vectors, head, tail, products):
     """Multiply all pairs of task vectors, or of models where there is no base, in blocks of the tensor.
 
     Written are head and tail, [n, m]: the vectors before the first whole block and behind the last; and products,
-    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory. Returns 0 or NOT_CLEAN, as for `merge`.
+    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
     at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
@@ -914,20 +980,3 @@ def multiply_blocks(given, vectors, head, tail, products):
                 _load_vectors(part, first, base, vectors[:n_models])
                 _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
     return i64(0)
-
-
-@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int64, _scratch)
-def find_key(given, model, key, missing, scratch):
-    """Return the index of the `missing`-th entry of a model's task vector that has the key, and 0.
-
-    Or -1 and how many are missing behind the rows; or NOT_CLEAN and 0, as for `merge`.
-    """
-    at = np.empty_like(given.at)
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN, i64(0)
-        index, missing = _find_key_of_part(_part(given, begin, n, at), model, key, missing, scratch)
-        if index >= 0:
-            return begin + index, missing
-    return i64(-1), missing

@@ -37,6 +37,7 @@ class Program(NamedTuple):
     reduction: int
     weights: Floats
     weights_differ: bool
+    boosts: Floats  # or empty
     votes: Floats
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights

@@ -48,6 +48,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("magmax", {}),
     ("ram", {"change_threshold": 0.25}),
     ("ram", {"change_threshold": 0.0}),
+    ("ram", {"change_threshold": 0.25, "unique_boost": 0.3}),
     ("multislerp", {"normalize": False}),
     ("karcher", {}),
     ("expo", {}),
