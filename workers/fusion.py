@@ -39,6 +39,7 @@ class Rows:
     files: NDArray[np.int64]  # descriptor of the file that a kernel reads the row from, NO_FILE if it is in the content
     places: NDArray[np.int64]  # first byte of each row within its file
     has_base: bool
+    is_judged: bool = False  # an earlier pass found all of the tensor finite
 
     @property
     def n_models(self) -> int:
@@ -92,17 +93,19 @@ class FusedMerge:
     """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
 
     xᵢ is the model's element or, with `of_deltas`, what it differs by from the base model, in float32, zero where the
-    mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero, or the xᵢ of the
-    largest magnitude, the last of equal ones; of a quotient, what is the xᵢ of one model alone takes its boost. With an election, xᵢ is turned by the sign of wᵢ, and the election's
-    reduction by |wᵢ| stands for the sum.
+    mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero (if that is 1, times
+    this model's boost); the xᵢ of the largest magnitude, the last of equal ones; or the one model's element if it is no
+    farther than `reach` from the base model's, else this moved by the reach. With an election, xᵢ is turned by the sign
+    of wᵢ, and the election's reduction by |wᵢ| stands for the sum.
     """
 
     weights: tuple[float, ...]  # one per model
     of_deltas: bool = False
     masks: tuple[Mask | None, ...] = field(default=())  # one per model; (): none
     election: Election | None = None
-    reduction: Literal["sum", "mean_of_changed", "furthest"] = "sum"  # without an election
+    reduction: Literal["sum", "mean_of_changed", "furthest", "near"] = "sum"  # without an election
     boosts: tuple[float, ...] = ()  # one per model, or all are 1
+    reach: float = 0.0
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

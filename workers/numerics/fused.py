@@ -25,6 +25,7 @@ from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
 _OF_ALL = {
     "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
+    "near": programs.NEAR,
 }  # fmt: skip
 _OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
 
@@ -156,6 +157,24 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     return products
 
 
+def spread(rows: Rows) -> torch.Tensor:
+    """Return the variance of the task vectors over the models, entry by entry, [m] float64; 0 where all are equal.
+
+    Raises: NotClean.
+    """
+    variances = np.empty(rows.n_elements)
+    _check(_loaded[0].spread(_input(rows), _scratch_of(rows.n_models), variances))
+    return torch.from_numpy(variances)
+
+
+def weigh_changes(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return numerics/importance.py's `weigh_changes` of float32 rows on the CPU, [rows, width]."""
+    out = torch.empty(base.shape)
+    trees = np.empty((3, base.shape[1]))
+    _loaded[0].weigh_changes(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    return out
+
+
 def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the inner products of all pairs of task vectors, or of models without a base, in blocks of PRODUCT_BLOCK.
 
@@ -193,8 +212,9 @@ def _check(answer: int) -> None:
 
 def _input(rows: Rows) -> Input:
     return Input(
-        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base
-    )
+        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base,
+        rows.is_judged,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -208,6 +228,7 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
         weights=np.array(weights, dtype=np.float64),
         weights_differ=len(set(weights)) > 1,
         boosts=np.array(fused.boosts, dtype=np.float64),
+        reach=fused.reach,
         votes=np.array(election.votes if election else (), dtype=np.float64),
         nudge=election.balanced_sign * NUDGE if election else 0.0,
         turns=np.sign(np.array(fused.weights)).astype(np.float32),

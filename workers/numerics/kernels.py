@@ -7,7 +7,7 @@ multiply-add, as torch's do, so that both give the same bits. Nothing here reord
 """
 
 import numpy as np
-from llvmlite.ir import FloatType, IntType
+from llvmlite.ir import DoubleType, FloatType, IntType
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -16,13 +16,20 @@ from workers.numerics.programs import (
     BAND,
     BLOCK,
     DRAW,
+    EXP_SERIES,
     FURTHEST,
     LARGEST,
+    LN_2_HIGH,
+    LN_2_LOW,
+    LOG2_E,
     MEAN,
     MEAN_OF_CHANGED,
+    NEAR,
     NO_MASK,
     NOT_CLEAN,
     PRODUCT_BLOCK,
+    ROUNDS_TO_INTEGER,
+    SMALLEST_POWER,
     SUM_OF_ALL,
     Input,
     Program,
@@ -40,19 +47,21 @@ SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
+        types.boolean,
     ), Input,
 )  # fmt: skip
 _program = types.NamedTuple(
     (
-        types.boolean, types.int64, _floats, types.boolean, _floats, _floats, types.float64, types.float32[::1],
-        _integers, types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
-        types.float64,
+        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
+        types.float32[::1], _integers, types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean,
+        types.float64, types.float64, types.float64,
     ), Program,
 )  # fmt: skip
 _windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
@@ -74,24 +83,34 @@ def fma(_typing, _a, _b, _c):
     return types.float64(types.float64, types.float64, types.float64), generate
 
 
+def _same_bits(source, target, of_target):
+    @intrinsic
+    def cast(_typing, _number):
+        def generate(_context, builder, _signature, arguments):
+            return builder.bitcast(arguments[0], of_target)
+
+        return target(source), generate
+
+    return cast
+
+
 @intrinsic
-def as_float(_typing, _bits):
-    """Return the float32 that has these bits."""
+def to_float(_typing, stored):
+    """Return the float32 number that a bfloat16's 16 or a float32's 32 bits are."""
 
     def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], FloatType())
+        bits = arguments[0]
+        if stored == types.uint16:
+            bits = builder.shl(builder.zext(bits, IntType(32)), IntType(32)(16))
+        return builder.bitcast(bits, FloatType())
 
-    return types.float32(types.uint32), generate
+    return types.float32(stored), generate
 
 
-@intrinsic
-def as_bits(_typing, _number):
-    """Return the bits of a float32."""
-
-    def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], IntType(32))
-
-    return types.uint32(types.float32), generate
+as_float = _same_bits(types.uint32, types.float32, FloatType())
+as_bits = _same_bits(types.float32, types.uint32, IntType(32))
+as_double = _same_bits(types.uint64, types.float64, DoubleType())
+as_wide_bits = _same_bits(types.float64, types.uint64, IntType(64))
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -129,6 +148,7 @@ def _read_part(given, begin, n, at, judges):
     judges: False where task vectors are formed and judged, which are not finite where a row is not; save that the
     infinity of float16 is a finite float32.
     """
+    judges = judges and not given.is_judged
     for number in range(len(at)):
         item = 4 if given.kinds[number] == FLOAT32 else 2
         if given.files[number] == NO_FILE:
@@ -145,54 +165,69 @@ def _read_part(given, begin, n, at, judges):
 
 @_compiled
 def _part(given, begin, n, at):
-    return Input(given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base)
+    kinds, files, places = given.kinds, given.files, given.places
+    return Input(given.content, at, kinds, files, places, n, given.offset + begin, given.has_base, given.is_judged)
+
+
+@_compiled
+def _halves(given, number, begin, n):
+    at = given.at[number] + 2 * begin
+    return given.content[at : at + 2 * n].view(np.uint16)
+
+
+@_compiled
+def _words(given, number, begin, n):
+    at = given.at[number] + 4 * begin
+    return given.content[at : at + 4 * n].view(np.uint32)
 
 
 @_compiled
 def _load(given, number, begin, row):
     """Read a row's elements from `begin` on as float32; number: of the row, the base's first."""
-    content, at, kind, n = given.content, given.at[number], given.kinds[number], len(row)
-    bits = row.view(np.uint32)
-    if kind == 1:
-        wide = content[at + 4 * begin : at + 4 * (begin + n)].view(np.uint32)
-        for j in range(n):
-            bits[j] = wide[j]
-        return
-    half = content[at + 2 * begin : at + 2 * (begin + n)].view(np.uint16)
-    if kind == 0:
-        for j in range(n):
-            bits[j] = u32(u32(half[j]) << u32(16))
-        return
-    for j in range(n):
-        bits[j] = u32(u32(half[j] & u16(0x7FFF)) << u32(13))
-    for j in range(n):
-        row[j] = f32(row[j] * f32(2.0**112))  # exact, also for subnormal numbers
-    for j in range(n):
-        bits[j] = u32(bits[j] | u32(u32(half[j] & u16(0x8000)) << u32(16)))
+    kind, n = given.kinds[number], len(row)
+    if kind == BFLOAT16:
+        _widen(_halves(given, number, begin, n), row)
+    elif kind == FLOAT32:
+        _widen(_words(given, number, begin, n), row)
+    else:
+        _widen_float16(_halves(given, number, begin, n), row)
 
 
 @_compiled
-def _subtract(row, base):
-    """Subtract the base; return the bits of the largest magnitude."""
-    bits = row.view(np.uint32)
-    largest = u32(0)
+def _widen(stored, row):
     for j in range(len(row)):
-        row[j] = f32(row[j] - base[j])
-        largest = max(largest, u32(bits[j] & MAGNITUDE))
-    return largest
+        row[j] = to_float(stored[j])
+
+
+@_compiled
+def _widen_float16(half, row):
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        bits[j] = u32(u32(half[j] & u16(0x7FFF)) << u32(13))
+    for j in range(len(row)):
+        row[j] = f32(row[j] * f32(2.0**112))  # exact, also for subnormal numbers
+    for j in range(len(row)):
+        bits[j] = u32(bits[j] | u32(u32(half[j] & u16(0x8000)) << u32(16)))
 
 
 @_compiled
 def _load_delta(given, number, begin, base, row):
     """Read a row's elements from `begin` on, less the base; return the bits of the largest magnitude."""
-    if given.kinds[number] != BFLOAT16:
-        _load(given, number, begin, row)
-        return _subtract(row, base)
-    at, bits, largest = given.at[number] + 2 * begin, row.view(np.uint32), u32(0)
-    half = given.content[at : at + 2 * len(row)].view(np.uint16)
+    if given.kinds[number] == BFLOAT16:
+        return _subtract(_halves(given, number, begin, len(row)), base, row)
+    if given.kinds[number] == FLOAT32:
+        return _subtract(_words(given, number, begin, len(row)), base, row)
+    _load(given, number, begin, row)
+    return _subtract(row.view(np.uint32), base, row)
+
+
+@_compiled
+def _subtract(stored, base, row):
+    """Write stored numbers less the base to the row; return the bits of the largest magnitude."""
+    largest = u32(0)
     for j in range(len(row)):
-        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - base[j])
-        bits[j] = as_bits(delta)
+        delta = f32(to_float(stored[j]) - base[j])
+        row[j] = delta
         largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
     return largest
 
@@ -328,24 +363,24 @@ def _sum_by_exponent(row, sums):
 
 
 @_compiled
-def _add_bfloat16(total, half, origin, weight):
+def _add_stored(total, stored, origin, weight):
     """Add a row's differences from the origin; return the bits of the largest magnitude."""
     largest = u32(0)
-    for j in range(len(half)):
-        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - origin[j])
+    for j in range(len(stored)):
+        delta = f32(to_float(stored[j]) - origin[j])
         largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
         total[j] = fma(f64(delta), weight, total[j])
     return largest
 
 
 @_compiled
-def _add_float32(total, bits, origin, weight):
-    """Do as `_add_bfloat16`; bits: those of float32 numbers."""
+def _add_both_stored(total, one, other, origin, weight, other_weight):
+    """Do as `_add_stored` for two rows, one after the other, while the sum goes through memory once."""
     largest = u32(0)
-    for j in range(len(bits)):
-        delta = f32(as_float(bits[j]) - origin[j])
-        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
-        total[j] = fma(f64(delta), weight, total[j])
+    for j in range(len(one)):
+        delta, other_delta = f32(to_float(one[j]) - origin[j]), f32(to_float(other[j]) - origin[j])
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE), u32(as_bits(other_delta) & MAGNITUDE))
+        total[j] = fma(f64(other_delta), other_weight, fma(f64(delta), weight, total[j]))
     return largest
 
 
@@ -366,10 +401,8 @@ def _elect(total, nudge, elected):
     """Write the sign of total + nudge, as 1.0 or -1.0: with a nudge it is not zero."""
     bits = elected.view(np.uint32)
     for j in range(len(total)):
-        total[j] = total[j] + nudge
-    wide = total.view(np.uint64)
-    for j in range(len(total)):
-        bits[j] = u32(u32(u32(wide[j] >> u64(32)) & SIGN) | ONE)
+        wide = as_wide_bits(total[j] + nudge)
+        bits[j] = u32(u32(u32(wide >> u64(32)) & SIGN) | ONE)
 
 
 @_compiled
@@ -396,6 +429,23 @@ def _add_agreeing(total, counts, row, elected, weight):
         turned = turned if turned > f32(0.0) else f32(0.0)
         total[j] = fma(f64(turned), weight, total[j])
         counts[j] += f32(turned > f32(0.0))
+
+
+@_compiled
+def _add_both_agreeing(total, counts, one, other, elected, weight):
+    """Do as `_add_agreeing` for two rows, one after the other, while sums go through memory once."""
+    for j in range(len(one)):
+        turned, other_turned = f32(one[j] * elected[j]), f32(other[j] * elected[j])
+        turned = turned if turned > f32(0.0) else f32(0.0)
+        other_turned = other_turned if other_turned > f32(0.0) else f32(0.0)
+        total[j] = fma(f64(other_turned), weight, fma(f64(turned), weight, total[j]))
+        counts[j] += f32(turned > f32(0.0)) + f32(other_turned > f32(0.0))
+
+
+@_compiled
+def _add_both(total, one, other, weight, other_weight):
+    for j in range(len(one)):
+        total[j] = fma(f64(other[j]), other_weight, fma(f64(one[j]), weight, total[j]))
 
 
 @_compiled
@@ -441,27 +491,48 @@ def _load_masked(given, program, model, begin, base, row):
 @_compiled
 def _sum(given, program, begin, scratch, total):
     """Sum the block's masked rows; return the largest magnitude's bits."""
-    m, largest = len(total), u32(0)
+    m, n, largest, model = len(total), len(program.weights), u32(0), 0
     base, row, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
     total[:] = NOTHING
     if program.of_deltas:
         origin = base
     else:
         origin[:] = f32(0.0)
-    for model in range(len(program.weights)):
-        number, weight = model + i64(given.has_base), program.weights[model]
-        kind, at = given.kinds[number], given.at[number]
-        if program.masks[model] != NO_MASK or kind == FLOAT16:
-            seen = _load_masked(given, program, model, begin, base, row)
-            _add(total, row, weight)
-        elif kind == BFLOAT16:
-            half = given.content[at + 2 * begin : at + 2 * (begin + m)].view(np.uint16)
-            seen = _add_bfloat16(total, half, origin, weight)
+    weights = program.weights
+    while model < n:
+        number = model + i64(given.has_base)
+        kind = given.kinds[number]
+        is_stored = program.masks[model] == NO_MASK and kind != FLOAT16
+        if is_stored and model + 1 < n and program.masks[model + 1] == NO_MASK and given.kinds[number + 1] == kind:
+            seen = _add_rows(given, number, begin, origin, total, weights[model], weights[model + 1])
+            model += 2
+        elif is_stored:
+            seen = _add_row(given, number, begin, origin, total, weights[model])
+            model += 1
         else:
-            bits = given.content[at + 4 * begin : at + 4 * (begin + m)].view(np.uint32)
-            seen = _add_float32(total, bits, origin, weight)
+            seen = _load_masked(given, program, model, begin, base, row)
+            _add(total, row, weights[model])
+            model += 1
         largest = max(largest, seen)
     return largest
+
+
+@_compiled
+def _add_row(given, number, begin, origin, total, weight):
+    m = len(total)
+    if given.kinds[number] == BFLOAT16:
+        return _add_stored(total, _halves(given, number, begin, m), origin, weight)
+    return _add_stored(total, _words(given, number, begin, m), origin, weight)
+
+
+@_compiled
+def _add_rows(given, number, begin, origin, total, weight, next_weight):
+    m, other = len(total), number + 1
+    if given.kinds[number] == BFLOAT16:
+        one, two = _halves(given, number, begin, m), _halves(given, other, begin, m)
+        return _add_both_stored(total, one, two, origin, weight, next_weight)
+    first, second = _words(given, number, begin, m), _words(given, other, begin, m)
+    return _add_both_stored(total, first, second, origin, weight, next_weight)
 
 
 @_compiled
@@ -505,17 +576,33 @@ def _pick_furthest(given, program, begin, scratch, total):
 
 
 @_compiled
+def _swap_near(given, program, begin, scratch, total):
+    """Take the model's entries that are near the base's, move the others; return the bits of the largest distance."""
+    m = len(total)
+    base, row, near = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    _load(given, 1, begin, near)
+    largest = _load_delta(given, 1, begin, base, row)
+    for j in range(m):
+        step = f64(row[j] > f32(0.0)) - f64(row[j] < f32(0.0))
+        moved = fma(step, program.reach, f64(base[j]))
+        total[j] = f64(near[j]) if abs(row[j]) <= f32(program.reach) else moved
+    return largest
+
+
+@_compiled
 def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
-    largest = u32(0)
-    base = scratch.rows[0, : len(total)]
+    m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
     total[:] = NOTHING
-    for model in range(len(program.votes)):
-        row = scratch.rows[1 + model, : len(total)]
-        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        largest = max(largest, _load_masked(given, program, model, begin, scratch.rows[0, :m], row))
         if program.turns[model] != f32(1.0):
             _scale(row, program.turns[model])
-        _add(total, row, program.votes[model])
+        if model % 2 == 1:
+            _add_both(total, scratch.rows[model, :m], row, votes[model - 1], votes[model])
+        elif model + 1 == n:
+            _add(total, row, votes[model])
     return largest
 
 
@@ -524,30 +611,48 @@ def _reduce_agreeing(program, scratch, total):
     """Replace the votes' sum by the disjoint merge of the rows that `_vote` has kept."""
     m = len(total)
     counts, elected = scratch.rows[len(scratch.rows) - 2, :m], scratch.rows[len(scratch.rows) - 1, :m]
-    shares = scratch.wide[1, :m]
     _elect(total, program.nudge, elected)
     total[:] = 0.0
+    if program.reduction == LARGEST:
+        for model in range(len(program.weights)):
+            _keep_agreeing(scratch.rows[1 + model, :m], elected)
+            _take_larger(total, scratch.rows[1 + model, :m], program.weights[model])
+        _turn(total, elected)
+    elif program.weights_differ:
+        _reduce_by_weights(program, scratch, elected, total)
+    else:
+        _sum_agreeing(program, scratch, elected, total, counts)
+        if program.reduction == MEAN:
+            _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+        else:
+            _turn(total, elected)
+
+
+@_compiled
+def _sum_agreeing(program, scratch, elected, total, counts):
+    m, n, weight = len(total), len(program.weights), program.weights[0]
     counts[:] = f32(0.0)
+    for model in range(1, n, 2):
+        _add_both_agreeing(total, counts, scratch.rows[model, :m], scratch.rows[model + 1, :m], elected, weight)
+    if n % 2 == 1:
+        _add_agreeing(total, counts, scratch.rows[n, :m], elected, weight)
+
+
+@_compiled
+def _reduce_by_weights(program, scratch, elected, total):
+    m, smallest = len(total), np.inf
+    shares = scratch.wide[1, :m]
     shares[:] = 0.0
-    smallest = np.inf
     for model in range(len(program.weights)):
         row, weight = scratch.rows[1 + model, :m], program.weights[model]
         smallest = weight if 0.0 < weight < smallest else smallest
-        if program.reduction != LARGEST and not program.weights_differ:
-            _add_agreeing(total, counts, row, elected, weight)
-            continue
         _keep_agreeing(row, elected)
-        if program.reduction == LARGEST:
-            _take_larger(total, row, weight)
-        else:
-            _add(total, row, weight)
-            _add_ones(shares, row, weight)
-    if program.reduction != MEAN:
-        _turn(total, elected)
-    elif program.weights_differ:
+        _add(total, row, weight)
+        _add_ones(shares, row, weight)
+    if program.reduction == MEAN:
         _turn_over_shares(total, elected, shares, smallest)
     else:
-        _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+        _turn(total, elected)
 
 
 @_compiled
@@ -559,6 +664,8 @@ def _reduce(given, program, begin, scratch, total):
         return _sum_changed(given, program, begin, scratch, total)
     if program.reduction == FURTHEST:
         return _pick_furthest(given, program, begin, scratch, total)
+    if program.reduction == NEAR:
+        return _swap_near(given, program, begin, scratch, total)
     seen = _vote(given, program, begin, scratch, total)
     _reduce_agreeing(program, scratch, total)
     return seen
@@ -580,11 +687,13 @@ def _join_base(program, total, base, row):
 
 @_compiled
 def _keep_negative_zeros(row, base):
-    """Write -0.0 where the result is zero and the base is -0.0."""
-    bits, of_base = row.view(np.uint32), base.view(np.uint32)
+    """Write -0.0 where the result is zero and the base is -0.0; return the bits of the largest magnitude."""
+    bits, of_base, largest = row.view(np.uint32), base.view(np.uint32), u32(0)
     for j in range(len(row)):
-        is_zero = (u32(bits[j] & MAGNITUDE) == u32(0)) & (of_base[j] == SIGN)
-        bits[j] = u32(bits[j] | u32(u32(is_zero) * SIGN))
+        magnitude = u32(bits[j] & MAGNITUDE)
+        largest = max(largest, magnitude)
+        bits[j] = u32(bits[j] | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
+    return largest
 
 
 @_compiled
@@ -699,13 +808,12 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
     if _reduce(given, program, begin, scratch, total) >= INFINITY:
         return NOT_CLEAN
     _join_base(program, total, base, row)
-    if given.has_base:
-        _keep_negative_zeros(row, base)
+    largest = _keep_negative_zeros(row, base) if given.has_base else _largest(row)
     if to_bfloat16:
         _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
     else:
         out[4 * (first + begin) : 4 * (first + behind)].view(np.float32)[:] = row
-    return i64(_largest(row))
+    return i64(largest)
 
 
 @_by_block
@@ -770,14 +878,33 @@ def _count_overlaps_by_block(given, _first, begin, behind, scratch, state):
             changed[j] = f32(abs(row[j]) > threshold)
             n_changing[j] += changed[j]
     for model in range(len(counts)):
-        changed, n_changed, n_unique = scratch.rows[3 + model, :m], f32(0.0), i32(0)
+        changed, n_shared, n_unique = scratch.rows[3 + model, :m], i32(0), i32(0)
         for j in range(m):
+            n_shared = i32(n_shared + i32(changed[j] * n_changing[j] > f32(1.0)))
             n_unique = i32(n_unique + i32(changed[j] * n_changing[j] == f32(1.0)))
+        counts[model, 0] += i64(n_shared)
         counts[model, 1] += i64(n_unique)
-        n_unique = i32(0)
+    return i64(0)
+
+
+@_by_block
+def _spread_by_block(given, first, begin, behind, scratch, state):
+    variances = state[0][first + begin : first + behind]
+    n, m = len(given.kinds) - i64(given.has_base), behind - begin
+    base, mean = scratch.rows[0, :m], scratch.wide[0, :m]
+    mean[:] = NOTHING
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        _load_vector(given, model, begin, base, row)
+        _add(mean, row, 1.0)
+    for j in range(m):
+        mean[j] = mean[j] / n
+    variances[:] = 0.0
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
         for j in range(m):
-            n_unique = i32(n_unique + i32(changed[j] * n_changing[j] > f32(1.0)))
-        counts[model, 0] += i64(n_unique)
+            apart = f64(row[j]) - mean[j]
+            variances[j] += apart * apart
     return i64(0)
 
 
@@ -817,7 +944,7 @@ def _add_quarters(tree):
 
 @_compiled
 def _inner_product(one, other, tree):
-    """Sum products, which float64 holds exactly (so that fma is their sum), halving by halving, as precision.inner_products does."""
+    """Sum products, which float64 holds exactly, halving by halving, as precision.inner_products does."""
     m, half = len(one), 1
     while 2 * half < m:
         half = 2 * half
@@ -854,8 +981,69 @@ def _multiply_pairs(vectors, tree, out):
             out[second, first] = product
 
 
+# --- importance: numerics/importance.py in the same steps -------------------------------------------------------------
+
+
+@_compiled
+def _exp(x):
+    """Return e to the x, for x <= 0."""
+    shifted = max(x, SMALLEST_POWER) * LOG2_E + ROUNDS_TO_INTEGER
+    k = shifted - ROUNDS_TO_INTEGER
+    rest = (max(x, SMALLEST_POWER) - k * LN_2_HIGH) - k * LN_2_LOW
+    power = EXP_SERIES[0]
+    power = power * rest + EXP_SERIES[1]
+    power = power * rest + EXP_SERIES[2]
+    power = power * rest + EXP_SERIES[3]
+    power = power * rest + EXP_SERIES[4]
+    power = power * rest + EXP_SERIES[5]
+    power = power * rest + EXP_SERIES[6]
+    power = power * rest + EXP_SERIES[7]
+    power = power * rest + EXP_SERIES[8]
+    power = power * rest + EXP_SERIES[9]
+    power = power * rest + EXP_SERIES[10]
+    power = power * rest + EXP_SERIES[11]
+    power = power * rest + EXP_SERIES[12]
+    return power * as_double(u64(as_wide_bits(shifted) + u64(1023)) << u64(52))
+
+
+@_compiled
+def _sum_by_halving(tree):
+    m, half = len(tree), 1
+    while 2 * half < m:
+        half = 2 * half
+    while half > 0:
+        for j in range(min(half, m - half)):
+            tree[j] += tree[half + j]
+        m, half = half, half // 2
+    return tree[0]
+
+
+@_compiled
+def _highest(row):
+    """Return the largest number, by bits that are turned to be ordered as the numbers are."""
+    bits, highest = row.view(np.int32), i32(-0x8000_0000)
+    for j in range(len(row)):
+        highest = max(highest, i32(bits[j] ^ i32(i32(bits[j] >> i32(31)) & i32(MAGNITUDE))))
+    return as_float(u32(highest ^ i32(i32(highest >> i32(31)) & i32(MAGNITUDE))))
+
+
+@_compiled
+def _diverge(theirs, ours, trees):
+    """Return how far one row's softmax is from another's: the divergence of numerics/importance.py."""
+    highest, our_highest = f64(_highest(theirs)), f64(_highest(ours))
+    powers, our_powers, moments = trees[0], trees[1], trees[2]
+    for j in range(len(theirs)):
+        one, other = f64(theirs[j]) - highest, f64(ours[j]) - our_highest
+        power = _exp(one)
+        powers[j] = power
+        moments[j] = power * (one - other)
+        our_powers[j] = _exp(other)
+    total, our_total = _sum_by_halving(powers), _sum_by_halving(our_powers)
+    return max(0.0, _sum_by_halving(moments) / total - (np.log(total) - np.log(our_total)))
+
+
 # --- what is called -----------------------------------------------------------------------------------------------
-# What is called with rows returns NOT_CLEAN where they cannot be read or are not finite, else 0 if nothing is said of it.
+# What is called with rows returns NOT_CLEAN where they cannot be read or are not finite; else 0, if nothing is said.
 
 
 @_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
@@ -904,9 +1092,15 @@ def sum_norms(given, program, scratch, sums):
     return _sum_norms_by_block(given, JUDGES, scratch, (program, sums))
 
 
+@_called(types.int64, _input, _scratch, _floats)
+def spread(given, scratch, out):
+    """Write the variance of the task vectors over the models, entry by entry. scratch: of as many models."""
+    return _spread_by_block(given, JUDGES, scratch, (out,))
+
+
 @_called(types.int64, _input, types.float32, _scratch, types.int64[:, ::1])
 def count_overlaps(given, threshold, scratch, counts):
-    """Write to `counts`, [n_models, 2], how many of each model's entries above the threshold others share, and the rest.
+    """Write to `counts`, [n_models, 2], how many entries above the threshold a model shares, and how many it does not.
 
     scratch: of as many models.
     """
@@ -980,3 +1174,13 @@ def multiply_blocks(given, vectors, head, tail, products):
                 _load_vectors(part, first, base, vectors[:n_models])
                 _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
     return i64(0)
+
+
+@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _wide_rows)
+def weigh_changes(finetuned, base, trees, out):
+    """Write the importance of every change, [rows, width]; see numerics/importance.py. trees: [3, width], memory."""
+    for i in range(len(base)):
+        theirs, ours, row = finetuned[i], base[i], out[i]
+        divergence = _diverge(theirs, ours, trees)
+        for j in range(len(row)):
+            row[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergence, LARGEST_FLOAT))

@@ -24,6 +24,7 @@ from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.pipelines.program import MergeProgram
 from workers.statistics.gram import _multiply_blocks
+from workers.statistics.overlaps import Overlaps
 from workers.statistics.views import TensorSource
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -49,6 +50,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ram", {"change_threshold": 0.25}),
     ("ram", {"change_threshold": 0.0}),
     ("ram", {"change_threshold": 0.25, "unique_boost": 0.3}),
+    ("nearswap", {"max_change": 0.2}),
+    ("nearswap", {"max_change": 0.25}),
     ("multislerp", {"normalize": False}),
     ("karcher", {}),
     ("expo", {}),
@@ -304,3 +307,16 @@ def test_without_kernels_there_is_a_word_in_the_log_and_no_failure(
     with caplog.at_level(logging.WARNING):
         assert not fused.load()
     assert "merges run without fused kernels" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_variances_and_overlaps_are_those_of_torch(dtype: torch.dtype) -> None:
+    base, models = draw_models(5, n=4)
+    piece = TensorSource(base, models, (1.0,) * 4).read("a", 0, 37 * 61)
+    deltas = (piece.finetuned - piece.base).double()
+    mean = precision.weighted_sum(deltas, [1.0] * 4).div_(4)
+    expected = precision.weighted_sum([(delta - mean).square() for delta in deltas], [1.0] * 4)
+    rows = rows_as(piece, dtype)
+    assert torch.equal(fused.spread(rows), expected)
+    overlaps = Overlaps("", 0.25)
+    assert torch.equal(overlaps._count_rows(rows)[1], overlaps._count(piece)[1])
