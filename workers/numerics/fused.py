@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, Mask, NotClean, Rows
+from workers.fusion import Band, Draw, FusedMerge, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -66,7 +66,11 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
     program = _compile(fused, rows.has_base)
     to_bfloat16 = out.dtype == torch.bfloat16
     largest = _loaded[0].merge(
-        _input(rows), program, _scratch_of(len(program.weights)), out.view(torch.uint8).numpy(), to_bfloat16
+        _input(rows, fused.draws),
+        program,
+        _scratch_of(len(program.weights)),
+        out.view(torch.uint8).numpy(),
+        to_bfloat16,
     )
     return bool(largest < OUTPUTS[out.dtype])
 
@@ -78,7 +82,7 @@ def count_signs(rows: Rows, fused: FusedMerge) -> int:
     """
     program = _compile(fused, rows.has_base)
     balance = np.empty(1, dtype=np.int64)
-    _check(_loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)), balance))
+    _check(_loaded[0].count_signs(_input(rows, fused.draws), program, _scratch_of(len(program.weights)), balance))
     return int(balance[0])
 
 
@@ -97,15 +101,14 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
-def sum_norms(rows: Rows, fused: FusedMerge) -> NDArray[np.int64]:
-    """Return the sums of each task vector's magnitudes as its mask finds and as it leaves them, by exponent.
+def sum_norms(rows: Rows) -> NDArray[np.int64]:
+    """Return the sums of each task vector's magnitudes as the rows' draws find and as they leave them, by exponent.
 
-    result: [2, n_models, 256]; see numerics/exact_sums.py.
+    result: [2, n_models, 256], zeros where nothing is drawn; see numerics/exact_sums.py.
     Raises: NotClean.
     """
-    program = _compile(fused, rows.has_base)
     sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
-    _check(_loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums))
+    _check(_loaded[0].sum_norms(_input(rows), _scratch_of(1), sums))
     return sums
 
 
@@ -210,10 +213,14 @@ def _check(answer: int) -> None:
         raise NotClean
 
 
-def _input(rows: Rows) -> Input:
+def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
+    draws = rows.draws or draws
     return Input(
         rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base,
         rows.is_judged,
+        keys=np.array([_unsigned(draw.key) for draw in draws], dtype=np.uint64),
+        behinds=np.array([_behind(draw.probability) for draw in draws], dtype=np.int64),
+        scales=np.array([(draw.divisor, draw.factor) for draw in draws], dtype=np.float64).reshape(-1, 2),
     )  # fmt: skip
 
 
@@ -221,7 +228,6 @@ def _input(rows: Rows) -> Input:
 def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
     election = fused.election
     weights = [abs(weight) if election else weight for weight in fused.weights]
-    kinds, marks, ends, keys = zip(*map(_describe, fused.masks or (None,) * len(weights)), strict=True)
     return Program(
         of_deltas=has_base and fused.of_deltas,
         reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
@@ -232,10 +238,8 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
         votes=np.array(election.votes if election else (), dtype=np.float64),
         nudge=election.balanced_sign * NUDGE if election else 0.0,
         turns=np.sign(np.array(fused.weights)).astype(np.float32),
-        masks=np.array(kinds, dtype=np.int64),
-        marks=np.array(marks, dtype=np.float64),
-        ends=np.array(ends, dtype=np.int64),
-        keys=np.array(keys, dtype=np.uint64),
+        marks=np.array([_marks(band) for band in fused.masks], dtype=np.float64).reshape(-1, 4),
+        ends=np.array([_ends(band) for band in fused.masks], dtype=np.int64).reshape(-1, 2),
         joins_base=has_base and fused.base_share is not None,
         scaling=fused.scaling,
         divisor=fused.divisor,
@@ -243,15 +247,13 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
     )
 
 
-def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], int]:
-    """Return kind, marks, ends and key of a mask, as programs.Program has them."""
-    if isinstance(mask, Band):
-        (lower, lower_end), (upper, upper_end) = mask.lower, mask.upper
-        marks = (lower, upper, _just_below(lower), _just_below(upper))
-        return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
-    if isinstance(mask, Draw):
-        return programs.DRAW, (mask.divisor, mask.factor, 0.0, 0.0), (_behind(mask.probability), 0), _unsigned(mask.key)
-    return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
+def _marks(band: Band) -> tuple[float, float, float, float]:
+    lower, upper = band.lower[0], band.upper[0]
+    return lower, upper, _just_below(lower), _just_below(upper)
+
+
+def _ends(band: Band) -> tuple[int, int]:
+    return band.lower[1] - band.origin, band.upper[1] - band.origin
 
 
 def _behind(probability: float) -> int:

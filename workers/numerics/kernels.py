@@ -13,9 +13,7 @@ from numba.extending import intrinsic
 
 from workers.fusion import BFLOAT16, FLOAT16, FLOAT32, NO_FILE, PART
 from workers.numerics.programs import (
-    BAND,
     BLOCK,
-    DRAW,
     EXP_SERIES,
     FURTHEST,
     LARGEST,
@@ -25,7 +23,6 @@ from workers.numerics.programs import (
     MEAN,
     MEAN_OF_CHANGED,
     NEAR,
-    NO_MASK,
     NOT_CLEAN,
     PRODUCT_BLOCK,
     ROUNDS_TO_INTEGER,
@@ -54,14 +51,14 @@ _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.flo
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
-        types.boolean,
+        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1],
     ), Input,
 )  # fmt: skip
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
-        types.float32[::1], _integers, types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean,
-        types.float64, types.float64, types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.boolean, types.float64, types.float64,
+        types.float64,
     ), Program,
 )  # fmt: skip
 _windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
@@ -165,8 +162,10 @@ def _read_part(given, begin, n, at, judges):
 
 @_compiled
 def _part(given, begin, n, at):
-    kinds, files, places = given.kinds, given.files, given.places
-    return Input(given.content, at, kinds, files, places, n, given.offset + begin, given.has_base, given.is_judged)
+    return Input(
+        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
+        given.is_judged, given.keys, given.behinds, given.scales,
+    )  # fmt: skip
 
 
 @_compiled
@@ -268,15 +267,14 @@ def _keep_drawn(row, index, key, behind):
 
 
 @_compiled
-def _mask(program, model, row, index):
-    if program.masks[model] == BAND:
-        _keep_band(row, index, program.marks[model], program.ends[model])
-    elif program.masks[model] == DRAW:
-        _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
-        if program.marks[model, 0] != 1.0:
-            _divide(row, program.marks[model, 0])
-        if program.marks[model, 1] != 1.0:
-            _multiply(row, program.marks[model, 1])
+def _keep_draw(given, model, begin, row):
+    """Drop of a model's row what its draws drop, if there are any, and scale the rest."""
+    if len(given.keys) > 0:
+        _keep_drawn(row, given.offset + begin, given.keys[model], given.behinds[model])
+        if given.scales[model, 0] != 1.0:
+            _divide(row, given.scales[model, 0])
+        if given.scales[model, 1] != 1.0:
+            _multiply(row, given.scales[model, 1])
 
 
 @_compiled
@@ -478,13 +476,15 @@ def _turn_over_shares(total, elected, shares, smallest):
 
 @_compiled
 def _load_masked(given, program, model, begin, base, row):
-    """Load a model's row, form the task vector, drop what the mask drops; return the largest magnitude's bits."""
+    """Load a model's row, form the task vector, drop what is dropped; return the largest magnitude's bits."""
     largest, number = u32(0), model + i64(given.has_base)
     if program.of_deltas:
         largest = _load_delta(given, number, begin, base, row)
     else:
         _load(given, number, begin, row)
-    _mask(program, model, row, given.offset + begin)
+    _keep_draw(given, model, begin, row)
+    if len(program.marks) > 0:
+        _keep_band(row, given.offset + begin, program.marks[model], program.ends[model])
     return largest
 
 
@@ -492,6 +492,7 @@ def _load_masked(given, program, model, begin, base, row):
 def _sum(given, program, begin, scratch, total):
     """Sum the block's masked rows; return the largest magnitude's bits."""
     m, n, largest, model = len(total), len(program.weights), u32(0), 0
+    is_whole = len(program.marks) == 0 and len(given.keys) == 0
     base, row, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
     total[:] = NOTHING
     if program.of_deltas:
@@ -502,8 +503,8 @@ def _sum(given, program, begin, scratch, total):
     while model < n:
         number = model + i64(given.has_base)
         kind = given.kinds[number]
-        is_stored = program.masks[model] == NO_MASK and kind != FLOAT16
-        if is_stored and model + 1 < n and program.masks[model + 1] == NO_MASK and given.kinds[number + 1] == kind:
+        is_stored = is_whole and kind != FLOAT16
+        if is_stored and model + 1 < n and given.kinds[number + 1] == kind:
             seen = _add_rows(given, number, begin, origin, total, weights[model], weights[model + 1])
             model += 2
         elif is_stored:
@@ -729,44 +730,60 @@ def _count_equal(keys, key):
 
 
 @_compiled
-def _has_between(keys, low, span):
-    """Tell whether a key lies between low and low + span."""
-    hit = i32(0)
-    for j in range(len(keys)):
-        hit = i32(hit | i32(u32(keys[j] - low) <= span))
-    return hit != 0
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many are found now."""
+    span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
+    for begin in range(0, n_grouped, GROUP):
+        group, hit = keys[begin : begin + GROUP], i32(0)
+        for j in range(GROUP):  # a constant, so that it is one or two vector instructions
+            hit = i32(hit | i32(u32(group[j] - low) <= span))
+        if hit != 0:
+            n_found = _append_between(group, low, span, found, n_found)
+    return _append_between(keys[n_grouped:], low, span, found, n_found)
 
 
 @_compiled
-def _find_between(keys, low, high, found, n_found):
-    """Append the keys within a window to what was found; return how many are found now."""
-    span = u32(high - low)
-    for begin in range(0, len(keys), GROUP):
-        group = keys[begin : min(len(keys), begin + GROUP)]
-        if _has_between(group, low, span):
-            for j in range(len(group)):
-                found[n_found] = group[j]
-                n_found += i64(u32(group[j] - low) <= span)
+def _append_between(keys, low, span, found, n_found):
+    for j in range(len(keys)):
+        found[n_found] = keys[j]
+        n_found += i64(u32(keys[j] - low) <= span)
     return n_found
 
 
 @_compiled
-def _load_vector(given, model, begin, base, row):
-    """Read a model's elements, or its task vector's where there is a base; return the largest magnitude's bits."""
+def _load_whole_vector(given, model, begin, base, row):
     if given.has_base:
-        return _load_delta(given, model + 1, begin, base, row)
-    _load(given, model, begin, row)
-    return u32(0)
+        _load_delta(given, model + 1, begin, base, row)
+    else:
+        _load(given, model, begin, row)
+
+
+@_compiled
+def _load_vector(given, model, begin, base, row):
+    """Read a model's elements, or its task vector's where there is a base, as its draws leave them."""
+    _load_whole_vector(given, model, begin, base, row)
+    _keep_draw(given, model, begin, row)
 
 
 @_compiled
 def _load_keys(given, model, begin, base, row):
     """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
-    _load_vector(given, model, begin, base, row)
-    keys = row.view(np.int32)
-    for j in range(len(row)):
-        keys[j] = i32(keys[j] & i32(MAGNITUDE))
+    keys, number, kind = row.view(np.int32), model + i64(given.has_base), given.kinds[model + i64(given.has_base)]
+    if given.has_base and len(given.keys) == 0 and kind == BFLOAT16:
+        _subtract_to_keys(_halves(given, number, begin, len(row)), base, keys)
+    elif given.has_base and len(given.keys) == 0 and kind == FLOAT32:
+        _subtract_to_keys(_words(given, number, begin, len(row)), base, keys)
+    else:
+        _load_vector(given, model, begin, base, row)
+        for j in range(len(row)):
+            keys[j] = i32(keys[j] & i32(MAGNITUDE))
     return keys
+
+
+@_compiled
+def _subtract_to_keys(stored, base, keys):
+    for j in range(len(keys)):
+        keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
 
 
 # --- blocks, one after the other ------------------------------------------------------------------------------------
@@ -855,12 +872,12 @@ def _find_key_by_block(given, first, begin, behind, scratch, state):
 
 @_by_block
 def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
-    program, sums = state
+    sums = state[0]
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
-    for model in range(len(program.masks)):
-        _load_vector(given, model, begin, base, row)
+    for model in range(len(given.keys)):
+        _load_whole_vector(given, model, begin, base, row)
         _sum_by_exponent(row, sums[0, model])
-        _mask(program, model, row, given.offset + begin)
+        _keep_draw(given, model, begin, row)
         _sum_by_exponent(row, sums[1, model])
     return i64(0)
 
@@ -1007,6 +1024,12 @@ def _exp(x):
 
 
 @_compiled
+def _raise_to(row, highest, powers):
+    for j in range(len(row)):
+        powers[j] = _exp(f64(row[j]) - highest)
+
+
+@_compiled
 def _sum_by_halving(tree):
     m, half = len(tree), 1
     while 2 * half < m:
@@ -1032,12 +1055,10 @@ def _diverge(theirs, ours, trees):
     """Return how far one row's softmax is from another's: the divergence of numerics/importance.py."""
     highest, our_highest = f64(_highest(theirs)), f64(_highest(ours))
     powers, our_powers, moments = trees[0], trees[1], trees[2]
+    _raise_to(theirs, highest, powers)
+    _raise_to(ours, our_highest, our_powers)
     for j in range(len(theirs)):
-        one, other = f64(theirs[j]) - highest, f64(ours[j]) - our_highest
-        power = _exp(one)
-        powers[j] = power
-        moments[j] = power * (one - other)
-        our_powers[j] = _exp(other)
+        moments[j] = powers[j] * ((f64(theirs[j]) - highest) - (f64(ours[j]) - our_highest))
     total, our_total = _sum_by_halving(powers), _sum_by_halving(our_powers)
     return max(0.0, _sum_by_halving(moments) / total - (np.log(total) - np.log(our_total)))
 
@@ -1082,14 +1103,14 @@ def find_key(given, model, key, found, scratch):
     return _find_key_by_block(given, JUDGES, scratch, (model, key, found))
 
 
-@_called(types.int64, _input, _program, _scratch, types.int64[:, :, ::1])
-def sum_norms(given, program, scratch, sums):
-    """Write the sums of each task vector's magnitudes to `sums`, as its mask finds and as it leaves them.
+@_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
+def sum_norms(given, scratch, sums):
+    """Write the sums of each task vector's magnitudes to `sums`, as its draws find and as they leave them.
 
     sums: [2, n_models, 256], by exponent.
     """
     sums[:] = 0
-    return _sum_norms_by_block(given, JUDGES, scratch, (program, sums))
+    return _sum_norms_by_block(given, JUDGES, scratch, (sums,))
 
 
 @_called(types.int64, _input, _scratch, _floats)

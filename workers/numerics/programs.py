@@ -10,7 +10,6 @@ NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of
 BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
-NO_MASK, BAND, DRAW = range(3)  # kinds of masks
 # reductions; the first four are of all entries, the others of those that agree with an election
 SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, MEAN, SUM, LARGEST = range(7)
 
@@ -37,6 +36,10 @@ class Input(NamedTuple):
     offset: int
     has_base: bool
     is_judged: bool
+    # draws, one entry per model, or none
+    keys: NDArray[np.uint64]
+    behinds: Integers  # the first draw that is not kept
+    scales: Floats  # [n, 2]: divisor and factor of what is kept
 
 
 class Program(NamedTuple):
@@ -51,10 +54,8 @@ class Program(NamedTuple):
     votes: Floats
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights
-    masks: Integers  # kinds
-    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then those just below; or divisor and factor of draws
-    ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
-    keys: NDArray[np.uint64]  # of draws
+    marks: Floats  # [n, 4], or none: lower and upper magnitude of a band, then those just below
+    ends: Integers  # [n, 2]: flat indices of both within the tensor
     joins_base: bool
     scaling: float
     divisor: float

@@ -46,6 +46,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dare_ties", {"density": 0.4}),
     ("dare_ties", {"vote": "weighted", "reduce": "sum"}),
     ("dare_ties", {"rescale": "l1", "density": 0.6}),
+    ("dare_ties", {"density": 0.8, "trim_density": 0.4}),
+    ("dare_ties", {"rescale": "l1", "trim_density": 0.5, "trim_scope": "tensor", "zero_vote": "majority"}),
     ("magmax", {}),
     ("ram", {"change_threshold": 0.25}),
     ("ram", {"change_threshold": 0.0}),
@@ -180,7 +182,7 @@ def test_draws_are_those_of_randomness() -> None:
     base, finetuned = torch.zeros(5000), torch.ones(1, 5000)
     piece = Piece("w", (9000,), 1234, 0, base, finetuned)
     out = torch.empty(5000)
-    program = FusedMerge((1.0,), of_deltas=True, masks=(Draw((1 << 64) - 5, 0.3),), base_share=1.0)
+    program = FusedMerge((1.0,), of_deltas=True, draws=(Draw((1 << 64) - 5, 0.3),), base_share=1.0)
     assert fused.merge(piece.rows, program, out)
     draws = randomness.draw_uniform((1 << 64) - 5, start=1234, n=5000)
     assert torch.equal(out, (draws < 0.3).float())
@@ -216,9 +218,7 @@ def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.Mon
 def test_norms_before_and_after_masks() -> None:
     base, finetuned = torch.full((5000,), 0.25), torch.randn(2, 5000, generator=torch.Generator().manual_seed(1))
     masks = (Draw(5, 0.5), Draw(6, 0.9))
-    sums = fused.sum_norms(
-        Piece("w", (9000,), 99, 0, base, finetuned).rows, FusedMerge((1.0, 1.0), of_deltas=True, masks=masks)
-    )
+    sums = fused.sum_norms(replace(Piece("w", (9000,), 99, 0, base, finetuned).rows, draws=masks))
     deltas = task_vectors.subtract(finetuned, base)
     for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
         left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
