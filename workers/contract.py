@@ -84,22 +84,32 @@ class Piece:
 
     @property
     def rows(self) -> Rows:
-        """The same as rows, float32."""
-        content = self.finetuned if self.base is None else torch.cat((self.base.unsqueeze(0), self.finetuned))
-        n_rows, n_elements = content.shape
+        """The same as rows, float32; where the base and the models lie in one memory, these rows do, too."""
+        content, at = _lay_out([*self.finetuned] if self.base is None else [self.base, *self.finetuned])
+        n_rows, n_elements = len(at), self.finetuned.shape[1]
         return Rows(
             tensor=self.tensor,
             shape=self.shape,
             offset=self.offset,
             position=self.position,
             n_elements=n_elements,
-            content=content.contiguous().view(-1).view(torch.uint8).numpy(),
-            at=np.arange(n_rows, dtype=np.int64) * (4 * n_elements),
+            content=content.numpy(),
+            at=np.array(at, dtype=np.int64),
             kinds=np.full(n_rows, FLOAT32, dtype=np.int64),
             files=np.full(n_rows, NO_FILE, dtype=np.int64),
             places=np.zeros(n_rows, dtype=np.int64),
             has_base=self.base is not None,
         )
+
+
+def _lay_out(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Return bytes that hold all rows, and where each begins. rows: [m] float32 each."""
+    memory = rows[0].untyped_storage()
+    if all(row.is_contiguous() and row.untyped_storage().data_ptr() == memory.data_ptr() for row in rows):
+        content = torch.empty(0, dtype=torch.uint8).set_(memory, 0, (memory.nbytes(),))
+        return content, [4 * row.storage_offset() for row in rows]
+    content = torch.stack([*rows]).view(-1).view(torch.uint8)
+    return content, [4 * rows[0].numel() * index for index in range(len(rows))]
 
 
 class PieceSource(Protocol):

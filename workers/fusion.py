@@ -6,7 +6,7 @@ piece, from the files' bytes to the output's, without an array between. The meth
 definition: the two agree to the last bit.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,8 @@ class Rows:
     files: NDArray[np.int64]  # descriptor of the file that a kernel reads the row from, NO_FILE if it is in the content
     places: NDArray[np.int64]  # first byte of each row within its file
     has_base: bool
+    is_judged: bool = False  # an earlier pass found all of the tensor finite
+    draws: tuple["Draw", ...] = ()  # one per model: what chance drops of it before anything else; (): none
 
     @property
     def n_models(self) -> int:
@@ -75,9 +77,6 @@ class Draw:
     factor: float = 1.0
 
 
-Mask = Band | Draw
-
-
 @dataclass(frozen=True)
 class Election:
     """The entries elect a sign, and those that agree with it are merged (numerics/signs.py)."""
@@ -92,16 +91,20 @@ class FusedMerge:
     """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
 
     xᵢ is the model's element or, with `of_deltas`, what it differs by from the base model, in float32, zero where the
-    mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero, or the xᵢ of the
-    largest magnitude, the last of equal ones. With an election, xᵢ is turned by the sign of wᵢ, and the election's
-    reduction by |wᵢ| stands for the sum.
+    draw or the mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero (if that
+    is 1, times this model's boost); the xᵢ of the largest magnitude, the last of equal ones; or the one model's element
+    if it is no farther than `reach` from the base model's, else this moved by the reach. With an election, xᵢ is turned
+    by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum.
     """
 
     weights: tuple[float, ...]  # one per model
     of_deltas: bool = False
-    masks: tuple[Mask | None, ...] = field(default=())  # one per model; (): none
+    draws: tuple[Draw, ...] = ()  # one per model; (): none, or those that rows come with
+    masks: tuple[Band, ...] = ()  # one per model, of what is drawn; (): none
     election: Election | None = None
-    reduction: Literal["sum", "mean_of_changed", "furthest"] = "sum"  # without an election
+    reduction: Literal["sum", "mean_of_changed", "furthest", "near"] = "sum"  # without an election
+    boosts: tuple[float, ...] = ()  # one per model, or all are 1
+    reach: float = 0.0
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

@@ -194,6 +194,7 @@ class CheckpointSource:
                 dtype=np.int64,
             ),
             has_base=len(stored) > len(self.models),
+            is_judged=self.nan_policy != "zero" and tensor.name in self._judged,
         )
 
     def _count(self, run: Run, result: Result) -> Result:

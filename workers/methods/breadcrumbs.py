@@ -16,7 +16,7 @@ from torch import Tensor
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Density, OutlierFraction, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.fusion import Draw, Election, FusedMerge, Mask
+from workers.fusion import Band, Draw, Election, FusedMerge
 from workers.numerics import randomness, signs, sparsify, task_vectors
 from workers.numerics.precision import weighted_sum
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
@@ -86,7 +86,8 @@ def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge
     return FusedMerge(
         context.weights,
         of_deltas=True,
-        masks=_fuse_masks(parameters, context),
+        draws=_fuse_draws(parameters, context) if parameters.mask_mode == "random" else (),
+        masks=_fuse_bands(context, parameters.scope) if parameters.mask_mode != "random" else (),
         election=Election(strengths, 1, "sum") if parameters.elect_signs else None,
         scaling=parameters.scaling_coefficient,
         base_share=1.0,
@@ -136,12 +137,14 @@ def _mask(delta: Tensor, model: int, parameters: BreadcrumbsParameters, context:
     return sparsify.keep_band(delta.flatten(), upper, lower, start=start).view(delta.shape)
 
 
-def _fuse_masks(parameters: BreadcrumbsParameters, context: MergeContext) -> tuple[Mask, ...]:
-    if parameters.mask_mode == "random":
-        keys = [context.random_key("mask", model) for model in range(len(context.weights))]
-        return tuple(Draw(key, parameters.of(model).density) for model, key in enumerate(keys))
+def _fuse_draws(parameters: BreadcrumbsParameters, context: MergeContext) -> tuple[Draw, ...]:
+    keys = [context.random_key("mask", model) for model in range(len(context.weights))]
+    return tuple(Draw(key, parameters.of(model).density) for model, key in enumerate(keys))
+
+
+def _fuse_bands(context: MergeContext, scope: Literal["tensor", "row", "global"]) -> tuple[Band, ...]:
     bands: BoundaryTable = context.statistics[BAND]
-    origin = context.position if parameters.scope == "global" else 0
+    origin = context.position if scope == "global" else 0
     return tuple(sparsify.fuse_band(*band, origin=origin) for band in bands.of(context.tensor))
 
 

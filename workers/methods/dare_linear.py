@@ -29,9 +29,9 @@ def collect(parameters: DareLinearParameters) -> Sequence[StatisticRequest]:
 
 def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge:
     """Return what `merge` computes, fused."""
-    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
+    draws = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
     scaling = parameters.scaling_coefficient
-    return FusedMerge(context.weights, of_deltas=True, masks=masks, scaling=scaling, base_share=1.0)
+    return FusedMerge(context.weights, of_deltas=True, draws=draws, scaling=scaling, base_share=1.0)
 
 
 @merge_method(

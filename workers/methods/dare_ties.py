@@ -44,17 +44,17 @@ def collect(parameters: DareTiesParameters) -> Sequence[StatisticRequest]:
     return drawn.request_ranks(parameters, _mask(parameters), parameters.trim_density)
 
 
-def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, if nothing is trimmed and balanced votes need no majority, as by default."""
-    if drawn.needs_ranks(parameters, parameters.trim_density):
-        return None
-    masks = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
+def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    draws = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
+    masks, balanced_sign = drawn.fuse_trim(parameters, context)
     votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
     return FusedMerge(
         context.weights,
         of_deltas=True,
+        draws=draws,
         masks=masks,
-        election=Election(tuple(votes), 1, parameters.reduce),
+        election=Election(tuple(votes), balanced_sign, parameters.reduce),
         scaling=parameters.scaling_coefficient,
         base_share=1.0,
     )

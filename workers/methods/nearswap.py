@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import precision, task_vectors
 
 
@@ -22,6 +23,11 @@ class NearswapParameters(Parameters):
         float,
         Field(ge=0.0, description="How far an entry may move at most; entries no farther apart are swapped."),
     ] = 1e-4
+
+
+def fuse(parameters: NearswapParameters, _context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return FusedMerge((1.0,), of_deltas=True, reduction="near", reach=parameters.max_change)
 
 
 @merge_method(
@@ -37,6 +43,7 @@ class NearswapParameters(Parameters):
     granularity="element",
     neutral_parameters={"max_change": 1e6},
     is_scale_equivariant=False,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: NearswapParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + τ cut off at ± max_change.

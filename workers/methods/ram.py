@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -40,13 +41,18 @@ def collect(parameters: RamParameters) -> Sequence[StatisticRequest]:
     return (Overlaps(OVERLAPS, parameters.change_threshold),) if parameters.unique_boost > 0 else ()
 
 
-def fuse(parameters: RamParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused, unless something is boosted."""
-    if parameters.unique_boost > 0:
-        return None
+def fuse(parameters: RamParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
     n = len(context.weights)
     changed = Band((parameters.change_threshold, 0), (inf, 0), 0)
-    return FusedMerge((1.0,) * n, of_deltas=True, masks=(changed,) * n, reduction="mean_of_changed", base_share=1.0)
+    return FusedMerge(
+        (1.0,) * n,
+        of_deltas=True,
+        masks=(changed,) * n,
+        reduction="mean_of_changed",
+        boosts=tuple(_boosts(parameters, context)) if parameters.unique_boost > 0 else (),
+        base_share=1.0,
+    )
 
 
 @merge_method(
@@ -81,9 +87,9 @@ def merge(base: Tensor, finetuned: Tensor, parameters: RamParameters, context: M
 
 
 def boost(overlap: Overlap, parameters: RamParameters) -> float:
-    """Return the factor on what a model changes alone."""
+    """Return the factor on what a model changes alone, a float32 number."""
     ratio = overlap.n_shared / max(1, overlap.n_unique)
-    return 1.0 + parameters.unique_boost * min(ratio, parameters.max_overlap_ratio)
+    return float(np.float32(1.0 + parameters.unique_boost * min(ratio, parameters.max_overlap_ratio)))
 
 
 def _boosts(parameters: RamParameters, context: MergeContext) -> list[float]:

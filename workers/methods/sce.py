@@ -5,7 +5,7 @@ Departs from source: by default what was not selected is dropped, as mergekit do
     selection for the shares alone; a tensor keeps at least one entry (docs/methods/sce.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import fsum
 from typing import Annotated, Literal
 
@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import Parameters
-from workers.contract import MergeContext, merge_method
-from workers.numerics import precision, signs, spans, sparsify, task_vectors
+from workers.contract import MergeContext, Piece, merge_method
+from workers.fusion import Election, FusedMerge, Rows
+from workers.numerics import fused, precision, signs, spans, sparsify, task_vectors
 
 RUN_ELEMENTS = 1 << 16
 
@@ -57,11 +58,8 @@ def merge(base: Tensor, finetuned: Tensor, parameters: SceParameters, context: M
     shares = weigh(origin, models, selected)
     merged = torch.empty_like(origin)
     for run in _cut(origin):
-        deltas = task_vectors.subtract(models[:, run], origin[run])
-        kept = deltas * selected[run] if parameters.variant == "mergekit" else deltas
-        elected = signs.elect(kept, [1.0] * len(kept), balanced_sign=1)
-        agreed = signs.reduce_agreeing(kept, elected, shares, reduction="mean")
-        merged[run] = task_vectors.add(origin[run], agreed, scaling_coefficient=1.0)
+        agreed = _merge_agreeing(origin[run], models[:, run], shares)
+        merged[run] = torch.where(selected[run], agreed, origin[run]) if parameters.variant == "mergekit" else agreed
     return merged.view(base.shape)
 
 
@@ -77,18 +75,32 @@ def select(base: Tensor, finetuned: Tensor, density: float) -> Tensor:
         variances[run] = _variance(finetuned[:, run], base[run])
     n_differing = int(variances.count_nonzero())
     n_kept = min(n_differing, max(1, sparsify.count_kept(density, n_differing)))
-    last, n_tied = sparsify.find_last(variances, n_kept)
-    selected = torch.empty_like(base, dtype=torch.bool)
-    for run in _cut(base):  # variances have lost their order
-        selected[run], n_tied = sparsify.mark_from(_variance(finetuned[:, run], base[run]), last, n_tied)
-    return selected
+    last, n_tied = sparsify.find_last(variances.clone(), n_kept)
+    return sparsify.mark_from(variances, last, n_tied)[0]
 
 
 def weigh(base: Tensor, finetuned: Tensor, selected: Tensor) -> list[float]:
     """Return each task vector's share of their squared lengths over what is selected; equal shares if all are zero."""
-    energies = [spans.squared_length(task_vectors.subtract(model, base).mul_(selected)) for model in finetuned]
+    parts = [
+        spans.squared_lengths(task_vectors.subtract(finetuned[:, run], base[run]).mul_(selected[run].float()))
+        for run in _cut(base)
+    ]
+    energies = [fsum(of_model) for of_model in zip(*parts, strict=True)] or [0.0] * len(finetuned)
     total = fsum(energies)
     return [energy / total if total > 0 else 1.0 / len(energies) for energy in energies]
+
+
+def _merge_agreeing(base: Tensor, finetuned: Tensor, shares: Sequence[float]) -> Tensor:
+    """Return θ₀ + Σ wᵢ τᵢ / Σ wᵢ over the τᵢ that have the elected sign. base: [m]; finetuned: [n, m]; result: [m]."""
+    once = (1.0,) * len(finetuned)
+    if _is_fused(base):
+        program = FusedMerge(tuple(shares), of_deltas=True, election=Election(once, 1, "mean"), base_share=1.0)
+        merged = torch.empty_like(base)
+        if fused.merge(_rows(base, finetuned), program, merged):
+            return merged
+    deltas = task_vectors.subtract(finetuned, base)
+    agreed = signs.reduce_agreeing(deltas, signs.elect(deltas, once, balanced_sign=1), shares, reduction="mean")
+    return task_vectors.add(base, agreed, scaling_coefficient=1.0)
 
 
 def _cut(vector: Tensor) -> Iterator[slice]:
@@ -97,6 +109,16 @@ def _cut(vector: Tensor) -> Iterator[slice]:
 
 def _variance(finetuned: Tensor, base: Tensor) -> Tensor:
     # of the task vectors, [m] float64; exactly 0 where all are equal
+    if _is_fused(base):
+        return fused.spread(_rows(base, finetuned))
     deltas, n = task_vectors.subtract(finetuned, base), len(finetuned)
     mean = precision.weighted_sum(deltas, [1.0] * n).div_(n)
     return precision.weighted_sum([delta.double().sub_(mean).square_() for delta in deltas], [1.0] * n)
+
+
+def _rows(base: Tensor, finetuned: Tensor) -> Rows:
+    return Piece("", tuple(base.shape), 0, 0, base, finetuned).rows
+
+
+def _is_fused(base: Tensor) -> bool:
+    return base.device.type == "cpu" and fused.is_ready()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, Mask, NotClean, Rows
+from workers.fusion import Band, Draw, FusedMerge, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -25,6 +25,7 @@ from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
 _OF_ALL = {
     "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
+    "near": programs.NEAR,
 }  # fmt: skip
 _OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
 
@@ -65,7 +66,11 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
     program = _compile(fused, rows.has_base)
     to_bfloat16 = out.dtype == torch.bfloat16
     largest = _loaded[0].merge(
-        _input(rows), program, _scratch_of(len(program.weights)), out.view(torch.uint8).numpy(), to_bfloat16
+        _input(rows, fused.draws),
+        program,
+        _scratch_of(len(program.weights)),
+        out.view(torch.uint8).numpy(),
+        to_bfloat16,
     )
     return bool(largest < OUTPUTS[out.dtype])
 
@@ -76,10 +81,9 @@ def count_signs(rows: Rows, fused: FusedMerge) -> int:
     Raises: NotClean.
     """
     program = _compile(fused, rows.has_base)
-    balance, trouble = _loaded[0].count_signs(_input(rows), program, _scratch_of(len(program.weights)))
-    if trouble:
-        raise NotClean
-    return int(balance)
+    balance = np.empty(1, dtype=np.int64)
+    _check(_loaded[0].count_signs(_input(rows, fused.draws), program, _scratch_of(len(program.weights)), balance))
+    return int(balance[0])
 
 
 def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
@@ -93,22 +97,30 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     if found is None or found.shape[0] < n_windows or found.shape[1] < rows.n_elements:
         found = _of_thread.found = np.empty((n_windows, rows.n_elements), dtype=np.int32)
     counts = np.empty((n_windows, 2), dtype=np.int64)
-    if _loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts):
-        raise NotClean
+    _check(_loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts))
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
-def sum_norms(rows: Rows, fused: FusedMerge) -> NDArray[np.int64]:
-    """Return the sums of each task vector's magnitudes as its mask finds and as it leaves them, by exponent.
+def sum_norms(rows: Rows) -> NDArray[np.int64]:
+    """Return the sums of each task vector's magnitudes as the rows' draws find and as they leave them, by exponent.
 
-    result: [2, n_models, 256]; see numerics/exact_sums.py.
+    result: [2, n_models, 256], zeros where nothing is drawn; see numerics/exact_sums.py.
     Raises: NotClean.
     """
-    program = _compile(fused, rows.has_base)
     sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
-    if _loaded[0].sum_norms(_input(rows), program, _scratch_of(1), sums):
-        raise NotClean
+    _check(_loaded[0].sum_norms(_input(rows), _scratch_of(1), sums))
     return sums
+
+
+def count_overlaps(rows: Rows, threshold: float) -> NDArray[np.int64]:
+    """Return how many of each task vector's magnitudes above the threshold others share, and how many none does.
+
+    result: [n_models, 2].
+    Raises: NotClean.
+    """
+    counts = np.empty((rows.n_models, 2), dtype=np.int64)
+    _check(_loaded[0].count_overlaps(_input(rows), np.float32(threshold), _scratch_of(rows.n_models), counts))
+    return counts
 
 
 def sum_magnitudes(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -148,6 +160,24 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     return products
 
 
+def spread(rows: Rows) -> torch.Tensor:
+    """Return the variance of the task vectors over the models, entry by entry, [m] float64; 0 where all are equal.
+
+    Raises: NotClean.
+    """
+    variances = np.empty(rows.n_elements)
+    _check(_loaded[0].spread(_input(rows), _scratch_of(rows.n_models), variances))
+    return torch.from_numpy(variances)
+
+
+def weigh_changes(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return numerics/importance.py's `weigh_changes` of float32 rows on the CPU, [rows, width]."""
+    out = torch.empty(base.shape)
+    trees = np.empty((3, base.shape[1]))
+    _loaded[0].weigh_changes(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    return out
+
+
 def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the inner products of all pairs of task vectors, or of models without a base, in blocks of PRODUCT_BLOCK.
 
@@ -163,8 +193,7 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
     if vectors is None or len(vectors) != n + 1:
         vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
-    if _loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products):
-        raise NotClean
+    _check(_loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products))
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
@@ -173,35 +202,44 @@ def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
 
     Or -1 and how many are missing, where the rows have fewer. Raises: NotClean.
     """
-    index, missing = _loaded[0].find_key(_input(rows), model, key, missing, _scratch_of(1))
-    if index == programs.NOT_CLEAN:
+    found = np.array([-1, missing])
+    _check(_loaded[0].find_key(_input(rows), model, key, found, _scratch_of(1)))
+    index, missing = found.tolist()
+    return (index, 0) if index >= 0 else (index, missing)
+
+
+def _check(answer: int) -> None:
+    if answer == programs.NOT_CLEAN:
         raise NotClean
-    return int(index), int(missing)
 
 
-def _input(rows: Rows) -> Input:
+def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
+    draws = rows.draws or draws
     return Input(
-        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base
-    )
+        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base,
+        rows.is_judged,
+        keys=np.array([_unsigned(draw.key) for draw in draws], dtype=np.uint64),
+        behinds=np.array([_behind(draw.probability) for draw in draws], dtype=np.int64),
+        scales=np.array([(draw.divisor, draw.factor) for draw in draws], dtype=np.float64).reshape(-1, 2),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
 def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
     election = fused.election
     weights = [abs(weight) if election else weight for weight in fused.weights]
-    kinds, marks, ends, keys = zip(*map(_describe, fused.masks or (None,) * len(weights)), strict=True)
     return Program(
         of_deltas=has_base and fused.of_deltas,
         reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
         weights=np.array(weights, dtype=np.float64),
         weights_differ=len(set(weights)) > 1,
+        boosts=np.array(fused.boosts, dtype=np.float64),
+        reach=fused.reach,
         votes=np.array(election.votes if election else (), dtype=np.float64),
         nudge=election.balanced_sign * NUDGE if election else 0.0,
         turns=np.sign(np.array(fused.weights)).astype(np.float32),
-        masks=np.array(kinds, dtype=np.int64),
-        marks=np.array(marks, dtype=np.float64),
-        ends=np.array(ends, dtype=np.int64),
-        keys=np.array(keys, dtype=np.uint64),
+        marks=np.array([_marks(band) for band in fused.masks], dtype=np.float64).reshape(-1, 4),
+        ends=np.array([_ends(band) for band in fused.masks], dtype=np.int64).reshape(-1, 2),
         joins_base=has_base and fused.base_share is not None,
         scaling=fused.scaling,
         divisor=fused.divisor,
@@ -209,15 +247,13 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
     )
 
 
-def _describe(mask: Mask | None) -> tuple[int, Sequence[float], Sequence[int], int]:
-    """Return kind, marks, ends and key of a mask, as programs.Program has them."""
-    if isinstance(mask, Band):
-        (lower, lower_end), (upper, upper_end) = mask.lower, mask.upper
-        marks = (lower, upper, _just_below(lower), _just_below(upper))
-        return programs.BAND, marks, (lower_end - mask.origin, upper_end - mask.origin), 0
-    if isinstance(mask, Draw):
-        return programs.DRAW, (mask.divisor, mask.factor, 0.0, 0.0), (_behind(mask.probability), 0), _unsigned(mask.key)
-    return programs.NO_MASK, (0.0,) * 4, (0, 0), 0
+def _marks(band: Band) -> tuple[float, float, float, float]:
+    lower, upper = band.lower[0], band.upper[0]
+    return lower, upper, _just_below(lower), _just_below(upper)
+
+
+def _ends(band: Band) -> tuple[int, int]:
+    return band.lower[1] - band.origin, band.upper[1] - band.origin
 
 
 def _behind(probability: float) -> int:

@@ -7,22 +7,26 @@ multiply-add, as torch's do, so that both give the same bits. Nothing here reord
 """
 
 import numpy as np
-from llvmlite.ir import FloatType, IntType
+from llvmlite.ir import DoubleType, FloatType, IntType
 from numba import njit, types
 from numba.extending import intrinsic
 
 from workers.fusion import BFLOAT16, FLOAT16, FLOAT32, NO_FILE, PART
 from workers.numerics.programs import (
-    BAND,
     BLOCK,
-    DRAW,
+    EXP_SERIES,
     FURTHEST,
     LARGEST,
+    LN_2_HIGH,
+    LN_2_LOW,
+    LOG2_E,
     MEAN,
     MEAN_OF_CHANGED,
-    NO_MASK,
+    NEAR,
     NOT_CLEAN,
     PRODUCT_BLOCK,
+    ROUNDS_TO_INTEGER,
+    SMALLEST_POWER,
     SUM_OF_ALL,
     Input,
     Program,
@@ -40,18 +44,20 @@ SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
+        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1],
     ), Input,
 )  # fmt: skip
 _program = types.NamedTuple(
     (
-        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, types.float32[::1], _integers,
-        types.float64[:, ::1], types.int64[:, ::1], types.uint64[::1], types.boolean, types.float64, types.float64,
+        types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.boolean, types.float64, types.float64,
         types.float64,
     ), Program,
 )  # fmt: skip
@@ -74,24 +80,34 @@ def fma(_typing, _a, _b, _c):
     return types.float64(types.float64, types.float64, types.float64), generate
 
 
+def _same_bits(source, target, of_target):
+    @intrinsic
+    def cast(_typing, _number):
+        def generate(_context, builder, _signature, arguments):
+            return builder.bitcast(arguments[0], of_target)
+
+        return target(source), generate
+
+    return cast
+
+
 @intrinsic
-def as_float(_typing, _bits):
-    """Return the float32 that has these bits."""
+def to_float(_typing, stored):
+    """Return the float32 number that a bfloat16's 16 or a float32's 32 bits are."""
 
     def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], FloatType())
+        bits = arguments[0]
+        if stored == types.uint16:
+            bits = builder.shl(builder.zext(bits, IntType(32)), IntType(32)(16))
+        return builder.bitcast(bits, FloatType())
 
-    return types.float32(types.uint32), generate
+    return types.float32(stored), generate
 
 
-@intrinsic
-def as_bits(_typing, _number):
-    """Return the bits of a float32."""
-
-    def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], IntType(32))
-
-    return types.uint32(types.float32), generate
+as_float = _same_bits(types.uint32, types.float32, FloatType())
+as_bits = _same_bits(types.float32, types.uint32, IntType(32))
+as_double = _same_bits(types.uint64, types.float64, DoubleType())
+as_wide_bits = _same_bits(types.float64, types.uint64, IntType(64))
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -129,6 +145,7 @@ def _read_part(given, begin, n, at, judges):
     judges: False where task vectors are formed and judged, which are not finite where a row is not; save that the
     infinity of float16 is a finite float32.
     """
+    judges = judges and not given.is_judged
     for number in range(len(at)):
         item = 4 if given.kinds[number] == FLOAT32 else 2
         if given.files[number] == NO_FILE:
@@ -145,54 +162,71 @@ def _read_part(given, begin, n, at, judges):
 
 @_compiled
 def _part(given, begin, n, at):
-    return Input(given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base)
+    return Input(
+        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
+        given.is_judged, given.keys, given.behinds, given.scales,
+    )  # fmt: skip
+
+
+@_compiled
+def _halves(given, number, begin, n):
+    at = given.at[number] + 2 * begin
+    return given.content[at : at + 2 * n].view(np.uint16)
+
+
+@_compiled
+def _words(given, number, begin, n):
+    at = given.at[number] + 4 * begin
+    return given.content[at : at + 4 * n].view(np.uint32)
 
 
 @_compiled
 def _load(given, number, begin, row):
     """Read a row's elements from `begin` on as float32; number: of the row, the base's first."""
-    content, at, kind, n = given.content, given.at[number], given.kinds[number], len(row)
-    bits = row.view(np.uint32)
-    if kind == 1:
-        wide = content[at + 4 * begin : at + 4 * (begin + n)].view(np.uint32)
-        for j in range(n):
-            bits[j] = wide[j]
-        return
-    half = content[at + 2 * begin : at + 2 * (begin + n)].view(np.uint16)
-    if kind == 0:
-        for j in range(n):
-            bits[j] = u32(u32(half[j]) << u32(16))
-        return
-    for j in range(n):
-        bits[j] = u32(u32(half[j] & u16(0x7FFF)) << u32(13))
-    for j in range(n):
-        row[j] = f32(row[j] * f32(2.0**112))  # exact, also for subnormal numbers
-    for j in range(n):
-        bits[j] = u32(bits[j] | u32(u32(half[j] & u16(0x8000)) << u32(16)))
+    kind, n = given.kinds[number], len(row)
+    if kind == BFLOAT16:
+        _widen(_halves(given, number, begin, n), row)
+    elif kind == FLOAT32:
+        _widen(_words(given, number, begin, n), row)
+    else:
+        _widen_float16(_halves(given, number, begin, n), row)
 
 
 @_compiled
-def _subtract(row, base):
-    """Subtract the base; return the bits of the largest magnitude."""
-    bits = row.view(np.uint32)
-    largest = u32(0)
+def _widen(stored, row):
     for j in range(len(row)):
-        row[j] = f32(row[j] - base[j])
-        largest = max(largest, u32(bits[j] & MAGNITUDE))
-    return largest
+        row[j] = to_float(stored[j])
+
+
+@_compiled
+def _widen_float16(half, row):
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        bits[j] = u32(u32(half[j] & u16(0x7FFF)) << u32(13))
+    for j in range(len(row)):
+        row[j] = f32(row[j] * f32(2.0**112))  # exact, also for subnormal numbers
+    for j in range(len(row)):
+        bits[j] = u32(bits[j] | u32(u32(half[j] & u16(0x8000)) << u32(16)))
 
 
 @_compiled
 def _load_delta(given, number, begin, base, row):
     """Read a row's elements from `begin` on, less the base; return the bits of the largest magnitude."""
-    if given.kinds[number] != BFLOAT16:
-        _load(given, number, begin, row)
-        return _subtract(row, base)
-    at, bits, largest = given.at[number] + 2 * begin, row.view(np.uint32), u32(0)
-    half = given.content[at : at + 2 * len(row)].view(np.uint16)
+    if given.kinds[number] == BFLOAT16:
+        return _subtract(_halves(given, number, begin, len(row)), base, row)
+    if given.kinds[number] == FLOAT32:
+        return _subtract(_words(given, number, begin, len(row)), base, row)
+    _load(given, number, begin, row)
+    return _subtract(row.view(np.uint32), base, row)
+
+
+@_compiled
+def _subtract(stored, base, row):
+    """Write stored numbers less the base to the row; return the bits of the largest magnitude."""
+    largest = u32(0)
     for j in range(len(row)):
-        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - base[j])
-        bits[j] = as_bits(delta)
+        delta = f32(to_float(stored[j]) - base[j])
+        row[j] = delta
         largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
     return largest
 
@@ -233,15 +267,14 @@ def _keep_drawn(row, index, key, behind):
 
 
 @_compiled
-def _mask(program, model, row, index):
-    if program.masks[model] == BAND:
-        _keep_band(row, index, program.marks[model], program.ends[model])
-    elif program.masks[model] == DRAW:
-        _keep_drawn(row, index, program.keys[model], program.ends[model, 0])
-        if program.marks[model, 0] != 1.0:
-            _divide(row, program.marks[model, 0])
-        if program.marks[model, 1] != 1.0:
-            _multiply(row, program.marks[model, 1])
+def _keep_draw(given, model, begin, row):
+    """Drop of a model's row what its draws drop, if there are any, and scale the rest."""
+    if len(given.keys) > 0:
+        _keep_drawn(row, given.offset + begin, given.keys[model], given.behinds[model])
+        if given.scales[model, 0] != 1.0:
+            _divide(row, given.scales[model, 0])
+        if given.scales[model, 1] != 1.0:
+            _multiply(row, given.scales[model, 1])
 
 
 @_compiled
@@ -328,24 +361,24 @@ def _sum_by_exponent(row, sums):
 
 
 @_compiled
-def _add_bfloat16(total, half, origin, weight):
+def _add_stored(total, stored, origin, weight):
     """Add a row's differences from the origin; return the bits of the largest magnitude."""
     largest = u32(0)
-    for j in range(len(half)):
-        delta = f32(as_float(u32(u32(half[j]) << u32(16))) - origin[j])
+    for j in range(len(stored)):
+        delta = f32(to_float(stored[j]) - origin[j])
         largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
         total[j] = fma(f64(delta), weight, total[j])
     return largest
 
 
 @_compiled
-def _add_float32(total, bits, origin, weight):
-    """Do as `_add_bfloat16`; bits: those of float32 numbers."""
+def _add_both_stored(total, one, other, origin, weight, other_weight):
+    """Do as `_add_stored` for two rows, one after the other, while the sum goes through memory once."""
     largest = u32(0)
-    for j in range(len(bits)):
-        delta = f32(as_float(bits[j]) - origin[j])
-        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
-        total[j] = fma(f64(delta), weight, total[j])
+    for j in range(len(one)):
+        delta, other_delta = f32(to_float(one[j]) - origin[j]), f32(to_float(other[j]) - origin[j])
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE), u32(as_bits(other_delta) & MAGNITUDE))
+        total[j] = fma(f64(other_delta), other_weight, fma(f64(delta), weight, total[j]))
     return largest
 
 
@@ -366,10 +399,8 @@ def _elect(total, nudge, elected):
     """Write the sign of total + nudge, as 1.0 or -1.0: with a nudge it is not zero."""
     bits = elected.view(np.uint32)
     for j in range(len(total)):
-        total[j] = total[j] + nudge
-    wide = total.view(np.uint64)
-    for j in range(len(total)):
-        bits[j] = u32(u32(u32(wide[j] >> u64(32)) & SIGN) | ONE)
+        wide = as_wide_bits(total[j] + nudge)
+        bits[j] = u32(u32(u32(wide >> u64(32)) & SIGN) | ONE)
 
 
 @_compiled
@@ -396,6 +427,23 @@ def _add_agreeing(total, counts, row, elected, weight):
         turned = turned if turned > f32(0.0) else f32(0.0)
         total[j] = fma(f64(turned), weight, total[j])
         counts[j] += f32(turned > f32(0.0))
+
+
+@_compiled
+def _add_both_agreeing(total, counts, one, other, elected, weight):
+    """Do as `_add_agreeing` for two rows, one after the other, while sums go through memory once."""
+    for j in range(len(one)):
+        turned, other_turned = f32(one[j] * elected[j]), f32(other[j] * elected[j])
+        turned = turned if turned > f32(0.0) else f32(0.0)
+        other_turned = other_turned if other_turned > f32(0.0) else f32(0.0)
+        total[j] = fma(f64(other_turned), weight, fma(f64(turned), weight, total[j]))
+        counts[j] += f32(turned > f32(0.0)) + f32(other_turned > f32(0.0))
+
+
+@_compiled
+def _add_both(total, one, other, weight, other_weight):
+    for j in range(len(one)):
+        total[j] = fma(f64(other[j]), other_weight, fma(f64(one[j]), weight, total[j]))
 
 
 @_compiled
@@ -428,47 +476,71 @@ def _turn_over_shares(total, elected, shares, smallest):
 
 @_compiled
 def _load_masked(given, program, model, begin, base, row):
-    """Load a model's row, form the task vector, drop what the mask drops; return the largest magnitude's bits."""
+    """Load a model's row, form the task vector, drop what is dropped; return the largest magnitude's bits."""
     largest, number = u32(0), model + i64(given.has_base)
     if program.of_deltas:
         largest = _load_delta(given, number, begin, base, row)
     else:
         _load(given, number, begin, row)
-    _mask(program, model, row, given.offset + begin)
+    _keep_draw(given, model, begin, row)
+    if len(program.marks) > 0:
+        _keep_band(row, given.offset + begin, program.marks[model], program.ends[model])
     return largest
 
 
 @_compiled
 def _sum(given, program, begin, scratch, total):
     """Sum the block's masked rows; return the largest magnitude's bits."""
-    m, largest = len(total), u32(0)
+    m, n, largest, model = len(total), len(program.weights), u32(0), 0
+    is_whole = len(program.marks) == 0 and len(given.keys) == 0
     base, row, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
     total[:] = NOTHING
     if program.of_deltas:
         origin = base
     else:
         origin[:] = f32(0.0)
-    for model in range(len(program.weights)):
-        number, weight = model + i64(given.has_base), program.weights[model]
-        kind, at = given.kinds[number], given.at[number]
-        if program.masks[model] != NO_MASK or kind == FLOAT16:
-            seen = _load_masked(given, program, model, begin, base, row)
-            _add(total, row, weight)
-        elif kind == BFLOAT16:
-            half = given.content[at + 2 * begin : at + 2 * (begin + m)].view(np.uint16)
-            seen = _add_bfloat16(total, half, origin, weight)
+    weights = program.weights
+    while model < n:
+        number = model + i64(given.has_base)
+        kind = given.kinds[number]
+        is_stored = is_whole and kind != FLOAT16
+        if is_stored and model + 1 < n and given.kinds[number + 1] == kind:
+            seen = _add_rows(given, number, begin, origin, total, weights[model], weights[model + 1])
+            model += 2
+        elif is_stored:
+            seen = _add_row(given, number, begin, origin, total, weights[model])
+            model += 1
         else:
-            bits = given.content[at + 4 * begin : at + 4 * (begin + m)].view(np.uint32)
-            seen = _add_float32(total, bits, origin, weight)
+            seen = _load_masked(given, program, model, begin, base, row)
+            _add(total, row, weights[model])
+            model += 1
         largest = max(largest, seen)
     return largest
+
+
+@_compiled
+def _add_row(given, number, begin, origin, total, weight):
+    m = len(total)
+    if given.kinds[number] == BFLOAT16:
+        return _add_stored(total, _halves(given, number, begin, m), origin, weight)
+    return _add_stored(total, _words(given, number, begin, m), origin, weight)
+
+
+@_compiled
+def _add_rows(given, number, begin, origin, total, weight, next_weight):
+    m, other = len(total), number + 1
+    if given.kinds[number] == BFLOAT16:
+        one, two = _halves(given, number, begin, m), _halves(given, other, begin, m)
+        return _add_both_stored(total, one, two, origin, weight, next_weight)
+    first, second = _words(given, number, begin, m), _words(given, other, begin, m)
+    return _add_both_stored(total, first, second, origin, weight, next_weight)
 
 
 @_compiled
 def _sum_changed(given, program, begin, scratch, total):
     """Average the block's masked rows over those that are not zero; return the largest magnitude's bits."""
     m, largest = len(total), u32(0)
-    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    base, row, counts, boosts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m], scratch.wide[1, :m]
     total[:] = 0.0
     counts[:] = f32(0.0)
     for model in range(len(program.weights)):
@@ -476,6 +548,12 @@ def _sum_changed(given, program, begin, scratch, total):
         _add(total, row, program.weights[model])
         for j in range(m):
             counts[j] += f32(row[j] != f32(0.0))
+        if len(program.boosts) > 0:
+            for j in range(m):
+                boosts[j] = program.boosts[model] if row[j] != f32(0.0) else boosts[j]
+    if len(program.boosts) > 0:
+        for j in range(m):
+            total[j] = total[j] * (boosts[j] if counts[j] == f32(1.0) else 1.0)
     for j in range(m):
         total[j] = total[j] / f64(max(counts[j], f32(1.0)))
     return largest
@@ -499,17 +577,33 @@ def _pick_furthest(given, program, begin, scratch, total):
 
 
 @_compiled
+def _swap_near(given, program, begin, scratch, total):
+    """Take the model's entries that are near the base's, move the others; return the bits of the largest distance."""
+    m = len(total)
+    base, row, near = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    _load(given, 1, begin, near)
+    largest = _load_delta(given, 1, begin, base, row)
+    for j in range(m):
+        step = f64(row[j] > f32(0.0)) - f64(row[j] < f32(0.0))
+        moved = fma(step, program.reach, f64(base[j]))
+        total[j] = f64(near[j]) if abs(row[j]) <= f32(program.reach) else moved
+    return largest
+
+
+@_compiled
 def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
-    largest = u32(0)
-    base = scratch.rows[0, : len(total)]
+    m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
     total[:] = NOTHING
-    for model in range(len(program.votes)):
-        row = scratch.rows[1 + model, : len(total)]
-        largest = max(largest, _load_masked(given, program, model, begin, base, row))
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        largest = max(largest, _load_masked(given, program, model, begin, scratch.rows[0, :m], row))
         if program.turns[model] != f32(1.0):
             _scale(row, program.turns[model])
-        _add(total, row, program.votes[model])
+        if model % 2 == 1:
+            _add_both(total, scratch.rows[model, :m], row, votes[model - 1], votes[model])
+        elif model + 1 == n:
+            _add(total, row, votes[model])
     return largest
 
 
@@ -518,30 +612,48 @@ def _reduce_agreeing(program, scratch, total):
     """Replace the votes' sum by the disjoint merge of the rows that `_vote` has kept."""
     m = len(total)
     counts, elected = scratch.rows[len(scratch.rows) - 2, :m], scratch.rows[len(scratch.rows) - 1, :m]
-    shares = scratch.wide[1, :m]
     _elect(total, program.nudge, elected)
     total[:] = 0.0
+    if program.reduction == LARGEST:
+        for model in range(len(program.weights)):
+            _keep_agreeing(scratch.rows[1 + model, :m], elected)
+            _take_larger(total, scratch.rows[1 + model, :m], program.weights[model])
+        _turn(total, elected)
+    elif program.weights_differ:
+        _reduce_by_weights(program, scratch, elected, total)
+    else:
+        _sum_agreeing(program, scratch, elected, total, counts)
+        if program.reduction == MEAN:
+            _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+        else:
+            _turn(total, elected)
+
+
+@_compiled
+def _sum_agreeing(program, scratch, elected, total, counts):
+    m, n, weight = len(total), len(program.weights), program.weights[0]
     counts[:] = f32(0.0)
+    for model in range(1, n, 2):
+        _add_both_agreeing(total, counts, scratch.rows[model, :m], scratch.rows[model + 1, :m], elected, weight)
+    if n % 2 == 1:
+        _add_agreeing(total, counts, scratch.rows[n, :m], elected, weight)
+
+
+@_compiled
+def _reduce_by_weights(program, scratch, elected, total):
+    m, smallest = len(total), np.inf
+    shares = scratch.wide[1, :m]
     shares[:] = 0.0
-    smallest = np.inf
     for model in range(len(program.weights)):
         row, weight = scratch.rows[1 + model, :m], program.weights[model]
         smallest = weight if 0.0 < weight < smallest else smallest
-        if program.reduction != LARGEST and not program.weights_differ:
-            _add_agreeing(total, counts, row, elected, weight)
-            continue
         _keep_agreeing(row, elected)
-        if program.reduction == LARGEST:
-            _take_larger(total, row, weight)
-        else:
-            _add(total, row, weight)
-            _add_ones(shares, row, weight)
-    if program.reduction != MEAN:
-        _turn(total, elected)
-    elif program.weights_differ:
+        _add(total, row, weight)
+        _add_ones(shares, row, weight)
+    if program.reduction == MEAN:
         _turn_over_shares(total, elected, shares, smallest)
     else:
-        _turn_over_counts(total, elected, counts, program.weights[0] if program.weights[0] != 0.0 else 1.0)
+        _turn(total, elected)
 
 
 @_compiled
@@ -553,6 +665,8 @@ def _reduce(given, program, begin, scratch, total):
         return _sum_changed(given, program, begin, scratch, total)
     if program.reduction == FURTHEST:
         return _pick_furthest(given, program, begin, scratch, total)
+    if program.reduction == NEAR:
+        return _swap_near(given, program, begin, scratch, total)
     seen = _vote(given, program, begin, scratch, total)
     _reduce_agreeing(program, scratch, total)
     return seen
@@ -574,11 +688,13 @@ def _join_base(program, total, base, row):
 
 @_compiled
 def _keep_negative_zeros(row, base):
-    """Write -0.0 where the result is zero and the base is -0.0."""
-    bits, of_base = row.view(np.uint32), base.view(np.uint32)
+    """Write -0.0 where the result is zero and the base is -0.0; return the bits of the largest magnitude."""
+    bits, of_base, largest = row.view(np.uint32), base.view(np.uint32), u32(0)
     for j in range(len(row)):
-        is_zero = (u32(bits[j] & MAGNITUDE) == u32(0)) & (of_base[j] == SIGN)
-        bits[j] = u32(bits[j] | u32(u32(is_zero) * SIGN))
+        magnitude = u32(bits[j] & MAGNITUDE)
+        largest = max(largest, magnitude)
+        bits[j] = u32(bits[j] | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
+    return largest
 
 
 @_compiled
@@ -614,113 +730,233 @@ def _count_equal(keys, key):
 
 
 @_compiled
-def _has_between(keys, low, span):
-    """Tell whether a key lies between low and low + span."""
-    hit = i32(0)
-    for j in range(len(keys)):
-        hit = i32(hit | i32(u32(keys[j] - low) <= span))
-    return hit != 0
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many are found now."""
+    span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
+    for begin in range(0, n_grouped, GROUP):
+        group, hit = keys[begin : begin + GROUP], i32(0)
+        for j in range(GROUP):  # a constant, so that it is one or two vector instructions
+            hit = i32(hit | i32(u32(group[j] - low) <= span))
+        if hit != 0:
+            n_found = _append_between(group, low, span, found, n_found)
+    return _append_between(keys[n_grouped:], low, span, found, n_found)
 
 
 @_compiled
-def _find_between(keys, low, high, found, n_found):
-    """Append the keys within a window to what was found; return how many are found now."""
-    span = u32(high - low)
-    for begin in range(0, len(keys), GROUP):
-        group = keys[begin : min(len(keys), begin + GROUP)]
-        if _has_between(group, low, span):
-            for j in range(len(group)):
-                found[n_found] = group[j]
-                n_found += i64(u32(group[j] - low) <= span)
+def _append_between(keys, low, span, found, n_found):
+    for j in range(len(keys)):
+        found[n_found] = keys[j]
+        n_found += i64(u32(keys[j] - low) <= span)
     return n_found
+
+
+@_compiled
+def _load_whole_vector(given, model, begin, base, row):
+    if given.has_base:
+        _load_delta(given, model + 1, begin, base, row)
+    else:
+        _load(given, model, begin, row)
+
+
+@_compiled
+def _load_vector(given, model, begin, base, row):
+    """Read a model's elements, or its task vector's where there is a base, as its draws leave them."""
+    _load_whole_vector(given, model, begin, base, row)
+    _keep_draw(given, model, begin, row)
 
 
 @_compiled
 def _load_keys(given, model, begin, base, row):
     """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
-    if given.has_base:
-        _load_delta(given, model + 1, begin, base, row)
+    keys, number, kind = row.view(np.int32), model + i64(given.has_base), given.kinds[model + i64(given.has_base)]
+    if given.has_base and len(given.keys) == 0 and kind == BFLOAT16:
+        _subtract_to_keys(_halves(given, number, begin, len(row)), base, keys)
+    elif given.has_base and len(given.keys) == 0 and kind == FLOAT32:
+        _subtract_to_keys(_words(given, number, begin, len(row)), base, keys)
     else:
-        _load(given, model, begin, row)
-    keys = row.view(np.int32)
-    for j in range(len(row)):
-        keys[j] = i32(keys[j] & i32(MAGNITUDE))
+        _load_vector(given, model, begin, base, row)
+        for j in range(len(row)):
+            keys[j] = i32(keys[j] & i32(MAGNITUDE))
     return keys
 
 
-# --- parts: what lies in the second cache ---------------------------------------------------------------------------
-
-
 @_compiled
-def _merge_part(given, program, scratch, out, to_bfloat16):
-    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
-    largest = u32(0)
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        if _reduce(given, program, begin, scratch, total) >= INFINITY:
-            return NOT_CLEAN
-        _join_base(program, total, base, row)
-        if given.has_base:
-            _keep_negative_zeros(row, base)
-        largest = max(largest, _largest(row))
-        if to_bfloat16:
-            _round_to_bfloat16(row, out[2 * begin : 2 * (begin + m)].view(np.uint16))
-        else:
-            out[4 * begin : 4 * (begin + m)].view(np.float32)[:] = row
+def _subtract_to_keys(stored, base, keys):
+    for j in range(len(keys)):
+        keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
+
+
+# --- blocks, one after the other ------------------------------------------------------------------------------------
+
+
+def _by_block(visit):
+    """Make of a function that sees one block of all rows one that sees them block by block.
+
+    It is given a part of the rows, which lies in the second cache; the index of that part's first element; the range of
+    the block within the part; memory, whose first row is the base's block; and the state. The largest number that it
+    returns is returned, or NOT_CLEAN: for rows that cannot be read or are not finite (as far as `judges` says).
+    """
+    visit = _compiled(visit)
+
+    @_compiled
+    def visit_all(given, judges, scratch, state):
+        largest, at = i64(0), np.empty_like(given.at)
+        for first in range(0, given.n_elements, PART):
+            n = min(PART, given.n_elements - first)
+            if not _read_part(given, first, n, at, judges):
+                return NOT_CLEAN
+            part = _part(given, first, n, at)
+            for begin in range(0, n, BLOCK):
+                behind = min(n, begin + BLOCK)
+                if given.has_base:
+                    _load(part, 0, begin, scratch.rows[0, : behind - begin])
+                largest = max(largest, visit(part, first, begin, behind, scratch, state))
+        return largest
+
+    return visit_all
+
+
+@_by_block
+def _merge_by_block(given, first, begin, behind, scratch, state):
+    """Merge; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
+    program, out, to_bfloat16 = state
+    m = behind - begin
+    base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
+    if _reduce(given, program, begin, scratch, total) >= INFINITY:
+        return NOT_CLEAN
+    _join_base(program, total, base, row)
+    largest = _keep_negative_zeros(row, base) if given.has_base else _largest(row)
+    if to_bfloat16:
+        _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
+    else:
+        out[4 * (first + begin) : 4 * (first + behind)].view(np.float32)[:] = row
     return i64(largest)
 
 
-@_compiled
-def _count_signs_of_part(given, program, scratch):
-    balance = i64(0)
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        if given.has_base:
-            _load(given, 0, begin, scratch.rows[0, :m])
-        _vote(given, program, begin, scratch, scratch.wide[0, :m])
-        balance += _balance(scratch.wide[0, :m])
-    return balance
+@_by_block
+def _count_signs_by_block(given, _first, begin, behind, scratch, state):
+    program, balance = state
+    total = scratch.wide[0, : behind - begin]
+    _vote(given, program, begin, scratch, total)
+    balance[0] += _balance(total)
+    return i64(0)
 
 
-@_compiled
-def _count_keys_of_part(given, windows, scratch, found, counts):
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        for model in range(len(windows.of_model) - 1):
-            first, behind = windows.of_model[model], windows.of_model[model + 1]
-            if first == behind:
-                continue
-            keys = _load_keys(given, model, begin, base, row)
-            for window in range(first, behind):
-                low, high = windows.lows[window], windows.highs[window]
-                counts[window, 0] += _count_above(keys, high)
-                counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
-
-
-@_compiled
-def _find_key_of_part(given, model, key, missing, scratch):
-    """Return the index of the `missing`-th entry that has the key and 0, or -1 and how many are missing then."""
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        keys = _load_keys(given, model, begin, base, row)
-        equal = _count_equal(keys, key)
-        if equal < missing:
-            missing -= equal
+@_by_block
+def _count_keys_by_block(given, _first, begin, behind, scratch, state):
+    windows, found, counts = state
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    for model in range(len(windows.of_model) - 1):
+        if windows.of_model[model] == windows.of_model[model + 1]:
             continue
+        keys = _load_keys(given, model, begin, base, row)
+        for window in range(windows.of_model[model], windows.of_model[model + 1]):
+            low, high = windows.lows[window], windows.highs[window]
+            counts[window, 0] += _count_above(keys, high)
+            counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+    return i64(0)
+
+
+@_by_block
+def _find_key_by_block(given, first, begin, behind, scratch, state):
+    """Write the index of the `missing`-th entry that has the key to `found`, where it is in this block."""
+    model, key, found = state  # [index, missing]
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    keys = _load_keys(given, model, begin, base, row)
+    for j in range(len(keys)):
+        found[1] -= i64(keys[j] == key)
+        if found[1] == 0 and found[0] < 0:
+            found[0] = first + begin + j
+    return i64(0)
+
+
+@_by_block
+def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
+    sums = state[0]
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    for model in range(len(given.keys)):
+        _load_whole_vector(given, model, begin, base, row)
+        _sum_by_exponent(row, sums[0, model])
+        _keep_draw(given, model, begin, row)
+        _sum_by_exponent(row, sums[1, model])
+    return i64(0)
+
+
+@_by_block
+def _count_overlaps_by_block(given, _first, begin, behind, scratch, state):
+    threshold, counts = state
+    m = behind - begin
+    base, row, n_changing = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    n_changing[:] = f32(0.0)
+    for model in range(len(counts)):
+        changed = scratch.rows[3 + model, :m]
+        _load_vector(given, model, begin, base, row)
         for j in range(m):
-            missing -= i64(keys[j] == key)
-            if missing == 0:
-                return i64(begin + j), i64(0)
-    return i64(-1), missing
+            changed[j] = f32(abs(row[j]) > threshold)
+            n_changing[j] += changed[j]
+    for model in range(len(counts)):
+        changed, n_shared, n_unique = scratch.rows[3 + model, :m], i32(0), i32(0)
+        for j in range(m):
+            n_shared = i32(n_shared + i32(changed[j] * n_changing[j] > f32(1.0)))
+            n_unique = i32(n_unique + i32(changed[j] * n_changing[j] == f32(1.0)))
+        counts[model, 0] += i64(n_shared)
+        counts[model, 1] += i64(n_unique)
+    return i64(0)
+
+
+@_by_block
+def _spread_by_block(given, first, begin, behind, scratch, state):
+    variances = state[0][first + begin : first + behind]
+    n, m = len(given.kinds) - i64(given.has_base), behind - begin
+    base, mean = scratch.rows[0, :m], scratch.wide[0, :m]
+    mean[:] = NOTHING
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        _load_vector(given, model, begin, base, row)
+        _add(mean, row, 1.0)
+    for j in range(m):
+        mean[j] = mean[j] / n
+    variances[:] = 0.0
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        for j in range(m):
+            apart = f64(row[j]) - mean[j]
+            variances[j] += apart * apart
+    return i64(0)
+
+
+# --- inner products -------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _multiply_halves(one, other, half, tree):
+    far, other_far = one[half:], other[half:]
+    n_far = len(far)
+    for j in range(n_far):
+        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))
+    for j in range(n_far, min(half, len(one))):
+        tree[j] = f64(one[j]) * f64(other[j])
+
+
+@_compiled
+def _multiply_quarters(one, other, tree):
+    """Do two halvings at a time: half as much goes through memory."""
+    n = len(one) // 4
+    one_0, one_1, one_2, one_3 = one[:n], one[n : 2 * n], one[2 * n : 3 * n], one[3 * n :]
+    other_0, other_1, other_2, other_3 = other[:n], other[n : 2 * n], other[2 * n : 3 * n], other[3 * n :]
+    for j in range(n):
+        low = fma(f64(one_2[j]), f64(other_2[j]), f64(one_0[j]) * f64(other_0[j]))
+        tree[j] = low + fma(f64(one_3[j]), f64(other_3[j]), f64(one_1[j]) * f64(other_1[j]))
+    return n
+
+
+@_compiled
+def _add_quarters(tree):
+    n = len(tree) // 4
+    tree_0, tree_1, tree_2, tree_3 = tree[:n], tree[n : 2 * n], tree[2 * n : 3 * n], tree[3 * n :]
+    for j in range(n):
+        tree_0[j] = (tree_0[j] + tree_2[j]) + (tree_1[j] + tree_3[j])
+    return n
 
 
 @_compiled
@@ -729,12 +965,12 @@ def _inner_product(one, other, tree):
     m, half = len(one), 1
     while 2 * half < m:
         half = 2 * half
-    far, other_far = one[half:], other[half:]
-    n_far = len(far)
-    for j in range(n_far):
-        tree[j] = fma(f64(far[j]), f64(other_far[j]), f64(one[j]) * f64(other[j]))  # the products are exact
-    for j in range(n_far, min(half, m)):
-        tree[j] = f64(one[j]) * f64(other[j])
+    if 2 * half == m and m >= 4:
+        half = _multiply_quarters(one, other, tree)
+        while half >= 4:
+            half = _add_quarters(tree[:half])
+    else:
+        _multiply_halves(one, other, half, tree)
     while half > 1:
         half = half // 2
         low, high = tree[:half], tree[half : 2 * half]
@@ -749,10 +985,7 @@ def _load_vectors(given, begin, base, vectors):
     if given.has_base:
         _load(given, 0, begin, base)
     for model in range(len(vectors)):
-        if given.has_base:
-            _load_delta(given, model + 1, begin, base, vectors[model])
-        else:
-            _load(given, model, begin, vectors[model])
+        _load_vector(given, model, begin, base, vectors[model])
 
 
 @_compiled
@@ -765,87 +998,135 @@ def _multiply_pairs(vectors, tree, out):
             out[second, first] = product
 
 
+# --- importance: numerics/importance.py in the same steps -------------------------------------------------------------
+
+
 @_compiled
-def _sum_norms_of_part(given, program, scratch, sums):
-    for begin in range(0, given.n_elements, BLOCK):
-        m = min(BLOCK, given.n_elements - begin)
-        base, row = scratch.rows[0, :m], scratch.rows[1, :m]
-        if given.has_base:
-            _load(given, 0, begin, base)
-        for model in range(len(program.masks)):
-            if program.of_deltas:
-                _load_delta(given, model + 1, begin, base, row)
-            else:
-                _load(given, model + i64(given.has_base), begin, row)
-            _sum_by_exponent(row, sums[0, model])
-            _mask(program, model, row, given.offset + begin)
-            _sum_by_exponent(row, sums[1, model])
+def _exp(x):
+    """Return e to the x, for x <= 0."""
+    shifted = max(x, SMALLEST_POWER) * LOG2_E + ROUNDS_TO_INTEGER
+    k = shifted - ROUNDS_TO_INTEGER
+    rest = (max(x, SMALLEST_POWER) - k * LN_2_HIGH) - k * LN_2_LOW
+    power = EXP_SERIES[0]
+    power = power * rest + EXP_SERIES[1]
+    power = power * rest + EXP_SERIES[2]
+    power = power * rest + EXP_SERIES[3]
+    power = power * rest + EXP_SERIES[4]
+    power = power * rest + EXP_SERIES[5]
+    power = power * rest + EXP_SERIES[6]
+    power = power * rest + EXP_SERIES[7]
+    power = power * rest + EXP_SERIES[8]
+    power = power * rest + EXP_SERIES[9]
+    power = power * rest + EXP_SERIES[10]
+    power = power * rest + EXP_SERIES[11]
+    power = power * rest + EXP_SERIES[12]
+    return power * as_double(u64(as_wide_bits(shifted) + u64(1023)) << u64(52))
+
+
+@_compiled
+def _raise_to(row, highest, powers):
+    for j in range(len(row)):
+        powers[j] = _exp(f64(row[j]) - highest)
+
+
+@_compiled
+def _sum_by_halving(tree):
+    m, half = len(tree), 1
+    while 2 * half < m:
+        half = 2 * half
+    while half > 0:
+        for j in range(min(half, m - half)):
+            tree[j] += tree[half + j]
+        m, half = half, half // 2
+    return tree[0]
+
+
+@_compiled
+def _highest(row):
+    """Return the largest number, by bits that are turned to be ordered as the numbers are."""
+    bits, highest = row.view(np.int32), i32(-0x8000_0000)
+    for j in range(len(row)):
+        highest = max(highest, i32(bits[j] ^ i32(i32(bits[j] >> i32(31)) & i32(MAGNITUDE))))
+    return as_float(u32(highest ^ i32(i32(highest >> i32(31)) & i32(MAGNITUDE))))
+
+
+@_compiled
+def _diverge(theirs, ours, trees):
+    """Return how far one row's softmax is from another's: the divergence of numerics/importance.py."""
+    highest, our_highest = f64(_highest(theirs)), f64(_highest(ours))
+    powers, our_powers, moments = trees[0], trees[1], trees[2]
+    _raise_to(theirs, highest, powers)
+    _raise_to(ours, our_highest, our_powers)
+    for j in range(len(theirs)):
+        moments[j] = powers[j] * ((f64(theirs[j]) - highest) - (f64(ours[j]) - our_highest))
+    total, our_total = _sum_by_halving(powers), _sum_by_halving(our_powers)
+    return max(0.0, _sum_by_halving(moments) / total - (np.log(total) - np.log(our_total)))
 
 
 # --- what is called -----------------------------------------------------------------------------------------------
+# What is called with rows returns NOT_CLEAN where they cannot be read or are not finite; else 0, if nothing is said.
 
 
 @_called(types.int64, _input, _program, _scratch, types.uint8[::1], types.boolean)
 def merge(given, program, scratch, out, to_bfloat16):
-    """Merge into `out`; return the bits of the largest magnitude, or NOT_CLEAN.
+    """Merge into `out`; return the bits of the largest magnitude; not clean are task vectors that overflow, too.
 
-    Not clean are rows that cannot be read or are not finite, and task vectors that overflow.
+    Rows of which nothing is dropped are judged by their sum: it is not finite where one of them is not.
     """
-    largest, at, item = i64(0), np.empty_like(given.at), 2 if to_bfloat16 else 4
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, not program.of_deltas):
-            return NOT_CLEAN
-        part = _part(given, begin, n, at)
-        largest = max(largest, _merge_part(part, program, scratch, out[item * begin : item * (begin + n)], to_bfloat16))
-    return largest
+    is_judged = program.of_deltas or (program.reduction == SUM_OF_ALL and program.joins_base == given.has_base)
+    return _merge_by_block(given, not is_judged, scratch, (program, out, to_bfloat16))
 
 
-@_called(types.UniTuple(types.int64, 2), _input, _program, _scratch)
-def count_signs(given, program, scratch):
-    """Return how many more elements elect 1 than -1, those whose votes balance counting for neither, and 0.
-
-    Or NOT_CLEAN in place of the 0, as for `merge`.
-    """
-    balance, at = i64(0), np.empty_like(given.at)
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return i64(0), NOT_CLEAN
-        balance += _count_signs_of_part(_part(given, begin, n, at), program, scratch)
-    return balance, i64(0)
+@_called(types.int64, _input, _program, _scratch, _integers)
+def count_signs(given, program, scratch, balance):
+    """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
+    balance[:] = 0
+    return _count_signs_by_block(given, JUDGES, scratch, (program, balance))
 
 
 @_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
 def count_keys(given, windows, scratch, found, counts):
     """Write to `counts` how many keys lie above each window and how many within, to `found` those within.
 
-    found: [n_windows, n_elements]; counts: [n_windows, 2]. Returns 0 or NOT_CLEAN, as for `merge`.
+    found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
-    at = np.empty_like(given.at)
     counts[:] = 0
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN
-        _count_keys_of_part(_part(given, begin, n, at), windows, scratch, found, counts)
-    return i64(0)
+    return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
 
 
-@_called(types.int64, _input, _program, _scratch, types.int64[:, :, ::1])
-def sum_norms(given, program, scratch, sums):
-    """Write the sums of each task vector's magnitudes to `sums`, as its mask finds and as it leaves them.
+@_called(types.int64, _input, types.int64, types.int32, _integers, _scratch)
+def find_key(given, model, key, found, scratch):
+    """Find, in a model's task vector, the entry that has the key, the found[1]-th of them, counted from 1.
 
-    sums: [2, n_models, 256], by exponent. Returns 0 or NOT_CLEAN, as for `merge`.
+    Written to `found` are its index and 0 or less; or -1, as it was, and how many are missing behind the rows.
     """
-    at = np.empty_like(given.at)
+    return _find_key_by_block(given, JUDGES, scratch, (model, key, found))
+
+
+@_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
+def sum_norms(given, scratch, sums):
+    """Write the sums of each task vector's magnitudes to `sums`, as its draws find and as they leave them.
+
+    sums: [2, n_models, 256], by exponent.
+    """
     sums[:] = 0
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN
-        _sum_norms_of_part(_part(given, begin, n, at), program, scratch, sums)
-    return i64(0)
+    return _sum_norms_by_block(given, JUDGES, scratch, (sums,))
+
+
+@_called(types.int64, _input, _scratch, _floats)
+def spread(given, scratch, out):
+    """Write the variance of the task vectors over the models, entry by entry. scratch: of as many models."""
+    return _spread_by_block(given, JUDGES, scratch, (out,))
+
+
+@_called(types.int64, _input, types.float32, _scratch, types.int64[:, ::1])
+def count_overlaps(given, threshold, scratch, counts):
+    """Write to `counts`, [n_models, 2], how many entries above the threshold a model shares, and how many it does not.
+
+    scratch: of as many models.
+    """
+    counts[:] = 0
+    return _count_overlaps_by_block(given, JUDGES, scratch, (threshold, counts))
 
 
 @_called(types.void, types.float32[::1], types.int64[::1])
@@ -893,7 +1174,7 @@ def multiply_blocks(given, vectors, head, tail, products):
     """Multiply all pairs of task vectors, or of models where there is no base, in blocks of the tensor.
 
     Written are head and tail, [n, m]: the vectors before the first whole block and behind the last; and products,
-    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory. Returns 0 or NOT_CLEAN, as for `merge`.
+    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
     at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
@@ -916,18 +1197,11 @@ def multiply_blocks(given, vectors, head, tail, products):
     return i64(0)
 
 
-@_called(types.UniTuple(types.int64, 2), _input, types.int64, types.int32, types.int64, _scratch)
-def find_key(given, model, key, missing, scratch):
-    """Return the index of the `missing`-th entry of a model's task vector that has the key, and 0.
-
-    Or -1 and how many are missing behind the rows; or NOT_CLEAN and 0, as for `merge`.
-    """
-    at = np.empty_like(given.at)
-    for begin in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
-        if not _read_part(given, begin, n, at, JUDGES):
-            return NOT_CLEAN, i64(0)
-        index, missing = _find_key_of_part(_part(given, begin, n, at), model, key, missing, scratch)
-        if index >= 0:
-            return begin + index, missing
-    return i64(-1), missing
+@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _wide_rows)
+def weigh_changes(finetuned, base, trees, out):
+    """Write the importance of every change, [rows, width]; see numerics/importance.py. trees: [3, width], memory."""
+    for i in range(len(base)):
+        theirs, ours, row = finetuned[i], base[i], out[i]
+        divergence = _diverge(theirs, ours, trees)
+        for j in range(len(row)):
+            row[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergence, LARGEST_FLOAT))

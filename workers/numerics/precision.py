@@ -46,13 +46,13 @@ def inner_products(vectors: Tensor) -> Tensor:
     products = torch.empty(*batch, n, n, dtype=torch.float64, device=vectors.device)
     for row in range(n):
         for column in range(row, n):
-            product = _halve(vectors[row].double() * vectors[column].double())
+            product = sum_by_halving(vectors[row].double() * vectors[column].double())
             products[..., row, column] = products[..., column, row] = product
     return products
 
 
-def _halve(products: Tensor) -> Tensor:
-    # [*batch, m] -> [*batch]
+def sum_by_halving(products: Tensor) -> Tensor:
+    """Return the sum over the last axis, m > 0, in the order of `inner_products`. products: [*batch, m]."""
     while (m := products.shape[-1]) > 1:
         half = 1 << (m - 1).bit_length() - 1
         rest = products[..., half:]

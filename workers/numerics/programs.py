@@ -1,5 +1,6 @@
 """What the fused kernels take: rows, a program and memory as tuples of arrays, which numba can read."""
 
+from math import factorial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,15 @@ NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of
 BLOCK = 1024  # elements that are merged at a time, in the processor's first cache
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
-NO_MASK, BAND, DRAW = range(3)  # kinds of masks
-# reductions; the first three are of all entries, the others of those that agree with an election
-SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, MEAN, SUM, LARGEST = range(6)
+# reductions; the first four are of all entries, the others of those that agree with an election
+SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, MEAN, SUM, LARGEST = range(7)
+
+# e to the x, x <= 0, as 2^k e^r, r within ln 2 / 2 by Taylor's series: steps that give the same bits anywhere
+SMALLEST_POWER = -700.0  # smaller x count as this
+LOG2_E = 1.4426950408889634
+ROUNDS_TO_INTEGER = 1.5 * 2.0**52  # added and subtracted; its sum's lowest bits are the integer
+LN_2_HIGH, LN_2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # the first has bits to spare: k times it is exact
+EXP_SERIES = tuple(1.0 / factorial(n) for n in range(12, -1, -1))
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -28,6 +35,11 @@ class Input(NamedTuple):
     n_elements: int
     offset: int
     has_base: bool
+    is_judged: bool
+    # draws, one entry per model, or none
+    keys: NDArray[np.uint64]
+    behinds: Integers  # the first draw that is not kept
+    scales: Floats  # [n, 2]: divisor and factor of what is kept
 
 
 class Program(NamedTuple):
@@ -37,13 +49,13 @@ class Program(NamedTuple):
     reduction: int
     weights: Floats
     weights_differ: bool
+    boosts: Floats  # or empty
+    reach: float
     votes: Floats
     nudge: float
     turns: NDArray[np.float32]  # signs of the weights
-    masks: Integers  # kinds
-    marks: Floats  # [n, 4]: lower and upper magnitude of a band, then those just below; or divisor and factor of draws
-    ends: Integers  # [n, 2]: flat indices of both within the tensor; or the first draw that is not kept
-    keys: NDArray[np.uint64]  # of draws
+    marks: Floats  # [n, 4], or none: lower and upper magnitude of a band, then those just below
+    ends: Integers  # [n, 2]: flat indices of both within the tensor
     joins_base: bool
     scaling: float
     divisor: float

@@ -18,10 +18,13 @@ Gram = Sequence[Sequence[float]]  # inner products of all pairs of n vectors, [n
 BALANCED = 1e-6  # a mean of directions shorter than this is rounding: the directions cancel
 
 
-def squared_length(vector: Tensor) -> float:
-    """Return the sum of squares, in float64, whatever the number of threads. vector: [*shape]."""
-    blocks = torch.split(vector.flatten(), PRODUCT_BLOCK)
-    return fsum(float(block.double().square_().sum()) for block in blocks)
+def squared_lengths(vectors: Tensor) -> list[float]:
+    """Return the sums of squares, in float64, whatever the number of threads. vectors: [n, m] float32."""
+    n, m = vectors.shape
+    n_whole = m // PRODUCT_BLOCK * PRODUCT_BLOCK
+    parts = (vectors[:, :n_whole].reshape(1, -1, PRODUCT_BLOCK), vectors[:, n_whole:].unsqueeze(0))
+    squares = torch.cat([precision.inner_products(part).view(n, -1) for part in parts], dim=1)
+    return [fsum(row) for row in squares.tolist()]
 
 
 def norms(gram: Gram) -> list[float]:

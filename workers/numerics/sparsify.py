@@ -104,8 +104,11 @@ def mark_from(scores: Tensor, last: float, n_tied: int) -> tuple[Tensor, int]:
 
     scores: [m], a run of what `find_last` was given; n_tied: those that remain for it and the runs behind.
     """
-    is_tied = (scores == last).logical_and_((scores == last).cumsum(0) <= n_tied)
-    return is_tied | (scores > last), n_tied - int(is_tied.count_nonzero())
+    is_tied = scores == last
+    n_found = int(is_tied.count_nonzero())
+    if n_found > n_tied:
+        is_tied.logical_and_(is_tied.cumsum(0) <= n_tied)
+    return is_tied.logical_or_(scores > last), max(0, n_tied - n_found)
 
 
 def trim(deltas: Tensor, boundaries: Sequence[Boundary], *, start: int) -> Tensor:

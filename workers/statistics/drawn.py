@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.domain.errors import JobInternal
 from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest
-from workers.fusion import FusedMerge, Rows
+from workers.fusion import Band, Rows
 from workers.granularity import piece_shape
 from workers.numerics import exact_sums, fused, sparsify, task_vectors
 from workers.numerics.exact_sums import ExponentSums
@@ -62,7 +62,12 @@ class DrawnStatistic:
         factors = self._restoring_factors(source) if self.mask.keeps_norm else {}
         if self.inner is None:
             return Drawn(factors)
-        left = ChangedSource(source, lambda piece: self._draw(piece, factors), self.mask.granularity)
+        left = ChangedSource(
+            source,
+            lambda piece: self._draw(piece, factors),
+            self.mask.granularity,
+            change_rows=(lambda rows: self._draw_rows(rows, factors)) if isinstance(self.mask, UniformMask) else None,
+        )
         return Drawn(factors, self.inner.collect(left))
 
     def _restoring_factors(self, source: PieceSource) -> Factors:
@@ -80,10 +85,14 @@ class DrawnStatistic:
         }
 
     def _sum_norms_of_rows(self, rows: Rows) -> tuple[str, ExponentSums]:
+        return rows.tensor, fused.sum_norms(self._draw_rows(rows, {}))
+
+    def _draw_rows(self, rows: Rows, factors: Factors) -> Rows:
+        """Return the rows with what is drawn of them."""
         if self.context is None or not isinstance(self.mask, UniformMask):
             raise JobInternal("a uniform mask was drawn without seed and keys; report this fault.")
-        masks = fuse_draws(self.mask, replace(self.context, tensor=rows.tensor))
-        return rows.tensor, fused.sum_norms(rows, FusedMerge(self.context.weights, of_deltas=True, masks=masks))
+        context = replace(self.context, tensor=rows.tensor)
+        return replace(rows, draws=fuse_draws(self.mask, context, factors.get(rows.tensor, ())))
 
     def _sum_norms(self, piece: Piece) -> tuple[str, ExponentSums]:
         drawn = self._draw(piece, {}).finetuned
@@ -131,6 +140,16 @@ def request_ranks(choices: trims.TrimChoices, mask: RandomMask, trim_density: fl
     if not needs_ranks(choices, trim_density):
         return request_norms(mask)
     return (DrawnStatistic(mask, trims.request_trim(choices, trim_density)),)
+
+
+def fuse_trim(choices: trims.TrimChoices, context: MergeContext) -> tuple[tuple[Band, ...], int]:
+    """Return the masks of the trim, and the sign that balanced votes elect, as `trim_drawn` has them."""
+    found: Drawn = context.statistics.get(DRAWN, Drawn())
+    if found.beyond is None:
+        return (), 1
+    table, balanced_sign = trims.read_trim(found.beyond)
+    origin = context.position if choices.trim_scope == "global" else 0
+    return sparsify.fuse_trim([one[0] for one in table.of(context.tensor)], origin=origin), balanced_sign
 
 
 def trim_drawn(deltas: Tensor, choices: trims.TrimChoices, context: MergeContext) -> tuple[Tensor, int]:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import task_vectors
+from workers.fusion import Rows
+from workers.numerics import fused, task_vectors
+from workers.statistics.streams import map_fused
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,12 @@ class Overlaps:
     def collect(self, source: PieceSource) -> Mapping[str, Sequence[Overlap]]:
         """Return one overlap per model, for every tensor that has elements."""
         counts: dict[str, Tensor] = {}
-        for tensor, found in source.map(self._count):
+        for tensor, found in map_fused(source, self._count_rows, self._count):
             counts[tensor] = found + counts.get(tensor, 0)
         return {name: [Overlap(*model) for model in found.tolist()] for name, found in counts.items()}
+
+    def _count_rows(self, rows: Rows) -> tuple[str, Tensor]:
+        return rows.tensor, torch.from_numpy(fused.count_overlaps(rows, self.threshold))
 
     def _count(self, piece: Piece) -> tuple[str, Tensor]:
         deltas = piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)

@@ -29,6 +29,8 @@ ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary pe
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
+WIDER = 16  # times as wide is the next window, where the rank lies beside one
+GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Effort:
     elements_per_sample_run: int = 1 << 17
     min_sample_runs: int = 32  # of one scope
     max_sample_runs: int = 2048
-    margin: float = 6.0  # standard errors of the sample's quantile on each side
+    margin: float = 5.0  # standard errors of the sample's quantile on each side
 
 
 USUAL_EFFORT = Effort()
@@ -166,12 +168,15 @@ def _guess(source: PieceSource, scope: Scope, effort: Effort) -> list[_Window]:
 
 
 def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, int, int]]:
-    """Yield (tensor, offset, elements) of runs that lie evenly over the scope."""
+    """Yield (tensor, offset, elements) of runs, one in each of equal parts of the scope, anywhere within it.
+
+    Anywhere, so that no period of the scope (its rows, its layers) is met at the same place each time.
+    """
     starts = [start for _, _, start in scope.tensors]
     n_runs = scope.n_elements // effort.elements_per_sample_run
     n_runs = min(max(n_runs, effort.min_sample_runs), effort.max_sample_runs)
     for run in range(n_runs):
-        index = (2 * run + 1) * scope.n_elements // (2 * n_runs)
+        index = int((run + (run * GOLDEN_RATIO + 0.5) % 1.0) * scope.n_elements / n_runs)
         name, size, start = scope.tensors[bisect_right(starts, index) - 1]
         n_elements = min(size, effort.sample_run_elements)
         yield name, min(index - start, size - n_elements), n_elements
@@ -180,13 +185,17 @@ def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, int, int]]
 def _bracket(runs: Sequence[Keys], ordered: Keys, share: float, margin: float) -> tuple[int, int]:
     """Return keys between which the quantile lies: the sample's, some standard errors to each side.
 
-    Neighbors are alike, so the error is estimated between runs (a ratio estimate), not between entries.
+    The error is that of a sample with one run in each part of the scope: what neighboring runs differ by (a ratio
+    estimate). Entries of a run are alike, so that it counts as one; tensors that differ widely do no harm.
     """
     n = len(ordered)
     middle = ordered[min(n - 1, int((1 - share) * n))]
-    n_above = [int(np.count_nonzero(run >= middle)) for run in runs]
-    excess = [count - sum(n_above) / n * len(run) for count, run in zip(n_above, runs, strict=True)]
-    reach = margin * sqrt(sum(value * value for value in excess)) + 2  # in entries of the sample
+    n_above = np.array([np.count_nonzero(run >= middle) for run in runs])
+    excess = n_above - n_above.sum() / n * np.array([len(run) for run in runs])
+    steps = np.diff(excess) if len(runs) > 1 else excess
+    # each of n runs varies by half of what two do, and there are n - 1 steps
+    variance = float(np.square(steps).mean()) / (2 if len(runs) > 1 else 1) * len(runs)
+    reach = margin * sqrt(variance) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
     return int(ordered[below]) if below >= 0 else 0, int(ordered[above]) if above < n else LARGEST_KEY
 
@@ -271,10 +280,11 @@ def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) ->
     """Return the boundary, or the smaller window in which it lies."""
     total = join(tally.blocks)
     behind = window.rank - tally.n_above  # rank within the window, from its top
+    reach = WIDER * (window.high + 1 - window.low)  # a guess fails by a little, if it does
     if behind <= 0:
-        return _Window(window.model, window.rank, window.high + 1, LARGEST_KEY)
+        return _Window(window.model, window.rank, window.high + 1, min(LARGEST_KEY, window.high + reach))
     if behind > int(total.counts.sum()):
-        return _Window(window.model, window.rank, 0, window.low - 1)
+        return _Window(window.model, window.rank, max(0, window.low - reach), window.low - 1)
     from_top = np.cumsum(total.counts[::-1])
     step = int(np.searchsorted(from_top, behind))
     bin_ = int(total.bins[len(total.bins) - 1 - step])

@@ -26,6 +26,7 @@ class ChangedSource:
     source: PieceSource
     change: Callable[[Piece], Piece]
     granularity: Granularity
+    change_rows: Callable[[Rows], Rows] | None = None  # the same of rows, if they can say it
     _last: dict[tuple[str, int, int], Piece] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -59,10 +60,15 @@ class ChangedSource:
 
         Raises: NotFinite where the change has made them so.
         """
+        change = self.change_rows
+        if change is not None:
+            return self.source.map_rows(lambda rows: function(change(rows)), tensors)
         return self.map(lambda piece: _of_rows(function, piece), tensors)
 
-    def rows(self, tensor: str, offset: int, n_elements: int) -> None:
-        """Return None, as `map_rows` does."""
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run, if they can say the change."""
+        rows = self.source.rows(tensor, offset, n_elements) if self.change_rows is not None else None
+        return None if rows is None or self.change_rows is None else self.change_rows(rows)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""

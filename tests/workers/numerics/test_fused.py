@@ -24,6 +24,7 @@ from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.pipelines.program import MergeProgram
 from workers.statistics.gram import _multiply_blocks
+from workers.statistics.overlaps import Overlaps
 from workers.statistics.views import TensorSource
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -45,9 +46,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dare_ties", {"density": 0.4}),
     ("dare_ties", {"vote": "weighted", "reduce": "sum"}),
     ("dare_ties", {"rescale": "l1", "density": 0.6}),
+    ("dare_ties", {"density": 0.8, "trim_density": 0.4}),
+    ("dare_ties", {"rescale": "l1", "trim_density": 0.5, "trim_scope": "tensor", "zero_vote": "majority"}),
     ("magmax", {}),
     ("ram", {"change_threshold": 0.25}),
     ("ram", {"change_threshold": 0.0}),
+    ("ram", {"change_threshold": 0.25, "unique_boost": 0.3}),
+    ("nearswap", {"max_change": 0.2}),
+    ("nearswap", {"max_change": 0.25}),
     ("multislerp", {"normalize": False}),
     ("karcher", {}),
     ("expo", {}),
@@ -176,7 +182,7 @@ def test_draws_are_those_of_randomness() -> None:
     base, finetuned = torch.zeros(5000), torch.ones(1, 5000)
     piece = Piece("w", (9000,), 1234, 0, base, finetuned)
     out = torch.empty(5000)
-    program = FusedMerge((1.0,), of_deltas=True, masks=(Draw((1 << 64) - 5, 0.3),), base_share=1.0)
+    program = FusedMerge((1.0,), of_deltas=True, draws=(Draw((1 << 64) - 5, 0.3),), base_share=1.0)
     assert fused.merge(piece.rows, program, out)
     draws = randomness.draw_uniform((1 << 64) - 5, start=1234, n=5000)
     assert torch.equal(out, (draws < 0.3).float())
@@ -212,9 +218,7 @@ def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.Mon
 def test_norms_before_and_after_masks() -> None:
     base, finetuned = torch.full((5000,), 0.25), torch.randn(2, 5000, generator=torch.Generator().manual_seed(1))
     masks = (Draw(5, 0.5), Draw(6, 0.9))
-    sums = fused.sum_norms(
-        Piece("w", (9000,), 99, 0, base, finetuned).rows, FusedMerge((1.0, 1.0), of_deltas=True, masks=masks)
-    )
+    sums = fused.sum_norms(replace(Piece("w", (9000,), 99, 0, base, finetuned).rows, draws=masks))
     deltas = task_vectors.subtract(finetuned, base)
     for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
         left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
@@ -303,3 +307,16 @@ def test_without_kernels_there_is_a_word_in_the_log_and_no_failure(
     with caplog.at_level(logging.WARNING):
         assert not fused.load()
     assert "merges run without fused kernels" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_variances_and_overlaps_are_those_of_torch(dtype: torch.dtype) -> None:
+    base, models = draw_models(5, n=4)
+    piece = TensorSource(base, models, (1.0,) * 4).read("a", 0, 37 * 61)
+    deltas = (piece.finetuned - piece.base).double()
+    mean = precision.weighted_sum(deltas, [1.0] * 4).div_(4)
+    expected = precision.weighted_sum([(delta - mean).square() for delta in deltas], [1.0] * 4)
+    rows = rows_as(piece, dtype)
+    assert torch.equal(fused.spread(rows), expected)
+    overlaps = Overlaps("", 0.25)
+    assert torch.equal(overlaps._count_rows(rows)[1], overlaps._count(piece)[1])

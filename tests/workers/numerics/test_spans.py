@@ -43,8 +43,9 @@ def test_directions_that_cancel_have_no_mean() -> None:
     assert spans.mean_direction([[0.0, 0.0], [0.0, 0.0]], [1.0, 1.0]) is None
 
 
-def test_the_squared_length_is_summed_over_blocks() -> None:
-    assert spans.squared_length(torch.full((2, PRODUCT_BLOCK + 1), 0.5)) == (PRODUCT_BLOCK + 1) / 2
+@pytest.mark.parametrize("m", [0, 3, PRODUCT_BLOCK, 2 * PRODUCT_BLOCK + 1])
+def test_squared_lengths_are_summed_over_blocks(m: int) -> None:
+    assert spans.squared_lengths(torch.tensor([[0.5], [2.0]]).expand(2, m)) == [m / 4, m * 4.0]
 
 
 def test_shares_are_of_the_way_from_the_base() -> None:
