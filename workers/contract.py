@@ -29,6 +29,7 @@ from workers.patches import Patch
 from workers.sums import Sums
 
 Result = TypeVar("Result")
+Place = TypeVar("Place")
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
 
 
@@ -133,11 +134,27 @@ class PieceSource(Protocol):
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Do as `map` does with runs of elements as files hold them, for kernels."""
 
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a pure function to places, each within a tensor that is named; it reads there by `read` and `rows`.
+
+        For reading a little here and there beside the passes: statistics read in no other way, so that where only
+        some tensors are at hand, whoever has a tensor visits it. Each group's results come one by one, in order.
+        """
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
         """Return the rows of one run, on the caller's thread, as `map_rows` would."""
+
+
+def visit_in_turn(
+    function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+) -> Sequence[Iterator[Result]]:
+    """Return the visits of a source that has all tensors at hand; see PieceSource."""
+    return [(function(place) for _, place in group) for group in groups]
 
 
 class StatisticRequest(Protocol):

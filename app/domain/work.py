@@ -51,6 +51,7 @@ class PartWork(Value):
     share: Share
     tallies: tuple[Path, ...] = ()  # files of all parts, of every pass that has been tallied
     round: int = 0
+    is_whole: bool = True  # all inputs are here as a whole; else only the tensors of the share, as for every part
 
 
 class JoinWork(Value):

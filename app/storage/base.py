@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from app.domain.checkpoints import FileEntry
+from app.domain.needs import FileRange
 
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -80,6 +81,20 @@ class Storage(Protocol):
         The folder is kept for two hours after it was last fetched or touched (`Watch.uses`).
         Raises: ArtifactGone, OutOfDisk, Unavailable; what the watch raises.
         """
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder as `fetch` does; where files come from afar, it may hold these ranges of a file in its place.
+
+        A range lies under its name. Its length is checked, and that all ranges of a file are of one object of the
+        file's size; only a whole file can be checked against its digest.
+        Raises: as `fetch`.
+        """
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether fetching moves bytes."""
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of an object. Raises: ArtifactGone, Unavailable, before the first byte."""

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone
+from app.domain.needs import FileRange
 from app.storage.base import CHUNK_BYTES, UNWATCHED, TempObject, Watch
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
@@ -18,6 +19,8 @@ from app.storage.incoming import TempFile
 
 class LocalStorage:
     """A base.Storage over a folder."""
+
+    is_remote = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -35,6 +38,12 @@ class LocalStorage:
         """Return a folder of hard links to the objects."""
         with translated("fetching a checkpoint"):
             return self._views.show(files, self._objects.path, watch=watch)
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], _ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder of hard links to the whole objects: that moves nothing."""
+        return self.fetch(files, watch=watch)
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of an object."""

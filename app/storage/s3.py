@@ -11,10 +11,12 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
+from app.domain.needs import FileRange
 from app.storage.base import UNWATCHED, TempObject, Watch, object_key
-from app.storage.buckets import Bucket
+from app.storage.buckets import Bucket, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
+from app.storage.partial import RangeCache
 
 PREFIX = "objects/sha256"
 PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no sweep takes it for forgotten
@@ -22,6 +24,8 @@ PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no 
 
 class S3Storage:
     """A base.Storage over a bucket."""
+
+    is_remote = True
 
     def __init__(self, bucket: Bucket, cache: Path, scratch: Path, *, cache_bytes: int) -> None:
         self._bucket = bucket
@@ -54,6 +58,22 @@ class S3Storage:
             for file in missing:
                 self._download(file, watch)
             view = self._views.show(files, self._cache.path, watch=watch)
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return view
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder of the files, or of these ranges of those that the cache does not have."""
+        etags: dict[str, str | None] = {}
+
+        def read(file: FileEntry, one: FileRange) -> Iterator[bytes]:
+            if file.sha256 not in etags:
+                etags[file.sha256] = self._find_etag(file)
+            return self._read_range(file, one, etags[file.sha256], watch)
+
+        with translated("fetching parts of a checkpoint"):
+            view = RangeCache(self._cache, self._views, read).fetch(files, ranges, watch)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
             return view
 
@@ -125,6 +145,25 @@ class S3Storage:
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
 
+    def _find_etag(self, file: FileEntry) -> str | None:
+        """Return the ETag of an object that has the size of its file."""
+        found = self._bucket.head(object_key(file.sha256))
+        if found is None:
+            raise _gone(file)
+        if found["size"] != file.size_bytes:
+            detail = f"{file.path!r} has {found['size']} bytes in the bucket, expected {file.size_bytes}."
+            raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
+        return found["e_tag"]
+
+    def _read_range(self, file: FileEntry, one: FileRange, etag: str | None, watch: Watch) -> Iterator[bytes]:
+        try:
+            yield from self._bucket.read(object_key(file.sha256), one.begin, one.end, etag=etag, watch=watch)
+        except FileNotFoundError:
+            raise _gone(file) from None
+        except ObjectChanged:
+            detail = f"The object sha256:{file.sha256} was replaced while ranges of it were read"
+            raise Unavailable(f"{detail}; nothing of ours does that. Look who writes into the bucket, then try again.") from None
+
     def _download(self, file: FileEntry, watch: Watch) -> None:
         temp = self._cache.new_temp_path()
         try:
@@ -134,9 +173,13 @@ class S3Storage:
                 raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
             self._cache.add(temp, file.sha256)
         except FileNotFoundError:
-            raise ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.") from None
+            raise _gone(file) from None
         finally:
             temp.unlink(missing_ok=True)
+
+
+def _gone(file: FileEntry) -> ArtifactGone:
+    return ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.")
 
 
 def _age_seconds(last_modified: datetime) -> float:

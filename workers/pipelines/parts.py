@@ -68,7 +68,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
             ready = program.prepare(
                 merge.recipe,
                 code,
-                ReplayedSource(opened.source, tallied_by(plan, work.share), known),
+                ReplayedSource(opened.source, tallied_by(plan, work.share), known, is_whole=work.is_whole),
                 device=opened.device,
                 on_request=told.begin,
                 own=PartOfSource(opened.source, sources_of(own.tensors), opened.source.weights),

@@ -8,12 +8,12 @@ well; when no pass is left, the part merges. Every part repeats the folds, so ea
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.domain.catalog import Granularity
 from workers.checkpoints.source import CheckpointSource
 from workers.checkpoints.tallies_file import Tallies
-from workers.contract import Piece
+from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import Rows
 
 Result = TypeVar("Result")
@@ -41,6 +41,7 @@ class ReplayedSource:
     source: CheckpointSource
     own: frozenset[str]  # tensors that this process tallies
     known: Sequence[Tallies]  # of each pass, by all processes
+    is_whole: bool = True  # all tensors are at hand: visits are no passes, every process reads the little they need
     _passes: _Counter = field(default_factory=_Counter, init=False, repr=False)
 
     @property
@@ -78,20 +79,40 @@ class ReplayedSource:
             lambda: self.source.map_rows(lambda rows: (rows.tensor, function(rows)), self._wanted(tensors))
         )
 
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors: of all, or of its own, as one more pass. Raises: PassTallied."""
+        if self.is_whole:
+            return visit_in_turn(function, groups)
+        index = self._begin()
+        if index == len(self.known):
+            raise PassTallied(
+                {
+                    _of_group(number, tensor): [function(place) for name, place in group if name == tensor]
+                    for number, group in enumerate(groups)
+                    for tensor in sorted({name for name, _ in group} & self.own)
+                }
+            )
+        return [_in_order(self.known[index], number, group) for number, group in enumerate(groups)]
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
-        """Read one run of elements of any tensor: few are read so, and every process reads them."""
+        """Read one run of elements of a tensor that is at hand."""
         return self.source.read(tensor, offset, n_elements)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
-        """Return the rows of one run of any tensor."""
+        """Return the rows of one run of a tensor that is at hand."""
         return self.source.rows(tensor, offset, n_elements)
 
     def _wanted(self, tensors: Container[str] | None) -> frozenset[str]:
         return self.own if tensors is None else frozenset(name for name in self.own if name in tensors)
 
-    def _replay(self, tally: Callable[[], Iterator[tuple[str, Result]]]) -> Iterator[Result]:
-        index = self._passes.n
+    def _begin(self) -> int:
         self._passes.n += 1
+        return self._passes.n - 1
+
+    def _replay(self, tally: Callable[[], Iterator[tuple[str, Result]]]) -> Iterator[Result]:
+        index = self._begin()
         if index == len(self.known):
             found: dict[str, list[object]] = {}
             for tensor, result in tally():
@@ -99,6 +120,15 @@ class ReplayedSource:
             raise PassTallied(found)
         for name, _, _ in self.tensors:
             yield from self.known[index].get(name, ())  # type: ignore[misc]  # as the same function made them
+
+
+def _of_group(number: int, tensor: str) -> str:
+    return f"{number}/{tensor}"
+
+
+def _in_order(known: Tallies, number: int, group: Sequence[tuple[str, Place]]) -> Iterator[Any]:  # as visits gave them
+    results = {tensor: iter(known[_of_group(number, tensor)]) for tensor, _ in group}
+    return (next(results[tensor]) for tensor, _ in group)
 
 
 def join_tallies(parts: Sequence[Mapping[str, Sequence[object]]]) -> Tallies:

@@ -85,11 +85,13 @@ _of_thread = threading.local()
 
 @dataclass(frozen=True)
 class _Tie:
-    """The n-th entry of one model that has a key, counted from the start of a block."""
+    """The n-th entry of one model that has a key, counted from the start of a block: the last one of a rank."""
 
     model: int
+    rank: int
     key: int
     n_ties: int
+    block: Block
 
 
 def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
@@ -103,17 +105,20 @@ def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list
     for index, keys in _hold(source, scopes, small) if small else ():
         for model, row in enumerate(keys):
             found.update({(index, model, rank): _select_held(row, rank) for rank in scopes[index].searched_ranks})
-    windows = {index: _guess(source, scopes[index], effort) for index in searched if index not in small}
+    windows = _guess(source, scopes, [index for index in searched if index not in small], effort)
+    ties: list[tuple[int, _Tie]] = []
     while windows:
         open_windows: dict[int, list[_Window]] = {}
         for index, tallies in _count(source, scopes, windows, effort):
             for window, tally in zip(windows[index], tallies, strict=True):
-                settled = _settle(source, scopes[index], window, tally)
-                if isinstance(settled, Boundary):
-                    found[index, window.model, window.rank] = settled
+                settled = _settle(window, tally)
+                if isinstance(settled, _Tie):
+                    ties.append((index, settled))
                 else:
                     open_windows.setdefault(index, []).append(settled)
         windows = open_windows
+    for (index, tie), behind in zip(ties, _find_ties(source, scopes, ties), strict=True):
+        found[index, tie.model, tie.rank] = Boundary(_magnitude(tie.key), behind)
     return [_boundaries(index, scope, source.n_models, found) for index, scope in enumerate(scopes)]
 
 
@@ -152,11 +157,21 @@ def _select_held(keys: Keys, rank: int) -> Boundary:
 # --- scopes that are counted --------------------------------------------------------------------------------------
 
 
-def _guess(source: PieceSource, scope: Scope, effort: Effort) -> list[_Window]:
-    """Return a window for each model and rank, wide enough to hold it but for very bad luck."""
-    runs = [_read_keys(source, *run) for run in _sample_runs(scope, effort)]
+def _guess(
+    source: PieceSource, scopes: Sequence[Scope], indices: Sequence[int], effort: Effort
+) -> dict[int, list[_Window]]:
+    """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
+    runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
+    sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
+    return {
+        index: _guess_windows(list(keys), scopes[index], source.n_models, effort)
+        for index, keys in zip(indices, sampled, strict=True)
+    }
+
+
+def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, effort: Effort) -> list[_Window]:
     windows: list[_Window] = []
-    for model in range(source.n_models):
+    for model in range(n_models):
         of_model = [run[model] for run in runs]
         ordered = np.sort(np.concatenate(of_model))
         for rank in scope.searched_ranks:
@@ -267,8 +282,8 @@ def _scratch(n_models: int, n_elements: int) -> _Scratch:
     return found
 
 
-def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) -> Boundary | _Window:
-    """Return the boundary, or the smaller window in which it lies."""
+def _settle(window: _Window, tally: Tally) -> _Tie | _Window:
+    """Return the entry that the boundary lies behind, or the smaller window in which it is."""
     total = join(tally.blocks)
     behind = window.rank - tally.n_above  # rank within the window, from its top
     if behind <= 0:
@@ -283,7 +298,7 @@ def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) ->
         return _Window(window.model, window.rank, low, min(window.high, low + (1 << tally.shift) - 1))
     n_ties = behind - (int(from_top[step - 1]) if step else 0)
     block, n_ties = _find_block(tally, bin_, n_ties)
-    return Boundary(_magnitude(low), _find_tie(source, scope, _Tie(window.model, low, n_ties), block))
+    return _Tie(window.model, window.rank, low, n_ties, block)
 
 
 def _find_block(tally: Tally, bin_: int, n_ties: int) -> tuple[Block, int]:
@@ -296,14 +311,25 @@ def _find_block(tally: Tally, bin_: int, n_ties: int) -> tuple[Block, int]:
     raise ValueError(f"{n_ties} ties are missing from what was counted")
 
 
-def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: Block) -> int:
-    """Return the index right behind the tie, by reading its block again."""
-    missing = tie.n_ties
-    for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):
-        index, missing = _find_key(source, (name, offset, n_elements), tie, missing)
-        if index >= 0:
-            return start + index + 1
-    raise ValueError(f"{missing} ties are missing from entries {block.first} to {block.behind}")
+def _find_ties(source: PieceSource, scopes: Sequence[Scope], ties: Sequence[tuple[int, _Tie]]) -> Iterator[int]:
+    """Yield the index right behind each tie, by reading its block again. ties: each with the index of its scope."""
+    groups = [
+        [
+            (name, (tie, (name, offset, n_elements), start))
+            for name, offset, n_elements, start in _runs_between(scopes[index], tie.block.first, tie.block.behind)
+        ]
+        for index, tie in ties
+    ]
+    visited = source.visit(lambda place: _find_keys(source, *place), groups) if groups else ()
+    for (_, tie), runs in zip(ties, visited, strict=True):
+        missing = tie.n_ties
+        for behind in runs:
+            if missing <= len(behind):
+                yield int(behind[missing - 1])
+                break
+            missing -= len(behind)
+        else:
+            raise ValueError(f"{missing} ties are missing from entries {tie.block.first} to {tie.block.behind}")
 
 
 def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, int, int, int]]:
@@ -324,14 +350,10 @@ def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int) -
     return _keys(source.read(tensor, offset, n_elements))
 
 
-def _find_key(source: PieceSource, run: tuple[str, int, int], tie: _Tie, missing: int) -> tuple[int, int]:
-    """Return the index within the run of the `missing`-th entry that has the tie's key; or -1, and what is missing."""
-    rows = source.rows(*run) if fused.is_ready() else None
-    if rows is not None:
-        with suppress(NotClean):
-            return fused.find_key(rows, tie.model, tie.key, missing)
-    found = np.flatnonzero(_keys(source.read(*run))[tie.model] == tie.key)
-    return (int(found[missing - 1]), 0) if missing <= len(found) else (-1, missing - len(found))
+def _find_keys(source: PieceSource, tie: _Tie, run: tuple[str, int, int], start: int) -> NDArray[np.int64]:
+    """Return the indices right behind the first entries of a run that have the tie's key; `start`: of the run."""
+    keys = _keys(source.read(*run))[tie.model]
+    return np.flatnonzero(keys == tie.key)[: tie.n_ties] + (start + 1)
 
 
 def _keys(piece: Piece) -> Keys:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
 from app.domain.errors import NotFinite
-from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
+from workers.contract import NestedMerge, Piece, PieceSource, Place, StatisticRequest, visit_in_turn
 from workers.fusion import NotClean, Rows
 from workers.granularity import run_around, step_elements
 
@@ -60,6 +60,12 @@ class ChangedSource:
         Raises: NotFinite where the change has made them so.
         """
         return self.map(lambda piece: _of_rows(function, piece), tensors)
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, wherever the source has it done."""
+        return self.source.visit(function, groups)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> None:
         """Return None, as `map_rows` does."""
@@ -119,6 +125,12 @@ class PartOfSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of these tensors."""
         return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, wherever the source has it done."""
+        return self.source.visit(function, groups)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
@@ -184,6 +196,12 @@ class TensorSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of every piece."""
         return self.map(lambda piece: function(piece.rows), tensors)
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, one after the other."""
+        return visit_in_turn(function, groups)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
         """Return the rows of one run of elements of a tensor."""
