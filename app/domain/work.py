@@ -223,6 +223,14 @@ class PointReport(Value):
     point: MeasuredPoint
 
 
+class WrittenReport(Value):
+    """From the job process of a merge: the first bytes of a file in its output folder are as they will stay."""
+
+    kind: Literal["written"] = "written"
+    path: str
+    n_bytes: int
+
+
 class WorkSucceeded(Value):
     """Last word of a job process that did its work."""
 
@@ -238,4 +246,6 @@ class WorkFailed(Value):
     problem: dict[str, JsonValue]
 
 
-Report = Annotated[ProgressReport | PointReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")]
+Report = Annotated[
+    ProgressReport | PointReport | WrittenReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")
+]

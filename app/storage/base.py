@@ -65,6 +65,24 @@ class TempObject(Protocol):
         """Remove what was not published."""
 
 
+class Growing(Protocol):
+    """A folder whose files may go into the store while they are made. Leaving the context ends what is on its way."""
+
+    def grew(self, path: str, n_bytes: int) -> None:
+        """Hear that the first bytes of a file are as they will stay; the file has its final size already."""
+
+    def publish(self, files: Sequence[FileEntry]) -> None:
+        """Put the files into the store, as Storage.publish does."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was not published."""
+
+
 class Storage(Protocol):
     """A content-addressed store."""
 
@@ -74,6 +92,9 @@ class Storage(Protocol):
         Raises: OutOfDisk, Unavailable; ValueError when a file is missing or does not have its size; what the watch
             raises.
         """
+
+    def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
+        """Return what follows the files of a folder while they are made."""
 
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder with these files under their paths; read it, do not write into it.

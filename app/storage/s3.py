@@ -12,11 +12,13 @@ from pathlib import Path
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
 from app.domain.needs import FileRange
-from app.storage.base import UNWATCHED, TempObject, Watch, object_key
+from app.storage.base import UNWATCHED, Growing, TempObject, Watch, object_key
 from app.storage.buckets import Bucket, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
+from app.storage.growing import INCOMING, Bring, GrowingFiles
 from app.storage.incoming import TempFile
 from app.storage.partial import RangeCache
+from app.storage.uploads import abort_uploads
 
 PREFIX = "objects/sha256"
 PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no sweep takes it for forgotten
@@ -36,19 +38,11 @@ class S3Storage:
 
     def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the bucket."""
-        watch.expect(sum(file.size_bytes for file in files))
-        for file in files:
-            watch.moved()
-            source = directory / file.path
-            if source.is_file():
-                found = source.stat().st_size
-                if found != file.size_bytes:
-                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
-                self._put(source, file.sha256, watch)
-            elif self.size(file.sha256) != file.size_bytes:
-                raise ValueError(
-                    f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
-                )
+        self._publish(directory, files, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
+
+    def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
+        """Return what sends large files of a folder into the bucket while they are made."""
+        return GrowingFiles(self._bucket, directory, self._publish, watch)
 
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of the files, downloaded where the cache does not have them."""
@@ -111,16 +105,21 @@ class S3Storage:
 
         def put(file: Path, sha256: str) -> None:
             watch.expect(file.stat().st_size)
-            self._put(file, sha256, watch)
+            self._put(file, sha256, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
 
         with translated("an upload"):
             self._incoming.mkdir(parents=True, exist_ok=True)
             return TempFile(self._incoming / uuid.uuid4().hex, put, watch)
 
     def sweep_temp(self, *, older_than_seconds: float) -> int:
-        """Remove what crashes left behind and unused folders of the cache."""
+        """Remove what crashes left behind, here and in the bucket, and unused folders of the cache."""
+        removed = abort_uploads(self._bucket, older_than_seconds=older_than_seconds)
+        for found in self._bucket.list_objects(INCOMING):
+            if _age_seconds(found["last_modified"]) >= older_than_seconds:
+                self._bucket.delete(found["path"])
+                removed += 1
         with translated("sweeping the cache"):
-            removed = sweep_files(self._incoming, older_than_seconds=older_than_seconds)
+            removed += sweep_files(self._incoming, older_than_seconds=older_than_seconds)
             removed += sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
             removed += self._views.sweep(unused_seconds=KEEP_SECONDS)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
@@ -134,13 +133,28 @@ class S3Storage:
         """Return if the bucket answers."""
         self._bucket.head(f"{PREFIX}/check")
 
-    def _put(self, source: Path, sha256: str, watch: Watch) -> None:
+    def _publish(self, directory: Path, files: Sequence[FileEntry], watch: Watch, bring: Bring) -> None:
+        watch.expect(sum(file.size_bytes for file in files))
+        for file in files:
+            watch.moved()
+            source = directory / file.path
+            if source.is_file():
+                found = source.stat().st_size
+                if found != file.size_bytes:
+                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
+                self._put(source, file.sha256, watch, bring)
+            elif self.size(file.sha256) != file.size_bytes:
+                raise ValueError(
+                    f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
+                )
+
+    def _put(self, source: Path, sha256: str, watch: Watch, bring: Bring) -> None:
         size = source.stat().st_size
         found = self._bucket.head(object_key(sha256))
         if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
             watch.moved(size)
             return
-        self._bucket.put_file(object_key(sha256), source, watch=watch)
+        bring(object_key(sha256), source, watch)
         stored = self._bucket.head(object_key(sha256))
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
@@ -162,7 +176,9 @@ class S3Storage:
             raise _gone(file) from None
         except ObjectChanged:
             detail = f"The object sha256:{file.sha256} was replaced while ranges of it were read"
-            raise Unavailable(f"{detail}; nothing of ours does that. Look who writes into the bucket, then try again.") from None
+            raise Unavailable(
+                f"{detail}; nothing of ours does that. Look who writes into the bucket, then try again."
+            ) from None
 
     def _download(self, file: FileEntry, watch: Watch) -> None:
         temp = self._cache.new_temp_path()

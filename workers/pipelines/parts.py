@@ -23,7 +23,7 @@ from workers.contract import RecipeCode
 from workers.pipelines import program
 from workers.pipelines.beside import FilesBeside
 from workers.pipelines.merge import Told, check_room, open_merge, total_bytes
-from workers.pipelines.merge_files import WrittenWeights, complete, write_weights
+from workers.pipelines.merge_files import OnWritten, WrittenWeights, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Merger
 from workers.pipelines.rounds import PassTallied, ReplayedSource, join_tallies
 from workers.statistics.views import PartOfSource
@@ -40,6 +40,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
     device: str = "cpu",
     threads: int | None = None,
     chunk_elements: int | None = None,
+    on_written: OnWritten = ignore,
 ) -> PartOutcome:
     """Write this part's weight files, or its tallies of the next pass, into the work's output folder.
 
@@ -78,9 +79,8 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
             return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_bytes)
         opened.meter.enter("merging")
         opened.meter.expect(n_bytes)
-        written = write_weights(
-            own, Merger(ready, opened.inputs, opened.source, opened.meter), merge.output, NOTHING_BESIDE
-        )
+        merger = Merger(ready, opened.inputs, opened.source, opened.meter)
+        written = write_weights(own, merger, merge.output, NOTHING_BESIDE, on_written)
     merged = MergedFiles(
         files=written.entries,
         blake3_of=dict(written.blake3_of),
