@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do  # noqa: N815 (names of http.server)
 
 
 def _kind(method: str, path: str) -> str:

@@ -42,7 +42,9 @@ def find_needed(own: MergePlan, base: Manifest | None, models: Sequence[Manifest
     expected, found = distinct_tensors(reference, [as_dense(model, reference) for model in models])
     compared = {tensor.source for tensor in own.tensors if tensor.copied_because in (None, "integer")}
     of_reference = {expected[name].name for name in compared if name in expected}
-    of_reference |= {tensor.name for tensor in own.tensors if tensor.model is None}
+    of_reference |= {
+        tensor.name for tensor in own.tensors if tensor.model is None and tensor.copied_because is not None
+    }
     of_models = [
         {tensors[name].name for name in compared if name in tensors}
         | {tensor.source for tensor in own.tensors if tensor.model == index}

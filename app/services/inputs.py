@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Checkpoint
-from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest
+from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import InputChanged
 from app.domain.needs import find_ranges, within_ranges
 from app.domain.sources import SourceListing
@@ -13,24 +13,26 @@ from app.services.running import Keepers
 from app.storage.uris import ObjectUri, parse_uri
 
 
-def local(
-    keepers: Keepers, checkpoint_id: str, is_wanted: Callable[[FileEntry], bool] = lambda _: True
-) -> LocalCheckpoint:
+def local(keepers: Keepers, checkpoint_id: str, is_wanted: Callable[[str], bool] = lambda _: True) -> LocalCheckpoint:
     """Return a ready checkpoint with a folder of its files; no transaction is open while bytes move.
 
-    is_wanted: files that need not be brought here from the store are not.
+    is_wanted: of its path; a file that need not be brought here is not.
 
     Raises: InputChanged when there is no such checkpoint any more, or a referenced file is not the one that was
     registered; ArtifactGone, OutOfDisk, Unavailable from the store.
     """
     row = _find(keepers, checkpoint_id)
     if row.uri is None:
-        files = [file for file in row.manifest.files if is_wanted(file)]
+        files = [file for file in row.manifest.files if is_wanted(file.path)]
         folder = keepers.storage.fetch(files, watch=keepers.watch)
         return LocalCheckpoint(id=checkpoint_id, path=folder, manifest=row.manifest)
     keepers.sources.check(row.uri, row.listing, watch=keepers.watch)
-    path = keepers.sources.fetch(row.uri, row.listing, watch=keepers.watch)
-    return LocalCheckpoint(id=checkpoint_id, path=path.parent if row.listing.is_file else path, manifest=row.manifest)
+    listing = row.listing
+    if isinstance(parse_uri(row.uri), ObjectUri):
+        wanted = tuple(file for file in listing.files if is_wanted(file.path))
+        listing = SourceListing(is_file=listing.is_file and bool(wanted), files=wanted)
+    path = keepers.sources.fetch(row.uri, listing, watch=keepers.watch)
+    return LocalCheckpoint(id=checkpoint_id, path=path.parent if listing.is_file else path, manifest=row.manifest)
 
 
 def is_remote(keepers: Keepers, checkpoint_id: str) -> bool:

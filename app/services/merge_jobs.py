@@ -26,13 +26,13 @@ from app.services.merge_drafts import MergeSpec
 from app.services.running import Keepers
 
 
-def is_companion(file: FileEntry) -> bool:
+def is_companion(path: str) -> bool:
     """Tell whether a file lies beside the weights."""
-    return not file.path.endswith(".safetensors")
+    return not path.endswith(".safetensors")
 
 
 def fetch(
-    keepers: Keepers, spec: MergeSpec, output: Path, is_wanted: Callable[[FileEntry], bool] = lambda _: True
+    keepers: Keepers, spec: MergeSpec, output: Path, is_wanted: Callable[[str], bool] = lambda _: True
 ) -> MergeWork:
     """Bring the inputs of a merge here and return its work, which writes into the empty folder `output`."""
     heads = [item.base_model for item in spec.learning]

@@ -193,7 +193,7 @@ class Outgoing:
 
     def read(self) -> Iterator[bytes]:
         """Yield the bytes as they become ready. Raises: PutStopped."""
-        with self.file.open("rb") as file:
+        with self.file.open("rb", buffering=0) as file:  # a buffer would read ahead, what is not ready yet
             size = os.fstat(file.fileno()).st_size
             while self._n_bytes < size:
                 n_ready = self._wait()

@@ -115,8 +115,9 @@ class House:
             work = steps.prepare(self.keepers, claim, scratch)
             if isinstance(work, HandedOver):
                 return
-            outcome = perform(WorkOrder(work=work), lambda _progress: None)
-            self.keepers.storage.publish(scratch / "output", _files(outcome))
+            with self.keepers.storage.follow(scratch / "output") as growing:
+                outcome = perform(WorkOrder(work=work), lambda _progress: None, on_written=growing.grew)
+                growing.publish(_files(outcome))
             running.finish(self.wiring.sessions, claim, lambda session: steps.record(session, claim, outcome))
         except AmalgamError as problem:
             running.fail(self.wiring.sessions, claim, problem)

@@ -1,4 +1,4 @@
-"""What a part reads of its inputs: the ranges of its tensors, near ones as one, and a manifest that finds them there."""
+"""What a part reads of its inputs: ranges that hold its tensors, near ones as one, and where a manifest finds them."""
 
 from app.domain.needs import GAP_BYTES, NOWHERE, FileRange, find_needed, find_ranges, within_ranges
 from app.domain.parts import only_of, share_out

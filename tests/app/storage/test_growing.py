@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.checkpoints import FileEntry
-from app.storage.base import Storage, object_key
+from app.storage.base import Storage
 from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
 from tests.app.storage.contents import entry, read_folder
@@ -145,9 +144,3 @@ def test_a_local_store_publishes_at_the_end(tmp_path: Path, output: Path) -> Non
         assert list(store.list_objects()) == []
         growing.publish(FILES)
     assert store.size(FILES[0].sha256) == len(LARGE)
-    assert object_key(FILES[0].sha256).endswith(FILES[0].sha256)
-
-
-def test_files_are_named_by_their_digests(output: Path) -> None:
-    assert isinstance(FILES[0], FileEntry)
-    assert (output / FILES[0].path).exists()

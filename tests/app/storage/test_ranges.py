@@ -1,4 +1,4 @@
-"""Ranges of objects: only they are moved, once; what was replaced meanwhile is noticed; whole files make them needless."""
+"""Ranges of objects: only they are moved, once; what is replaced is noticed; whole files make them needless."""
 
 import os
 from collections.abc import Iterator
@@ -65,9 +65,7 @@ def test_only_the_ranges_are_moved_and_only_once(store: Storage, files: list[Fil
     assert proxy.traffic.n_requests == 3
 
 
-def test_where_the_whole_file_is_here_no_range_is_moved(
-    store: Storage, files: list[FileEntry], proxy: S3Proxy
-) -> None:
+def test_where_the_whole_file_is_here_no_range_is_moved(store: Storage, files: list[FileEntry], proxy: S3Proxy) -> None:
     store.fetch(files)
     proxy.traffic = Traffic()
     assert read_folder(store.fetch_ranges(files[:1], RANGES)) == {"a.bin": CONTENT}

@@ -62,12 +62,17 @@ def digests(folder: Path) -> dict[str, str]:
 def check(
     merge: FileMerge, n_parts: int, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], folder: Path
 ) -> int:
-    """Check a merge in parts against the whole one; return the number of rounds it took."""
+    """Check a merge in parts against the whole one; return the number of rounds it took.
+
+    Once where every part has all inputs, and once where each has the ranges of its own tensors alone.
+    """
     whole = merge(base, models, folder / "whole")
-    manifest, report, n_rounds = SplitMerge(merge, n_parts)(base, models, folder / "split")
-    assert manifest == whole
-    assert digests(folder / "split") == digests(folder / "whole")
-    assert report["n_parts"] == n_parts
+    for is_whole in (False, True):
+        output = folder / ("split" if is_whole else "sparse")
+        manifest, report, n_rounds = SplitMerge(merge, n_parts, is_whole)(base, models, output)
+        assert manifest == whole
+        assert digests(output) == digests(folder / "whole")
+        assert report["n_parts"] == n_parts
     return n_rounds
 
 
