@@ -41,6 +41,7 @@ from app.services import (
 from app.services.presence import WorkerFacts
 from app.services.reaping import Reaper, ReapLimits
 from app.services.running import Keepers, WorkerIdentity
+from app.storage.buckets import WORKER_PATIENCE_SECONDS
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
 from workers.housekeeping import Housekeeping
@@ -129,9 +130,18 @@ class _Worker:
         self._settings = settings
         self._sessions = Sessions(make_engine(settings.database_url))
         self._storage = open_storage(
-            settings.store_url, settings.cache, settings.scratch, cache_bytes=settings.cache_bytes
+            settings.store_url,
+            settings.cache,
+            settings.scratch,
+            cache_bytes=settings.cache_bytes,
+            patience_seconds=WORKER_PATIENCE_SECONDS,
         )
-        self._sources = Sources(settings.file_roots, settings.cache, cache_bytes=settings.cache_bytes)
+        self._sources = Sources(
+            settings.file_roots,
+            settings.cache,
+            cache_bytes=settings.cache_bytes,
+            patience_seconds=WORKER_PATIENCE_SECONDS,
+        )
         self._queue = JobQueue(settings.broker_url)
         self._facts = WorkerFacts(
             id=new_id("wrk"),

@@ -29,6 +29,9 @@ RANGE_BYTES = 16 << 20
 PARALLEL_RANGES = 4
 PART_BYTES = 16 << 20
 SINGLE_PUT_BYTES = 8 << 20
+PATIENCE_SECONDS = 1.0  # of who answers a caller
+WORKER_PATIENCE_SECONDS = 60.0  # of who would lose an attempt of a job
+MAX_RETRIES = 100  # the time is what ends them
 LOOK_SECONDS = 0.2  # between looks at the watch while the network is waited for
 Result = TypeVar("Result")
 _INSTANCE_METADATA = "169.254.169.254"  # asked for credentials last, where nothing else names any
@@ -51,9 +54,12 @@ class PutStopped(Exception):
 
 
 class Bucket:
-    """A bucket, or what lies under a prefix of it; keys are relative to the prefix."""
+    """A bucket, or what lies under a prefix of it; keys are relative to the prefix.
 
-    def __init__(self, name: str, prefix: str = "") -> None:
+    patience_seconds: how long a request is repeated while the bucket is away.
+    """
+
+    def __init__(self, name: str, prefix: str = "", *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.name = name
         self.prefix = prefix
         endpoint = endpoint_of()
@@ -63,8 +69,8 @@ class Bucket:
             config={"endpoint": endpoint} if endpoint else {},
             client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=3)},
             retry_config={
-                "max_retries": 3,
-                "retry_timeout": timedelta(seconds=30),
+                "max_retries": MAX_RETRIES if patience_seconds > PATIENCE_SECONDS else 3,
+                "retry_timeout": timedelta(seconds=max(30.0, patience_seconds)),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),
                     "max_backoff": timedelta(seconds=2),

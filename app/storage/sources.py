@@ -10,7 +10,7 @@ from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
 from app.domain.needs import FileRange
 from app.domain.sources import SourceFile, SourceListing
 from app.storage.base import UNWATCHED, Watch
-from app.storage.buckets import Bucket, BucketForbidden, BucketMissing, ObjectChanged
+from app.storage.buckets import PATIENCE_SECONDS, Bucket, BucketForbidden, BucketMissing, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.local_sources import MAX_FILES, FileRoots
 from app.storage.partial import RangeCache
@@ -20,7 +20,15 @@ from app.storage.uris import FileUri, ObjectUri, parse_uri
 class Sources:
     """What may be read from outside the store."""
 
-    def __init__(self, roots: Sequence[Path], cache: Path, *, cache_bytes: int = 50 << 30) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        cache: Path,
+        *,
+        cache_bytes: int = 50 << 30,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._patience_seconds = patience_seconds
         self._roots = FileRoots(roots)
         self._cache = ObjectFolder(cache / "sources")
         self._views = Views(cache / "sources" / "views")
@@ -188,7 +196,7 @@ class Sources:
     def _bucket(self, parsed: ObjectUri) -> Bucket:
         with self._lock:
             if parsed.bucket not in self._buckets:
-                self._buckets[parsed.bucket] = Bucket(parsed.bucket)
+                self._buckets[parsed.bucket] = Bucket(parsed.bucket, patience_seconds=self._patience_seconds)
             return self._buckets[parsed.bucket]
 
 

@@ -1,7 +1,7 @@
 """A merge in parts whose worker is killed at every point: before and after each write, sync, rename, put and commit.
 
-Run: `python -m benchmarks.service.points [--bucket] [--every 1] [--first 1]`; see README.md. Exits with 1 if anything is
-wrong after a kill: the merge has not ended, other bytes, or something left behind.
+Run: `python -m benchmarks.service.points [--bucket] [--every 1] [--first 1]`; see README.md. Exits with 1 if something
+is wrong after a kill: the merge has not ended, other bytes, or something left behind.
 """
 
 import argparse

@@ -38,12 +38,13 @@ class Site:
         migrate.upgrade(self.settings.database_url)
         self.wiring: Wiring = wire(self.settings)
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.worker_module = "workers.main"
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Start a worker process; its log goes to `worker.log` in the home folder."""
         with (self.home / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers.main"],
+                [sys.executable, "-m", self.worker_module],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -62,8 +63,8 @@ class Site:
         request = CheckpointRequest(uri=folder.as_uri(), name=name)
         self.wait([checkpoints.register(self.wiring, ACTOR, request).job.id])
 
-    def submit(self, weight: float) -> JobView:
-        """Submit a merge that differs from the others by a weight."""
+    def submit(self, weight: float, *, n_parts: int = 1) -> JobView:
+        """Submit a merge that differs from the others by a weight; its files are small enough for two parts."""
         return merges.submit(
             self.wiring,
             ACTOR,
@@ -73,6 +74,8 @@ class Site:
                     "base_model": "base",
                     "models": [{"checkpoint": "one", "weight": weight}, {"checkpoint": "two"}],
                     "max_attempts": 50,
+                    "output": {"shard_bytes": 2**20},
+                    "parallelism": n_parts,
                 }
             ),
         )

@@ -13,7 +13,7 @@ from tests.faults.killing import Ground, open_ground
 from tests.servers import S3Bucket
 
 pytestmark = pytest.mark.slow
-N_VISITED = 5
+N_VISITED = 3
 
 
 @pytest.fixture(params=["files", "bucket"])
