@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -40,8 +41,11 @@ class Site:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.worker_module = "workers.main"
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker process; its log goes to `worker.log` in the home folder."""
+    def start_worker(self, core: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker process; its log goes to `worker.log` in the home folder.
+
+        core: the only one that it and its children run on.
+        """
         with (self.home / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.worker_module],
@@ -49,6 +53,7 @@ class Site:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),
             )
         self.workers.append(process)
         return process

@@ -8,7 +8,7 @@ well; when no pass is left, the part merges. Every part repeats the folds, so ea
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from app.domain.catalog import Granularity
 from workers.checkpoints.source import CheckpointSource
@@ -17,6 +17,15 @@ from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import Rows
 
 Result = TypeVar("Result")
+JOINED_AT_ONCE = 16
+
+
+@runtime_checkable
+class Joined(Protocol):
+    """A result that can stand for several pieces: so that what is tallied does not grow with the tensors."""
+
+    def join(self, following: Sequence[Any]) -> Any:
+        """Return this and what follows as one result of the same kind."""
 
 
 class PassTallied(Exception):
@@ -116,10 +125,22 @@ class ReplayedSource:
         if index == len(self.known):
             found: dict[str, list[object]] = {}
             for tensor, result in tally():
-                found.setdefault(tensor, []).append(result)
-            raise PassTallied(found)
+                of_tensor = found.setdefault(tensor, [])
+                of_tensor.append(result)
+                if isinstance(result, Joined) and len(of_tensor) == JOINED_AT_ONCE:
+                    found[tensor] = [_join(of_tensor)]
+            raise PassTallied({tensor: _shorten(results) for tensor, results in found.items()})
         for name, _, _ in self.tensors:
             yield from self.known[index].get(name, ())  # type: ignore[misc]  # as the same function made them
+
+
+def _shorten(results: list[object]) -> list[object]:
+    return [_join(results)] if isinstance(results[0], Joined) and len(results) > 1 else results
+
+
+def _join(results: Sequence[Any]) -> object:  # of one kind
+    joined: object = results[0].join(results[1:])
+    return joined
 
 
 def _of_group(number: int, tensor: str) -> str:

@@ -23,12 +23,14 @@ from workers.numerics import fused
 from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
-from workers.statistics.tallies import Block, Keys, Tally, count_bins, join
+from workers.statistics.tallies import Block, Count, Keys, Tally, count_bins, join
 
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
+MIN_COUNTS = 256  # numbers kept of a window, however many there are
+MIN_JOINED_COUNTS = 1 << 14  # and of a tensor that one part of a merge has counted, however small
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,29 @@ class _Window:
     rank: int
     low: int
     high: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a pass has counted in some neighboring pieces of a scope, window by window."""
+
+    scope: int  # its index
+    n_kept: float  # numbers that may be kept of each window, for each entry
+    counts: tuple[Count, ...]
+
+    @property
+    def behind(self) -> int:
+        """Index within the scope of the first entry behind."""
+        return self.counts[0].blocks[-1].behind
+
+    def join(self, following: "Sequence[Counted]") -> "Counted":
+        """Return this and what follows as one, in numbers as few as a scope may have of as many entries."""
+        n_entries = following[-1].behind - self.counts[0].blocks[0].first
+        tallies = [Tally(max(MIN_JOINED_COUNTS, int(self.n_kept * n_entries))) for _ in self.counts]
+        for one in (self, *following):
+            for tally, count in zip(tallies, one.counts, strict=True):
+                tally.add(count)
+        return Counted(self.scope, self.n_kept, tuple(tally.count for tally in tallies))
 
 
 @dataclass(frozen=True)
@@ -211,31 +236,36 @@ def _count(
 ) -> Iterator[tuple[int, list[Tally]]]:
     """Read the scopes once; yield each with a tally per window when all its pieces were counted."""
     places = {name: (index, start) for index in windows for name, _, start in scopes[index].tensors}
+    kept = {index: max(MIN_COUNTS, effort.n_counts // len(windows[index])) for index in windows}  # of one window
+    rates = {index: kept[index] / scopes[index].n_elements for index in windows}
     tallies: dict[int, list[Tally]] = {}
     counted = map_fused(
         source,
-        lambda rows: _count_rows(rows, places, windows),
-        lambda piece: _count_piece(piece, places, windows),
+        lambda rows: _count_rows(rows, places, windows, rates),
+        lambda piece: _count_piece(piece, places, windows, rates),
         places,
     )
-    for index, counts in counted:
+    for found in counted:
+        index = found.scope
         if index not in tallies:
-            tallies[index] = [Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
-        for tally, (n_above, block) in zip(tallies[index], counts, strict=True):
-            tally.add(n_above, block)
-        if counts[0][1].behind == scopes[index].n_elements:
+            tallies[index] = [Tally(kept[index]) for _ in windows[index]]
+        for tally, count in zip(tallies[index], found.counts, strict=True):
+            tally.add(count)
+        if found.behind == scopes[index].n_elements:
             yield index, tallies.pop(index)
 
 
 def _count_rows(
-    rows: Rows, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
-) -> tuple[int, list[tuple[int, Block]]]:
+    rows: Rows,
+    places: Mapping[str, tuple[int, int]],
+    windows: Mapping[int, Sequence[_Window]],
+    rates: Mapping[int, float],
+) -> Counted:
     index, start = places[rows.tensor]
     first = start + rows.offset
     counted = zip(windows[index], fused.count_keys(rows, _as_arrays(windows[index], rows.n_models)), strict=True)
-    return index, [
-        (n_above, _block(keys, window, first, first + rows.n_elements)) for window, (n_above, keys) in counted
-    ]
+    counts = [_count_of(n_above, keys, window, (first, rows.n_elements)) for window, (n_above, keys) in counted]
+    return Counted(index, rates[index], tuple(counts))
 
 
 def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
@@ -249,24 +279,31 @@ def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
 
 
 def _count_piece(
-    piece: Piece, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
-) -> tuple[int, list[tuple[int, Block]]]:
+    piece: Piece,
+    places: Mapping[str, tuple[int, int]],
+    windows: Mapping[int, Sequence[_Window]],
+    rates: Mapping[int, float],
+) -> Counted:
     index, start = places[piece.tensor]
     scratch = _scratch(*piece.finetuned.shape)
     _fill_keys(piece, scratch.keys)
     first = start + piece.offset
-    return index, [_count_row(scratch, window, first) for window in windows[index]]
+    counts = [_count_row(scratch, window, first) for window in windows[index]]
+    return Counted(index, rates[index], tuple(counts))
 
 
-def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Block]:
+def _count_row(scratch: _Scratch, window: _Window, first: int) -> Count:
     keys = scratch.keys[window.model]
     is_above = np.greater(keys, window.high, out=scratch.is_above)
     is_within = np.not_equal(np.greater_equal(keys, window.low, out=scratch.is_within), is_above, out=scratch.is_within)
-    return int(np.count_nonzero(is_above)), _block(keys[is_within], window, first, first + len(keys))
+    return _count_of(int(np.count_nonzero(is_above)), keys[is_within], window, (first, len(keys)))
 
 
-def _block(keys: Keys, window: _Window, first: int, behind: int) -> Block:
-    return Block(first, behind, *count_bins(keys - np.int32(window.low)))
+def _count_of(n_above: int, keys: Keys, window: _Window, run: tuple[int, int]) -> Count:
+    """Return what was found in a run, of an index and so many entries: keys above the window, and those within it."""
+    first, n_elements = run
+    block = Block(first, first + n_elements, *count_bins(keys - np.int32(window.low)))
+    return Count(n_above, 0, (block,))
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:
