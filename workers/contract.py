@@ -143,6 +143,9 @@ class PieceSource(Protocol):
         some tensors are at hand, whoever has a tensor visits it. Each group's results come one by one, in order.
         """
 
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what a pure function finds by reading this source: worth keeping where passes are repeated."""
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
 

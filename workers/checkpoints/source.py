@@ -116,6 +116,10 @@ class CheckpointSource:
         """Apply a function to places within tensors, one after the other, as far as the results are asked for."""
         return visit_in_turn(function, groups)
 
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds."""
+        return function()
+
     def _map_run(self, function: Callable[[Rows], Result], run: Run) -> Result:
         try:
             result = function(self.read_rows(run))

@@ -23,11 +23,14 @@ PREFIX_BYTES = 8
 OURS = "workers."
 
 
-def write_tallies(path: Path, index: int, tallies: Tallies) -> None:
-    """Write the tallies of the pass of this index."""
+def write_tallies(path: Path, tallies: Tallies, folded: Sequence[object] = ()) -> None:
+    """Write the tallies of a pass, and what has been made of those of earlier passes."""
     arrays: list[np.ndarray[Any, Any]] = []
     tree = json.dumps(
-        {"pass": index, "tallies": {name: [_pack(one, arrays) for one in tallies[name]] for name in tallies}}
+        {
+            "folded": [_pack(one, arrays) for one in folded],
+            "tallies": {name: [_pack(one, arrays) for one in tallies[name]] for name in tallies},
+        }
     )
     encoded = tree.encode()
     with path.open("wb") as file:
@@ -37,15 +40,14 @@ def write_tallies(path: Path, index: int, tallies: Tallies) -> None:
             file.write(array.tobytes())
 
 
-def read_tallies(path: Path) -> tuple[int, Tallies]:
-    """Return the index of the pass, and the tallies."""
+def read_tallies(path: Path) -> tuple[Tallies, list[object]]:
+    """Return the tallies of a pass, and what had been made of those of earlier passes."""
     content = path.read_bytes()
     begin = PREFIX_BYTES + int.from_bytes(content[:PREFIX_BYTES], "little")
     document = json.loads(content[PREFIX_BYTES:begin])
     reader = _Arrays(content, begin)
-    return document["pass"], {
-        name: [_unpack(one, reader) for one in results] for name, results in document["tallies"].items()
-    }
+    folded = [_unpack(one, reader) for one in document["folded"]]
+    return {name: [_unpack(one, reader) for one in results] for name, results in document["tallies"].items()}, folded
 
 
 class _Arrays:

@@ -67,6 +67,10 @@ class ChangedSource:
         """Apply a function to places within tensors, wherever the source has it done."""
         return self.source.visit(function, groups)
 
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds, or what it has found before."""
+        return self.source.once(function)
+
     def rows(self, tensor: str, offset: int, n_elements: int) -> None:
         """Return None, as `map_rows` does."""
 
@@ -131,6 +135,10 @@ class PartOfSource:
     ) -> Sequence[Iterator[Result]]:
         """Apply a function to places within tensors, wherever the source has it done."""
         return self.source.visit(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds, or what it has found before."""
+        return self.source.once(function)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
@@ -202,6 +210,10 @@ class TensorSource:
     ) -> Sequence[Iterator[Result]]:
         """Apply a function to places within tensors, one after the other."""
         return visit_in_turn(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds."""
+        return function()
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
         """Return the rows of one run of elements of a tensor."""

@@ -21,6 +21,7 @@ from tests.workers.splitting import SplitMerge
 from workers.catalog import load_recipe
 from workers.numerics import fused
 from workers.pipelines.parts import merge_part
+from workers.statistics import ranks
 
 SPLITTABLE = [
     card
@@ -177,3 +178,24 @@ def test_a_part_reads_the_inputs_of_its_own_tensors_and_reports_their_bytes(tmp_
         assert {file.path for file in outcome.files[:-1]} == set(share.files)
     assert sum(totals) == plan.bytes_read
     assert max(totals) < plan.bytes_read / 2
+
+
+def test_what_was_found_of_passes_is_not_found_again_in_later_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = [{f"layers.{at}.w": torch.randn(250, 401, generator=generator) for at in range(4)} for _ in range(3)]
+    base, *models = [write_checkpoint(tmp_path / f"m{index}", own) for index, own in enumerate(tensors)]
+    calls: list[str] = []
+    for name in ("_guess", "_find_ties"):
+        made = getattr(ranks, name)
+
+        def note(*arguments: Any, name: str = name, made: Any = made) -> Any:
+            calls.append(name)
+            return made(*arguments)
+
+        monkeypatch.setattr(ranks, name, note)
+    merge = FileMerge("ties", shard_bytes=500_000)
+    _, _, n_rounds = SplitMerge(merge, 2)(base, models, tmp_path / "split")
+    assert n_rounds == 3
+    assert calls == ["_guess"] * 2 + ["_find_ties"] * 2
