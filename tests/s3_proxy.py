@@ -69,8 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Pass a request on, and its answer back."""
         n_bytes = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(n_bytes)
-        if self.server.is_cut:
-            self.close_connection = True
+        if self._hangs_up():
             return
         target = self.server.target
         with contextlib.closing(http.client.HTTPConnection(str(target.hostname), target.port)) as connection:
@@ -78,12 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
-        if self.server.is_cut:
-            self.close_connection = True
+        if self._hangs_up():
             return
         with self.server.lock:
             traffic = self.server.traffic
-            traffic.requests[_kind(self.command, self.path)] += 1
+            is_copy = "x-amz-copy-source" in self.headers
+            traffic.requests["Copy" if is_copy else _kind(self.command, self.path)] += 1
             traffic.n_up += n_bytes
             traffic.n_down += len(content)
         self.send_response_only(answer.status)
@@ -94,6 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", answer.getheader("Content-Length", "0") if is_head else str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _hangs_up(self) -> bool:
+        self.close_connection = self.close_connection or self.server.is_cut
+        return self.server.is_cut
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do  # noqa: N815 (names of http.server)
 

@@ -51,6 +51,7 @@ from workers.runtime import Runtime
 from workers.tasks import Kind, Supervisor
 from workers.warm import WarmServer
 
+WARM_SECONDS = 120.0  # that a worker waits for its libraries before it takes jobs all the same
 log = structlog.get_logger(__name__)
 
 
@@ -168,6 +169,7 @@ class _Worker:
         reaping.release_former(self._sessions, self._facts.name, self._facts.id)
         self._housekeeping.sweep_scratch()
         self._servers["merge"].start()
+        self._servers["merge"].wait_until_warm(WARM_SECONDS)  # meanwhile others take the jobs
         stop = threading.Event()
         threads = self._start_threads(stop)
         log.info(

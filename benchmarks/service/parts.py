@@ -83,12 +83,13 @@ def _register(site: Site, data: Path) -> list[str]:
 def _have_workers(site: Site, n: int, options: argparse.Namespace) -> None:
     """Start or stop workers until there are n, and wait until the new ones are warm."""
     cores = sorted(os.sched_getaffinity(0))
+    log = site.home / "worker.log"
+    log.touch()
     while len(site.workers) > n:
         process = site.workers.pop()
         process.terminate()
         process.wait(60)
     while len(site.workers) < n:
-        log = site.home / "worker.log"
         before = log.read_bytes().count(b"worker_started")
         site.start_worker(core=None if options.unpinned else cores[len(site.workers) % len(cores)])
         wait_until(lambda: log.read_bytes().count(b"worker_started") > before, deadline_seconds=120)  # noqa: B023
