@@ -20,6 +20,7 @@ import numpy as np
 from app.domain.jobs import JobKind
 from app.logging import set_up_logging
 from app.services import parts
+from app.services.parts import PartSpec
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
 from tests import servers
@@ -88,7 +89,7 @@ def _run(house: House, proxy: S3Proxy, method: str, n_parts: int, shard_bytes: i
     )
     moved: list[Traffic] = []
     while (claim := house.claim()) is not None:
-        share = claim.job.spec["share"]["index"] if claim.job.kind is JobKind.PART else 0
+        share = PartSpec.model_validate(claim.job.spec).share.index if claim.job.kind is JobKind.PART else 0
         cache = house.folder / f"cache-{job['id']}-{share}"
         storage = open_storage(house.settings.store_url, cache, house.folder / "scratch")
         house.keepers = replace(house.keepers, storage=storage, sources=Sources([], cache))

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from unittest import mock
 
 from app.domain.jobs import ResourceClass
 from app.queue import JobQueue
@@ -43,5 +44,5 @@ def _open(broker_url: str) -> UnreliableQueue:
 
 
 if __name__ == "__main__":
-    main.JobQueue = _open  # type: ignore[misc,assignment]  # what opens a queue, in place of its class
-    sys.exit(main.main())
+    with mock.patch.object(main, "JobQueue", _open):
+        sys.exit(main.main())

@@ -8,7 +8,9 @@ made again from a file, by the names of their fields. No pickle: reading a file 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,9 @@ class _Arrays:
 
     def next(self, dtype: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return the next array, in memory of its own."""
-        kind = np.dtype(dtype)
-        n = int(np.prod(shape, dtype=np.int64))
-        found = np.frombuffer(self._content, dtype=kind, count=n, offset=self._position)
-        self._position += n * kind.itemsize
-        return found.reshape(shape).copy()
+        found = np.frombuffer(self._content, dtype=dtype, count=prod(shape), offset=self._position).copy()
+        self._position += found.nbytes
+        return found if len(shape) == 1 else found.reshape(shape)
 
 
 def _pack(value: object, arrays: list[np.ndarray[Any, Any]]) -> object:
@@ -102,6 +102,7 @@ def _unpack(node: Any, arrays: _Arrays) -> object:  # Any: a tree of JSON
     return _class_of(node["class"])(**{name: _unpack(one, arrays) for name, one in node["fields"].items()})
 
 
+@cache
 def _class_of(place: str) -> type[Any]:
     module, _, name = place.partition(":")
     found = getattr(import_module(module), name, None) if module.startswith(OURS) else None

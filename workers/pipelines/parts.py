@@ -7,6 +7,7 @@ tells the join of them: MergedFiles. While a statistic of the whole merge set is
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -121,20 +122,21 @@ class _Passes(Sequence[Tallies]):
         for path in files:
             self._files.setdefault(path.name.rpartition(TALLIES)[2].split("-")[0], []).append(path)
         self._names = sorted(self._files)
+        self._read = cache(read_tallies)
 
     @property
     def folded(self) -> list[Folded]:
         """What has been made of all passes but the last one: every part says the same."""
         if not self._names:
             return []
-        _, folded = read_tallies(self._files[self._names[-1]][0])
+        _, folded = self._read(self._files[self._names[-1]][0])
         return [one for one in folded if isinstance(one, Folded)]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Tallies:  # type: ignore[override]  # nobody slices
-        return join_tallies([read_tallies(path)[0] for path in self._files[self._names[index]]])
+        return join_tallies([self._read(path)[0] for path in self._files[self._names[index]]])
 
 
 def _keep_tallies(work: PartWork, over: PassTallied) -> FileEntry:

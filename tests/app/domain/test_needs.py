@@ -3,9 +3,9 @@
 from app.domain.needs import GAP_BYTES, NOWHERE, FileRange, find_needed, find_ranges, within_ranges
 from app.domain.parts import only_of, share_out
 from app.domain.plans import make_plan
-from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
+from tests.app.domain.plan_inputs import Layout, card_of, manifest_of, recipe_of
 
-LAYOUT = {"a": (100,), "b": (200,), "c": ("I64", (10,)), "d": (1 << 19,), "e": (50,)}
+LAYOUT: Layout = {"a": (100,), "b": (200,), "c": ("I64", (10,)), "d": (1 << 19,), "e": (50,)}
 
 
 def test_a_part_needs_its_own_tensors_and_of_what_is_copied_the_reference_alone() -> None:
