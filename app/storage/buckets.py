@@ -32,6 +32,8 @@ SINGLE_PUT_BYTES = 8 << 20
 PATIENCE_SECONDS = 1.0  # of who answers a caller
 WORKER_PATIENCE_SECONDS = 60.0  # of who would lose an attempt of a job
 MAX_RETRIES = 100  # the time is what ends them
+REQUEST_SECONDS = 30.0  # that one request may take
+COPY_SECONDS = 900.0  # and one that has the bucket copy gigabytes
 LOOK_SECONDS = 0.2  # between looks at the watch while the network is waited for
 Result = TypeVar("Result")
 _INSTANCE_METADATA = "169.254.169.254"  # asked for credentials last, where nothing else names any
@@ -62,15 +64,23 @@ class Bucket:
     def __init__(self, name: str, prefix: str = "", *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.name = name
         self.prefix = prefix
+        self._patience_seconds = patience_seconds
+        self._store = self._open(REQUEST_SECONDS)
+
+    def _open(self, request_seconds: float) -> S3Store:
         endpoint = endpoint_of()
-        self._store = S3Store(
-            name,
-            prefix=prefix or None,
+        return S3Store(
+            self.name,
+            prefix=self.prefix or None,
             config={"endpoint": endpoint} if endpoint else {},
-            client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=3)},
+            client_options={
+                "allow_http": endpoint.startswith("http:"),
+                "connect_timeout": timedelta(seconds=3),
+                "timeout": timedelta(seconds=request_seconds),
+            },
             retry_config={
-                "max_retries": MAX_RETRIES if patience_seconds > PATIENCE_SECONDS else 3,
-                "retry_timeout": timedelta(seconds=max(30.0, patience_seconds)),
+                "max_retries": MAX_RETRIES if self._patience_seconds > PATIENCE_SECONDS else 3,
+                "retry_timeout": timedelta(seconds=max(request_seconds, self._patience_seconds)),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),
                     "max_backoff": timedelta(seconds=2),
@@ -126,7 +136,7 @@ class Bucket:
         """Copy an object of at most 5 GiB within the bucket. Raises: Unavailable, also where the object is gone."""
         with _translated(self.name):
             try:
-                obstore.copy(self._store, key, to)
+                obstore.copy(self._open(COPY_SECONDS), key, to)
             except FileNotFoundError:
                 raise Unavailable(f"{key!r} is not in the bucket {self.name!r} any more; try again.") from None
 

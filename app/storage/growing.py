@@ -72,7 +72,7 @@ class GrowingFiles:
             upload.outgoing.grow(file.stat().st_size)
             try:
                 wait_for(upload.done, watch, upload.outgoing.take)
-                self._bucket.copy(upload.key, key)
+                wait_for(self._pool.submit(self._bucket.copy, upload.key, key), watch)
             except Unavailable:
                 log.warning("upload_begun_again", file=file.name)  # the bucket was away for too long
             else:
