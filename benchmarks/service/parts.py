@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.db.tables import Checkpoint
+from app.domain.checkpoints import FileEntry, Value
 from app.domain.jobs import JobKind
 from app.domain.registrations import CheckpointRequest
 from app.domain.requests import MergeRequest
@@ -30,6 +31,13 @@ METHODS: dict[str, dict[str, Any]] = {  # any method's parameters
     "ties": {},
 }
 ONE_EACH = {"AMALGAM_CONCURRENCY": "1", "AMALGAM_THREADS": "1"}
+
+
+class PartResult(Value):
+    """What the row of a part says it has left."""
+
+    is_merged: bool
+    files: tuple[FileEntry, ...]
 
 
 def main() -> None:
@@ -120,7 +128,13 @@ def _show_parts(site: Site, job: JobView) -> None:
             (moment - job.timings.queued_at).total_seconds() for moment in (at.started_at, at.finished_at) if moment
         )
         stages = ", ".join(f"{stage.name} {stage.seconds:.2f}" for stage in at.stages or ())
-        print(f"    {one.kind} {str(one.worker)[-4:]} {begun:6.2f} to {ended:6.2f}: {stages}", flush=True)
+        left = "" if one is job else f"; {_tallied_bytes(one)} bytes of tallies"
+        print(f"    {one.kind} {str(one.worker)[-4:]} {begun:6.2f} to {ended:6.2f}: {stages}{left}", flush=True)
+
+
+def _tallied_bytes(part: JobView) -> int:
+    result = PartResult.model_validate(part.result)
+    return 0 if result.is_merged else sum(file.size_bytes for file in result.files)
 
 
 def _seconds(job: JobView) -> float:

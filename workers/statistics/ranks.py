@@ -29,6 +29,7 @@ ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary pe
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
+MIDDLE_OF = 1 << 16  # entries of a sample, where its quantile need not be exact: only the error is estimated there
 MIN_COUNTS = 256  # numbers kept of a window, however many there are
 MIN_JOINED_COUNTS = 1 << 14  # and of a tensor that one part of a merge has counted, however small
 
@@ -228,16 +229,18 @@ def _bracket(runs: Sequence[Keys], share: float, margin: float) -> tuple[int, in
     """
     entries = np.concatenate(runs)
     n = len(entries)
-    middle = _at(entries, min(n - 1, int((1 - share) * n)))
+    some = entries[:: max(1, n // MIDDLE_OF)]
+    middle = _at(some, min(len(some) - 1, int((1 - share) * len(some))))
     n_above = [int(np.count_nonzero(run >= middle)) for run in runs]
     excess = [count - sum(n_above) / n * len(run) for count, run in zip(n_above, runs, strict=True)]
     reach = margin * sqrt(sum(value * value for value in excess)) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
-    return _at(entries, below) if below >= 0 else 0, _at(entries, above) if above < n else LARGEST_KEY
+    entries.partition([max(0, below), min(n - 1, above)])  # ordered as far as it matters, in a fourth of the time
+    return int(entries[below]) if below >= 0 else 0, int(entries[above]) if above < n else LARGEST_KEY
 
 
 def _at(entries: Keys, index: int) -> int:
-    """Return the entry that has this index when they are ordered; they need not be, which takes a third of the time."""
+    """Return the entry that has this index when they are ordered."""
     return int(np.partition(entries, index)[index])
 
 
