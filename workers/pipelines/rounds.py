@@ -165,7 +165,7 @@ class ReplayedSource:
 
 
 def _shorten(results: list[object]) -> list[object]:
-    return [_join(results)] if isinstance(results[0], Joined) and len(results) > 1 else results
+    return [_join(results)] if isinstance(results[0], Joined) else results
 
 
 def _join(results: Sequence[Any]) -> object:  # of one kind

@@ -89,9 +89,10 @@ class Counted:
 
     def join(self, following: "Sequence[Counted]") -> "Counted":
         """Return this and what follows as one, in numbers as few as a scope may have of as many entries."""
-        n_entries = following[-1].behind - self.counts[0].blocks[0].first
+        parts = (self, *following)
+        n_entries = parts[-1].behind - self.counts[0].blocks[0].first
         tallies = [Tally(max(MIN_JOINED_COUNTS, int(self.n_kept * n_entries))) for _ in self.counts]
-        for one in (self, *following):
+        for one in parts:
             for tally, count in zip(tallies, one.counts, strict=True):
                 tally.add(count)
         return Counted(self.scope, self.n_kept, tuple(tally.count for tally in tallies))
