@@ -42,9 +42,11 @@ from app.domain.work import (
     Work,
     WorkFailed,
     WorkSucceeded,
+    WrittenReport,
 )
 from app.services import jobs, running
 from app.services.running import Claim, ClaimLost, HandedOver, JobSteps
+from app.storage.base import Growing
 from workers.memory import out_of_memory_kills
 from workers.pulse import Pulse, Stopped, StopReason
 from workers.runtime import Runtime
@@ -106,12 +108,13 @@ class Attempt:
             log.info("job_handed_over", n_jobs=len(work.jobs))
             return list(work.jobs)
         self._pulse.look()
-        outcome = self._perform(work)
-        files = _files(outcome)
-        if files:
-            with self._stage("publishing", 1.0, 1.0):
-                running.check(self._sessions, self._claim)
-                self._keepers.storage.publish(self._place.scratch / "output", files, watch=self._transfers)
+        with self._keepers.storage.follow(self._place.scratch / "output", watch=self._transfers) as growing:
+            outcome = self._perform(work, growing)
+            files = _files(outcome)
+            if files:
+                with self._stage("publishing", 1.0, 1.0):
+                    running.check(self._sessions, self._claim)
+                    growing.publish(files)
         self._pulse.look()
         record = steps.record
         return self._persist(
@@ -120,14 +123,14 @@ class Attempt:
             )
         )
 
-    def _perform(self, work: Work) -> Outcome:
+    def _perform(self, work: Work, growing: Growing) -> Outcome:
         order = self._place.scratch / "order.json"
         where = f'"device": "{self._runtime.device}", "threads": {self._place.threads}'
         order.write_text(f'{{"work": {work.model_dump_json()}, {where}}}', encoding="utf-8")
         kills_before = out_of_memory_kills()
         process = self._place.server.launch(order, memory_limit_bytes=self._runtime.job_memory_bytes)
         try:
-            last = self._relay(process)
+            last = self._relay(process, growing)
         finally:
             ended = process.end()
         if last is None:
@@ -139,7 +142,7 @@ class Attempt:
             self._pulse.flush()
         return last.outcome
 
-    def _relay(self, process: JobProcess) -> WorkSucceeded | WorkFailed | None:
+    def _relay(self, process: JobProcess, growing: Growing) -> WorkSucceeded | WorkFailed | None:
         """Pass progress on until the last word; None when the process ended without one. Raises: Stopped."""
         while (lines := process.read(LOOK_SECONDS)) is not None:
             self._transfers.moved()
@@ -149,6 +152,8 @@ class Attempt:
                     self._pulse.note(self._transfers.after(report.progress))
                 elif isinstance(report, PointReport):
                     self._pulse.tell((POINT_EVENT, report.point.model_dump(mode="json")))
+                elif isinstance(report, WrittenReport):
+                    growing.grew(report.path, report.n_bytes)
                 else:
                     return report
         return None

@@ -29,6 +29,7 @@ from workers.patches import Patch
 from workers.sums import Sums
 
 Result = TypeVar("Result")
+Place = TypeVar("Place")
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
 
 
@@ -106,8 +107,8 @@ def _lay_out(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Return bytes that hold all rows, and where each begins. rows: [m] float32 each."""
     memory = rows[0].untyped_storage()
     if all(row.is_contiguous() and row.untyped_storage().data_ptr() == memory.data_ptr() for row in rows):
-        content = torch.empty(0, dtype=torch.uint8).set_(memory, 0, (memory.nbytes(),))
-        return content, [4 * row.storage_offset() for row in rows]
+        content = torch.empty(0, dtype=torch.uint8).set_(memory)
+        return content, [4 * int(row.storage_offset()) for row in rows]
     content = torch.stack([*rows]).view(-1).view(torch.uint8)
     return content, [4 * rows[0].numel() * index for index in range(len(rows))]
 
@@ -143,11 +144,30 @@ class PieceSource(Protocol):
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Do as `map` does with runs of elements as files hold them, for kernels."""
 
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a pure function to places, each within a tensor that is named; it reads there by `read` and `rows`.
+
+        For reading a little here and there beside the passes: statistics read in no other way, so that where only
+        some tensors are at hand, whoever has a tensor visits it. Each group's results come one by one, in order.
+        """
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what a pure function finds by reading this source: worth keeping where passes are repeated."""
+
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread."""
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
         """Return the rows of one run, on the caller's thread, as `map_rows` would."""
+
+
+def visit_in_turn(
+    function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+) -> Sequence[Iterator[Result]]:
+    """Return the visits of a source that has all tensors at hand; see PieceSource."""
+    return [(function(place) for _, place in group) for group in groups]
 
 
 class StatisticRequest(Protocol):

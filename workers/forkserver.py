@@ -194,6 +194,7 @@ def main() -> None:
     problem = importlib.import_module(entry).warm_up()
     if problem is not None:
         sys.exit(f"{problem}")
+    send(channel, {"warm": True})
     Server(channel, entry).serve()
 
 

@@ -41,6 +41,7 @@ from app.services import (
 from app.services.presence import WorkerFacts
 from app.services.reaping import Reaper, ReapLimits
 from app.services.running import Keepers, WorkerIdentity
+from app.storage.buckets import WORKER_PATIENCE_SECONDS
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
 from workers.housekeeping import Housekeeping
@@ -50,6 +51,7 @@ from workers.runtime import Runtime
 from workers.tasks import Kind, Supervisor
 from workers.warm import WarmServer
 
+WARM_SECONDS = 120.0  # that a worker waits for its libraries before it takes jobs all the same
 log = structlog.get_logger(__name__)
 
 
@@ -129,9 +131,18 @@ class _Worker:
         self._settings = settings
         self._sessions = Sessions(make_engine(settings.database_url))
         self._storage = open_storage(
-            settings.store_url, settings.cache, settings.scratch, cache_bytes=settings.cache_bytes
+            settings.store_url,
+            settings.cache,
+            settings.scratch,
+            cache_bytes=settings.cache_bytes,
+            patience_seconds=WORKER_PATIENCE_SECONDS,
         )
-        self._sources = Sources(settings.file_roots, settings.cache, cache_bytes=settings.cache_bytes)
+        self._sources = Sources(
+            settings.file_roots,
+            settings.cache,
+            cache_bytes=settings.cache_bytes,
+            patience_seconds=WORKER_PATIENCE_SECONDS,
+        )
         self._queue = JobQueue(settings.broker_url)
         self._facts = WorkerFacts(
             id=new_id("wrk"),
@@ -158,6 +169,7 @@ class _Worker:
         reaping.release_former(self._sessions, self._facts.name, self._facts.id)
         self._housekeeping.sweep_scratch()
         self._servers["merge"].start()
+        self._servers["merge"].wait_until_warm(WARM_SECONDS)  # meanwhile others take the jobs
         stop = threading.Event()
         threads = self._start_threads(stop)
         log.info(

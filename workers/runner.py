@@ -42,12 +42,15 @@ from app.domain.work import (
     Work,
     WorkFailed,
     WorkSucceeded,
+    WrittenReport,
 )
 
 REPORT_SECONDS = 0.1
+REPORT_BYTES = 1 << 23  # written, between two reports of it
 REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
 OnProgress = Callable[[Progress], None]
 OnPoint = Callable[[MeasuredPoint], None]
+OnWritten = Callable[[str, int], None]
 
 
 class WorkOrder(Value):
@@ -73,16 +76,28 @@ def run(order_path: Path, reports: int) -> None:
         order = WorkOrder.model_validate_json(order_path.read_bytes())
         order = order.model_copy(update={"device": _device(order.device)})
         _limit_threads(order.threads)
-        outcome = perform(order, reporter.progress, reporter.point)
+        outcome = perform(order, reporter.progress, reporter.point, reporter.written)
         reporter.say(WorkSucceeded(outcome=outcome, stages=reporter.stages()))
     except Exception as error:  # noqa: BLE001 (the last word of a job that failed, whatever the reason)
         reporter.say(WorkFailed(problem=_stored(to_problem(error))))
 
 
-def perform(order: WorkOrder, on_progress: OnProgress, on_point: OnPoint = lambda _: None) -> Outcome:
-    """Run the pipeline of a work order; `on_point` hears of each point that a sweep has measured."""
+def perform(
+    order: WorkOrder,
+    on_progress: OnProgress,
+    on_point: OnPoint = lambda _: None,
+    on_written: OnWritten = lambda _path, _n_bytes: None,
+) -> Outcome:
+    """Run the pipeline of a work order.
+
+    on_point hears of each point that a sweep has measured, on_written how far a merge has written its weight files.
+    """
     if isinstance(order.work, SweepWork):
         return _sweep(order.work, order, on_progress, on_point)
+    if isinstance(order.work, MergeWork):
+        return _merge(order.work, order, on_progress, on_written)
+    if isinstance(order.work, PartWork):
+        return _part(order.work, order, on_progress, on_written)
     return PERFORMERS[type(order.work)](order.work, order, on_progress)
 
 
@@ -96,6 +111,7 @@ class Reporter:
         self._stage = ""
         self._entered_at = time.monotonic()
         self._said_at = 0.0
+        self._written: dict[str, int] = {}
 
     def progress(self, progress: Progress) -> None:
         """Report progress; a new stage is always reported."""
@@ -113,6 +129,14 @@ class Reporter:
         """Report a point that a sweep has measured; none is left out."""
         with self._lock:
             self._write(PointReport(point=point))
+
+    def written(self, path: str, n_bytes: int) -> None:
+        """Report how far a file is written, at steps; whoever wants all of it knows its size."""
+        with self._lock:
+            before = self._written.get(path, 0)
+            if n_bytes - before >= REPORT_BYTES:
+                self._written[path] = n_bytes
+                self._write(WrittenReport(path=path, n_bytes=n_bytes))
 
     def say(self, word: WorkSucceeded | WorkFailed) -> None:
         """Say the last word."""
@@ -144,7 +168,9 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
     return ImportOutcome(manifest=importing.import_checkpoint(work.source, on_progress, threads=order.threads))
 
 
-def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> CheckpointOutcome:
+def _merge(
+    work: MergeWork, order: WorkOrder, on_progress: OnProgress, on_written: OnWritten = lambda _path, _n_bytes: None
+) -> CheckpointOutcome:
     if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
         return _merge_adapters(work, order, on_progress)
     merge = import_module("workers.pipelines.merge")
@@ -162,6 +188,7 @@ def _merge(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> Checkp
         device=order.device,
         threads=order.threads,
         learn=learn,
+        on_written=on_written,
     )
     return _outcome(manifest, report, learn)
 
@@ -183,11 +210,17 @@ def _outcome(manifest: Any, report: Any, learn: Any) -> CheckpointOutcome:  # as
     return CheckpointOutcome(manifest=manifest, report=report)
 
 
-def _part(work: PartWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
+def _part(work: PartWork, order: WorkOrder, on_progress: OnProgress, on_written: OnWritten) -> Outcome:
     parts = import_module("workers.pipelines.parts")
     plan, code = _plan(work.merge)
     outcome: Outcome = parts.merge_part(
-        plan, code, work, on_progress=on_progress, device=order.device, threads=order.threads
+        plan,
+        code,
+        work,
+        on_progress=on_progress,
+        device=order.device,
+        threads=order.threads,
+        on_written=on_written,
     )
     return outcome
 
@@ -292,8 +325,6 @@ def _sweep(work: SweepWork, order: WorkOrder, on_progress: OnProgress, on_point:
 # Any: each function takes the work that its key says
 PERFORMERS: Mapping[type[Any], Callable[[Any, WorkOrder, OnProgress], Outcome]] = {
     ImportWork: _import,
-    MergeWork: _merge,
-    PartWork: _part,
     JoinWork: _join,
     MaterializeWork: _materialize,
     EvaluateWork: _evaluate,

@@ -96,11 +96,16 @@ class WarmServer:
         self._waiting: dict[int, JobProcess] = {}
         self._running: dict[int, JobProcess] = {}
         self.is_broken = False  # it cannot be warmed up: no job can run
+        self._has_warmed_up = threading.Event()  # or ended: there is nothing to wait for
 
     def start(self) -> None:
         """Start the warm process if it does not run."""
         with self._lock:
             self._ensure()
+
+    def wait_until_warm(self, timeout_seconds: float) -> bool:
+        """Wait until the started process could run a job at once, or has ended; tell whether that came in time."""
+        return self._has_warmed_up.wait(timeout_seconds)
 
     def launch(self, order: Path, *, memory_limit_bytes: int | None = None) -> JobProcess:
         """Fork a job process for a work order; its reports come by a pipe."""
@@ -174,12 +179,16 @@ class WarmServer:
             lost = [*self._waiting.values(), *self._running.values()]
             self._waiting.clear()
             self._running.clear()
+        self._has_warmed_up.set()
         for job in lost:
             if not job.pid.done():
                 job.pid.set_result(0)
             job.ended.set_result(Exit(process.returncode, is_server_lost=True))
 
     def _note(self, message: dict[str, object]) -> None:
+        if "warm" in message:
+            self._has_warmed_up.set()
+            return
         pid = message.get("pid")
         if isinstance(pid, int):
             job = self._waiting.pop(int(str(message["started"])), None)

@@ -51,6 +51,7 @@ class PartWork(Value):
     share: Share
     tallies: tuple[Path, ...] = ()  # files of all parts, of every pass that has been tallied
     round: int = 0
+    is_whole: bool = True  # all inputs are here as a whole; else only the tensors of the share, as for every part
 
 
 class JoinWork(Value):
@@ -222,6 +223,14 @@ class PointReport(Value):
     point: MeasuredPoint
 
 
+class WrittenReport(Value):
+    """From the job process of a merge: the first bytes of a file in its output folder are as they will stay."""
+
+    kind: Literal["written"] = "written"
+    path: str
+    n_bytes: int
+
+
 class WorkSucceeded(Value):
     """Last word of a job process that did its work."""
 
@@ -237,4 +246,6 @@ class WorkFailed(Value):
     problem: dict[str, JsonValue]
 
 
-Report = Annotated[ProgressReport | PointReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")]
+Report = Annotated[
+    ProgressReport | PointReport | WrittenReport | WorkSucceeded | WorkFailed, Field(discriminator="kind")
+]

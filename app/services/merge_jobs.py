@@ -3,7 +3,7 @@
 Shared by merges and sweeps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,35 +11,63 @@ from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from app.db import products
+from app.db.checkpoints import load_manifests
 from app.db.products import Product
-from app.domain.checkpoints import FileEntry, Manifest
+from app.domain.checkpoints import FileEntry, LocalCheckpoint, Manifest
 from app.domain.identifiers import new_id
+from app.domain.needs import find_needed
+from app.domain.parts import Share, only_of
 from app.domain.views.jobs import JobView
 from app.domain.work import LearningTask, MergeWork
-from app.services import inputs, measuring, task_files
+from app.services import inputs, measuring, merge_plans, task_files
 from app.services.actors import Actor
 from app.services.measuring import EvaluationSpec, JobTerms
 from app.services.merge_drafts import MergeSpec
 from app.services.running import Keepers
 
 
-def is_companion(file: FileEntry) -> bool:
+def is_companion(path: str) -> bool:
     """Tell whether a file lies beside the weights."""
-    return not file.path.endswith(".safetensors")
+    return not path.endswith(".safetensors")
 
 
 def fetch(
-    keepers: Keepers, spec: MergeSpec, output: Path, is_wanted: Callable[[FileEntry], bool] = lambda _: True
+    keepers: Keepers, spec: MergeSpec, output: Path, is_wanted: Callable[[str], bool] = lambda _: True
 ) -> MergeWork:
     """Bring the inputs of a merge here and return its work, which writes into the empty folder `output`."""
-    ids = [str(model["checkpoint"]) for model in spec.models]
     heads = [item.base_model for item in spec.learning]
-    wanted = [*ids, *filter(None, (spec.base_model, spec.onto, *heads)), *spec.statistics]
+    wanted = [*_merged_by(spec), *filter(None, (spec.onto, *heads)), *spec.statistics]
     here = {checkpoint_id: inputs.local(keepers, checkpoint_id, is_wanted) for checkpoint_id in dict.fromkeys(wanted)}
+    return _work(keepers, spec, output, here)
+
+
+def fetch_part(keepers: Keepers, spec: MergeSpec, output: Path, share: Share) -> tuple[MergeWork, bool]:
+    """Bring here what a part of a merge reads; return the work of its merge, and whether more lies here than that."""
+    wanted = _merged_by(spec)
+    if not any(inputs.is_remote(keepers, checkpoint_id) for checkpoint_id in dict.fromkeys(wanted)):
+        return fetch(keepers, spec, output), True
+    own = only_of(merge_plans.plan_spec(keepers.sessions, spec), share)
+    with keepers.sessions.read() as session:
+        manifests = load_manifests(session, sorted(set(wanted)))
+    base = None if spec.base_model is None else manifests[spec.base_model]
+    models = [manifests[str(model["checkpoint"])] for model in spec.models]
+    needed: dict[str, frozenset[str]] = {}
+    for checkpoint_id, names in zip(wanted, find_needed(own, base, models), strict=True):
+        needed[checkpoint_id] = needed.get(checkpoint_id, frozenset()) | names
+    here = {one: inputs.local_tensors(keepers, one, names) for one, names in needed.items()}
+    return _work(keepers, spec, output, here), False
+
+
+def _merged_by(spec: MergeSpec) -> list[str]:
+    """Return the base model, if there is one, and the models."""
+    return [*filter(None, (spec.base_model,)), *(str(model["checkpoint"]) for model in spec.models)]
+
+
+def _work(keepers: Keepers, spec: MergeSpec, output: Path, here: Mapping[str, LocalCheckpoint]) -> MergeWork:
     return MergeWork(
         recipe=spec.recipe,
         base_model=here[spec.base_model] if spec.base_model is not None else None,
-        models=tuple(here[checkpoint_id] for checkpoint_id in ids),
+        models=tuple(here[str(model["checkpoint"])] for model in spec.models),
         onto=here[spec.onto] if spec.onto is not None else None,
         learning=tuple(
             LearningTask(

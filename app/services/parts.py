@@ -153,7 +153,7 @@ class PartSteps:
     """What a part does around its work."""
 
     def prepare(self, keepers: Keepers, claim: Claim, scratch: Path) -> PartWork:
-        """Bring the merge's inputs here, and what all parts have tallied in earlier rounds."""
+        """Bring here what the part reads of the inputs, and what all parts have tallied in earlier rounds."""
         spec = PartSpec.model_validate(claim.job.spec)
         merge_id = str(claim.job.parent)
         with keepers.sessions.read() as session:
@@ -162,11 +162,13 @@ class PartSteps:
             earlier = [row for row in parts if PartSpec.model_validate(row.spec).round < spec.round]
             tallies = [file for row in earlier for file in part_rows.files_of(row)]
         folder = keepers.storage.fetch(tallies, watch=keepers.watch) if tallies else scratch
+        work, is_whole = merge_jobs.fetch_part(keepers, merge, scratch / "output", spec.share)
         return PartWork(
-            merge=merge_jobs.fetch(keepers, merge, scratch / "output"),
+            merge=work,
             share=spec.share,
             tallies=tuple(folder / file.path for file in tallies),
             round=spec.round,
+            is_whole=is_whole,
         )
 
     def record(self, session: Session, claim: Claim, outcome: Outcome) -> JobResult:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from app.domain.checkpoints import FileEntry
+from app.domain.needs import FileRange
 
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -64,6 +65,24 @@ class TempObject(Protocol):
         """Remove what was not published."""
 
 
+class Growing(Protocol):
+    """A folder whose files may go into the store while they are made. Leaving the context ends what is on its way."""
+
+    def grew(self, path: str, n_bytes: int) -> None:
+        """Hear that the first bytes of a file are as they will stay; the file has its final size already."""
+
+    def publish(self, files: Sequence[FileEntry]) -> None:
+        """Put the files into the store, as Storage.publish does."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was not published."""
+
+
 class Storage(Protocol):
     """A content-addressed store."""
 
@@ -74,12 +93,29 @@ class Storage(Protocol):
             raises.
         """
 
+    def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
+        """Return what follows the files of a folder while they are made."""
+
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder with these files under their paths; read it, do not write into it.
 
         The folder is kept for two hours after it was last fetched or touched (`Watch.uses`).
         Raises: ArtifactGone, OutOfDisk, Unavailable; what the watch raises.
         """
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder as `fetch` does; where files come from afar, it may hold these ranges of a file in its place.
+
+        A range lies under its name. Its length is checked, and that all ranges of a file are of one object of the
+        file's size; only a whole file can be checked against its digest.
+        Raises: as `fetch`.
+        """
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether fetching moves bytes."""
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of an object. Raises: ArtifactGone, Unavailable, before the first byte."""

@@ -6,6 +6,7 @@ Downloads run in ranges, a few at a time, so that no single request lasts long a
 import contextlib
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,6 +29,11 @@ RANGE_BYTES = 16 << 20
 PARALLEL_RANGES = 4
 PART_BYTES = 16 << 20
 SINGLE_PUT_BYTES = 8 << 20
+PATIENCE_SECONDS = 1.0  # of who answers a caller
+WORKER_PATIENCE_SECONDS = 60.0  # of who would lose an attempt of a job
+MAX_RETRIES = 100  # the time is what ends them
+REQUEST_SECONDS = 30.0  # that one request may take
+COPY_SECONDS = 900.0  # and one that has the bucket copy gigabytes
 LOOK_SECONDS = 0.2  # between looks at the watch while the network is waited for
 Result = TypeVar("Result")
 _INSTANCE_METADATA = "169.254.169.254"  # asked for credentials last, where nothing else names any
@@ -50,19 +56,31 @@ class PutStopped(Exception):
 
 
 class Bucket:
-    """A bucket, or what lies under a prefix of it; keys are relative to the prefix."""
+    """A bucket, or what lies under a prefix of it; keys are relative to the prefix.
 
-    def __init__(self, name: str, prefix: str = "") -> None:
+    patience_seconds: how long a request is repeated while the bucket is away.
+    """
+
+    def __init__(self, name: str, prefix: str = "", *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.name = name
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        self._store = S3Store(
-            name,
-            prefix=prefix or None,
+        self.prefix = prefix
+        self._patience_seconds = patience_seconds
+        self._store = self._open(REQUEST_SECONDS)
+
+    def _open(self, request_seconds: float) -> S3Store:
+        endpoint = endpoint_of()
+        return S3Store(
+            self.name,
+            prefix=self.prefix or None,
             config={"endpoint": endpoint} if endpoint else {},
-            client_options={"allow_http": endpoint.startswith("http:"), "connect_timeout": timedelta(seconds=3)},
+            client_options={
+                "allow_http": endpoint.startswith("http:"),
+                "connect_timeout": timedelta(seconds=3),
+                "timeout": timedelta(seconds=request_seconds),
+            },
             retry_config={
-                "max_retries": 3,
-                "retry_timeout": timedelta(seconds=30),
+                "max_retries": MAX_RETRIES if self._patience_seconds > PATIENCE_SECONDS else 3,
+                "retry_timeout": timedelta(seconds=max(request_seconds, self._patience_seconds)),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),
                     "max_backoff": timedelta(seconds=2),
@@ -90,12 +108,37 @@ class Bucket:
 
         Raises: Unavailable; what the watch raises, at once: what is on its way then ends in a thread of its own.
         """
-        outgoing = _Outgoing(file)
+        outgoing = Outgoing(file)
         with _threads(1) as pool:
             try:
-                _await(pool.submit(self._put, key, outgoing), watch, outgoing.take)
+                wait_for(pool.submit(self.put, key, outgoing), watch, outgoing.take)
             finally:
-                outgoing.is_stopped = True
+                outgoing.stop()
+
+    def put(self, key: str, outgoing: "Outgoing") -> None:
+        """Store a file on its way, on the caller's thread; large ones in parts, of which a failed put leaves none.
+
+        Raises: Unavailable; PutStopped.
+        """
+        is_large = outgoing.file.stat().st_size > SINGLE_PUT_BYTES
+        data = outgoing.read() if is_large else b"".join(outgoing.read())
+        with _translated(self.name):
+            obstore.put(
+                self._store,
+                key,
+                data,
+                use_multipart=is_large,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARALLEL_RANGES,
+            )
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy an object of at most 5 GiB within the bucket. Raises: Unavailable, also where the object is gone."""
+        with _translated(self.name):
+            try:
+                obstore.copy(self._open(COPY_SECONDS), key, to)
+            except FileNotFoundError:
+                raise Unavailable(f"{key!r} is not in the bucket {self.name!r} any more; try again.") from None
 
     def read(
         self, key: str, start: int, end: int, *, etag: str | None = None, watch: Watch = UNWATCHED
@@ -109,7 +152,7 @@ class Bucket:
         with _threads(PARALLEL_RANGES) as pool:
             pending = deque(pool.submit(self._read_range, key, span, etag) for span in islice(spans, PARALLEL_RANGES))
             while pending:
-                data = _await(pending.popleft(), watch)  # forgotten once yielded: an object may outgrow the memory
+                data = wait_for(pending.popleft(), watch)  # forgotten once yielded: an object may outgrow the memory
                 if (span := next(spans, None)) is not None:
                     pending.append(pool.submit(self._read_range, key, span, etag))
                 yield data
@@ -133,19 +176,6 @@ class Bucket:
         with _translated(self.name), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
-    def _put(self, key: str, outgoing: "_Outgoing") -> None:
-        is_large = outgoing.file.stat().st_size > SINGLE_PUT_BYTES
-        data = outgoing.read() if is_large else b"".join(outgoing.read())
-        with _translated(self.name):
-            obstore.put(
-                self._store,
-                key,
-                data,
-                use_multipart=is_large,
-                chunk_size=PART_BYTES,
-                max_concurrency=PARALLEL_RANGES,
-            )
-
     def _read_range(self, key: str, span: tuple[int, int], etag: str | None) -> bytes:
         with _translated(self.name):
             try:
@@ -155,20 +185,37 @@ class Bucket:
                 raise ObjectChanged(key) from None
 
 
-class _Outgoing:
-    """A file's bytes as they leave, counted for another thread, which may stop them."""
+class Outgoing:
+    """A file's bytes as they leave, counted for another thread, which may stop them, or say how far they are ready."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, n_ready: int | None = None) -> None:
         self.file = file
-        self.is_stopped = False
+        self._n_ready = file.stat().st_size if n_ready is None else n_ready
+        self._is_stopped = False
+        self._changed = threading.Condition()
         self._n_bytes = self._n_taken = 0
 
+    def grow(self, n_ready: int) -> None:
+        """Let the first bytes of the file leave."""
+        with self._changed:
+            self._n_ready = max(self._n_ready, n_ready)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let no more bytes leave."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
     def read(self) -> Iterator[bytes]:
-        """Yield the bytes. Raises: PutStopped."""
-        with self.file.open("rb") as file:
-            while data := file.read(CHUNK_BYTES):
-                if self.is_stopped:
-                    raise PutStopped(self.file.name)
+        """Yield the bytes as they become ready. Raises: PutStopped."""
+        with self.file.open("rb", buffering=0) as file:  # a buffer would read ahead, what is not ready yet
+            size = os.fstat(file.fileno()).st_size
+            while self._n_bytes < size:
+                n_ready = self._wait()
+                data = file.read(min(CHUNK_BYTES, n_ready - self._n_bytes))
+                if not data:
+                    raise PutStopped(f"{self.file.name} became shorter")
                 self._n_bytes += len(data)
                 yield data
 
@@ -177,6 +224,19 @@ class _Outgoing:
         n_bytes = self._n_bytes
         self._n_taken, before = n_bytes, self._n_taken
         return n_bytes - before
+
+    def _wait(self) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or self._n_ready > self._n_bytes)
+            if self._is_stopped:
+                raise PutStopped(self.file.name)
+            return self._n_ready
+
+
+def endpoint_of(region: str = "") -> str:
+    """Return the endpoint that the environment names, else that of a region, else nothing."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return named.rstrip("/") or (f"https://s3.{region}.amazonaws.com" if region else "")
 
 
 @contextlib.contextmanager
@@ -189,7 +249,7 @@ def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _await(future: Future[Result], watch: Watch, count: Callable[[], int] = lambda: 0) -> Result:
+def wait_for(future: Future[Result], watch: Watch, count: Callable[[], int] = lambda: 0) -> Result:
     """Return what a thread gives; meanwhile the watch is told, and may end the waiting. `count`: bytes since asked."""
     while not wait([future], LOOK_SECONDS).done:
         watch.moved(count())

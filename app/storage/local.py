@@ -6,18 +6,22 @@ the same file system; elsewhere publishing copies.
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone
-from app.storage.base import CHUNK_BYTES, UNWATCHED, TempObject, Watch
+from app.domain.needs import FileRange
+from app.storage.base import CHUNK_BYTES, UNWATCHED, Growing, TempObject, Watch
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.incoming import TempFile
 
 
 class LocalStorage:
     """A base.Storage over a folder."""
+
+    is_remote = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -31,10 +35,20 @@ class LocalStorage:
             with translated(f"publishing {file.path!r}"):
                 self._publish_file(directory / file.path, file, watch)
 
+    def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
+        """Return what publishes the files of a folder: on the same disk nothing can be done ahead."""
+        return _Still(self, directory, watch)
+
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of hard links to the objects."""
         with translated("fetching a checkpoint"):
             return self._views.show(files, self._objects.path, watch=watch)
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], _ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder of hard links to the whole objects: that moves nothing."""
+        return self.fetch(files, watch=watch)
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of an object."""
@@ -87,6 +101,29 @@ class LocalStorage:
             found = f"{source.stat().st_size} bytes" if source.is_file() else "nothing"
             raise ValueError(f"{file.path!r}: found {found}, expected {file.size_bytes} bytes; it was not published")
         self._objects.add(source, file.sha256, watch)
+
+
+@dataclass(frozen=True)
+class _Still:
+    """A base.Growing that waits until all is made."""
+
+    storage: LocalStorage
+    directory: Path
+    watch: Watch
+
+    def grew(self, path: str, n_bytes: int) -> None:
+        """Do nothing."""
+
+    def publish(self, files: Sequence[FileEntry]) -> None:
+        """Put the files into the store."""
+        self.storage.publish(self.directory, files, watch=self.watch)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is on its way."""
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, Unavailable
-from app.storage.base import UNWATCHED, TempObject, Watch, object_key
-from app.storage.buckets import Bucket
+from app.domain.needs import FileRange
+from app.storage.base import UNWATCHED, Growing, TempObject, Watch, object_key
+from app.storage.buckets import Bucket, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
+from app.storage.growing import INCOMING, Bring, GrowingFiles
 from app.storage.incoming import TempFile
+from app.storage.partial import RangeCache
+from app.storage.uploads import abort_uploads
 
 PREFIX = "objects/sha256"
 PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no sweep takes it for forgotten
@@ -22,6 +26,8 @@ PUT_AGAIN_SECONDS = 600.0  # an object older than this is put again, so that no 
 
 class S3Storage:
     """A base.Storage over a bucket."""
+
+    is_remote = True
 
     def __init__(self, bucket: Bucket, cache: Path, scratch: Path, *, cache_bytes: int) -> None:
         self._bucket = bucket
@@ -32,19 +38,11 @@ class S3Storage:
 
     def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the bucket."""
-        watch.expect(sum(file.size_bytes for file in files))
-        for file in files:
-            watch.moved()
-            source = directory / file.path
-            if source.is_file():
-                found = source.stat().st_size
-                if found != file.size_bytes:
-                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
-                self._put(source, file.sha256, watch)
-            elif self.size(file.sha256) != file.size_bytes:
-                raise ValueError(
-                    f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
-                )
+        self._publish(directory, files, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
+
+    def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
+        """Return what sends large files of a folder into the bucket while they are made."""
+        return GrowingFiles(self._bucket, directory, self._publish, watch)
 
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of the files, downloaded where the cache does not have them."""
@@ -54,6 +52,22 @@ class S3Storage:
             for file in missing:
                 self._download(file, watch)
             view = self._views.show(files, self._cache.path, watch=watch)
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return view
+
+    def fetch_ranges(
+        self, files: Sequence[FileEntry], ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder of the files, or of these ranges of those that the cache does not have."""
+        etags: dict[str, str | None] = {}
+
+        def read(file: FileEntry, one: FileRange) -> Iterator[bytes]:
+            if file.sha256 not in etags:
+                etags[file.sha256] = self._find_etag(file)
+            return self._read_range(file, one, etags[file.sha256], watch)
+
+        with translated("fetching parts of a checkpoint"):
+            view = RangeCache(self._cache, self._views, read).fetch(files, ranges, watch)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
             return view
 
@@ -91,16 +105,21 @@ class S3Storage:
 
         def put(file: Path, sha256: str) -> None:
             watch.expect(file.stat().st_size)
-            self._put(file, sha256, watch)
+            self._put(file, sha256, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
 
         with translated("an upload"):
             self._incoming.mkdir(parents=True, exist_ok=True)
             return TempFile(self._incoming / uuid.uuid4().hex, put, watch)
 
     def sweep_temp(self, *, older_than_seconds: float) -> int:
-        """Remove what crashes left behind and unused folders of the cache."""
+        """Remove what crashes left behind, here and in the bucket, and unused folders of the cache."""
+        removed = abort_uploads(self._bucket, older_than_seconds=older_than_seconds)
+        for found in self._bucket.list_objects(INCOMING):
+            if _age_seconds(found["last_modified"]) >= older_than_seconds:
+                self._bucket.delete(found["path"])
+                removed += 1
         with translated("sweeping the cache"):
-            removed = sweep_files(self._incoming, older_than_seconds=older_than_seconds)
+            removed += sweep_files(self._incoming, older_than_seconds=older_than_seconds)
             removed += sweep_files(self._cache.temp, older_than_seconds=older_than_seconds)
             removed += self._views.sweep(unused_seconds=KEEP_SECONDS)
             self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
@@ -114,16 +133,52 @@ class S3Storage:
         """Return if the bucket answers."""
         self._bucket.head(f"{PREFIX}/check")
 
-    def _put(self, source: Path, sha256: str, watch: Watch) -> None:
+    def _publish(self, directory: Path, files: Sequence[FileEntry], watch: Watch, bring: Bring) -> None:
+        watch.expect(sum(file.size_bytes for file in files))
+        for file in files:
+            watch.moved()
+            source = directory / file.path
+            if source.is_file():
+                found = source.stat().st_size
+                if found != file.size_bytes:
+                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
+                self._put(source, file.sha256, watch, bring)
+            elif self.size(file.sha256) != file.size_bytes:
+                raise ValueError(
+                    f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
+                )
+
+    def _put(self, source: Path, sha256: str, watch: Watch, bring: Bring) -> None:
         size = source.stat().st_size
         found = self._bucket.head(object_key(sha256))
         if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
             watch.moved(size)
             return
-        self._bucket.put_file(object_key(sha256), source, watch=watch)
+        bring(object_key(sha256), source, watch)
         stored = self._bucket.head(object_key(sha256))
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
+
+    def _find_etag(self, file: FileEntry) -> str | None:
+        """Return the ETag of an object that has the size of its file."""
+        found = self._bucket.head(object_key(file.sha256))
+        if found is None:
+            raise _gone(file)
+        if found["size"] != file.size_bytes:
+            detail = f"{file.path!r} has {found['size']} bytes in the bucket, expected {file.size_bytes}."
+            raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
+        return found["e_tag"]
+
+    def _read_range(self, file: FileEntry, one: FileRange, etag: str | None, watch: Watch) -> Iterator[bytes]:
+        try:
+            yield from self._bucket.read(object_key(file.sha256), one.begin, one.end, etag=etag, watch=watch)
+        except FileNotFoundError:
+            raise _gone(file) from None
+        except ObjectChanged:
+            detail = f"The object sha256:{file.sha256} was replaced while ranges of it were read"
+            raise Unavailable(
+                f"{detail}; nothing of ours does that. Look who writes into the bucket, then try again."
+            ) from None
 
     def _download(self, file: FileEntry, watch: Watch) -> None:
         temp = self._cache.new_temp_path()
@@ -134,9 +189,13 @@ class S3Storage:
                 raise ArtifactGone(f"{detail} Its bytes are damaged; make or register it again.")
             self._cache.add(temp, file.sha256)
         except FileNotFoundError:
-            raise ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.") from None
+            raise _gone(file) from None
         finally:
             temp.unlink(missing_ok=True)
+
+
+def _gone(file: FileEntry) -> ArtifactGone:
+    return ArtifactGone(f"The bytes of {file.path!r} are not in the store any more; make it again.")
 
 
 def _age_seconds(last_modified: datetime) -> float:

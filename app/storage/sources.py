@@ -7,18 +7,28 @@ from pathlib import Path
 
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import InputChanged, UriNotAllowed, UriNotFound
+from app.domain.needs import FileRange
 from app.domain.sources import SourceFile, SourceListing
 from app.storage.base import UNWATCHED, Watch
-from app.storage.buckets import Bucket, BucketForbidden, BucketMissing, ObjectChanged
+from app.storage.buckets import PATIENCE_SECONDS, Bucket, BucketForbidden, BucketMissing, ObjectChanged
 from app.storage.folders import KEEP_SECONDS, ObjectFolder, Views, sweep_files, translated
 from app.storage.local_sources import MAX_FILES, FileRoots
+from app.storage.partial import RangeCache
 from app.storage.uris import FileUri, ObjectUri, parse_uri
 
 
 class Sources:
     """What may be read from outside the store."""
 
-    def __init__(self, roots: Sequence[Path], cache: Path, *, cache_bytes: int = 50 << 30) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        cache: Path,
+        *,
+        cache_bytes: int = 50 << 30,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._patience_seconds = patience_seconds
         self._roots = FileRoots(roots)
         self._cache = ObjectFolder(cache / "sources")
         self._views = Views(cache / "sources" / "views")
@@ -63,6 +73,31 @@ class Sources:
         with translated(f"fetching {uri!r}"):
             view = self._fetch_objects(uri, parsed, listing, watch)
         return view / listing.files[0].path if listing.is_file else view
+
+    def fetch_ranges(
+        self, uri: str, listing: SourceListing, ranges: Sequence[FileRange], *, watch: Watch = UNWATCHED
+    ) -> Path:
+        """Return a folder of those files of a prefix that have ranges here: whole, or as these ranges.
+
+        Every range is asked for under the ETag that was registered. Raises: as `fetch`, which local files leave it to.
+        """
+        parsed = parse_uri(uri)
+        if isinstance(parsed, FileUri):
+            return self.fetch(uri, listing, watch=watch)
+        paths = {one.path for one in ranges}
+        used = {file.path: file for file in listing.files if file.path in paths}
+
+        def read(entry: FileEntry, one: FileRange) -> Iterator[bytes]:
+            file = used[entry.path]
+            key = _object_key(parsed, file, listing)
+            chunks = self._bucket(parsed).read(key, one.begin, one.end, etag=file.etag, watch=watch)
+            return _unchanged(uri, file, chunks)
+
+        with translated(f"fetching parts of {uri!r}"):
+            entries = [_cached(parsed, file, listing) for file in used.values()]
+            view = RangeCache(self._cache, self._views, read).fetch(entries, ranges, watch)
+            self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
+            return view
 
     def read_listed(
         self, uri: str, listing: SourceListing, file: SourceFile, *, watch: Watch = UNWATCHED
@@ -161,7 +196,7 @@ class Sources:
     def _bucket(self, parsed: ObjectUri) -> Bucket:
         with self._lock:
             if parsed.bucket not in self._buckets:
-                self._buckets[parsed.bucket] = Bucket(parsed.bucket)
+                self._buckets[parsed.bucket] = Bucket(parsed.bucket, patience_seconds=self._patience_seconds)
             return self._buckets[parsed.bucket]
 
 

@@ -4,7 +4,6 @@ Source: Ilharco et al. 2022, arXiv:2212.04089, for the sweep; Davari & Belilovsk
 the trend.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,13 @@ from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.disentanglement import COEFFICIENTS
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
 from benchmarks.evidence.processes import Part
-from benchmarks.suite.rows import measure_row, place_of
+from benchmarks.suite.rows import REFERENCES, measure_row, read_row
 from workers.figures import bands, lines, style
 from workers.figures.bands import Band
 
 NAME = "overview"
 TITLE = "The table, the hump, the trend"
 
-REFERENCES = ("pre-trained", "individual")
 SHOWN = (
     "average", "task_arithmetic", "awd_task_arithmetic", "ties", "breadcrumbs", "consensus_ta", "tsv_m", "iso_c", "pcb",
     "peru_fft",
@@ -37,7 +35,7 @@ N_SUBSETS = 3
 
 def rows(folder: Path) -> Sequence[Part]:
     """Return the rows of the suite's table that are shown and not measured yet."""
-    names = [name for name in (*REFERENCES, *SHOWN) if not place_of(folder / "results", name).exists()]
+    names = [name for name in (*REFERENCES, *SHOWN) if read_row(name) is None]
     return [partial(_measure_row, name=name) for name in names]
 
 
@@ -58,10 +56,9 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
 
 def read_rows(laboratory: Laboratory) -> dict[str, Any]:
     """Return the suite's rows that are measured, by method."""
-    results = laboratory.folder.parent / "results"
     names = [*REFERENCES, *(card.name for card in load_catalog().methods)]
-    places = {name: place_of(results, name) for name in names}
-    return {name: json.loads(place.read_text(encoding="utf-8")) for name, place in places.items() if place.exists()}
+    found = {name: read_row(name) for name in names}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def _measure_row(laboratory: Laboratory, *, name: str) -> None:

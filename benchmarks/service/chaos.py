@@ -20,9 +20,10 @@ import psutil
 from sqlalchemy import func, select
 
 from app.db.tables import Artifact, ArtifactFile, Checkpoint, Event
-from app.domain.jobs import JobState, ResourceClass
-from app.queue import JobQueue
+from app.domain.jobs import JobState
+from benchmarks.service import unreliable
 from benchmarks.service.site import Site, open_site
+from benchmarks.service.unreliable import UnreliableQueue
 from tests import servers
 
 QUICK = {
@@ -46,11 +47,12 @@ class Weather:
     dropped: float = 0.15  # fraction of messages
     doubled: float = 0.30
     seed: int = 0
+    split_every: int = 3  # merges in two parts among the others
 
 
 @dataclass
 class Damage:
-    """What was done."""
+    """What was done; messages are counted that we sent, those of the workers are lost and doubled as well."""
 
     n_workers_killed: int = 0
     n_job_processes_killed: int = 0
@@ -66,27 +68,6 @@ class Report:
     damage: Damage
     n_attempts: int
     faults: tuple[str, ...]
-
-
-class UnreliableQueue(JobQueue):
-    """A queue that loses messages and doubles others."""
-
-    def __init__(self, broker_url: str, weather: Weather, damage: Damage) -> None:
-        super().__init__(broker_url)
-        self._weather = weather
-        self._damage = damage
-        self._random = random.Random(weather.seed)
-
-    def send_job(self, job_id: str, resource_class: ResourceClass) -> None:
-        """Send the message once, twice, or not at all."""
-        draw = self._random.random()
-        if draw < self._weather.dropped:
-            self._damage.n_dropped += 1
-            return
-        super().send_job(job_id, resource_class)
-        if draw > 1.0 - self._weather.doubled:
-            self._damage.n_doubled += 1
-            super().send_job(job_id, resource_class)
 
 
 class Killer:
@@ -144,14 +125,20 @@ def run_chaos(folder: Path, environment: dict[str, str], weather: Weather) -> Re
     damage = Damage()
     started_at = time.monotonic()
     with open_site(folder / "stormy", {**QUICK, **environment}) as site:
+        site.environment |= unreliable.describe(weather.dropped, weather.doubled, weather.seed)
+        site.worker_module = unreliable.__name__
         for _ in range(N_WORKERS):
             site.start_worker()
         _register(site, weather)
-        queue = UnreliableQueue(site.settings.broker_url, weather, damage)
+        queue = UnreliableQueue(site.settings.broker_url, weather.dropped, weather.doubled, weather.seed)
         reliable, site.wiring = site.wiring.queue, dataclasses.replace(site.wiring, queue=queue)
         with Killer(site, weather, damage):
-            job_ids = [site.submit(_weight(index)).id for index in range(weather.n_jobs)]
+            job_ids = [
+                site.submit(_weight(index), n_parts=1 if index % weather.split_every else 2).id
+                for index in range(weather.n_jobs)
+            ]
             site.wait(job_ids)
+        damage.n_dropped, damage.n_doubled = queue.n_dropped, queue.n_doubled
         seconds = time.monotonic() - started_at
         faults = [*_look_at_jobs(site, job_ids), *_look_at_bytes(site, job_ids, quiet)]
         attempts = sum(view.attempts for view in site.wait(job_ids))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -38,16 +39,21 @@ class Site:
         migrate.upgrade(self.settings.database_url)
         self.wiring: Wiring = wire(self.settings)
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.worker_module = "workers.main"
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker process; its log goes to `worker.log` in the home folder."""
+    def start_worker(self, core: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker process; its log goes to `worker.log` in the home folder.
+
+        core: the only one that it and its children run on.
+        """
         with (self.home / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers.main"],
+                [sys.executable, "-m", self.worker_module],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),
             )
         self.workers.append(process)
         return process
@@ -62,8 +68,8 @@ class Site:
         request = CheckpointRequest(uri=folder.as_uri(), name=name)
         self.wait([checkpoints.register(self.wiring, ACTOR, request).job.id])
 
-    def submit(self, weight: float) -> JobView:
-        """Submit a merge that differs from the others by a weight."""
+    def submit(self, weight: float, *, n_parts: int = 1) -> JobView:
+        """Submit a merge that differs from the others by a weight; its files are small enough for two parts."""
         return merges.submit(
             self.wiring,
             ACTOR,
@@ -73,6 +79,8 @@ class Site:
                     "base_model": "base",
                     "models": [{"checkpoint": "one", "weight": weight}, {"checkpoint": "two"}],
                     "max_attempts": 50,
+                    "output": {"shard_bytes": 2**20},
+                    "parallelism": n_parts,
                 }
             ),
         )

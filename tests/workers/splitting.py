@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from pydantic import JsonValue
 
+from app.domain import needs
 from app.domain.checkpoints import LocalCheckpoint, Manifest
-from app.domain.parts import share_out
+from app.domain.needs import find_needed
+from app.domain.parts import Share, only_of, share_out
+from app.domain.plans import MergePlan
 from app.domain.work import JoinWork, MergeWork, PartOutcome, PartWork
 from tests.workers.files import FileMerge, ignore
 from workers.catalog import load_recipe
@@ -22,6 +26,7 @@ class SplitMerge:
 
     merge: FileMerge
     n_parts: int
+    is_whole: bool = True  # each part has all inputs; else its own tensors alone
 
     def __call__(
         self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], output: Path
@@ -37,7 +42,15 @@ class SplitMerge:
                 merge_part(
                     plan,
                     code,
-                    PartWork(merge=work, share=share, tallies=tuple(tallies), round=index),
+                    PartWork(
+                        merge=work
+                        if self.is_whole
+                        else _cut(work, plan, share, output.with_name(f"{output.name}-own")),
+                        share=share,
+                        tallies=tuple(tallies),
+                        round=index,
+                        is_whole=self.is_whole,
+                    ),
                     on_progress=ignore,
                     threads=self.merge.threads,
                     chunk_elements=self.merge.chunk_elements,
@@ -51,6 +64,25 @@ class SplitMerge:
             assert not any(outcome.is_merged for outcome in outcomes)
             tallies += told
         raise AssertionError(f"{MAX_ROUNDS} rounds were not enough")
+
+
+def _cut(work: MergeWork, plan: MergePlan, share: Share, folder: Path) -> MergeWork:
+    """Return the work of a part that has the ranges of its tensors and nothing else."""
+    inputs = [*filter(None, (work.base_model,)), *work.models]
+    base = None if work.base_model is None else work.base_model.manifest
+    needed = find_needed(only_of(plan, share), base, [model.manifest for model in work.models])
+    cut: list[LocalCheckpoint] = []
+    for number, (one, names) in enumerate(zip(inputs, needed, strict=True)):
+        place = folder / f"{share.index}-{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        with mock.patch.object(needs, "GAP_BYTES", 0):
+            ranges = needs.find_ranges(one.manifest, names)
+        for found in ranges:
+            (place / found.name).write_bytes((one.path / found.path).read_bytes()[found.begin : found.end])
+        cut.append(one.model_copy(update={"path": place, "manifest": needs.within_ranges(one.manifest, ranges, ())}))
+    if base is None:
+        return work.model_copy(update={"models": tuple(cut)})
+    return work.model_copy(update={"base_model": cut[0], "models": tuple(cut[1:])})
 
 
 def _take_away(output: Path, outcome: PartOutcome, folder: str) -> Path:

@@ -114,9 +114,27 @@ def test_stopping_takes_every_job_process_along(server: WarmServer, tmp_path: Pa
 def test_a_warm_process_that_cannot_import_is_broken(tmp_path: Path) -> None:
     server = WarmServer("tests.faults.work", ("no_such_module_anywhere",))
     job = server.launch(order(tmp_path))
+    assert server.wait_until_warm(30)  # it has ended
     assert read_all(job) == []
     assert job.end().is_server_lost
     wait_until(lambda: server.is_broken)
+
+
+def test_a_started_process_is_warm_once_it_has_imported_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waits_for_a_file.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = WarmServer("tests.faults.work", ("waits_for_a_file",))
+    try:
+        server.start()
+        assert not server.wait_until_warm(0.2)
+        (tmp_path / "go").touch()
+        assert server.wait_until_warm(60)
+    finally:
+        server.stop()
 
 
 def test_a_memory_limit_holds_for_the_job_process_alone(server: WarmServer, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
-from app.domain.errors import InputChanged
+from app.domain.errors import InputChanged, JobInternal
+from app.domain.needs import NOWHERE
 from workers.checkpoints.finiteness import has_finite_bits
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -40,7 +41,7 @@ class TensorReader:
         self._descriptors: dict[str, int] = {}
         self._scratch = threading.local()
         try:
-            for file in sorted({tensor.file for tensor in checkpoint.manifest.tensors}):
+            for file in sorted({tensor.file for tensor in checkpoint.manifest.tensors} - {NOWHERE}):
                 self._descriptors[file] = _open(checkpoint, file)
         except BaseException:
             self.close()
@@ -69,7 +70,7 @@ class TensorReader:
 
     def descriptor(self, tensor: TensorSpec) -> int:
         """Return the descriptor of the file that holds the tensor, for readers of its bytes as they are."""
-        return self._descriptors[tensor.file]
+        return self._descriptor(tensor.file)
 
     def read_bytes(self, tensor: TensorSpec, offset: int, out: memoryview) -> None:
         """Fill `out` with the tensor's bytes from byte `offset` of the tensor on."""
@@ -87,7 +88,7 @@ class TensorReader:
         self.close()
 
     def _read(self, file: str, begin: int, out: memoryview) -> None:
-        descriptor = self._descriptors[file]
+        descriptor = self._descriptor(file)
         done = 0
         while done < len(out):
             n_bytes = os.preadv(descriptor, [out[done:]], begin + done)
@@ -97,6 +98,11 @@ class TensorReader:
                     "when it was registered; register the checkpoint again."
                 )
             done += n_bytes
+
+    def _descriptor(self, file: str) -> int:
+        if file == NOWHERE:
+            raise JobInternal(f"{self.checkpoint.id}: a tensor was read that was not fetched; report this fault.")
+        return self._descriptors[file]
 
     def _buffer(self, n_bytes: int) -> Tensor:
         """Return this thread's scratch bytes; valid until its next call."""

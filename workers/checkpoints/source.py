@@ -20,7 +20,7 @@ from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import FloatReader, TensorReader
-from workers.contract import Piece
+from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
 from workers.granularity import step_elements
 
@@ -109,6 +109,16 @@ class CheckpointSource:
         runs = (run for tensor in merged for run in self.cut_rows(tensor.name))
         yield from map_in_order(lambda run: self._map_run(function, run), runs, threads=self.threads)
         self._judged.update(tensor.name for tensor in merged)
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, one after the other, as far as the results are asked for."""
+        return visit_in_turn(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds."""
+        return function()
 
     def _map_run(self, function: Callable[[Rows], Result], run: Run) -> Result:
         try:

@@ -8,7 +8,9 @@ made again from a file, by the names of their fields. No pickle: reading a file 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ PREFIX_BYTES = 8
 OURS = "workers."
 
 
-def write_tallies(path: Path, index: int, tallies: Tallies) -> None:
-    """Write the tallies of the pass of this index."""
+def write_tallies(path: Path, tallies: Tallies, folded: Sequence[object] = ()) -> None:
+    """Write the tallies of a pass, and what has been made of those of earlier passes."""
     arrays: list[np.ndarray[Any, Any]] = []
     tree = json.dumps(
-        {"pass": index, "tallies": {name: [_pack(one, arrays) for one in tallies[name]] for name in tallies}}
+        {
+            "folded": [_pack(one, arrays) for one in folded],
+            "tallies": {name: [_pack(one, arrays) for one in tallies[name]] for name in tallies},
+        }
     )
     encoded = tree.encode()
     with path.open("wb") as file:
@@ -37,15 +42,14 @@ def write_tallies(path: Path, index: int, tallies: Tallies) -> None:
             file.write(array.tobytes())
 
 
-def read_tallies(path: Path) -> tuple[int, Tallies]:
-    """Return the index of the pass, and the tallies."""
+def read_tallies(path: Path) -> tuple[Tallies, list[object]]:
+    """Return the tallies of a pass, and what had been made of those of earlier passes."""
     content = path.read_bytes()
     begin = PREFIX_BYTES + int.from_bytes(content[:PREFIX_BYTES], "little")
     document = json.loads(content[PREFIX_BYTES:begin])
     reader = _Arrays(content, begin)
-    return document["pass"], {
-        name: [_unpack(one, reader) for one in results] for name, results in document["tallies"].items()
-    }
+    folded = [_unpack(one, reader) for one in document["folded"]]
+    return {name: [_unpack(one, reader) for one in results] for name, results in document["tallies"].items()}, folded
 
 
 class _Arrays:
@@ -57,11 +61,9 @@ class _Arrays:
 
     def next(self, dtype: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return the next array, in memory of its own."""
-        kind = np.dtype(dtype)
-        n = int(np.prod(shape, dtype=np.int64))
-        found = np.frombuffer(self._content, dtype=kind, count=n, offset=self._position)
-        self._position += n * kind.itemsize
-        return found.reshape(shape).copy()
+        found = np.frombuffer(self._content, dtype=dtype, count=prod(shape), offset=self._position).copy()
+        self._position += found.nbytes
+        return found if len(shape) == 1 else found.reshape(shape)
 
 
 def _pack(value: object, arrays: list[np.ndarray[Any, Any]]) -> object:
@@ -100,6 +102,7 @@ def _unpack(node: Any, arrays: _Arrays) -> object:  # Any: a tree of JSON
     return _class_of(node["class"])(**{name: _unpack(one, arrays) for name, one in node["fields"].items()})
 
 
+@cache
 def _class_of(place: str) -> type[Any]:
     module, _, name = place.partition(":")
     found = getattr(import_module(module), name, None) if module.startswith(OURS) else None

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,17 +22,24 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WeightsWriter:
-    """Writes planned tensors; `finish` makes the bytes durable and gives the digests."""
+    """Writes planned tensors; `finish` makes the bytes durable and gives the digests.
 
-    def __init__(self, plan: WeightsPlan, folder: Path) -> None:
+    on_written: hears how many bytes of a file are as they will stay, headers included.
+    """
+
+    def __init__(
+        self, plan: WeightsPlan, folder: Path, on_written: Callable[[str, int], None] = lambda _path, _n_bytes: None
+    ) -> None:
         self._plan = plan
         self._folder = folder
+        self._on_written = on_written
         self._sizes = {file.path: file.size_bytes for file in plan.files}
         self._opening = threading.Lock()
         self._descriptors: dict[str, int] = {}
         self._begun: list[Path] = []
         self._of_files: dict[str, hashlib._Hash] = {}
         self._of_tensors: dict[str, blake3] = {}
+        self._ready: dict[str, int] = {}
 
     def place(self, tensor: PlannedTensor, offset: int, content: memoryview) -> None:
         """Write the tensor's bytes from byte `offset` on; from any thread, in any order.
@@ -42,18 +49,20 @@ class WeightsWriter:
         self._put(tensor.file, content, tensor.begin + offset)
 
     def digest(self, tensor: PlannedTensor, content: memoryview) -> None:
-        """Hash the next bytes of a tensor; bytes and tensors come in the plan's order, without gaps."""
+        """Hash the next bytes of a tensor, which were placed; they come in the plan's order, without gaps."""
         if tensor.file not in self._of_files:
-            self._of_files[tensor.file] = hashlib.sha256(self._plan.header(tensor.file))
+            header = self._plan.header(tensor.file)
+            self._put(tensor.file, memoryview(header), 0)
+            self._of_files[tensor.file], self._ready[tensor.file] = hashlib.sha256(header), len(header)
         if tensor.name not in self._of_tensors:
             self._of_tensors[tensor.name] = blake3()
         self._of_files[tensor.file].update(content)
         self._of_tensors[tensor.name].update(content)
+        self._ready[tensor.file] += len(content)
+        self._on_written(tensor.file, self._ready[tensor.file])
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
         """Return the files, and tensor name -> digest; all bytes are on the disk."""
-        for file in self._sizes:
-            self._put(file, memoryview(self._plan.header(file)), 0)
         while self._descriptors:
             file, descriptor = self._descriptors.popitem()
             try:

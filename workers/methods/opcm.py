@@ -57,10 +57,13 @@ class MeanNormScale:
         weights = tuple(source.weights)
         squares = [[0.0] * (1 + len(weights))]
         squares += source.map(lambda piece: self._measure(piece, weights, chosen), chosen, granularity="matrix")
-        for name, size in sizes.items():
-            for run in matrices.runs(0 if name in chosen else size, 1):  # of one length, whatever the engine's pieces
-                piece = source.read(name, run.start, run.stop - run.start)
-                squares.append(self._measure(piece, weights, chosen))
+        runs = [  # of one length, whatever the engine's pieces
+            (name, (name, run.start, run.stop - run.start))
+            for name, size in sizes.items()
+            for run in matrices.runs(0 if name in chosen else size, 1)
+        ]
+        (visited,) = source.visit(lambda run: self._measure(source.read(*run), weights, chosen), [runs])
+        squares += visited
         norm, *norms = (sqrt(fsum(parts)) for parts in zip(*squares, strict=True))
         return fsum(norms) / len(norms) / norm if norm else 0.0
 

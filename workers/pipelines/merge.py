@@ -33,7 +33,7 @@ from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
 from workers.pipelines.beside import open_beside
-from workers.pipelines.merge_files import complete, write_weights
+from workers.pipelines.merge_files import OnWritten, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Inputs, Merger
 from workers.pipelines.patching import label_tasks
 from workers.pipelines.program import MergeProgram
@@ -57,11 +57,13 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
     threads: int | None = None,
     chunk_elements: int | None = None,
     learn: Learn | None = None,
+    on_written: OnWritten = ignore,
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
     models: in the recipe's order; onto: the result that they are added to. threads, chunk_elements: None lets the
         engine choose; no result depends on them. learn: runs the method's learner; None: nothing is learned.
+        on_written: as WeightsWriter's.
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
@@ -89,7 +91,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         opened.meter.expect(total_bytes(plan, opened.inputs))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, opened.inputs, opened.source, opened.meter, tasks)
-        written = write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto))
+        written = write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto), on_written)
     opened.meter.enter("finishing")
     learned = [] if ready.learned is None else list(ready.learned.write(output))
     manifest, warnings = complete(plan, code.method, recipe, (base or models[0], models), written, learned, output)

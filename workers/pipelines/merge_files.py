@@ -1,7 +1,7 @@
 """What a merge writes: the weight files, then what lies beside them, and the manifest of it all."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,12 @@ from workers.pipelines.merge_steps import Merger, Produced, Step, cut_steps, pro
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.patching import PatchesWritten
 
+OnWritten = Callable[[str, int], None]
+
+
+def ignore(_path: str, _n_bytes: int) -> None:
+    """Tell nobody how far a file is written."""
+
 
 @dataclass(frozen=True)
 class WrittenWeights:
@@ -30,9 +36,11 @@ class WrittenWeights:
     beside: PatchesWritten = field(default_factory=PatchesWritten)
 
 
-def write_weights(plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside) -> WrittenWeights:
-    """Write every step in the order of offsets, then the patches or sums."""
-    writer = WeightsWriter(plan, output)
+def write_weights(
+    plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside, on_written: OnWritten = ignore
+) -> WrittenWeights:
+    """Write every step in the order of offsets, then the patches or sums; `on_written` as WeightsWriter's."""
+    writer = WeightsWriter(plan, output, on_written)
     differing: list[str] = []
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))

@@ -7,6 +7,7 @@ tells the join of them: MergedFiles. While a statistic of the whole merge set is
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -23,11 +24,12 @@ from workers.contract import RecipeCode
 from workers.pipelines import program
 from workers.pipelines.beside import FilesBeside
 from workers.pipelines.merge import Told, check_room, open_merge, total_bytes
-from workers.pipelines.merge_files import WrittenWeights, complete, write_weights
+from workers.pipelines.merge_files import OnWritten, WrittenWeights, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Merger
-from workers.pipelines.rounds import PassTallied, ReplayedSource, join_tallies
+from workers.pipelines.rounds import Folded, PassTallied, ReplayedSource, join_tallies
 from workers.statistics.views import PartOfSource
 
+TALLIES = "tallies-"  # what the name of a file of tallies begins with; the number of its pass follows
 NOTHING_BESIDE = FilesBeside(patches=None, sums=None)
 
 
@@ -40,6 +42,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
     device: str = "cpu",
     threads: int | None = None,
     chunk_elements: int | None = None,
+    on_written: OnWritten = ignore,
 ) -> PartOutcome:
     """Write this part's weight files, or its tallies of the next pass, into the work's output folder.
 
@@ -63,24 +66,26 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
         n_bytes = total_bytes(own, opened.inputs)
         opened.meter.expect(n_bytes)
         told = Told(opened.meter)
-        known = _read_passes(work.tallies)
+        known = _Passes(work.tallies)
+        replayed = ReplayedSource(
+            opened.source, tallied_by(plan, work.share), known, is_whole=work.is_whole, folded=known.folded
+        )
         try:
             ready = program.prepare(
                 merge.recipe,
                 code,
-                ReplayedSource(opened.source, tallied_by(plan, work.share), known),
+                replayed,
                 device=opened.device,
                 on_request=told.begin,
                 own=PartOfSource(opened.source, sources_of(own.tensors), opened.source.weights),
             )
         except PassTallied as over:
-            entry = _keep_tallies(work, len(known), over.tallies)
+            entry = _keep_tallies(work, over)
             return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_bytes)
         opened.meter.enter("merging")
         opened.meter.expect(n_bytes)
-        written = write_weights(
-            own, Merger(ready, opened.inputs, opened.source, opened.meter), merge.output, NOTHING_BESIDE
-        )
+        merger = Merger(ready, opened.inputs, opened.source, opened.meter)
+        written = write_weights(own, merger, merge.output, NOTHING_BESIDE, on_written)
     merged = MergedFiles(
         files=written.entries,
         blake3_of=dict(written.blake3_of),
@@ -109,19 +114,35 @@ def join_parts(
     return manifest, {**parts[0].report, "n_parts": len(parts), "warnings": list(warnings)}
 
 
-def _read_passes(files: Sequence[Path]) -> list[Tallies]:
-    """Return the tallies of each pass, of all parts, in the order of the passes."""
-    by_pass: dict[int, list[Tallies]] = {}
-    for path in files:
-        index, tallies = read_tallies(path)
-        by_pass.setdefault(index, []).append(tallies)
-    return [join_tallies(by_pass[index]) for index in sorted(by_pass)]
+class _Passes(Sequence[Tallies]):
+    """The tallies of each pass, of all parts, in the order of the passes; read when they are asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files: dict[str, list[Path]] = {}
+        for path in files:
+            self._files.setdefault(path.name.rpartition(TALLIES)[2].split("-")[0], []).append(path)
+        self._names = sorted(self._files)
+        self._read = cache(read_tallies)
+
+    @property
+    def folded(self) -> list[Folded]:
+        """What has been made of all passes but the last one: every part says the same."""
+        if not self._names:
+            return []
+        _, folded = self._read(self._files[self._names[-1]][0])
+        return [one for one in folded if isinstance(one, Folded)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Tallies:  # type: ignore[override]  # nobody slices
+        return join_tallies([self._read(path)[0] for path in self._files[self._names[index]]])
 
 
-def _keep_tallies(work: PartWork, index: int, tallies: Tallies) -> FileEntry:
-    name = f"tallies-{index + 1:03d}-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.bin"
+def _keep_tallies(work: PartWork, over: PassTallied) -> FileEntry:
+    name = f"{TALLIES}{over.index + 1:03d}-{work.share.index + 1:05d}-of-{work.share.n_parts:05d}.bin"
     path = work.merge.output / name
-    write_tallies(path, index, tallies)
+    write_tallies(path, over.tallies, over.folded)
     return FileEntry(path=name, size_bytes=path.stat().st_size, sha256=hash_file(path, _ignore))
 
 

@@ -4,7 +4,7 @@ Over the whole merge set as one number each, or tensor by tensor; without a base
 task vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -126,6 +126,14 @@ class _Part:
     head: Tensor  # [n, h], h < PRODUCT_BLOCK: up to the next block's begin
     blocks: Tensor  # [n_blocks, n, n] float64
     tail: Tensor  # [n, t], t < PRODUCT_BLOCK
+
+    def join(self, following: "Sequence[_Part]") -> "_Part":
+        """Return the tensor's first pieces as one: added in the same order, they give the same sum."""
+        summed = _BlockSum(torch.zeros(len(self.head), len(self.head), dtype=torch.float64))
+        for part in (self, *following):
+            summed.add(part)
+        tail = torch.cat(summed.pending, dim=1)
+        return _Part(self.tensor, tail[:, :0], summed.total.unsqueeze(0), tail)
 
 
 @dataclass

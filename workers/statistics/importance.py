@@ -38,15 +38,18 @@ class ImportanceThresholds:
         changes = ChangedSource(source, _weigh_piece, "row")
         table = MagnitudeBoundaries(self.name, "tensor", _ranks).collect(changes)
         found: dict[str, float] = {}
-        for name, shape, _ in source.tensors:
-            n = prod(shape)
+        sizes = {name: prod(shape) for name, shape, _ in source.tensors}
+        small = [(name, (name, 0, n)) for name, n in sizes.items() if 0 < n <= SMALL]
+        (visited,) = source.visit(lambda run: sorted(changes.read(*run).finetuned[0].tolist(), reverse=True), [small])
+        held = dict(zip((name for name, _ in small), visited, strict=True))
+        for name, n in sizes.items():
             if n > SMALL:
                 third, median, first = (boundary.magnitude for boundary in table.of(name)[0])
-                found[name] = median + self.ranges * (third - first)
             elif n > 0:
-                ordered = sorted(changes.read(name, 0, n).finetuned[0].tolist(), reverse=True)
-                third, median, first = (ordered[rank - 1] for rank in _ranks(n))
-                found[name] = median + self.ranges * (third - first)
+                third, median, first = (held[name][rank - 1] for rank in _ranks(n))
+            else:
+                continue
+            found[name] = median + self.ranges * (third - first)
         return found
 
 

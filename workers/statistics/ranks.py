@@ -23,7 +23,7 @@ from workers.numerics import fused
 from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
-from workers.statistics.tallies import Block, Keys, Tally, count_bins, join
+from workers.statistics.tallies import Block, Count, Keys, Tally, count_bins, join
 
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
@@ -31,6 +31,9 @@ LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
 WIDER = 16  # times as wide is the next window, where the rank lies beside one
 GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly in [0, 1)
+MIDDLE_OF = 1 << 16  # entries of a sample, where its quantile need not be exact: only the error is estimated there
+MIN_COUNTS = 256  # numbers kept of a window, however many there are
+MIN_JOINED_COUNTS = 1 << 14  # and of a tensor that one part of a merge has counted, however small
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,30 @@ class _Window:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What a pass has counted in some neighboring pieces of a scope, window by window."""
+
+    scope: int  # its index
+    n_kept: float  # numbers that may be kept of each window, for each entry
+    counts: tuple[Count, ...]
+
+    @property
+    def behind(self) -> int:
+        """Index within the scope of the first entry behind."""
+        return self.counts[0].blocks[-1].behind
+
+    def join(self, following: "Sequence[Counted]") -> "Counted":
+        """Return this and what follows as one, in numbers as few as a scope may have of as many entries."""
+        parts = (self, *following)
+        n_entries = parts[-1].behind - self.counts[0].blocks[0].first
+        tallies = [Tally(max(MIN_JOINED_COUNTS, int(self.n_kept * n_entries))) for _ in self.counts]
+        for one in parts:
+            for tally, count in zip(tallies, one.counts, strict=True):
+                tally.add(count)
+        return Counted(self.scope, self.n_kept, tuple(tally.count for tally in tallies))
+
+
+@dataclass(frozen=True)
 class _Scratch:
     """Arrays that one thread uses for one piece after the other."""
 
@@ -87,11 +114,13 @@ _of_thread = threading.local()
 
 @dataclass(frozen=True)
 class _Tie:
-    """The n-th entry of one model that has a key, counted from the start of a block."""
+    """The n-th entry of one model that has a key, counted from the start of a block: the last one of a rank."""
 
     model: int
+    rank: int
     key: int
     n_ties: int
+    block: Block
 
 
 def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
@@ -99,23 +128,31 @@ def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list
 
     Of equal magnitudes the one with the smaller index within the scope ranks first.
     """
+    return source.once(lambda: _select(source, scopes, effort))
+
+
+def _select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
     searched = [index for index, scope in enumerate(scopes) if scope.searched_ranks]
     small = [index for index in searched if scopes[index].n_elements <= effort.small_scope]
     found: dict[tuple[int, int, int], Boundary] = {}  # (scope, model, rank)
     for index, keys in _hold(source, scopes, small) if small else ():
         for model, row in enumerate(keys):
             found.update({(index, model, rank): _select_held(row, rank) for rank in scopes[index].searched_ranks})
-    windows = {index: _guess(source, scopes[index], effort) for index in searched if index not in small}
+    large = [index for index in searched if index not in small]
+    windows = source.once(lambda: _guess(source, scopes, large, effort)) if large else {}
+    ties: list[tuple[int, _Tie]] = []
     while windows:
         open_windows: dict[int, list[_Window]] = {}
         for index, tallies in _count(source, scopes, windows, effort):
             for window, tally in zip(windows[index], tallies, strict=True):
-                settled = _settle(source, scopes[index], window, tally)
-                if isinstance(settled, Boundary):
-                    found[index, window.model, window.rank] = settled
+                settled = _settle(window, tally)
+                if isinstance(settled, _Tie):
+                    ties.append((index, settled))
                 else:
                     open_windows.setdefault(index, []).append(settled)
         windows = open_windows
+    for (index, tie), behind in zip(ties, _find_ties(source, scopes, ties), strict=True):
+        found[index, tie.model, tie.rank] = Boundary(_magnitude(tie.key), behind)
     return [_boundaries(index, scope, source.n_models, found) for index, scope in enumerate(scopes)]
 
 
@@ -154,15 +191,24 @@ def _select_held(keys: Keys, rank: int) -> Boundary:
 # --- scopes that are counted --------------------------------------------------------------------------------------
 
 
-def _guess(source: PieceSource, scope: Scope, effort: Effort) -> list[_Window]:
-    """Return a window for each model and rank, wide enough to hold it but for very bad luck."""
-    runs = [_read_keys(source, *run) for run in _sample_runs(scope, effort)]
+def _guess(
+    source: PieceSource, scopes: Sequence[Scope], indices: Sequence[int], effort: Effort
+) -> dict[int, list[_Window]]:
+    """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
+    runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
+    sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
+    return {
+        index: _guess_windows(list(keys), scopes[index], source.n_models, effort)
+        for index, keys in zip(indices, sampled, strict=True)
+    }
+
+
+def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, effort: Effort) -> list[_Window]:
     windows: list[_Window] = []
-    for model in range(source.n_models):
+    for model in range(n_models):
         of_model = [run[model] for run in runs]
-        ordered = np.sort(np.concatenate(of_model))
         for rank in scope.searched_ranks:
-            low, high = _bracket(of_model, ordered, rank / scope.n_elements, effort.margin)
+            low, high = _bracket(of_model, rank / scope.n_elements, effort.margin)
             windows.append(_Window(model, rank, low, high))
     return windows
 
@@ -182,14 +228,16 @@ def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, int, int]]
         yield name, min(index - start, size - n_elements), n_elements
 
 
-def _bracket(runs: Sequence[Keys], ordered: Keys, share: float, margin: float) -> tuple[int, int]:
+def _bracket(runs: Sequence[Keys], share: float, margin: float) -> tuple[int, int]:
     """Return keys between which the quantile lies: the sample's, some standard errors to each side.
 
     The error is that of a sample with one run in each part of the scope: what neighboring runs differ by (a ratio
     estimate). Entries of a run are alike, so that it counts as one; tensors that differ widely do no harm.
     """
-    n = len(ordered)
-    middle = ordered[min(n - 1, int((1 - share) * n))]
+    entries = np.concatenate(runs)
+    n = len(entries)
+    some = entries[:: max(1, n // MIDDLE_OF)]
+    middle = _at(some, min(len(some) - 1, int((1 - share) * len(some))))
     n_above = np.array([np.count_nonzero(run >= middle) for run in runs])
     excess = n_above - n_above.sum() / n * np.array([len(run) for run in runs])
     steps = np.diff(excess) if len(runs) > 1 else excess
@@ -197,7 +245,13 @@ def _bracket(runs: Sequence[Keys], ordered: Keys, share: float, margin: float) -
     variance = float(np.square(steps).mean()) / (2 if len(runs) > 1 else 1) * len(runs)
     reach = margin * sqrt(variance) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
-    return int(ordered[below]) if below >= 0 else 0, int(ordered[above]) if above < n else LARGEST_KEY
+    entries.partition([max(0, below), min(n - 1, above)])  # ordered as far as it matters, in a fourth of the time
+    return int(entries[below]) if below >= 0 else 0, int(entries[above]) if above < n else LARGEST_KEY
+
+
+def _at(entries: Keys, index: int) -> int:
+    """Return the entry that has this index when they are ordered."""
+    return int(np.partition(entries, index)[index])
 
 
 def _count(
@@ -205,31 +259,36 @@ def _count(
 ) -> Iterator[tuple[int, list[Tally]]]:
     """Read the scopes once; yield each with a tally per window when all its pieces were counted."""
     places = {name: (index, start) for index in windows for name, _, start in scopes[index].tensors}
+    kept = {index: max(MIN_COUNTS, effort.n_counts // len(windows[index])) for index in windows}  # of one window
+    rates = {index: kept[index] / scopes[index].n_elements for index in windows}
     tallies: dict[int, list[Tally]] = {}
     counted = map_fused(
         source,
-        lambda rows: _count_rows(rows, places, windows),
-        lambda piece: _count_piece(piece, places, windows),
+        lambda rows: _count_rows(rows, places, windows, rates),
+        lambda piece: _count_piece(piece, places, windows, rates),
         places,
     )
-    for index, counts in counted:
+    for found in counted:
+        index = found.scope
         if index not in tallies:
-            tallies[index] = [Tally(max(256, effort.n_counts // len(windows[index]))) for _ in windows[index]]
-        for tally, (n_above, block) in zip(tallies[index], counts, strict=True):
-            tally.add(n_above, block)
-        if counts[0][1].behind == scopes[index].n_elements:
+            tallies[index] = [Tally(kept[index]) for _ in windows[index]]
+        for tally, count in zip(tallies[index], found.counts, strict=True):
+            tally.add(count)
+        if found.behind == scopes[index].n_elements:
             yield index, tallies.pop(index)
 
 
 def _count_rows(
-    rows: Rows, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
-) -> tuple[int, list[tuple[int, Block]]]:
+    rows: Rows,
+    places: Mapping[str, tuple[int, int]],
+    windows: Mapping[int, Sequence[_Window]],
+    rates: Mapping[int, float],
+) -> Counted:
     index, start = places[rows.tensor]
     first = start + rows.offset
     counted = zip(windows[index], fused.count_keys(rows, _as_arrays(windows[index], rows.n_models)), strict=True)
-    return index, [
-        (n_above, _block(keys, window, first, first + rows.n_elements)) for window, (n_above, keys) in counted
-    ]
+    counts = [_count_of(n_above, keys, window, (first, rows.n_elements)) for window, (n_above, keys) in counted]
+    return Counted(index, rates[index], tuple(counts))
 
 
 def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
@@ -243,24 +302,31 @@ def _as_arrays(windows: Sequence[_Window], n_models: int) -> Windows:
 
 
 def _count_piece(
-    piece: Piece, places: Mapping[str, tuple[int, int]], windows: Mapping[int, Sequence[_Window]]
-) -> tuple[int, list[tuple[int, Block]]]:
+    piece: Piece,
+    places: Mapping[str, tuple[int, int]],
+    windows: Mapping[int, Sequence[_Window]],
+    rates: Mapping[int, float],
+) -> Counted:
     index, start = places[piece.tensor]
     scratch = _scratch(*piece.finetuned.shape)
     _fill_keys(piece, scratch.keys)
     first = start + piece.offset
-    return index, [_count_row(scratch, window, first) for window in windows[index]]
+    counts = [_count_row(scratch, window, first) for window in windows[index]]
+    return Counted(index, rates[index], tuple(counts))
 
 
-def _count_row(scratch: _Scratch, window: _Window, first: int) -> tuple[int, Block]:
+def _count_row(scratch: _Scratch, window: _Window, first: int) -> Count:
     keys = scratch.keys[window.model]
     is_above = np.greater(keys, window.high, out=scratch.is_above)
     is_within = np.not_equal(np.greater_equal(keys, window.low, out=scratch.is_within), is_above, out=scratch.is_within)
-    return int(np.count_nonzero(is_above)), _block(keys[is_within], window, first, first + len(keys))
+    return _count_of(int(np.count_nonzero(is_above)), keys[is_within], window, (first, len(keys)))
 
 
-def _block(keys: Keys, window: _Window, first: int, behind: int) -> Block:
-    return Block(first, behind, *count_bins(keys - np.int32(window.low)))
+def _count_of(n_above: int, keys: Keys, window: _Window, run: tuple[int, int]) -> Count:
+    """Return what was found in a run, of an index and so many entries: keys above the window, and those within it."""
+    first, n_elements = run
+    block = Block(first, first + n_elements, *count_bins(keys - np.int32(window.low)))
+    return Count(n_above, 0, (block,))
 
 
 def _scratch(n_models: int, n_elements: int) -> _Scratch:
@@ -276,8 +342,8 @@ def _scratch(n_models: int, n_elements: int) -> _Scratch:
     return found
 
 
-def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) -> Boundary | _Window:
-    """Return the boundary, or the smaller window in which it lies."""
+def _settle(window: _Window, tally: Tally) -> _Tie | _Window:
+    """Return the entry that the boundary lies behind, or the smaller window in which it is."""
     total = join(tally.blocks)
     behind = window.rank - tally.n_above  # rank within the window, from its top
     reach = WIDER * (window.high + 1 - window.low)  # a guess fails by a little, if it does
@@ -293,7 +359,7 @@ def _settle(source: PieceSource, scope: Scope, window: _Window, tally: Tally) ->
         return _Window(window.model, window.rank, low, min(window.high, low + (1 << tally.shift) - 1))
     n_ties = behind - (int(from_top[step - 1]) if step else 0)
     block, n_ties = _find_block(tally, bin_, n_ties)
-    return Boundary(_magnitude(low), _find_tie(source, scope, _Tie(window.model, low, n_ties), block))
+    return _Tie(window.model, window.rank, low, n_ties, block)
 
 
 def _find_block(tally: Tally, bin_: int, n_ties: int) -> tuple[Block, int]:
@@ -306,14 +372,25 @@ def _find_block(tally: Tally, bin_: int, n_ties: int) -> tuple[Block, int]:
     raise ValueError(f"{n_ties} ties are missing from what was counted")
 
 
-def _find_tie(source: PieceSource, scope: Scope, tie: _Tie, block: Block) -> int:
-    """Return the index right behind the tie, by reading its block again."""
-    missing = tie.n_ties
-    for name, offset, n_elements, start in _runs_between(scope, block.first, block.behind):
-        index, missing = _find_key(source, (name, offset, n_elements), tie, missing)
-        if index >= 0:
-            return start + index + 1
-    raise ValueError(f"{missing} ties are missing from entries {block.first} to {block.behind}")
+def _find_ties(source: PieceSource, scopes: Sequence[Scope], ties: Sequence[tuple[int, _Tie]]) -> Iterator[int]:
+    """Yield the index right behind each tie, by reading its block again. ties: each with the index of its scope."""
+    groups = [
+        [
+            (name, (tie, (name, offset, n_elements), start))
+            for name, offset, n_elements, start in _runs_between(scopes[index], tie.block.first, tie.block.behind)
+        ]
+        for index, tie in ties
+    ]
+    visited = source.visit(lambda place: _find_keys(source, *place), groups) if groups else ()
+    for (_, tie), runs in zip(ties, visited, strict=True):
+        missing = tie.n_ties
+        for behind in runs:
+            if missing <= len(behind):
+                yield int(behind[missing - 1])
+                break
+            missing -= len(behind)
+        else:
+            raise ValueError(f"{missing} ties are missing from entries {tie.block.first} to {tie.block.behind}")
 
 
 def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, int, int, int]]:
@@ -334,14 +411,10 @@ def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int) -
     return _keys(source.read(tensor, offset, n_elements))
 
 
-def _find_key(source: PieceSource, run: tuple[str, int, int], tie: _Tie, missing: int) -> tuple[int, int]:
-    """Return the index within the run of the `missing`-th entry that has the tie's key; or -1, and what is missing."""
-    rows = source.rows(*run) if fused.is_ready() else None
-    if rows is not None:
-        with suppress(NotClean):
-            return fused.find_key(rows, tie.model, tie.key, missing)
-    found = np.flatnonzero(_keys(source.read(*run))[tie.model] == tie.key)
-    return (int(found[missing - 1]), 0) if missing <= len(found) else (-1, missing - len(found))
+def _find_keys(source: PieceSource, tie: _Tie, run: tuple[str, int, int], start: int) -> NDArray[np.int64]:
+    """Return the indices right behind the first entries of a run that have the tie's key; `start`: of the run."""
+    keys = _keys(source.read(*run))[tie.model]
+    return np.flatnonzero(keys == tie.key)[: tie.n_ties] + (start + 1)
 
 
 def _keys(piece: Piece) -> Keys:

@@ -20,8 +20,17 @@ class Block:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class Count:
+    """What was counted of one window: keys above it, and neighboring blocks of bins of 2^shift keys each."""
+
+    n_above: int
+    shift: int
+    blocks: tuple[Block, ...]
+
+
 class Tally:
-    """What a pass has counted of one window so far: keys above it, and blocks of bins of 2^shift keys each.
+    """What a pass has counted of one window so far, in at most so many numbers.
 
     Blocks, not one sum, so that a tie is found again by reading the block that holds it. When there are too many
     numbers, neighboring blocks are joined; when only one block is left, its bins are made coarser.
@@ -34,15 +43,21 @@ class Tally:
         self._n_counts = 0
         self._max_counts = max_counts
 
-    def add(self, n_above: int, block: Block) -> None:
-        """Count one more piece; pieces come in the order of their indices.
+    def add(self, count: Count) -> None:
+        """Count what follows; counts come in the order of their indices.
 
         What is kept is copied, into memory of this thread: kept between the temporaries of a worker thread it would
         leave holes that nothing fits into, and memory would grow with the model after all.
         """
-        self.n_above += n_above
-        self.blocks.append(_coarsen(_copy(block), self.shift))
-        self._n_counts += len(self.blocks[-1].bins)
+        self.n_above += count.n_above
+        coarser = max(self.shift, count.shift)
+        if coarser > self.shift:
+            self.blocks = [_coarsen(block, coarser - self.shift) for block in self.blocks]
+            self.shift = coarser
+            self._n_counts = sum(len(block.bins) for block in self.blocks)
+        added = [_coarsen(_copy(block), coarser - count.shift) for block in count.blocks]
+        self.blocks += added
+        self._n_counts += sum(len(block.bins) for block in added)
         while self._n_counts > self._max_counts:
             if len(self.blocks) == 1:
                 self.shift += 1
@@ -50,6 +65,11 @@ class Tally:
             else:
                 self.blocks = [join(self.blocks[index : index + 2]) for index in range(0, len(self.blocks), 2)]
             self._n_counts = sum(len(block.bins) for block in self.blocks)
+
+    @property
+    def count(self) -> Count:
+        """All that was counted."""
+        return Count(self.n_above, self.shift, tuple(self.blocks))
 
 
 def join(blocks: Sequence[Block]) -> Block:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.catalog import Granularity, coarsest
 from app.domain.errors import NotFinite
-from workers.contract import NestedMerge, Piece, PieceSource, StatisticRequest
+from workers.contract import NestedMerge, Piece, PieceSource, Place, StatisticRequest, visit_in_turn
 from workers.fusion import NotClean, Rows
 from workers.granularity import run_around, step_elements
 
@@ -64,6 +64,16 @@ class ChangedSource:
         if change is not None:
             return self.source.map_rows(lambda rows: function(change(rows)), tensors)
         return self.map(lambda piece: _of_rows(function, piece), tensors)
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, wherever the source has it done."""
+        return self.source.visit(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds, or what it has found before."""
+        return self.source.once(function)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
         """Return the rows of one run, if they can say the change."""
@@ -125,6 +135,16 @@ class PartOfSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of these tensors."""
         return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, wherever the source has it done."""
+        return self.source.visit(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds, or what it has found before."""
+        return self.source.once(function)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
@@ -190,6 +210,16 @@ class TensorSource:
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Apply a function to the rows of every piece."""
         return self.map(lambda piece: function(piece.rows), tensors)
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, one after the other."""
+        return visit_in_turn(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds."""
+        return function()
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
         """Return the rows of one run of elements of a tensor."""

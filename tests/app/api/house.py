@@ -4,7 +4,6 @@
 the supervisor in tests/faults, both together in tests/journeys.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +18,15 @@ from safetensors.numpy import save_file
 
 from app.config import Settings
 from app.db.migrate import upgrade
-from app.domain.errors import AmalgamError
 from app.domain.identifiers import new_id
 from app.domain.jobs import ResourceClass
-from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome, PartOutcome, SweepOutcome
 from app.main import create_app
 from app.services import parts, reaping, running
 from app.services.merges import complete_waiter
-from app.services.running import Claim, HandedOver, Keepers, WorkerIdentity
+from app.services.running import Claim, Keepers, WorkerIdentity
 from app.services.wiring import Wiring
+from tests.attempts import run_attempt
 from tests.workers import tiny_bert
-from workers.main import TRADE
-from workers.runner import WorkOrder, perform
 
 Document = dict[str, Any]
 Tensors = Mapping[str, NDArray[Any]]
@@ -108,20 +104,7 @@ class House:
 
     def run(self, claim: Claim) -> None:
         """Do one attempt of a job."""
-        scratch = self.folder / "scratch" / claim.job.id
-        (scratch / "output").mkdir(parents=True)
-        try:
-            steps = TRADE.kinds[claim.job.kind].steps
-            work = steps.prepare(self.keepers, claim, scratch)
-            if isinstance(work, HandedOver):
-                return
-            outcome = perform(WorkOrder(work=work), lambda _progress: None)
-            self.keepers.storage.publish(scratch / "output", _files(outcome))
-            running.finish(self.wiring.sessions, claim, lambda session: steps.record(session, claim, outcome))
-        except AmalgamError as problem:
-            running.fail(self.wiring.sessions, claim, problem)
-        finally:
-            shutil.rmtree(scratch)
+        run_attempt(self.keepers, claim, self.folder / "scratch" / claim.job.id)
 
     # --- having -------------------------------------------------------------------------------------------------------
 
@@ -193,13 +176,3 @@ def open_house(folder: Path, database_url: str = "", **settings: Any) -> Iterato
         yield house
     finally:
         house.close()
-
-
-def _files(outcome: Outcome) -> Sequence[Any]:
-    if isinstance(outcome, CheckpointOutcome):
-        return outcome.manifest.files
-    if isinstance(outcome, PartOutcome):
-        return outcome.files
-    if isinstance(outcome, SweepOutcome):
-        return (*outcome.manifest.files, *outcome.curve_files)
-    return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

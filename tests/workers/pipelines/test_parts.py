@@ -21,6 +21,7 @@ from tests.workers.splitting import SplitMerge
 from workers.catalog import load_recipe
 from workers.numerics import fused
 from workers.pipelines.parts import merge_part
+from workers.statistics import ranks
 
 SPLITTABLE = [
     card
@@ -62,12 +63,17 @@ def digests(folder: Path) -> dict[str, str]:
 def check(
     merge: FileMerge, n_parts: int, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], folder: Path
 ) -> int:
-    """Check a merge in parts against the whole one; return the number of rounds it took."""
+    """Check a merge in parts against the whole one; return the number of rounds it took.
+
+    Once where every part has all inputs, and once where each has the ranges of its own tensors alone.
+    """
     whole = merge(base, models, folder / "whole")
-    manifest, report, n_rounds = SplitMerge(merge, n_parts)(base, models, folder / "split")
-    assert manifest == whole
-    assert digests(folder / "split") == digests(folder / "whole")
-    assert report["n_parts"] == n_parts
+    for is_whole in (False, True):
+        output = folder / ("split" if is_whole else "sparse")
+        manifest, report, n_rounds = SplitMerge(merge, n_parts, is_whole)(base, models, output)
+        assert manifest == whole
+        assert digests(output) == digests(folder / "whole")
+        assert report["n_parts"] == n_parts
     return n_rounds
 
 
@@ -172,3 +178,24 @@ def test_a_part_reads_the_inputs_of_its_own_tensors_and_reports_their_bytes(tmp_
         assert {file.path for file in outcome.files[:-1]} == set(share.files)
     assert sum(totals) == plan.bytes_read
     assert max(totals) < plan.bytes_read / 2
+
+
+def test_what_was_found_of_passes_is_not_found_again_in_later_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = [{f"layers.{at}.w": torch.randn(250, 401, generator=generator) for at in range(4)} for _ in range(3)]
+    base, *models = [write_checkpoint(tmp_path / f"m{index}", own) for index, own in enumerate(tensors)]
+    calls: list[str] = []
+    for name in ("_guess", "_find_ties"):
+        made = getattr(ranks, name)
+
+        def note(*arguments: Any, name: str = name, made: Any = made) -> Any:
+            calls.append(name)
+            return made(*arguments)
+
+        monkeypatch.setattr(ranks, name, note)
+    merge = FileMerge("ties", shard_bytes=500_000)
+    _, _, n_rounds = SplitMerge(merge, 2)(base, models, tmp_path / "split")
+    assert n_rounds == 3
+    assert calls == ["_guess"] * 2 + ["_find_ties"] * 2

@@ -3,7 +3,9 @@ import torch
 from torch import Tensor
 
 from tests.workers.memory import MemorySource
+from workers.numerics.programs import PRODUCT_BLOCK
 from workers.statistics import gram
+from workers.statistics.views import TensorSource
 
 
 def make_models(n: int = 3, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -110,3 +112,18 @@ def test_inner_products_column_by_column(piece_elements: int) -> None:
 def test_tensors_of_one_dimension_have_no_columns() -> None:
     base, models = _draw((7,), n=2)
     assert gram.ColumnGrams("angles").collect(MemorySource(base, models)) == {}
+
+
+def test_pieces_that_were_joined_give_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n_elements = 3 * PRODUCT_BLOCK + 1000
+    models = [{"w": torch.randn(n_elements, generator=generator)} for _ in range(3)]
+    for step in (100, 700, 5000, n_elements):
+        source = TensorSource(base=None, models=models, weights=(1.0,) * 3, piece_elements=step)
+        parts = list(source.map(gram._multiply_blocks))
+        alone, joined = (gram._BlockSum(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(2))
+        for part in parts:
+            alone.add(part)
+        half = parts[0].join(parts[1 : len(parts) // 2])
+        joined.add(half.join(parts[max(1, len(parts) // 2) :]))
+        assert joined.finish() == alone.finish()

@@ -14,7 +14,7 @@ from tests.workers.memory import MemorySource
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics import ranks
 from workers.statistics.ranks import Effort, Scope, select
-from workers.statistics.tallies import Block, Tally, count_bins
+from workers.statistics.tallies import Block, Count, Tally, count_bins
 
 COUNTED = Effort(small_scope=0)  # nothing is held
 BLIND = replace(
@@ -100,7 +100,7 @@ def test_tensors_of_different_scale_do_not_widen_the_window() -> None:
     source = MemorySource(None, [model])
     rank = 1 << 18
     effort = replace(COUNTED, sample_run_elements=64, elements_per_sample_run=1 << 12)
-    (window,) = ranks._guess(source, scope_of(source, (rank,)), effort)
+    ((window,),) = ranks._guess(source, [scope_of(source, (rank,))], [0], effort).values()
     keys = torch.cat(list(model.values())).abs().numpy().view(np.int32)
     assert window.low <= int(np.sort(keys)[-rank]) <= window.high
     assert np.mean((keys >= window.low) & (keys <= window.high)) < 0.05
@@ -108,13 +108,12 @@ def test_tensors_of_different_scale_do_not_widen_the_window() -> None:
 
 def test_a_window_that_misses_is_followed_by_one_beside_it() -> None:
     window = ranks._Window(0, rank=10, low=100, high=109)
-    scope = Scope((("w", 50, 0),), 50, (10,))
-    source = MemorySource(None, [{"w": torch.ones(50)}])
     above, below = Tally(16), Tally(16)
-    above.add(12, Block(0, 50, *count_bins(np.zeros(1, dtype=np.int32))))
-    below.add(2, Block(0, 50, *count_bins(np.zeros(1, dtype=np.int32))))
-    assert ranks._settle(source, scope, window, above) == ranks._Window(0, 10, 110, 109 + 160)
-    assert ranks._settle(source, scope, window, below) == ranks._Window(0, 10, 0, 99)
+    block = Block(0, 50, *count_bins(np.zeros(1, dtype=np.int32)))
+    above.add(Count(12, 0, (block,)))
+    below.add(Count(2, 0, (block,)))
+    assert ranks._settle(window, above) == ranks._Window(0, 10, 110, 109 + 160)
+    assert ranks._settle(window, below) == ranks._Window(0, 10, 0, 99)
 
 
 def test_ranks_of_none_and_of_all_need_no_reading() -> None:

@@ -1,10 +1,12 @@
 """Counts of keys: exact while they fit, joined and then coarser when they do not, never lost."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.statistics.tallies import Block, Tally, join
+from workers.statistics import ranks
+from workers.statistics.tallies import Block, Count, Tally, join
 
 
 def block(first: int, keys: list[int]) -> Block:
@@ -14,8 +16,8 @@ def block(first: int, keys: list[int]) -> Block:
 
 def test_few_counts_stay_as_they_came() -> None:
     tally = Tally(max_counts=10)
-    tally.add(3, block(0, [5, 5, 7]))
-    tally.add(1, block(3, [7]))
+    tally.add(Count(3, 0, (block(0, [5, 5, 7]),)))
+    tally.add(Count(1, 0, (block(3, [7]),)))
     assert tally.n_above == 4
     assert [(b.first, b.behind, b.bins.tolist(), b.counts.tolist()) for b in tally.blocks] == [
         (0, 3, [5, 7], [2, 1]),
@@ -26,7 +28,7 @@ def test_few_counts_stay_as_they_came() -> None:
 def test_neighbors_are_joined_when_there_are_too_many() -> None:
     tally = Tally(max_counts=3)
     for first in range(0, 8, 2):
-        tally.add(0, block(first, [5, 7]))
+        tally.add(Count(0, 0, (block(first, [5, 7]),)))
     assert [(b.first, b.behind) for b in tally.blocks] == [(0, 8)]
     assert tally.blocks[0].counts.tolist() == [4, 4]
     assert tally.shift == 0
@@ -34,9 +36,9 @@ def test_neighbors_are_joined_when_there_are_too_many() -> None:
 
 def test_one_block_with_too_many_bins_becomes_coarser() -> None:
     tally = Tally(max_counts=2)
-    tally.add(0, block(0, [0, 1, 2, 3, 4, 5, 6, 7]))
+    tally.add(Count(0, 0, (block(0, [0, 1, 2, 3, 4, 5, 6, 7]),)))
     assert (tally.shift, tally.blocks[0].bins.tolist(), tally.blocks[0].counts.tolist()) == (2, [0, 1], [4, 4])
-    tally.add(0, block(8, [6]))
+    tally.add(Count(0, 0, (block(8, [6]),)))
     assert tally.blocks[-1].bins.tolist() == [0, 1]
     assert tally.blocks[-1].counts.tolist() == [4, 5]
 
@@ -48,7 +50,7 @@ def test_every_key_is_counted_once_in_its_bin(pieces: list[list[int]], limit: in
     tally = Tally(limit)
     first = 0
     for piece in pieces:
-        tally.add(0, block(first, piece))
+        tally.add(Count(0, 0, (block(first, piece),)))
         first += len(piece)
     total = join(tally.blocks)
     keys = np.array([key for piece in pieces for key in piece], dtype=np.int64) >> tally.shift
@@ -57,3 +59,43 @@ def test_every_key_is_counted_once_in_its_bin(pieces: list[list[int]], limit: in
     assert total.counts.tolist() == counts.tolist()
     assert (tally.blocks[0].first, tally.blocks[-1].behind) == (0, first)
     assert sum(len(b.bins) for b in tally.blocks) <= max(limit, 1)
+
+
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), min_size=1, max_size=5),
+        min_size=1,
+        max_size=5,
+    ),
+    limits=st.lists(st.integers(1, 30), min_size=6, max_size=6),
+)
+def test_what_several_have_counted_is_what_one_would_have(groups: list[list[list[int]]], limits: list[int]) -> None:
+    whole = Tally(limits[-1])
+    first = 0
+    for pieces, limit in zip(groups, limits, strict=False):
+        part = Tally(limit)
+        for piece in pieces:
+            part.add(Count(1, 0, (block(first, piece),)))
+            first += len(piece)
+        whole.add(part.count)
+    total = join(whole.blocks)
+    keys = np.array([key for pieces in groups for piece in pieces for key in piece], dtype=np.int64) >> whole.shift
+    bins, counts = np.unique(keys, return_counts=True)
+    assert total.bins.tolist() == bins.tolist()
+    assert total.counts.tolist() == counts.tolist()
+    assert whole.n_above == sum(len(pieces) for pieces in groups)
+    assert (whole.blocks[0].first, whole.blocks[-1].behind) == (0, first)
+
+
+def test_what_a_part_has_counted_does_not_grow_with_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "MIN_JOINED_COUNTS", 64)
+    random = np.random.default_rng(0)
+    pieces = [
+        ranks.Counted(0, 0.01, (Count(2, 0, (block(first, random.integers(0, 10**6, 100).tolist()),)),))
+        for first in range(0, 20_000, 100)
+    ]
+    joined = pieces[0].join(pieces[1:])
+    (count,) = joined.counts
+    assert (joined.scope, joined.behind, count.n_above) == (0, 20_000, 400)
+    assert sum(len(one.bins) for one in count.blocks) <= 0.01 * 20_000
+    assert sum(int(one.counts.sum()) for one in count.blocks) == 20_000
