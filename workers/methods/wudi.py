@@ -18,6 +18,7 @@ from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
 from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import matrices, optimize, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 NULL = 1e-6  # eigenvalues of the folded inputs up to this fraction of the largest count as zero
 FLAT = 1e-13  # a slope up to this fraction of the task vectors is rounding, which Adam would follow like any other
@@ -48,7 +49,7 @@ class WudiParameters(MatrixParameters):
     is_scale_equivariant=False,
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: WudiParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: WudiParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ τ with τ least in Σ ‖(τ − τᵢ) τᵢᵀ‖² / ‖τᵢ‖² for a matrix, θ₀ + λ · mean for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -108,7 +109,7 @@ def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
     """
     norms = {model: tasks.norm(model) for model in tasks.active}
     # Adam would make rounding, and so the order of models, visible
-    tasks = replace(tasks, order=tuple(sorted(norms, key=lambda model: norms[model])))
+    tasks = replace(tasks, active=tuple(sorted(norms, key=lambda model: norms[model])))
     wide = tasks.wide()
     inputs, slope = fold(tasks, torch.float32)
     if float(torch.linalg.vector_norm(slope)) <= FLAT * sum(norms.values()):
