@@ -147,26 +147,24 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
     """Return δ, [rows, columns] float32, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
 
-    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. It is summed
-    in float64; what Adam holds of all rows at once, as their shared directions are taken out of it, is float32.
+    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. It is
+    float64, as what is left once the shared directions are taken out may be small, and Adam would follow rounding.
     """
-    shared = _find_shared(tasks, list(shares), parameters.subspace_divisor).float()
+    shared = _find_shared(tasks, list(shares), parameters.subspace_divisor)
     runs = [(rows, tasks.some_rows(rows)) for rows in matrices.runs(*tasks.shape)]
     constants = [_constants(some, shares) for _, some in runs]
     total_share = sum(shares.values())
 
     def gradient(change: Tensor) -> Tensor:
-        slope = torch.empty_like(change)
+        slope = torch.zeros_like(change, dtype=torch.float64)
         for (rows, some), constant in zip(runs, constants, strict=True):
-            total = torch.zeros_like(some.base, dtype=torch.float64)
             for model in shares:
                 task = some.task(model)
                 residual = constant[model] - total_share * _inner(task, change[rows])
-                total.addcmul_(task, residual, value=-2.0 * total_share)
-            slope[rows] = total
+                slope[rows].addcmul_(task, residual, value=-2.0 * total_share)
         return slope.addmm_(shared, shared.mT @ slope, alpha=-1.0)
 
-    start = shared.new_zeros(()).expand(tasks.shape)
+    start = shared.new_zeros((), dtype=torch.float32).expand(tasks.shape)
     return optimize.descend(start, gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick)
 
 
