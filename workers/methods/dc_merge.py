@@ -77,8 +77,7 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Ti
     for block in cover.blocks:  # what mixes the directions of one task with those of another becomes zero
         kept = [one.keep(block, threshold) for one, threshold in zip(coordinates, thresholds, strict=True)]
         core += cover.left.vectors[block].mT @ _elect(kept) @ cover.right.vectors[block]
-    core = core.div_(cover.left.values.unsqueeze(1)).div_(cover.right.values)
-    return cover.expand(cover.left.vectors @ core @ cover.right.vectors.mT)
+    return cover.expand(core)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _merge_matrices(tasks: TaskMatrices, find: "FindPart", parameters: IsoCtsPar
     cover = covers.stack(find_parts(), tasks.shape[0], tasks)
     if not len(cover.values):
         return tasks.total
-    core = cover.left.power(-1.0) @ cover.right.power(-1.0)
+    core = cover.left.vectors.mT @ cover.right.vectors
     return cover.expand(core.mul_(cover.values.mean()))
 
 

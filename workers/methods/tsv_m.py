@@ -42,6 +42,6 @@ def merge(base: Tensor, finetuned: Models, parameters: TsvMParameters, context: 
     def merge_matrices(tasks: TaskMatrices) -> Delta:
         rank = matrices.count_directions(tasks, parameters.rank_fraction)
         cover = covers.cover(tasks.wide(), rank, context.tick)
-        return cover.expand(cover.left.power(-1.0).mul_(cover.values) @ cover.right.power(-1.0))
+        return cover.expand(cover.compare())
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)
