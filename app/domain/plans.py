@@ -44,7 +44,7 @@ THREADS = 2
 WHOLE_TENSORS_BYTES = 1 << 31  # of whole tensors that all threads together work on, unless one takes more by itself
 # What code that decomposes a matrix holds at most, as benchmarks/memory finds it, of models that are read as needed:
 MATRIX_COPIES = 3  # of the tensor, float32
-MATRIX_SQUARES = 10  # of its smaller side, float64
+MATRIX_SQUARES = 12  # of its smaller side, float64; fewer on tall and wide ones, where they matter less
 KEPT_TASK_VECTOR_BYTES = 1 << 30  # that a method which learns keeps in memory; the others it reads at every step
 WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
 WRITTEN_PER_TENSOR_BYTES = 200  # the index

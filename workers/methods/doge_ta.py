@@ -182,12 +182,13 @@ def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Te
     A single task shares its own leading ones.
     """
     wide, rank = tasks.wide(), matrices.count_directions(tasks, None)
-    lefts: list[Tensor] = []
+    stacked = tasks.base.new_empty(tasks.shape[0], rank * len(models), dtype=torch.float64)
+    size = 0
     for model in models:
         runs = partial(map, partial(wide.task, model), tuple(wide.columns()))
         found = spectra.decompose_runs(runs, wide.base, rank)
-        lefts.append(found.right.mT if tasks.is_tall else found.left)
-    stacked = torch.cat(lefts, dim=1)
+        stacked[:, size : (size := size + len(found.values))] = found.right.mT if tasks.is_tall else found.left
+    stacked = stacked[:, :size]
     n_shared = min(tasks.shape) // divisor
     if n_shared == 0 or len(models) == 1:
         return stacked[:, :n_shared]

@@ -52,9 +52,9 @@ class Cover:
 
         Orthonormal columns times the core is a product for float32; what else is multiplied may be large, and cancel.
         """
-        left = self.lefts @ (self.left.vectors / self.left.values)  # [rows, k] A
+        left = (self.lefts @ (self.left.vectors / self.left.values)).float() @ core.float()  # [rows, k] A · core
         right = (self.right.vectors / self.right.values).div_(self.values.unsqueeze(1))  # [q, k]
-        weighted = (left.float() @ core.float()).double() @ right.mT  # [rows, q]
+        weighted = left.double() @ right.mT  # [rows, q]
         return lambda columns: weighted @ self.project(columns)
 
 

@@ -132,12 +132,12 @@ def test_the_memory_of_whole_tensors_is_that_of_copies_and_squares() -> None:
     assert held((4096, 1024)) == 0  # element by element
     assert held((4096, 1024), granularity="tensor") == 4 * n * (2 + 4)
     assert held((4096, 1024), granularity="tensor", n_models=3, working_copies=5) == 4 * n * (3 + 5)
-    # models are read as they are needed: three copies and ten float64 squares of the smaller side, half a copy each
-    assert held((4096, 1024), granularity="matrix") == held((1024, 4096), granularity="matrix") == 4 * n * (3 + 5)
-    assert held((4096, 32, 32), granularity="matrix", n_models=9) == 4 * n * (3 + 5)
-    assert held((n,), granularity="matrix") == 4 * n * 3 + 80
+    # models are read as they are needed: three copies and twelve float64 squares of the smaller side, half a copy each
+    assert held((4096, 1024), granularity="matrix") == held((1024, 4096), granularity="matrix") == 4 * n * (3 + 6)
+    assert held((4096, 32, 32), granularity="matrix", n_models=9) == 4 * n * (3 + 6)
+    assert held((n,), granularity="matrix") == 4 * n * 3 + 96
     changed = [PinnedStep(name="awd", version=1, parameters={})]  # models that a transform has changed lie in no file
-    assert held((4096, 1024), granularity="matrix", n_models=9, steps=changed) == 4 * n * (9 + 3 + 5)
+    assert held((4096, 1024), granularity="matrix", n_models=9, steps=changed) == 4 * n * (9 + 3 + 6)
 
 
 def test_several_whole_tensors_are_in_flight_as_long_as_they_fit() -> None:
