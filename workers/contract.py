@@ -26,6 +26,7 @@ from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec,
 from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
 from workers.patches import Patch
+from workers.stored import Models, hold
 from workers.sums import Sums
 
 Result = TypeVar("Result")
@@ -80,8 +81,18 @@ class Piece:
     offset: int  # flat index within the tensor
     position: int  # flat index within the merge set
     base: Tensor | None  # [m] float32
-    finetuned: Tensor  # [n, m] float32
+    models: Models  # [n, m] float32; of a whole tensor they may be read when they are asked for
     merged: Tensor | None = None  # [m] float32; what the method made of them, for the statistics of post-steps
+
+    @property
+    def finetuned(self) -> Tensor:
+        """The models as one tensor, [n, m] float32."""
+        return hold(self.models)
+
+    @property
+    def n_elements(self) -> int:
+        """How many elements of each model it is."""
+        return self.models.shape[1]
 
     @property
     def rows(self) -> Rows:
@@ -138,7 +149,8 @@ class PieceSource(Protocol):
         """Apply a pure function to every piece, on several threads, and yield the results in order of position.
 
         tensors: only pieces of these; None: of all. granularity: what a piece holds at least: any run of elements,
-        whole rows, or whole tensors. The function keeps no view of a piece's tensors.
+        whole rows, or whole tensors; with "matrix", their models are read when they are asked for. The function keeps
+        no view of a piece's tensors.
         """
 
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
@@ -217,7 +229,7 @@ class NestedMerge(Protocol):
     def granularity(self) -> Granularity:
         """The smallest piece the method may be given."""
 
-    def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
+    def __call__(self, base: Tensor | None, finetuned: Models, context: MergeContext) -> Tensor:
         """Return the merge, in the shape of one model's piece; a method that sees whole tensors is given those.
 
         With scope "merge_set" the arguments are the piece that the outer method was given. With scope "local" they are
@@ -336,7 +348,9 @@ def merge_method(
     The function is given, by granularity: "element": base [m], finetuned [n, m], any run of one tensor's elements;
     "row": base [rows, width], whole rows along the last axis (a tensor of fewer than 2 dimensions is one row);
     "tensor", "matrix": base [*shape], finetuned [n, *shape]. All float32; base is None where no base model is given.
-    It returns the merged piece in the shape of one model's piece, and changes none of its arguments.
+    A "matrix" method's finetuned models may be `StoredModels`, of which it holds what it asks for, so that the largest
+    tensor of all models need not fit into memory. It returns the merged piece in the shape of one model's piece, and
+    changes none of its arguments.
 
     working_copies: of the largest tensor, where a method sees whole ones, as float32: the base's, the result's and
     what it works on, beside one per model. benchmarks/memory counts them.

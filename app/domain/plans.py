@@ -6,9 +6,18 @@ depends on the recipe and the reference model's tensors only: not on threads, no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
-from app.domain.checkpoints import DTYPE_BYTES, MERGEABLE_DTYPES, OUTPUT_DTYPES, Manifest, TensorSpec, Value
+from app.domain.checkpoints import (
+    DTYPE_BYTES,
+    MERGEABLE_DTYPES,
+    OUTPUT_DTYPES,
+    CheckpointKind,
+    Manifest,
+    TensorSpec,
+    Value,
+)
 from app.domain.coefficients import COEFFICIENTS, coefficient_faults
 from app.domain.errors import InvalidParameters
 from app.domain.headers import make_header
@@ -32,6 +41,10 @@ MIN_PIECE_ELEMENTS = 1 << 12
 PIECES_BYTES = 1 << 24  # all models' pieces that one thread holds, float32 and the method's own copies
 COPIES_PER_PIECE = 6
 THREADS = 2
+WHOLE_TENSORS_BYTES = 1 << 31  # of whole tensors that all threads together work on, unless one takes more by itself
+# What code that decomposes a matrix holds at most, as benchmarks/memory finds it, of models that are read as needed:
+MATRIX_COPIES = 3  # of the tensor, float32
+MATRIX_SQUARES = 12  # of its smaller side, float64; fewer on tall and wide ones, where they matter less
 KEPT_TASK_VECTOR_BYTES = 1 << 30  # that a method which learns keeps in memory; the others it reads at every step
 WRITTEN_BESIDE_BYTES = 65_536  # recipe.json, README.md
 WRITTEN_PER_TENSOR_BYTES = 200  # the index
@@ -93,6 +106,7 @@ class MergePlan(WeightsPlan):
     peak_memory_bytes: int
     disk_bytes: int
     estimated_seconds: float
+    tensor_bytes: int = 0  # held of the largest tensor at a time, where whole ones are merged
     layers: tuple[Layer, ...] = ()  # of a result put together from slices: which block of which model, in order
     n_layers: int = 0  # of the reference, in that case
 
@@ -114,6 +128,7 @@ class _Cost:
     n_passes: int  # over the merged inputs, the merge itself included
     granularity: Granularity
     reads_base: bool
+    reads_models: bool  # a run at a time, also where whole tensors are merged
 
 
 def make_plan(
@@ -138,7 +153,11 @@ def make_plan(
         n_passes=1 + sum(one.statistic_passes for one in (card, *beside)),
         granularity=coarsest([one.granularity for one in (card, *beside)]),
         reads_base=any(isinstance(one, StepCard) or one.base_model != "unused" for one in (card, *beside)),
+        reads_models=card.granularity == "matrix"
+        and not recipe.transforms
+        and all(model.kind is CheckpointKind.DENSE for model in models),
     )
+    tensor_bytes = _tensor_bytes(merge_set, card, cost)
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
@@ -154,8 +173,9 @@ def make_plan(
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES
-        + max(_piece_bytes(merge_set, cost, len(models)), _learning_bytes(recipe, merge_set, card)),
+        + max(_piece_bytes(merge_set, cost, tensor_bytes), _learning_bytes(recipe, merge_set, card)),
         disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
+        tensor_bytes=tensor_bytes,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
 
@@ -339,8 +359,26 @@ def _companion_bytes(reference: Manifest) -> int:
     return sum(file.size_bytes for file in companions if file.path not in weight_files)
 
 
-def _piece_bytes(merge_set: MergeSet, cost: _Cost, n_models: int) -> int:
+def _piece_bytes(merge_set: MergeSet, cost: _Cost, tensor_bytes: int) -> int:
+    """Return what all threads hold of the tensors they work on."""
+    if tensor_bytes:
+        return max(tensor_bytes, min(THREADS * tensor_bytes, WHOLE_TENSORS_BYTES))
+    n_models = len(merge_set.found)
     largest = max(tensor.n_elements for tensor in merge_set.merged.values())
-    is_cut = cost.granularity in ("element", "row")
-    elements = min(piece_elements(n_models), largest) if is_cut else largest
-    return elements * 4 * COPIES_PER_PIECE * (n_models + 1) * (THREADS if is_cut else 1)
+    return min(piece_elements(n_models), largest) * 4 * COPIES_PER_PIECE * (n_models + 1) * THREADS
+
+
+def _tensor_bytes(merge_set: MergeSet, card: MethodCard, cost: _Cost) -> int:
+    """Return what is held of the tensor of which most is, where whole ones are merged; else 0."""
+    if cost.granularity in ("element", "row"):
+        return 0
+    n_held = 0 if cost.reads_models else len(merge_set.found)
+    if cost.granularity == "matrix":
+        return max(_matrix_bytes(tensor.shape, n_held) for tensor in merge_set.merged.values())
+    return max(4 * tensor.n_elements * (n_held + card.working_copies) for tensor in merge_set.merged.values())
+
+
+def _matrix_bytes(shape: tuple[int, ...], n_held: int) -> int:
+    n_elements, height = prod(shape), shape[0] if shape else 1
+    side = min(height, n_elements // max(1, height))
+    return 4 * n_elements * (n_held + MATRIX_COPIES) + 8 * side**2 * MATRIX_SQUARES

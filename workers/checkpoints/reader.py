@@ -15,6 +15,7 @@ from app.domain.checkpoints import DTYPE_BYTES, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged, JobInternal
 from app.domain.needs import NOWHERE
 from workers.checkpoints.finiteness import has_finite_bits
+from workers.numerics import fused
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
@@ -67,6 +68,25 @@ class TensorReader:
         if not is_judged:
             return True
         return has_finite_bits(out if tensor.dtype == "F64" else numbers)  # float64 may overflow float32
+
+    def read_rows(self, tensor: TensorSpec, offset: int, out: Tensor, *, stride: int) -> None:
+        """Fill rows, `stride` elements of the tensor from one to the next, from element `offset` on; nothing is judged.
+
+        out: [rows, length] float32, contiguous, on the CPU.
+        """
+        n_rows, length = out.shape
+        if n_rows == 1 or stride == length:
+            self.read_floats(tensor, offset, out.view(-1), is_judged=False)
+            return
+        item = DTYPE_BYTES[tensor.dtype]
+        is_plain = tensor.dtype == "F32"
+        raw = out.view(torch.uint8) if is_plain else self._buffer(out.numel() * item).view(n_rows, length * item)
+        begin = tensor.begin + offset * item
+        if not fused.read_rows(self._descriptors[tensor.file], begin, raw.numpy(), stride=stride * item):
+            for row, place in enumerate(raw.numpy()):
+                self._read(tensor.file, begin + row * stride * item, place.data)
+        if not is_plain:
+            out.copy_(raw.view(TORCH_DTYPES[tensor.dtype]))
 
     def descriptor(self, tensor: TensorSpec) -> int:
         """Return the descriptor of the file that holds the tensor, for readers of its bytes as they are."""

@@ -6,6 +6,7 @@ Buffers belong to the thread and are used again for its next piece: a function g
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import TypeVar
@@ -23,6 +24,7 @@ from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
 from workers.granularity import step_elements
+from workers.stored import StoredModels
 
 Result = TypeVar("Result")
 
@@ -96,7 +98,7 @@ class CheckpointSource:
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in self.cut(tensor.name, granularity))
         yield from map_in_order(
-            lambda run: self._count(run, function(self.read_run(run))),
+            lambda run: self._count(run, function(self.read_piece(run, granularity))),
             runs,
             threads=self.threads,
             at_once=PIECES_AT_ONCE,
@@ -148,13 +150,33 @@ class CheckpointSource:
         run = Run(self.merged[tensor], offset, n_elements)
         return self._count(run, self.read_rows(run))
 
+    def read_piece(self, run: Run, granularity: Granularity) -> Piece:
+        """Read a run as `read_run` does, or open a whole tensor for code that asks for what it needs of each model.
+
+        An adapter is computed rather than read, and so only once.
+        """
+        if granularity != "matrix" or not all(isinstance(reader, TensorReader) for reader in self.models):
+            return self.read_run(run)
+        tensor = run.tensor
+        if self.nan_policy == "fail" and tensor.name not in self._judged:
+            for some in self.cut(tensor.name, "element"):
+                self.read_run(some)
+            self._judged.add(tensor.name)
+        base = None
+        if self.base is not None and tensor.base is not None:
+            base = self._rows(1, run.n_elements)[0]
+            self.base.read_floats(tensor.base, 0, base, is_judged=False)
+            self._zero(base)
+        models = StoredModels((len(self.models), run.n_elements), partial(self._read_rows, tensor))
+        return Piece(tensor.name, tensor.shape, 0, tensor.position, base, models)
+
     def read_run(self, run: Run) -> Piece:
         """Read a run into this thread's buffers; the piece is valid until the thread's next run.
 
         Raises: NotFinite naming tensor, model and index, unless the policy is "zero".
         """
         tensor = run.tensor
-        rows = self._rows(run.n_elements)  # [1 + n, m], the base model's first
+        rows = self._rows(1 + len(self.models), run.n_elements)  # [1 + n, m], the base model's first
         is_judged = self.nan_policy == "zero" or tensor.name not in self._judged
         is_finite = True
         if self.base is not None and tensor.base is not None:
@@ -218,8 +240,18 @@ class CheckpointSource:
             self._buffers.content = buffer
         return buffer
 
-    def _rows(self, n_elements: int) -> Tensor:
-        n_rows = 1 + len(self.models)
+    def _read_rows(self, tensor: MergedTensor, model: int, offset: int, size: tuple[int, int], stride: int) -> Tensor:
+        out, reader = torch.empty(size), self.models[model]
+        if isinstance(reader, TensorReader):
+            reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
+        self._zero(out)
+        return out
+
+    def _zero(self, numbers: Tensor) -> None:
+        if self.nan_policy == "zero":
+            torch.nan_to_num_(numbers, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _rows(self, n_rows: int, n_elements: int) -> Tensor:
         buffer: Tensor | None = getattr(self._buffers, "rows", None)
         if buffer is None or buffer.numel() < n_rows * n_elements:
             buffer = torch.empty(n_rows * n_elements, dtype=torch.float32)
@@ -229,7 +261,7 @@ class CheckpointSource:
     def _refuse_or_zero(self, run: Run, rows: Tensor, *, first: int) -> None:
         """Set what is not finite to zero if the policy says so, else name the first of it."""
         if self.nan_policy == "zero":
-            torch.nan_to_num_(rows[first:], nan=0.0, posinf=0.0, neginf=0.0)
+            self._zero(rows[first:])
             return
         found = torch.isfinite(rows[first:]).logical_not_().nonzero()
         row, index = found[0].tolist()

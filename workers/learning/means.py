@@ -7,9 +7,10 @@ from torch import Tensor
 from app.domain.errors import InvalidParameters
 from workers.contract import MergeContext
 from workers.numerics import precision
+from workers.stored import Models
 
 
-def weighted_mean(finetuned: Tensor, context: MergeContext) -> Tensor:
+def weighted_mean(finetuned: Models, context: MergeContext) -> Tensor:
     """Return Σ wᵢ θᵢ / Σ wᵢ, float64. finetuned: [n, *shape]. Raises: InvalidParameters when all weights are 0."""
     total = fsum(context.weights)
     if total == 0:

@@ -18,6 +18,7 @@ from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, sparsify
 from workers.numerics.covers import Cover
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 TIE = 1e-9  # magnitudes closer than this fraction are equal: rounding must not decide which are kept, nor signs
 Smoothing = Literal["none", "linear", "average"]
@@ -53,7 +54,7 @@ class DcMergeParameters(MatrixParameters):
     neutral_parameters={"density": 1.0},
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: DcMergeParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: DcMergeParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ U⊥ M V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -76,8 +77,7 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Ti
     for block in cover.blocks:  # what mixes the directions of one task with those of another becomes zero
         kept = [one.keep(block, threshold) for one, threshold in zip(coordinates, thresholds, strict=True)]
         core += cover.left.vectors[block].mT @ _elect(kept) @ cover.right.vectors[block]
-    core = core.div_(cover.left.values.unsqueeze(1)).div_(cover.right.values)
-    return cover.expand(cover.left.vectors @ core @ cover.right.vectors.mT)
+    return cover.expand(core)
 
 
 @dataclass(frozen=True)

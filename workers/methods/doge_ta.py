@@ -21,6 +21,7 @@ from workers.numerics import matrices, optimize, sparsify, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
 from workers.numerics.sparsify import Boundary
 from workers.statistics.ranks import USUAL_EFFORT, Scope, select
+from workers.stored import Models
 
 TRIM = "trim"
 
@@ -110,12 +111,11 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     weights="unused",
     granularity="matrix",
-    working_copies=10,  # Adam's point and means are as large as the tensor, and rows hang together
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: DogeTaParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: DogeTaParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ λᵢ mᵢ ⊙ (τᵢ + δ) for a matrix, θ₀ for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -132,12 +132,12 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
     norms = {model: tasks.norm(model) for model in tasks.active}
     # in the order of their norms: Adam would make rounding, and so the order of models, visible
     shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
-    merged = _learn(tasks, shares, parameters, tick)
+    merged = _learn(tasks, shares, parameters, tick).double()
     for rows in matrices.runs(*tasks.shape):
         some, change = tasks.some_rows(rows), merged[rows].clone()
         merged[rows] = 0.0
         for model, share in shares.items():
-            flat = (some.finetuned[model] - some.base).flatten()
+            flat = (some.stored(model) - some.base).flatten()
             start = trim.start + rows.start * tasks.shape[1]
             is_kept = sparsify.keep_first(flat, trim.boundaries[model], start=start).view(change.shape) != 0
             merged[rows].add_((some.task(model) + change).mul_(is_kept), alpha=share)
@@ -145,9 +145,10 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
 
 
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
-    """Return δ, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
+    """Return δ, [rows, columns] float32, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
 
-    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ.
+    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. It is
+    float64, as what is left once the shared directions are taken out may be small, and Adam would follow rounding.
     """
     shared = _find_shared(tasks, list(shares), parameters.subspace_divisor)
     runs = [(rows, tasks.some_rows(rows)) for rows in matrices.runs(*tasks.shape)]
@@ -155,7 +156,7 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
     total_share = sum(shares.values())
 
     def gradient(change: Tensor) -> Tensor:
-        slope = torch.zeros_like(change)
+        slope = torch.zeros_like(change, dtype=torch.float64)
         for (rows, some), constant in zip(runs, constants, strict=True):
             for model in shares:
                 task = some.task(model)
@@ -163,7 +164,7 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
                 slope[rows].addcmul_(task, residual, value=-2.0 * total_share)
         return slope.addmm_(shared, shared.mT @ slope, alpha=-1.0)
 
-    start = shared.new_zeros(()).expand(tasks.shape)
+    start = shared.new_zeros((), dtype=torch.float32).expand(tasks.shape)
     return optimize.descend(start, gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick)
 
 
@@ -181,12 +182,13 @@ def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Te
     A single task shares its own leading ones.
     """
     wide, rank = tasks.wide(), matrices.count_directions(tasks, None)
-    lefts: list[Tensor] = []
+    stacked = tasks.base.new_empty(tasks.shape[0], rank * len(models), dtype=torch.float64)
+    size = 0
     for model in models:
         runs = partial(map, partial(wide.task, model), tuple(wide.columns()))
         found = spectra.decompose_runs(runs, wide.base, rank)
-        lefts.append(found.right.mT if tasks.is_tall else found.left)
-    stacked = torch.cat(lefts, dim=1)
+        stacked[:, size : (size := size + len(found.values))] = found.right.mT if tasks.is_tall else found.left
+    stacked = stacked[:, :size]
     n_shared = min(tasks.shape) // divisor
     if n_shared == 0 or len(models) == 1:
         return stacked[:, :n_shared]

@@ -11,6 +11,7 @@ from app.domain.parameters import MatrixParameters, RankTolerance
 from workers.contract import MergeContext, merge_method
 from workers.numerics import matrices, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 
 class IsoCParameters(MatrixParameters):
@@ -31,7 +32,7 @@ class IsoCParameters(MatrixParameters):
     granularity="matrix",
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: IsoCParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: IsoCParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ σ̄ U Vᵀ for a matrix, with U Σ Vᵀ the sum of task vectors; θ₀ + λ · mean for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].

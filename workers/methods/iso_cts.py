@@ -19,6 +19,7 @@ from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, spectra
 from workers.numerics.covers import Part
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 
 class IsoCtsParameters(MatrixParameters):
@@ -47,7 +48,7 @@ class IsoCtsParameters(MatrixParameters):
     granularity="matrix",
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: IsoCtsParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: IsoCtsParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ σ̄ U⊥ V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -85,7 +86,7 @@ def _merge_matrices(tasks: TaskMatrices, find: "FindPart", parameters: IsoCtsPar
     cover = covers.stack(find_parts(), tasks.shape[0], tasks)
     if not len(cover.values):
         return tasks.total
-    core = cover.left.power(-1.0) @ cover.right.power(-1.0)
+    core = cover.left.vectors.mT @ cover.right.vectors
     return cover.expand(core.mul_(cover.values.mean()))
 
 

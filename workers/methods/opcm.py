@@ -19,6 +19,7 @@ from app.domain.parameters import MatrixParameters, VectorReduce
 from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest, Tick, ignore_tick, merge_method
 from workers.numerics import matrices, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 SCALE = "scale"
 
@@ -70,9 +71,8 @@ class MeanNormScale:
     def _measure(self, piece: Piece, weights: tuple[float, ...], chosen: Container[str]) -> list[float]:
         """Return the squared norm of what is merged of a piece, and of each model's task vector."""
         is_matrix = piece.tensor in chosen
-        finetuned = piece.finetuned.view(len(weights), piece.shape[0] if is_matrix else 1, -1)
-        base = torch.zeros_like(finetuned[0]) if piece.base is None else piece.base.view(finetuned.shape[1:])
-        tasks = TaskMatrices(base, finetuned, weights).wide()
+        base = torch.zeros(piece.n_elements) if piece.base is None else piece.base
+        tasks = TaskMatrices.of(base.view(piece.shape[0] if is_matrix else 1, -1), piece.models, weights).wide()
         if is_matrix and tasks.active:
             merged = _square(accumulate(tasks, self.parameters.protected_fraction), tasks)
         else:
@@ -102,7 +102,7 @@ def collect(parameters: OpcmParameters) -> Sequence[StatisticRequest]:
     statistic_passes=1,
     collect=collect,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: OpcmParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: OpcmParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ s M for a matrix, with M the sum of projected task vectors; θ₀ + λ s Σ τᵢ for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].

@@ -17,6 +17,7 @@ from workers.learning_contract import LearningSession
 from workers.model_contract import Probe
 from workers.numerics import precision
 from workers.numerics.regression import Regression
+from workers.stored import Models
 
 KIND = "gram"
 
@@ -46,7 +47,7 @@ def learn(_parameters: RegmeanParameters, session: LearningSession) -> Statistic
     learning=Learning(learn, data="gram", statistics=KIND),
     adapter_spaces=("delta",),
 )
-def merge(base: Tensor | None, finetuned: Tensor, parameters: RegmeanParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor | None, finetuned: Models, parameters: RegmeanParameters, context: MergeContext) -> Tensor:
     """Return the regression mean of a linear layer, the weighted mean of any other tensor.
 
     base: unused; finetuned: [n, *shape]; result: [*shape]. In float64, rounded once.

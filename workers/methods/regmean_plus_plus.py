@@ -12,6 +12,7 @@ from workers.learning.means import weighted_mean
 from workers.learning.regmean import RegmeanParameters
 from workers.learning_contract import LearningSession
 from workers.numerics import precision
+from workers.stored import Models
 
 
 def learn(parameters: RegmeanParameters, session: LearningSession) -> LearnedLayers:
@@ -34,7 +35,7 @@ def learn(parameters: RegmeanParameters, session: LearningSession) -> LearnedLay
     learning=Learning(learn, data="gram"),
     adapter_spaces=("delta",),
 )
-def merge(base: Tensor | None, finetuned: Tensor, parameters: RegmeanParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor | None, finetuned: Models, parameters: RegmeanParameters, context: MergeContext) -> Tensor:
     """Return a linear layer as it was merged, the weighted mean of any other tensor.
 
     base: unused; finetuned: [n, *shape]; result: [*shape]. In float64, rounded once.

@@ -13,6 +13,7 @@ from app.domain.parameters import Parameters, RankFraction
 from workers.contract import MergeContext, merge_method
 from workers.numerics import low_rank, matrices, residuals
 from workers.patches import Patch
+from workers.stored import Models
 
 
 class TsvCompressParameters(Parameters):
@@ -22,7 +23,7 @@ class TsvCompressParameters(Parameters):
 
 
 def patch(
-    base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TsvCompressParameters, context: MergeContext
+    base: Tensor, finetuned: Models, _shared: Tensor, parameters: TsvCompressParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the truncated task vector, or its values where that would be no smaller."""
     if base.dim() != 2:
@@ -44,10 +45,10 @@ def patch(
     base_model="required",
     models=(1, None),
     weights="unused",
-    granularity="tensor",
+    granularity="matrix",
     patch=patch,
     patch_codec="low_rank",
 )
-def merge(base: Tensor, _finetuned: Tensor, _parameters: TsvCompressParameters, _context: MergeContext) -> Tensor:
+def merge(base: Tensor, _finetuned: Models, _parameters: TsvCompressParameters, _context: MergeContext) -> Tensor:
     """Return θ₀ itself: what all tasks share. base: [*shape]; result: [*shape]."""
     return base

@@ -11,6 +11,7 @@ from app.domain.parameters import MatrixParameters, RankFraction
 from workers.contract import MergeContext, merge_method
 from workers.numerics import covers, matrices
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 
 class TsvMParameters(MatrixParameters):
@@ -32,7 +33,7 @@ class TsvMParameters(MatrixParameters):
     neutral_parameters={},
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: TsvMParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: TsvMParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ U⊥ Σ V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -41,6 +42,6 @@ def merge(base: Tensor, finetuned: Tensor, parameters: TsvMParameters, context: 
     def merge_matrices(tasks: TaskMatrices) -> Delta:
         rank = matrices.count_directions(tasks, parameters.rank_fraction)
         cover = covers.cover(tasks.wide(), rank, context.tick)
-        return cover.expand(cover.left.power(-1.0).mul_(cover.values) @ cover.right.power(-1.0))
+        return cover.expand(cover.compare())
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)

@@ -6,6 +6,7 @@ Departs from source: the tasks are folded into two constant matrices, so that a 
     (docs/methods/wudi.md).
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
@@ -18,8 +19,10 @@ from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
 from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import matrices, optimize, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
+from workers.stored import Models
 
 NULL = 1e-6  # eigenvalues of the folded inputs up to this fraction of the largest count as zero
+WALKED_ELEMENTS = 1 << 20  # of rows that walk together
 FLAT = 1e-13  # a slope up to this fraction of the task vectors is rounding, which Adam would follow like any other
 
 
@@ -48,7 +51,7 @@ class WudiParameters(MatrixParameters):
     is_scale_equivariant=False,
     counts_copies_as_one=False,
 )
-def merge(base: Tensor, finetuned: Tensor, parameters: WudiParameters, context: MergeContext) -> Tensor:
+def merge(base: Tensor, finetuned: Models, parameters: WudiParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ τ with τ least in Σ ‖(τ − τᵢ) τᵢᵀ‖² / ‖τᵢ‖² for a matrix, θ₀ + λ · mean for any other tensor.
 
     base: [*shape]; finetuned: [n, *shape]; result: [*shape].
@@ -68,36 +71,43 @@ def fold(tasks: TaskMatrices, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     C: [columns, columns] in the dtype; G: [rows, columns] float64. The gradient at S + δ is 2 (G + δ C).
     """
     rows, columns = tasks.shape
-    inputs = tasks.base.new_zeros(columns, columns, dtype=dtype)
-    slope = tasks.base.new_zeros(rows, columns, dtype=torch.float64)
+    return _fold_wide(tasks, dtype) if rows < columns else _fold_tall(tasks, dtype)
+
+
+def _fold_tall(tasks: TaskMatrices, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Do so by way of each task's [columns, columns]."""
+    turned = tasks.transposed()
+    inputs = turned.base.new_zeros(len(turned.base), len(turned.base), dtype=dtype)
+    slope = torch.zeros_like(tasks.base, dtype=torch.float64)
     for model in tasks.active:
-        fold_task = _fold_wide if rows < columns else _fold_tall
-        fold_task(tasks, model, inputs, slope)
+        gram = spectra.gram_of(map(partial(turned.task, model), turned.columns()), turned.base)
+        gram /= gram.trace()
+        inputs += gram
+        for rows in matrices.runs(*tasks.shape):
+            some = tasks.some_rows(rows)
+            slope[rows].addmm_(some.total().sub_(some.task(model)), gram)
     return inputs, slope
 
 
-def _fold_tall(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -> None:
-    """Add a task's part to C and G, by way of its [columns, columns]."""
-    turned = tasks.transposed()
-    gram = spectra.gram_of(map(partial(turned.task, model), turned.columns()), turned.base)
-    gram /= gram.trace()
-    inputs += gram
-    for rows in matrices.runs(*tasks.shape):
-        some = tasks.some_rows(rows)
-        slope[rows].addmm_(some.total().sub_(some.task(model)), gram)
+def _fold_wide(tasks: TaskMatrices, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Do so by way of each task's [rows, rows]; C is a Gram matrix of all tasks' rows."""
+    norms = {model: tasks.norm(model) for model in tasks.active}
+    slope = torch.zeros_like(tasks.base, dtype=torch.float64)
+    for model, norm in norms.items():
+        others = slope.new_zeros(len(slope), len(slope))
+        for columns in tasks.columns():  # (S − τᵢ) τᵢᵀ
+            task = tasks.task(model, columns)
+            others.addmm_(tasks.total(columns).sub_(task), task.mT)
+        others /= norm**2
+        for columns in tasks.columns():
+            slope[:, columns].addmm_(others, tasks.task(model, columns))
 
+    def units() -> Iterator[Tensor]:
+        for rows in _runs(*tasks.shape):
+            some = tasks.some_rows(rows)
+            yield from (some.task(model).div_(norm).to(dtype).mT for model, norm in norms.items())
 
-def _fold_wide(tasks: TaskMatrices, model: int, inputs: Tensor, slope: Tensor) -> None:
-    """Add a task's part to C and G, by way of a [rows, rows]."""
-    others, norm = slope.new_zeros(len(slope), len(slope)), tasks.norm(model)
-    for columns in tasks.columns():  # (S − τᵢ) τᵢᵀ
-        task = tasks.task(model, columns)
-        others.addmm_(tasks.total(columns).sub_(task), task.mT)
-    others /= norm**2
-    for columns in tasks.columns():
-        slope[:, columns].addmm_(others, tasks.task(model, columns))
-    unit = torch.cat([tasks.task(model, columns).div_(norm).to(inputs.dtype) for columns in tasks.columns()], dim=1)
-    inputs.addmm_(unit.mT, unit)
+    return spectra.gram_of(units(), tasks.base.mT, dtype=dtype), slope
 
 
 def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
@@ -108,15 +118,17 @@ def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
     """
     norms = {model: tasks.norm(model) for model in tasks.active}
     # Adam would make rounding, and so the order of models, visible
-    tasks = replace(tasks, order=tuple(sorted(norms, key=lambda model: norms[model])))
+    tasks = replace(tasks, active=tuple(sorted(norms, key=lambda model: norms[model])))
     wide = tasks.wide()
     inputs, slope = fold(tasks, torch.float32)
     if float(torch.linalg.vector_norm(slope)) <= FLAT * sum(norms.values()):
         return wide.total
-    for rows in matrices.runs(*tasks.shape):
+    for rows in _runs(*tasks.shape):
         begins = slope[rows].float()
 
         def gradient(change: Tensor, begins: Tensor = begins) -> Tensor:
+            if not change.any():  # at the first step, which needs no product
+                return 2.0 * begins
             return torch.addmm(begins, change, inputs, beta=2.0, alpha=2.0)
 
         def tick_rows(fraction: float, begin: int = rows.start, n_rows: int = rows.stop - rows.start) -> None:
@@ -131,6 +143,12 @@ def _walk(tasks: TaskMatrices, parameters: WudiParameters, tick: Tick) -> Delta:
         )
     change = matrices.cut(slope)
     return lambda columns: wide.total(columns).add_(change(columns))
+
+
+def _runs(rows: int, columns: int) -> Iterator[slice]:
+    """Yield runs of rows that are long enough for a product with [columns, columns]."""
+    step = max(1, WALKED_ELEMENTS // columns)
+    return (slice(begin, min(rows, begin + step)) for begin in range(0, rows, step))
 
 
 def _solve(tasks: TaskMatrices) -> Tensor:

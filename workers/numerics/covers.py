@@ -3,9 +3,10 @@
 Source: Gargiulo et al. 2024, arXiv:2412.00081 (task singular vectors); Zhang et al. 2026, arXiv:2603.06242 (cover
     bases).
 
-With U and V the stacked left and right vectors of all parts, the orthogonalized bases are U (UᵀU)^(−1/2) and the same
-of V. They are never formed: Σ V is what U makes of the parts, so a merge is U C Σ⁻¹ (Uᵀ τ) with a small core C,
-computed run by run, Uᵀ τ twice: once for VᵀV, once for the merge.
+With U and V the stacked left and right vectors of all parts, and L and R the eigenvectors of UᵀU and VᵀV, the columns
+of A = U L √(eigenvalues)⁻¹ are orthonormal, and so are those of B = V R √(eigenvalues)⁻¹. The orthogonalized bases are
+A Lᵀ and B Rᵀ, so that a merge is A C Bᵀ with a small core C. V is never formed: Σ Vᵀ is what U makes of the parts,
+Uᵀ τ, which is needed twice, for VᵀV and for the merge, and only kept where it is small.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from workers.numerics import spectra
 from workers.numerics.matrices import Delta, TaskMatrices
 from workers.numerics.spectra import Left
 
+KEPT_BYTES = 1 << 25  # of what is needed twice
+
 
 @dataclass(frozen=True)
 class Part:
@@ -33,17 +36,26 @@ class Part:
 class Cover:
     """Stacked singular directions: q columns, those of one part together."""
 
-    matrices: tuple[Delta, ...]  # of the parts
     blocks: tuple[slice, ...]  # the columns of each part
     lefts: Tensor  # [rows, q] U
     values: Tensor  # [q] singular values
     left: Left  # of Uᵀ: its squares are UᵀU
     right: Left  # of Vᵀ
+    project: Delta  # gives columns of Uᵀτ of all parts, one below the other: [q, any]
+
+    def compare(self) -> Tensor:
+        """Return Lᵀ Σ R, [left's k, right's k] float32: the core of the sum of all parts, both bases orthogonalized."""
+        return (self.left.vectors.mT * self.values).float() @ self.right.vectors.float()
 
     def expand(self, core: Tensor) -> Delta:
-        """Return what gives columns of U · core · Vᵀ. core: [q, q]."""
-        weighted = self.lefts @ core.div(self.values)  # [rows, q]
-        return lambda columns: weighted @ _project(self.matrices, self.blocks, self.lefts, columns)
+        """Return what gives columns of A · core · Bᵀ. core: [left's k, right's k].
+
+        Orthonormal columns times the core is a product for float32; what else is multiplied may be large, and cancel.
+        """
+        left = (self.lefts @ (self.left.vectors / self.left.values)).float() @ core.float()  # [rows, k] A · core
+        right = (self.right.vectors / self.right.values).div_(self.values.unsqueeze(1))  # [q, k]
+        weighted = left.double() @ right.mT  # [rows, q]
+        return lambda columns: weighted @ self.project(columns)
 
 
 def cover(tasks: TaskMatrices, rank: int, tick: Tick = ignore_tick) -> Cover:
@@ -71,22 +83,26 @@ def stack(parts: Iterable[Part], room: int, tasks: TaskMatrices) -> Cover:
         matrices.append(part.matrix)
         blocks.append(slice(size, size := size + part.left.shape[1]))
         lefts[:, blocks[-1]] = part.left
-    return _compare(tuple(matrices), tuple(blocks), lefts[:, :size], tasks)
+    return _project(matrices, tuple(blocks), lefts[:, :size], tasks)
 
 
-def _compare(matrices: tuple[Delta, ...], blocks: tuple[slice, ...], lefts: Tensor, tasks: TaskMatrices) -> Cover:
-    project = partial(_project, matrices, blocks, lefts)
+def _project(matrices: Sequence[Delta], blocks: tuple[slice, ...], lefts: Tensor, tasks: TaskMatrices) -> Cover:
+    def project(columns: slice) -> Tensor:
+        parts = [lefts[:, block].mT @ matrix(columns) for matrix, block in zip(matrices, blocks, strict=True)]
+        return torch.cat(parts)
+
+    if lefts.element_size() * lefts.shape[1] * tasks.shape[1] <= KEPT_BYTES:
+        kept = torch.cat([project(columns) for columns in tasks.columns()], dim=1)
+        return _complete(blocks, lefts, lambda columns: kept[:, columns], tasks)
+    return _complete(blocks, lefts, project, tasks)
+
+
+def _complete(blocks: tuple[slice, ...], lefts: Tensor, project: Delta, tasks: TaskMatrices) -> Cover:
     left = spectra.find_all_left(spectra.gram_of([lefts.mT], lefts.mT), lambda: [lefts.mT])
     right_gram = spectra.gram_of(map(project, tasks.columns()), lefts.mT)  # Σ VᵀV Σ
     values = right_gram.diagonal().sqrt()
-    right_gram /= torch.outer(values, values)
+    right_gram.div_(values).div_(values.unsqueeze(1))
     right = spectra.find_all_left(
-        right_gram, lambda: (project(columns).div_(values.unsqueeze(1)) for columns in tasks.columns())
+        right_gram, lambda: (project(columns) / values.unsqueeze(1) for columns in tasks.columns())
     )
-    return Cover(matrices, blocks, lefts, values, left, right)
-
-
-def _project(matrices: Sequence[Delta], blocks: Sequence[slice], lefts: Tensor, columns: slice) -> Tensor:
-    """Return some columns of Uᵀτ of each part, one below the other: [q, any]."""
-    parts = [lefts[:, block].mT @ matrix(columns) for matrix, block in zip(matrices, blocks, strict=True)]
-    return torch.cat(parts)
+    return Cover(blocks, lefts, values, left, right, project)

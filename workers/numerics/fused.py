@@ -75,6 +75,14 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
     return bool(largest < OUTPUTS[out.dtype])
 
 
+def read_rows(file: int, place: int, out: NDArray[np.uint8], *, stride: int) -> bool:
+    """Read rows of bytes that begin `stride` bytes from each other in a file, and tell whether they are all there.
+
+    file: an open descriptor; out: [rows, bytes], contiguous. Whoever wants to know why not reads them again.
+    """
+    return is_ready() and bool(_loaded[0].read_rows(file, place, stride, out))
+
+
 def count_signs(rows: Rows, fused: FusedMerge) -> int:
     """Return how many more elements elect 1 than -1 by the program's election; balanced ones count for neither.
 

@@ -125,6 +125,15 @@ def _fill(file, place, out):
     return True
 
 
+@_called(types.boolean, types.int64, types.int64, types.int64, types.uint8[:, ::1])
+def read_rows(file, place, stride, out):
+    """Read rows of bytes that begin `stride` bytes from each other, and tell whether they are all there."""
+    n_read = 0
+    for row in range(len(out)):
+        n_read += _fill(file, place + row * stride, out[row])
+    return n_read == len(out)
+
+
 @_compiled
 def _is_finite(content, kind):
     if kind == FLOAT32:

@@ -13,6 +13,7 @@ from workers.numerics import spectra, thin_products
 from workers.numerics.matrices import TaskMatrices
 from workers.numerics.spectra import Singular
 from workers.patches import LowRank
+from workers.stored import Models
 
 
 def truncate(matrix: Tensor, *, rank: int, energy: float = 1.0) -> LowRank:
@@ -30,12 +31,12 @@ def first(found: Singular, n: int) -> LowRank:
     return LowRank(*thin_products.balance(found.left[:, :n], found.values[:n], found.right[:n]))
 
 
-def truncate_changes(finetuned: Tensor, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick) -> list[LowRank]:
+def truncate_changes(finetuned: Models, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick) -> list[LowRank]:
     """Return what each model has beyond the origin, truncated, in float32; it ticks after each.
 
     finetuned: [n, rows, columns]; origin: [rows, columns], float32 both.
     """
-    changes = TaskMatrices(origin, finetuned, (1.0,) * len(finetuned))
+    changes = TaskMatrices.of(origin, finetuned, (1.0,) * len(finetuned))
     made: list[LowRank] = []
     for model in range(len(finetuned)):
         made.append(_truncate_change(changes, model, rank, energy))

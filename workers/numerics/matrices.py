@@ -7,7 +7,7 @@ itself: it is made when it is asked for, a run of columns at a time where the fo
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import partial
 from math import fsum, prod, sqrt
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 from app.domain.parameters import MatrixChoice, MatrixParameters
 from workers.contract import MergeContext
 from workers.numerics import task_vectors
+from workers.stored import Models, StoredModels
 
 RUN_ELEMENTS = 1 << 18  # what is made in float64 at a time where a whole tensor is not needed
 MIN_COLUMNS = 64
 ALL = slice(None)
+Read = Callable[[int, slice, slice], Tensor]  # model, rows and columns with both ends: [rows, columns] float32
 Delta = Callable[[slice], Tensor]  # some columns of what is merged, as if no matrix were tall: [rows, columns] float64
 
 
@@ -28,29 +30,23 @@ class TaskMatrices:
     """One tensor of all models as matrices."""
 
     base: Tensor  # [rows, columns] float32
-    finetuned: Tensor  # [n_models, rows, columns] float32
+    read: Read
+    n_models: int  # those that change nothing included
     weights: tuple[float, ...]
-    order: tuple[int, ...] | None = None  # in which models are added up; None: their own
+    active: tuple[int, ...]  # the models whose task matrix is not zero, in the order in which they are added up
 
-    @property
-    def n_models(self) -> int:
-        """How many models there are, those that change nothing included."""
-        return len(self.finetuned)
+    @classmethod
+    def of(cls, base: Tensor, finetuned: Models, weights: tuple[float, ...]) -> "TaskMatrices":
+        """Return the task matrices of some models. base: [rows, columns]; finetuned: [n, *shape], as many elements."""
+        read = _reader(finetuned, *base.shape)
+        tasks = cls(base, read, len(finetuned), weights, active=())
+        changed = (model for model, weight in enumerate(weights) if weight != 0.0 and not tasks._is_base(model))
+        return replace(tasks, active=tuple(changed))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.base.shape[0], self.base.shape[1]
-
-    @cached_property
-    def active(self) -> tuple[int, ...]:
-        """The models whose task matrix is not zero."""
-        models = range(self.n_models) if self.order is None else self.order
-        return tuple(
-            model
-            for model in models
-            if self.weights[model] != 0.0 and not torch.equal(self.finetuned[model], self.base)
-        )
 
     def norm(self, model: int) -> float:
         """Return the norm of a task matrix."""
@@ -64,8 +60,13 @@ class TaskMatrices:
 
     def task(self, model: int, columns: slice = ALL) -> Tensor:
         """Return a model's task matrix, or some columns of it: [rows, columns] float64."""
-        difference = self.finetuned[model, :, columns].double().sub_(self.base[:, columns])
-        return difference.mul_(self.weights[model])
+        return self.stored(model, columns).double().sub_(self.base[:, columns]).mul_(self.weights[model])
+
+    def stored(self, model: int, columns: slice = ALL) -> Tensor:
+        """Return a model's matrix, or some columns of it: [rows, columns] float32."""
+        n_rows, n_columns = self.shape
+        begin, end, _ = columns.indices(n_columns)
+        return self.read(model, slice(0, n_rows), slice(begin, end))
 
     def total(self, columns: slice = ALL) -> Tensor:
         """Return the sum of the task matrices, or some columns of it: [rows, columns] float64."""
@@ -82,20 +83,36 @@ class TaskMatrices:
 
     def some_rows(self, rows: slice) -> "TaskMatrices":
         """Return the same matrices, some of their rows."""
-        return replace(self, base=self.base[rows], finetuned=self.finetuned[:, rows])
+
+        def read(model: int, some: slice, columns: slice) -> Tensor:
+            return self.read(model, slice(rows.start + some.start, rows.start + some.stop), columns)
+
+        return replace(self, base=self.base[rows], read=read)
 
     def transposed(self) -> "TaskMatrices":
         """Return the same matrices with rows and columns exchanged."""
-        return replace(self, base=self.base.mT, finetuned=self.finetuned.mT)
+        return replace(self, base=self.base.mT, read=lambda model, rows, columns: self.read(model, columns, rows).mT)
 
     def wide(self) -> "TaskMatrices":
         """Return the same matrices, transposed if they are tall: no more rows than columns."""
         return self.transposed() if self.is_tall else self
 
+    def _is_base(self, model: int) -> bool:
+        return all(
+            torch.equal(self.read(model, rows, slice(0, self.shape[1])), self.base[rows]) for rows in runs(*self.shape)
+        )
+
+
+def _reader(finetuned: Models, rows: int, columns: int) -> Read:
+    if isinstance(finetuned, StoredModels):
+        return partial(finetuned.read_block, width=columns)
+    matrices = finetuned.reshape(len(finetuned), rows, columns)
+    return lambda model, some, run: matrices[model, some, run]
+
 
 def merge(
     base: Tensor,
-    finetuned: Tensor,
+    finetuned: Models,
     parameters: MatrixParameters,
     context: MergeContext,
     merge_matrices: Callable[[TaskMatrices], Delta],
@@ -110,8 +127,7 @@ def merge(
         return base.clone()
     if not is_matrix(context.tensor, tuple(base.shape), parameters):
         return _merge_vectors(base, finetuned, parameters, context.weights)
-    rows = base.shape[0]
-    tasks = TaskMatrices(base.reshape(rows, -1), finetuned.reshape(len(finetuned), rows, -1), context.weights)
+    tasks = TaskMatrices.of(base.reshape(base.shape[0], -1), finetuned, context.weights)
     if not tasks.active:
         return base.clone()
     delta = merge_matrices(tasks)
@@ -156,17 +172,17 @@ def runs(rows: int, columns: int) -> Iterator[slice]:
         yield slice(begin, min(rows, begin + step))
 
 
-def _merge_vectors(base: Tensor, finetuned: Tensor, parameters: MatrixParameters, weights: tuple[float, ...]) -> Tensor:
+def _merge_vectors(base: Tensor, finetuned: Models, parameters: MatrixParameters, weights: tuple[float, ...]) -> Tensor:
     if parameters.vector_reduce == "base":
         return base.clone()
     divisor = len(finetuned) if parameters.vector_reduce == "mean" else 1
-    flat_base, flat = base.flatten(), finetuned.reshape(len(finetuned), base.numel())
-    merged = torch.empty_like(flat_base)
+    flat_base, merged = base.reshape(1, base.numel()), torch.empty_like(base)
+    read, flat = _reader(finetuned, *flat_base.shape), merged.view(1, -1)
     for run in runs(base.numel(), 1):
-        total = torch.zeros_like(flat_base[run], dtype=torch.float64)
-        for model, weight in zip(flat, weights, strict=True):
-            total.add_(model[run].double().sub_(flat_base[run]), alpha=weight)
-        merged[run] = task_vectors.add(
-            flat_base[run], total.div_(divisor), scaling_coefficient=parameters.scaling_coefficient
+        total = torch.zeros_like(flat_base[:, run], dtype=torch.float64)
+        for model, weight in enumerate(weights):
+            total.add_(read(model, slice(0, 1), run).double().sub_(flat_base[:, run]), alpha=weight)
+        flat[:, run] = task_vectors.add(
+            flat_base[:, run], total.div_(divisor), scaling_coefficient=parameters.scaling_coefficient
         )
-    return merged.view(base.shape)
+    return merged

@@ -3,7 +3,7 @@
 Source: Kingma, Ba 2014, arXiv:1412.6980, algorithm 1, with its default constants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from workers.contract import Tick, ignore_tick
 
 DECAY, SQUARE_DECAY = 0.9, 0.999
 EPSILON = 1e-8
+RUN_ELEMENTS = 1 << 17  # that are moved at a time, within the processor's cache
 
 
 def descend(  # noqa: PLR0913 what is descended, and how far
@@ -26,19 +27,31 @@ def descend(  # noqa: PLR0913 what is descended, and how far
     """Return where Adam is after some steps; each moves an entry by about the learning rate at most, and ticks.
 
     start: any shape and floating dtype, not changed; gradient: of the point it is given, a tensor of its own, which is
-    then used up; bounds: after each step the point is projected into them, entry by entry, so that none is stuck at a
-    bound with a gradient of zero.
+    then used up, and may be of a wider dtype; bounds: after each step the point is projected into them, entry by entry,
+    so that none is stuck at a bound with a gradient of zero.
     """
-    point = start.clone()
+    point = start.clone(memory_format=torch.contiguous_format)
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
     for step in range(1, steps + 1):
-        slope = gradient(point)
-        mean.lerp_(slope, 1.0 - DECAY)
-        square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
-        root = torch.div(square, 1.0 - SQUARE_DECAY**step, out=slope).sqrt_().add_(EPSILON)
-        point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))
-        del slope, root  # before the next gradient is made
+        slopes = gradient(point).reshape(-1).split(RUN_ELEMENTS)
+        for some, own_mean, own_square, slope in zip(*map(_split, (point, mean, square)), slopes, strict=True):
+            _move(some, own_mean, own_square, slope.to(point.dtype), step=step, learning_rate=learning_rate)
+        del slopes, slope  # before the next gradient is made
         if bounds is not None:
             point.clamp_(*bounds)
         tick(step / steps)
     return point
+
+
+def _split(tensor: Tensor) -> Sequence[Tensor]:
+    return tensor.view(-1).split(RUN_ELEMENTS)
+
+
+def _move(  # noqa: PLR0913 what Adam holds of a point
+    point: Tensor, mean: Tensor, square: Tensor, slope: Tensor, *, step: int, learning_rate: float
+) -> None:
+    """Take a step in place; the slope is used up."""
+    mean.lerp_(slope, 1.0 - DECAY)
+    square.mul_(SQUARE_DECAY).addcmul_(slope, slope, value=1.0 - SQUARE_DECAY)
+    root = torch.div(square, 1.0 - SQUARE_DECAY**step, out=slope).sqrt_().add_(EPSILON)
+    point.addcdiv_(mean, root, value=-learning_rate / (1.0 - DECAY**step))

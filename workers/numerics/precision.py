@@ -4,7 +4,7 @@ Every sum runs over the models one after the other, entry by entry. A reduction 
 used anywhere: in float32 torch orders its additions by the length of the piece, so the bits would depend on the cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
@@ -13,15 +13,16 @@ from torch import Tensor
 from workers.numerics import fused
 
 
-def weighted_sum(tensors: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of weights[i] · tensors[i], accumulated in float64.
 
     tensors: [n, *shape], or n of [*shape], any floating dtype; result: [*shape] float64.
     """
-    total = tensors[0].to(torch.float64, copy=True)
+    rest = iter(tensors)
+    total = next(rest).to(torch.float64, copy=True)
     if weights[0] != 1.0:
         total.mul_(weights[0])
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+    for tensor, weight in zip(rest, weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total
 

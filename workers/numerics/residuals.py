@@ -11,6 +11,7 @@ from workers.contract import MergeContext
 from workers.numerics import sparsify, task_vectors
 from workers.numerics.sparsify import Boundary
 from workers.patches import Patch, Replacement, Whole
+from workers.stored import Models
 
 LARGEST = "largest"  # name of the statistic
 
@@ -38,7 +39,7 @@ class KeptRank:
         return (sparsify.count_kept(self.density, n),)
 
 
-def replace_all(finetuned: Tensor) -> list[Patch]:
+def replace_all(finetuned: Models) -> list[Patch]:
     """Return a patch per model that replaces everything. finetuned: [n, *shape]."""
     return [Whole(model.reshape(-1)) for model in finetuned]
 

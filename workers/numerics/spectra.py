@@ -57,13 +57,13 @@ class Left:
         return (self.vectors * self.values**exponent) @ self.vectors.mT
 
 
-def gram_of(runs: Iterable[Tensor], like: Tensor) -> Tensor:
-    """Return X Xᵀ, [m, m] float64; only its lower half is computed.
+def gram_of(runs: Iterable[Tensor], like: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return X Xᵀ, [m, m] in the dtype; only its lower half is computed.
 
-    runs: of columns of X, each [m, any] float64; like: any tensor of m rows on the same device.
+    runs: of columns of X, each [m, any] in the dtype; like: any tensor of m rows on the same device.
     """
     size = len(like)
-    gram = like.new_zeros(size, size, dtype=torch.float64)
+    gram = like.new_zeros(size, size, dtype=dtype)
     blocks = [slice(begin, min(size, begin + GRAM_ROWS)) for begin in range(0, size, GRAM_ROWS)]
     for run in runs:
         for block in blocks:
@@ -154,23 +154,24 @@ def _find_refined(gram: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     """Return the leading eigenvalues and eigenvectors, the largest last; None where float32 does not come near them.
 
     Float32 mixes what lies next to each other on the two sides of the border: there, the directions are found anew.
-    Each that is kept is then turned by what its residual has in those dropped, to first order.
+    Each that is kept is then turned by what its residual, found in float64, has in those dropped, to first order.
     """
     scale = gram.diagonal().sum()
     found, vectors = torch.linalg.eigh(gram.div(scale).float())
     n_dropped, reach = len(gram) - rank, min(rank, len(gram) // 16)
     if found[n_dropped] <= REFINED_NULL * found[-1]:
         return None
-    values, basis = found.double().mul_(scale), vectors.double()
+    values, kept, dropped = found.double().mul_(scale), vectors[:, n_dropped:].double(), vectors[:, :n_dropped]
     border = slice(n_dropped - reach, n_dropped + reach)
-    values[border], basis[:, border] = _find_within(gram, basis[:, border])
-    dropped, kept = basis[:, :n_dropped], basis[:, n_dropped:]
+    values[border], turned = _find_within(gram, vectors[:, border].double())
+    dropped[:, n_dropped - reach :], kept[:, :reach] = turned[:, :reach], turned[:, reach:]
     image = gram @ kept
     level = (kept * image).sum(dim=0)
-    turns = (dropped.mT @ (image - kept * level)).div_(level - values[:n_dropped].unsqueeze(1))
+    residual = (image - kept * level).div_(scale).float()
+    turns = (dropped.mT @ residual).div_((level - values[:n_dropped].unsqueeze(1)).div_(scale))
     if not bool(turns.abs().max() <= LARGEST_TURN):
         return None
-    return _find_within(gram, torch.addmm(kept, dropped, turns))
+    return _find_within(gram, kept + dropped @ turns)
 
 
 def _find_within(gram: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

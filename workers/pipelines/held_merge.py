@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.domain.adapter_sets import writes_adapter
-from app.domain.catalog import MethodCard, coarsest
+from app.domain.catalog import MethodCard
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.plans import MergePlan, PlannedTensor, piece_elements
 from app.domain.recipes import Recipe
@@ -68,14 +68,13 @@ def merge_in_memory(merge_set: MergeSet, recipe: Recipe, code: RecipeCode, shelf
     with ExitStack() as stack:
         stack.enter_context(parallel.one_torch_thread())
         inputs = open_inputs(stack, plan, code, base=merge_set.base, models=merge_set.models)
-        granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
         source = CheckpointSource(
             base=inputs.base,
             models=inputs.models,
             merged=inputs.merged,
             weights=[model.weight for model in recipe.models],
             piece_elements=piece_elements(len(merge_set.models)),
-            threads=count_threads(granularity, inputs, parallel.n_threads(merge_set.threads)),
+            threads=count_threads(plan, parallel.n_threads(merge_set.threads)),
             nan_policy=recipe.nan_policy,
         )
         ready = program.prepare(recipe, kept, source, device=device)

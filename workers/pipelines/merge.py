@@ -14,13 +14,12 @@ import torch
 from pydantic import JsonValue
 
 from app.domain.adapters import as_dense
-from app.domain.catalog import Granularity, coarsest
 from app.domain.checkpoints import LocalCheckpoint, Manifest, distinct_tensors
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
 from app.domain.parts import sources_of
 from app.domain.patches import measure_storage
-from app.domain.plans import MergePlan, piece_elements
+from app.domain.plans import WHOLE_TENSORS_BYTES, MergePlan, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import parallel
 from workers.checkpoints.adapters import open_model
@@ -40,7 +39,6 @@ from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
 MAX_REPORTED = 1000  # names of tensors in one group of the report
-WHOLE_TENSORS_BYTES = 1 << 30  # of float32 inputs in flight, for methods that see whole tensors
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -136,7 +134,6 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
     if onto is not None and code.method.patch is None:
         earlier = SumsReader(onto, recipe) if code.method.sums is not None else None
         inputs = replace(inputs, onto=open_onto(stack, plan, onto, earlier))
-    granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
     meter = ProgressMeter(on_progress, total=total_bytes(plan, inputs, plan.n_passes))
     source = CheckpointSource(
         base=inputs.base,
@@ -144,7 +141,7 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
         merged=inputs.merged,
         weights=[model.weight for model in recipe.models],
         piece_elements=chunk_elements or piece_elements(len(models)),
-        threads=count_threads(granularity, inputs, parallel.n_threads(threads)),
+        threads=count_threads(plan, parallel.n_threads(threads)),
         nan_policy=recipe.nan_policy,
         on_bytes=meter.advance,
     )
@@ -243,12 +240,9 @@ def open_inputs(
     return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
-def count_threads(granularity: Granularity, inputs: Inputs, threads: int) -> int:
-    """Return how many runs may be in flight: whole tensors are large, and each thread holds one of every model."""
-    if granularity in ("element", "row"):
-        return threads
-    largest = max(tensor.n_elements for tensor in inputs.merged.values())
-    return max(1, min(threads, WHOLE_TENSORS_BYTES // max(1, 4 * largest * (1 + len(inputs.models)))))
+def count_threads(plan: MergePlan, threads: int) -> int:
+    """Return how many runs may be in flight: whole tensors, and what is made of them, are large."""
+    return max(1, min(threads, WHOLE_TENSORS_BYTES // plan.tensor_bytes)) if plan.tensor_bytes else threads
 
 
 def total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int = 1) -> int:

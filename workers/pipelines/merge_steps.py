@@ -147,7 +147,7 @@ def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
 def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tensor, list[Part]]:
     """Return a run's completed piece, the result's numbers, and the sums that it keeps. name: the result's tensor."""
     onto = merger.inputs.onto
-    prepared = merger.program.prepare(merger.source.read_run(run))
+    prepared = merger.program.prepare(merger.source.read_piece(run, merger.program.granularity))
     earlier = onto.sums.read(name, run.offset, run.n_elements) if onto is not None and onto.sums is not None else None
     sums = merger.program.sums(prepared, earlier)
     if sums is not None and prepared.base is not None:

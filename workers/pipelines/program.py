@@ -8,6 +8,7 @@ merged so far. The program then merges any piece, on any thread; it knows nothin
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
+from workers.stored import Models, hold
 from workers.sums import Sums
 
 OnRequest = Callable[[StatisticRequest], None]
@@ -61,12 +63,12 @@ class BoundMethod:
         """The smallest piece the method may be given."""
         return self.method.card.granularity
 
-    def __call__(self, base: Tensor | None, finetuned: Tensor, context: MergeContext) -> Tensor:
+    def __call__(self, base: Tensor | None, finetuned: Models, context: MergeContext) -> Tensor:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
-            return self._merge_locally(base, finetuned, context.tensor).view(shape).to(finetuned.device)
-        seen = piece_shape(self.granularity, context.shape, finetuned[0].numel())
+            return self._merge_locally(base, hold(finetuned), context.tensor).view(shape).to(finetuned.device)
+        seen = piece_shape(self.granularity, context.shape, prod(shape))
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
             None if base is None else base.reshape(seen),
@@ -80,11 +82,11 @@ class BoundMethod:
         """Return the merge of a piece, [m] float32 on the CPU."""
         base = None if piece.base is None else piece.base.to(self.device)
         context = replace(_placed(self.context, piece), tick=tick)
-        result = self(base, piece.finetuned.to(self.device), context)
-        if result.shape != piece.finetuned.shape[1:] or result.dtype != torch.float32:
+        result = self(base, _given(piece, self.granularity).to(self.device), context)
+        if result.shape != (piece.n_elements,) or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
-                f"expected torch.float32 {list(piece.finetuned.shape[1:])}; report this fault."
+                f"expected torch.float32 {[piece.n_elements]}; report this fault."
             )
         return result.cpu()
 
@@ -92,10 +94,10 @@ class BoundMethod:
         """Return what turns a piece that was merged into each model's task, by a method with patches."""
         if self.method.patch is None or piece.base is None or piece.merged is None:
             raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
-        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        seen = piece_shape(self.granularity, piece.shape, piece.n_elements)
         return self.method.patch(
             piece.base.to(self.device).view(seen),
-            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            _given(piece, self.granularity).to(self.device).reshape(len(piece.models), *seen),
             piece.merged.to(self.device).view(seen),
             self.parameters,
             replace(_placed(self.context, piece), tick=tick),
@@ -105,11 +107,11 @@ class BoundMethod:
         """Return the sums of a piece that its result keeps, [m] float64; None where it keeps none."""
         if self.method.sums is None or piece.base is None:
             return None
-        seen = piece_shape(self.granularity, piece.shape, piece.finetuned.shape[1])
+        seen = piece_shape(self.granularity, piece.shape, piece.n_elements)
         earlier = None if onto is None else onto.on(self.device).view(seen)
         found: Sums | None = self.method.sums(
             piece.base.to(self.device).view(seen),
-            piece.finetuned.to(self.device).view(len(piece.finetuned), *seen),
+            _given(piece, self.granularity).to(self.device).reshape(len(piece.models), *seen),
             self.parameters,
             _placed(self.context, piece),
             earlier,
@@ -139,13 +141,14 @@ class BoundStep:
 
     def change(self, piece: Piece) -> Piece:
         """Return the piece with other models (transform) or another result (post-step)."""
-        shape = piece_shape(self.step.card.granularity, piece.shape, piece.finetuned.shape[1])
+        granularity = self.step.card.granularity
+        shape = piece_shape(granularity, piece.shape, piece.n_elements)
         base = None if piece.base is None else piece.base.to(self.device).view(shape)
-        finetuned = piece.finetuned.to(self.device).view(len(piece.finetuned), *shape)
+        finetuned = _given(piece, granularity).to(self.device).reshape(len(piece.models), *shape)
         context = _placed(self.context, piece)
         if piece.merged is None:
             changed = self.step.apply(base, finetuned, self.parameters, context)
-            return replace(piece, finetuned=changed.reshape(piece.finetuned.shape).cpu())
+            return replace(piece, models=changed.reshape(piece.models.shape).cpu())
         merged = piece.merged.to(self.device).view(shape)
         changed = self.step.apply(base, finetuned, merged, self.parameters, context)
         return replace(piece, merged=changed.reshape(-1).cpu())
@@ -290,6 +293,11 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
 
 def _placed(context: MergeContext, piece: Piece) -> MergeContext:
     return replace(context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset, position=piece.position)
+
+
+def _given(piece: Piece, granularity: Granularity) -> Models:
+    """Return the models as code of a granularity is given them."""
+    return piece.models if granularity == "matrix" else piece.finetuned
 
 
 # --- binding ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from app.domain.parameters import MatrixChoice
 from workers.contract import MergeContext, post_step
 from workers.numerics import calibration, matrices, precision
 from workers.numerics.matrices import TaskMatrices
+from workers.stored import Models
 
 
 class SvcParameters(MatrixChoice):
@@ -37,7 +38,7 @@ class SvcParameters(MatrixChoice):
     parameters=SvcParameters,
     granularity="matrix",
 )
-def apply(base: Tensor, finetuned: Tensor, merged: Tensor, parameters: SvcParameters, context: MergeContext) -> Tensor:
+def apply(base: Tensor, finetuned: Models, merged: Tensor, parameters: SvcParameters, context: MergeContext) -> Tensor:
     """Return the base plus the calibrated merged task matrix; what is no matrix stays as it was merged.
 
     base, merged: [*shape]; finetuned: [n, *shape]; result: [*shape]. The task matrices are those of the models as the
@@ -45,8 +46,7 @@ def apply(base: Tensor, finetuned: Tensor, merged: Tensor, parameters: SvcParame
     """
     if not matrices.is_matrix(context.tensor, tuple(base.shape), parameters):
         return merged
-    rows = len(base)
-    tasks = TaskMatrices(base.view(rows, -1), finetuned.view(len(finetuned), rows, -1), (1.0,) * len(finetuned))
-    delta = merged.view(rows, -1).double().sub_(tasks.base)
+    tasks = TaskMatrices.of(base.view(len(base), -1), finetuned, (1.0,) * len(finetuned))
+    delta = merged.view(len(base), -1).double().sub_(tasks.base)
     calibrated = calibration.calibrate(delta, tasks, floor=parameters.floor)
     return precision.round_to_float32(calibrated.add_(tasks.base)).view(base.shape)

@@ -56,7 +56,7 @@ class Competition:
     def _score(self, piece: Piece, clips: Sequence[Bounds]) -> Piece:
         """Return the piece with scores, as magnitudes, in place of its models."""
         scores = competition.score(_deltas(piece), clips, self.variant)
-        return replace(piece, base=None, finetuned=competition.to_magnitudes(scores))
+        return replace(piece, base=None, models=competition.to_magnitudes(scores))
 
 
 def _find_bounds(source: PieceSource, ranks: tuple[int, int]) -> list[Bounds]:

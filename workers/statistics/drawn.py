@@ -107,7 +107,7 @@ class DrawnStatistic:
         shape = piece_shape(self.mask.granularity, piece.shape, deltas.shape[1])
         context = replace(self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset)
         drawn = draw_all(self.mask, deltas.view(len(deltas), *shape), context, factors.get(piece.tensor, ()))
-        return replace(piece, base=None, finetuned=drawn.view(deltas.shape))
+        return replace(piece, base=None, models=drawn.view(deltas.shape))
 
 
 def _deltas(piece: Piece) -> Tensor:

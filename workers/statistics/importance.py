@@ -63,4 +63,4 @@ def _weigh_piece(piece: Piece) -> Piece:
         return piece
     shape = piece_shape("row", piece.shape, piece.finetuned.shape[1])
     importance = weigh_changes(piece.finetuned[0].view(shape), piece.base.view(shape))
-    return replace(piece, base=None, finetuned=importance.view(1, -1))
+    return replace(piece, base=None, models=importance.view(1, -1))

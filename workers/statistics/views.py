@@ -235,7 +235,7 @@ class TensorSource:
             offset=offset,
             position=position + offset,
             base=None if self.base is None else self.base[tensor].float().flatten()[run],
-            finetuned=torch.stack([model[tensor].float().flatten()[run] for model in self.models]),
+            models=torch.stack([model[tensor].float().flatten()[run] for model in self.models]),
         )
 
 
@@ -282,6 +282,6 @@ def _cut(piece: Piece, begin: int, n_elements: int) -> Piece:
         offset=piece.offset + begin,
         position=piece.position + begin,
         base=None if piece.base is None else piece.base[run],
-        finetuned=piece.finetuned[:, run],
+        models=piece.finetuned[:, run],
         merged=None if piece.merged is None else piece.merged[run],
     )

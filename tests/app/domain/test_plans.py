@@ -1,6 +1,7 @@
 """The plan of a merge: where every byte lies, what it costs; from headers alone."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.domain.checkpoints import DTYPE_BYTES
 from app.domain.headers import parse_header
-from app.domain.plans import MergePlan, make_plan, piece_elements
+from app.domain.plans import PROCESS_BYTES, WHOLE_TENSORS_BYTES, MergePlan, make_plan, piece_elements
+from app.domain.recipes import PinnedStep
 from tests.app.domain.plan_inputs import Layout, card_of, manifest_of, recipe_of
 
 LAYOUT: Layout = {"a": (4,), "b": (2, 3), "c": ("I64", (3,)), "d": ()}
@@ -118,6 +120,35 @@ def test_memory_does_not_grow_with_the_model_but_for_methods_of_whole_tensors() 
 
     assert memory(small) == memory(large) < 400_000_000
     assert memory(large, granularity="tensor") > 4 * 3 * (1 << 30)
+
+
+def test_the_memory_of_whole_tensors_is_that_of_copies_and_squares() -> None:
+    def held(shape: tuple[int, ...], *, n_models: int = 2, steps: Sequence[PinnedStep] = (), **card: Any) -> int:
+        manifest = manifest_of({"w": shape, "b": (4,)})
+        recipe = recipe_of(n_models, transforms=steps)
+        return make_plan(recipe, manifest, [manifest] * n_models, card_of(**card)).tensor_bytes
+
+    n = 4096 * 1024
+    assert held((4096, 1024)) == 0  # element by element
+    assert held((4096, 1024), granularity="tensor") == 4 * n * (2 + 4)
+    assert held((4096, 1024), granularity="tensor", n_models=3, working_copies=5) == 4 * n * (3 + 5)
+    # models are read as they are needed: three copies and twelve float64 squares of the smaller side, half a copy each
+    assert held((4096, 1024), granularity="matrix") == held((1024, 4096), granularity="matrix") == 4 * n * (3 + 6)
+    assert held((4096, 32, 32), granularity="matrix", n_models=9) == 4 * n * (3 + 6)
+    assert held((n,), granularity="matrix") == 4 * n * 3 + 96
+    changed = [PinnedStep(name="awd", version=1, parameters={})]  # models that a transform has changed lie in no file
+    assert held((4096, 1024), granularity="matrix", n_models=9, steps=changed) == 4 * n * (9 + 3 + 6)
+
+
+def test_several_whole_tensors_are_in_flight_as_long_as_they_fit() -> None:
+    def memory(side: int) -> MergePlan:
+        manifest = manifest_of({"w": (side, side)})
+        return make_plan(recipe_of(2), manifest, [manifest] * 2, card_of(granularity="matrix"))
+
+    small, middle, large = (memory(side) for side in (1 << 10, 1 << 12, 1 << 14))
+    assert small.peak_memory_bytes == PROCESS_BYTES + 2 * small.tensor_bytes
+    assert middle.peak_memory_bytes == PROCESS_BYTES + WHOLE_TENSORS_BYTES
+    assert large.peak_memory_bytes == PROCESS_BYTES + large.tensor_bytes
 
 
 @given(n_models=st.integers(1, 256))

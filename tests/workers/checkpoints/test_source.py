@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +15,9 @@ from app.domain.recipes import NanPolicy
 from tests.workers.files import ignore, write_checkpoint
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor
+from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
+from workers.stored import StoredModels
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -150,6 +153,50 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_not_a_crash(tmp_path: 
     os.truncate(model.path / "model.safetensors", 40)
     with pytest.raises(InputChanged, match=r"model: model\.safetensors ends before byte"):
         source.read("w", 0, 4)
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_models_that_are_not_held_are_those_of_the_whole(
+    dtype: torch.dtype, *, has_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fused.load()
+    monkeypatch.setattr(fused, "is_ready", lambda: has_kernels)
+    generator = torch.Generator().manual_seed(0)
+    tensor, other = (torch.randn(6, 5, generator=generator).to(dtype) for _ in range(2))
+    source = source_of(*write_pair(tmp_path, {"a": torch.ones(3), "w": tensor}, w=other))
+    (piece,) = source.map(lambda piece: piece, {"w"}, granularity="matrix")
+    assert isinstance(piece.models, StoredModels)
+    assert (piece.shape, piece.position, piece.n_elements, len(piece.models)) == ((6, 5), 3, 30, 1)
+    assert piece.base is not None
+    assert torch.equal(piece.base.view(6, 5), tensor.float())
+    assert torch.equal(piece.finetuned, other.float().view(1, 30))
+    models = piece.models.reshape(1, 6, 5)
+    assert torch.equal(next(iter(models)), other.float())
+    assert torch.equal(models.read_block(0, slice(1, 5), slice(2, 4), 5), other.float()[1:5, 2:4])
+    assert torch.equal(models.read_block(0, slice(1, 5), slice(0, 5), 5), other.float()[1:5])
+
+
+def test_whole_tensors_are_judged_before_they_are_read_as_needed(tmp_path: Path) -> None:
+    broken = torch.tensor([[1.0, 1.0], [1.0, float("nan")]])
+    base, model = write_pair(tmp_path, {"w": torch.ones(2, 2)}, w=broken)
+    with pytest.raises(NotFinite, match=r"Tensor 'w' of models\[0\] \(model\) is nan at flat index 3"):
+        list(source_of(base, model).map(lambda _: None, granularity="matrix"))
+    zeroing = source_of(base, model, nan_policy="zero")
+    assert list(zeroing.map(lambda piece: piece.finetuned.tolist(), granularity="matrix")) == [[[1, 1, 1, 0]]]
+    turned = source_of(model, base, nan_policy="zero")
+    assert list(turned.map(lambda piece: piece.rows.content.view(np.float32).tolist(), granularity="matrix")) == [
+        [1, 1, 1, 0, 1, 1, 1, 1]
+    ]
+
+
+def test_a_file_that_shrinks_while_blocks_of_it_are_read_is_an_error_too(tmp_path: Path) -> None:
+    base, model = write_pair(tmp_path, {"w": torch.ones(4, 4)})
+    (piece,) = source_of(base, model).map(lambda piece: piece, granularity="matrix")
+    assert isinstance(piece.models, StoredModels)
+    os.truncate(model.path / "model.safetensors", 100)
+    with pytest.raises(InputChanged, match=r"model: model\.safetensors ends before byte"):
+        piece.models.read_block(0, slice(0, 4), slice(0, 2), 4)
 
 
 def test_one_bare_file_is_read_where_it_lies(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from workers.numerics.matrices import TaskMatrices
 
 
 def _clean(task: Tensor, merged: Tensor, protected_fraction: float) -> Tensor:
-    tasks = TaskMatrices(torch.zeros_like(task), task.unsqueeze(0), (1.0,))
+    tasks = TaskMatrices.of(torch.zeros_like(task), task.unsqueeze(0), (1.0,))
     return task.double() - opcm.find_factor(tasks, 0, merged, protected_fraction) @ merged.double()
 
 

@@ -13,7 +13,7 @@ from workers.numerics.matrices import TaskMatrices
 
 
 def _tasks(tasks: list[Tensor]) -> TaskMatrices:
-    return TaskMatrices(torch.zeros_like(tasks[0]), torch.stack(tasks), (1.0,) * len(tasks))
+    return TaskMatrices.of(torch.zeros_like(tasks[0]), torch.stack(tasks), (1.0,) * len(tasks))
 
 
 def _by_hand(merged: Tensor, tasks: list[Tensor], floor: float) -> Tensor:

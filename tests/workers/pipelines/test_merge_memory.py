@@ -28,7 +28,7 @@ def watch():
 
 folder, method = Path(sys.argv[1]), sys.argv[2]
 found = [LocalCheckpoint(id=name, path=folder / name, manifest=import_checkpoint(folder / name, ignore))
-         for name in ("base", "first", "second")]
+         for name in ["base", "first", "second"] + ["second"] * (int(sys.argv[3]) - 2)]
 peak = 0
 threading.Thread(target=watch, daemon=True).start()
 FileMerge(method, threads=2)(found[0], found[1:], folder / "out")
@@ -45,8 +45,8 @@ def write_models(folder: Path, n_tensors: int) -> None:
         save_file({key: tensor.bfloat16() for key, tensor in moved.items()}, folder / name / "model.safetensors")
 
 
-def peak_bytes(folder: Path, method: str) -> int:
-    command = [sys.executable, "-c", MERGE, str(folder), method]
+def peak_bytes(folder: Path, method: str, *, n_models: int = 2) -> int:
+    command = [sys.executable, "-c", MERGE, str(folder), method, str(n_models)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=240)
     return int(done.stdout)
@@ -60,3 +60,13 @@ def test_peak_anonymous_memory_stays_below_its_limit_and_does_not_grow(method: s
     small, large = (peak_bytes(tmp_path / size, method) for size in ("small", "large"))
     assert large < limit
     assert large - small < 110_000_000  # 28 more tensors of 3 models are 350 MB in float32
+
+
+@pytest.mark.slow
+def test_a_method_of_matrices_holds_no_copy_of_each_model(tmp_path: Path) -> None:
+    for index, name in enumerate(("base", "first", "second")):
+        (tmp_path / name).mkdir()
+        weights = torch.randn(4096, 1024, generator=torch.Generator().manual_seed(index))
+        save_file({"w": weights}, tmp_path / name / "model.safetensors")
+    two, eight = (peak_bytes(tmp_path, "iso_c", n_models=n_models) for n_models in (2, 8))
+    assert eight - two < 2 * weights.nbytes  # six more models

@@ -239,7 +239,7 @@ def test_a_changed_source_reads_whole_rows_around_a_run() -> None:
 
     def change(piece: Any) -> Any:
         seen.append((piece.offset, piece.finetuned.shape[1]))
-        return replace(piece, finetuned=10 * piece.finetuned)
+        return replace(piece, models=10 * piece.finetuned)
 
     source = ChangedSource(MemorySource(BASE, MODELS), change, "row")
     piece = source.read("a", 2, 2)
