@@ -109,7 +109,7 @@ class Bucket:
         Raises: Unavailable; what the watch raises, at once: what is on its way then ends in a thread of its own.
         """
         outgoing = Outgoing(file)
-        with _threads(1) as pool:
+        with threads(1) as pool:
             try:
                 wait_for(pool.submit(self.put, key, outgoing), watch, outgoing.take)
             finally:
@@ -149,7 +149,7 @@ class Bucket:
             raises.
         """
         spans = iter([(at, min(at + RANGE_BYTES, end)) for at in range(start, end, RANGE_BYTES)])
-        with _threads(PARALLEL_RANGES) as pool:
+        with threads(PARALLEL_RANGES) as pool:
             pending = deque(pool.submit(self._read_range, key, span, etag) for span in islice(spans, PARALLEL_RANGES))
             while pending:
                 data = wait_for(pending.popleft(), watch)  # forgotten once yielded: an object may outgrow the memory
@@ -240,7 +240,7 @@ def endpoint_of(region: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
+def threads(n: int) -> Iterator[ThreadPoolExecutor]:
     """Give threads that are not waited for: what they still do when they are left, nobody needs."""
     pool = ThreadPoolExecutor(n, thread_name_prefix="bucket")
     try:

@@ -20,7 +20,7 @@ import structlog
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import Unavailable
 from app.storage.base import Watch
-from app.storage.buckets import SINGLE_PUT_BYTES, Bucket, Outgoing, wait_for
+from app.storage.buckets import SINGLE_PUT_BYTES, Bucket, Outgoing, threads, wait_for
 
 INCOMING = "incoming"
 LARGEST_COPY_BYTES = 5 << 30  # S3 copies larger objects by parts only: they go up when they are complete
@@ -62,17 +62,19 @@ class GrowingFiles:
         self._uploads[file].outgoing.grow(n_bytes)
 
     def publish(self, files: Sequence[FileEntry]) -> None:
-        """Make the files objects of the store."""
+        """Make the files objects of the store; by now all of each is as it will stay."""
+        for file, upload in self._uploads.items():
+            upload.outgoing.grow(file.stat().st_size)
         self._publish(self._directory, files, self._watch, self._bring)
 
     def _bring(self, key: str, file: Path, watch: Watch) -> None:
         """Copy what has gone up to its key; put what has not."""
         upload = self._uploads.get(file)
         if upload is not None:
-            upload.outgoing.grow(file.stat().st_size)
             try:
                 wait_for(upload.done, watch, upload.outgoing.take)
-                wait_for(self._pool.submit(self._bucket.copy, upload.key, key), watch)
+                with threads(1) as pool:  # not ours, where other files wait for their turn
+                    wait_for(pool.submit(self._bucket.copy, upload.key, key), watch)
             except Unavailable:
                 log.warning("upload_begun_again", file=file.name)  # the bucket was away for too long
             else:

@@ -22,14 +22,14 @@ def plant(tmp_path: Path) -> Iterator[MergingPlant]:
         yield opened
 
 
-def check_two_workers(plant: MergingPlant) -> None:
-    """Two workers, each alone with its part, merge what one of them merges as a whole."""
+def check_two_workers(plant: MergingPlant, rows: int = 500) -> None:
+    """Two workers, each alone with its part, merge what one of them merges as a whole: matrices of so many rows."""
     plant.start_worker("first")
     plant.start_worker("second")
-    plant.register_family(ROWS)
+    plant.register_family(dict.fromkeys(ROWS, (rows, 600)))
     named: set[str] = set()
     for method in ("task_arithmetic", "ties"):
-        asked = [plant.merge(method, parallelism=n) for n in (4, 1)]
+        asked = [plant.merge(method, parallelism=n, output={"shard_bytes": rows * 2500}) for n in (4, 1)]
         split, whole = plant.end([job.id for job in asked])
         assert split.state is JobState.SUCCEEDED, split.problem
         assert plant.files(split) == plant.files(whole)
@@ -56,7 +56,7 @@ def test_two_workers_over_valkey_postgresql_and_s3(
         "AMALGAM_STORE_URL": f"{s3_bucket.url}/store",
     }
     with open_merging_plant(tmp_path / "plant", environment) as plant:
-        check_two_workers(plant)
+        check_two_workers(plant, rows=4000)  # 9.6 MB each, which go up in parts
 
 
 def test_a_killed_worker_costs_its_part_and_nothing_more(plant: MergingPlant) -> None:

@@ -118,7 +118,8 @@ class ReplayedSource:
                 for tensor in sorted({name for name, _ in group} & self.own)
             }
             raise self._end(index, found)
-        return [_in_order(self.known[index], number, group) for number, group in enumerate(groups)]
+        known = self.known[index]
+        return [_in_order(known, number, group) for number, group in enumerate(groups)]
 
     def once(self, function: Callable[[], Result]) -> Result:
         """Return what the function finds, or what it found in an earlier round. Raises: PassTallied."""
@@ -160,8 +161,9 @@ class ReplayedSource:
                 if isinstance(result, Joined) and len(of_tensor) == JOINED_AT_ONCE:
                     found[tensor] = [_join(of_tensor)]
             raise self._end(index, {tensor: _shorten(results) for tensor, results in found.items()})
+        known = self.known[index]
         for name, _, _ in self.tensors:
-            yield from self.known[index].get(name, ())  # type: ignore[misc]  # as the same function made them
+            yield from known.get(name, ())  # type: ignore[misc]  # as the same function made them
 
 
 def _shorten(results: list[object]) -> list[object]:

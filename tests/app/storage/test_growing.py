@@ -10,7 +10,7 @@ import pytest
 from app.storage.base import Storage
 from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
-from tests.app.storage.contents import entry, read_folder
+from tests.app.storage.contents import entry, read_folder, write_folder
 from tests.s3_proxy import S3Proxy, Traffic, run_proxy
 from tests.servers import S3Bucket
 from tests.waiting import wait_until
@@ -72,6 +72,20 @@ def test_parts_go_up_before_the_file_is_complete(store: Storage, proxy: S3Proxy,
     assert {sha256 for sha256, _ in store.list_objects()} == {file.sha256 for file in FILES}
     assert proxy.traffic.requests["UploadPart"] == 3
     assert proxy.traffic.n_up < len(LARGE) + 10_000  # once, and the small file and the list of parts
+    assert left_in(store) == 0
+
+
+def test_more_files_than_go_up_at_once_are_published_however_little_was_told_of_them(
+    store: Storage, proxy: S3Proxy, tmp_path: Path
+) -> None:
+    contents = {f"{index}.bin": os.urandom(1 << 20) * 9 for index in range(5)}
+    files = write_folder(tmp_path / "many", contents)
+    with store.follow(tmp_path / "many") as growing:
+        for file in files:
+            growing.grew(file.path, 1)
+        growing.publish(files)
+    assert read_folder(store.fetch(files)) == contents
+    assert proxy.traffic.requests["Copy"] == 5
     assert left_in(store) == 0
 
 
