@@ -313,6 +313,7 @@ def test_without_kernels_there_is_a_word_in_the_log_and_no_failure(
 def test_variances_and_overlaps_are_those_of_torch(dtype: torch.dtype) -> None:
     base, models = draw_models(5, n=4)
     piece = TensorSource(base, models, (1.0,) * 4).read("a", 0, 37 * 61)
+    assert piece.base is not None
     deltas = (piece.finetuned - piece.base).double()
     mean = precision.weighted_sum(deltas, [1.0] * 4).div_(4)
     expected = precision.weighted_sum([(delta - mean).square() for delta in deltas], [1.0] * 4)
