@@ -118,8 +118,8 @@ def _lay_out(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Return bytes that hold all rows, and where each begins. rows: [m] float32 each."""
     memory = rows[0].untyped_storage()
     if all(row.is_contiguous() and row.untyped_storage().data_ptr() == memory.data_ptr() for row in rows):
-        content = torch.empty(0, dtype=torch.uint8).set_(memory)
-        return content, [4 * int(row.storage_offset()) for row in rows]
+        content = torch.empty(0, dtype=torch.uint8).set_(memory, 0, (memory.nbytes(),), (1,))
+        return content, [row.data_ptr() - memory.data_ptr() for row in rows]
     content = torch.stack([*rows]).view(-1).view(torch.uint8)
     return content, [4 * rows[0].numel() * index for index in range(len(rows))]
 

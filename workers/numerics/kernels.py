@@ -743,19 +743,20 @@ def _find_between(keys, low, high, found, n_found):
     """Append the keys within a window to what was found; return how many are found now."""
     span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
     for begin in range(0, n_grouped, GROUP):
-        group, hit = keys[begin : begin + GROUP], i32(0)
-        for j in range(GROUP):  # a constant, so that it is one or two vector instructions
-            hit = i32(hit | i32(u32(group[j] - low) <= span))
+        hit = i32(0)
+        for j in range(GROUP):  # a constant, so that it is a vector instruction or two; unsigned: no index below zero
+            hit = i32(hit | i32(u32(keys[u64(begin) + u64(j)] - low) <= span))
         if hit != 0:
-            n_found = _append_between(group, low, span, found, n_found)
-    return _append_between(keys[n_grouped:], low, span, found, n_found)
+            n_found = _append_between(keys, begin, begin + GROUP, (low, span), found, n_found)
+    return _append_between(keys, n_grouped, len(keys), (low, span), found, n_found)
 
 
 @_compiled
-def _append_between(keys, low, span, found, n_found):
-    for j in range(len(keys)):
-        found[n_found] = keys[j]
-        n_found += i64(u32(keys[j] - low) <= span)
+def _append_between(keys, begin, behind, window, found, n_found):
+    low, span = window
+    for j in range(begin, behind):
+        found[u64(n_found)] = keys[u64(j)]
+        n_found += i64(u32(keys[u64(j)] - low) <= span)
     return n_found
 
 
