@@ -4,6 +4,7 @@ Source: Ilharco et al. 2022, arXiv:2212.04089, for the sweep; Davari & Belilovsk
 the trend.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -153,8 +154,13 @@ test texts that were drawn; one seed of training). Accuracy on test in %:
 {table}
 
 The sweep of task arithmetic has its top at {peak["coefficient"]:g}. The trend keeps the
-coefficient that is best for all five, over {N_SUBSETS} subsets of each size.
+coefficient that is best for all five, over at most {_count_subsets(found)} subsets
+of a size.
 """
+
+
+def _count_subsets(found: Mapping[str, Any]) -> int:
+    return max(Counter(len(one["models"]) for one in found["trend"]).values())
 
 
 def _tell_row(row: Mapping[str, Any], own: accuracy.Counts) -> str:

@@ -91,7 +91,7 @@ def test_learning_is_above_the_best_without_data_only_beyond_half_an_interval() 
     assert "more than half an interval (2.5 points): surgery over task arithmetic.\n" in text
     assert "changes the merge under it by +8.0 over task arithmetic, +1.0 over tsv m, in points" in text
     assert "falls to 25 %, 25 % of what it was" in text
-    assert "score +5.0 points against the best" in text
+    assert "score +5.0 points against\nthe best method without data" in text
 
 
 @pytest.mark.parametrize("experiment", page.EXPERIMENTS, ids=lambda experiment: experiment.NAME)

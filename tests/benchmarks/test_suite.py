@@ -46,5 +46,5 @@ def test_the_search_walks_uphill_from_the_middle_and_tries_no_value_twice() -> N
 
     best = find_best(load_catalog().method("task_arithmetic"), score)
     assert best.parameters == {"scaling_coefficient": 0.5}
-    assert tried == [1.0, 0.7, 0.5, 0.3]  # downhill towards 0.3; and the other way there is no need to look again
+    assert tried == [0.7, 1.0, 0.5, 0.3]  # 0.3 is worse; and back up there is nothing new to try
     assert best.n_tried == 4

@@ -2,7 +2,8 @@
 
 Source: He et al. 2024, arXiv:2408.13656, section 3.
 Departs from source: steps and penalty count per entry, so that they mean the same in models of any size; the penalty is
-    the paper's, not that of the authors' code, which is offered too (docs/methods/localize_and_stitch.md).
+    the paper's, not that of the authors' code, which is offered too; scores begin nearer to 0, so that masks learn
+    (docs/methods/localize_and_stitch.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class LocalizeAndStitchParameters(Parameters):
     sigmoid_bias: Annotated[
         float,
         Field(gt=0.0, le=100.0, description="Scores begin at this where the mask begins, at minus this elsewhere."),
-    ] = 5.0
+    ] = 1.0
     learning_rate: Annotated[
         float, Field(gt=0.0, le=1e6, description="Step size of gradient descent, times the number of entries.")
     ] = 1.0
