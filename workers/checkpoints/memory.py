@@ -9,7 +9,7 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 KEPT_BYTES = 1 << 28
-LARGEST_KEPT_BLOCK_BYTES = 1 << 22  # larger blocks (whole tensors, what is made of them) still go back at once
+LARGEST_KEPT_BLOCK_BYTES = 1 << 25  # larger blocks (whole tensors) still go back at once
 
 
 def keep_freed_memory() -> None:
