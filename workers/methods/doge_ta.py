@@ -111,6 +111,7 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     weights="unused",
     granularity="matrix",
+    working_copies=6,  # Adam's point and means are as large as the tensor, and rows hang together
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,

@@ -44,17 +44,14 @@ class Cover:
     project: Delta  # gives columns of Uᵀτ of all parts, one below the other: [q, any]
 
     def compare(self) -> Tensor:
-        """Return Lᵀ Σ R, [left's k, right's k] float32: the core of the sum of all parts, both bases orthogonalized."""
-        return (self.left.vectors.mT * self.values).float() @ self.right.vectors.float()
+        """Return Lᵀ Σ R, [left's k, right's k]: the core of the sum of all parts, both bases orthogonalized."""
+        return (self.left.vectors.mT * self.values) @ self.right.vectors
 
     def expand(self, core: Tensor) -> Delta:
-        """Return what gives columns of A · core · Bᵀ. core: [left's k, right's k].
-
-        Orthonormal columns times the core is a product for float32; what else is multiplied may be large, and cancel.
-        """
-        left = (self.lefts @ (self.left.vectors / self.left.values)).float() @ core.float()  # [rows, k] A · core
+        """Return what gives columns of A · core · Bᵀ. core: [left's k, right's k]."""
+        left = self.lefts @ (self.left.vectors / self.left.values) @ core  # [rows, k]
         right = (self.right.vectors / self.right.values).div_(self.values.unsqueeze(1))  # [q, k]
-        weighted = left.double() @ right.mT  # [rows, q]
+        weighted = left @ right.mT  # [rows, q]
         return lambda columns: weighted @ self.project(columns)
 
 

@@ -3,7 +3,7 @@
 Source: Kingma, Ba 2014, arXiv:1412.6980, algorithm 1, with its default constants.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,18 +33,19 @@ def descend(  # noqa: PLR0913 what is descended, and how far
     point = start.clone(memory_format=torch.contiguous_format)
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
     for step in range(1, steps + 1):
-        slopes = gradient(point).reshape(-1).split(RUN_ELEMENTS)
-        for some, own_mean, own_square, slope in zip(*map(_split, (point, mean, square)), slopes, strict=True):
-            _move(some, own_mean, own_square, slope.to(point.dtype), step=step, learning_rate=learning_rate)
-        del slopes, slope  # before the next gradient is made
+        slopes = gradient(point).reshape(-1)
+        for run in _runs(point.numel()):
+            of_run = (held.view(-1)[run] for held in (point, mean, square))
+            _move(*of_run, slopes[run].to(point.dtype), step=step, learning_rate=learning_rate)
+        del slopes  # before the next gradient is made
         if bounds is not None:
             point.clamp_(*bounds)
         tick(step / steps)
     return point
 
 
-def _split(tensor: Tensor) -> Sequence[Tensor]:
-    return tensor.view(-1).split(RUN_ELEMENTS)
+def _runs(n_elements: int) -> Iterator[slice]:
+    return (slice(begin, begin + RUN_ELEMENTS) for begin in range(0, n_elements, RUN_ELEMENTS))
 
 
 def _move(  # noqa: PLR0913 what Adam holds of a point
