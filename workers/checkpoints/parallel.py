@@ -20,9 +20,14 @@ AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
 
 
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def n_threads(threads: int | None) -> int:
     """Return the number of threads asked for, or one for each core this process may use and one to wait for disks."""
-    return max(1, threads if threads is not None else len(os.sched_getaffinity(0)) + 1)
+    return max(1, threads if threads is not None else n_cores() + 1)
 
 
 def map_in_order(

@@ -74,7 +74,7 @@ def merge_in_memory(merge_set: MergeSet, recipe: Recipe, code: RecipeCode, shelf
             merged=inputs.merged,
             weights=[model.weight for model in recipe.models],
             piece_elements=piece_elements(len(merge_set.models)),
-            threads=count_threads(plan, parallel.n_threads(merge_set.threads)),
+            threads=count_threads(plan, merge_set.threads),
             nan_policy=recipe.nan_policy,
         )
         ready = program.prepare(recipe, kept, source, device=device)

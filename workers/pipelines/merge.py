@@ -141,7 +141,7 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
         merged=inputs.merged,
         weights=[model.weight for model in recipe.models],
         piece_elements=chunk_elements or piece_elements(len(models)),
-        threads=count_threads(plan, parallel.n_threads(threads)),
+        threads=count_threads(plan, threads),
         nan_policy=recipe.nan_policy,
         on_bytes=meter.advance,
     )
@@ -240,9 +240,14 @@ def open_inputs(
     return Inputs(reference, base_reader if is_base_read else None, readers, stored, found, own, merged)
 
 
-def count_threads(plan: MergePlan, threads: int) -> int:
-    """Return how many runs may be in flight: whole tensors, and what is made of them, are large."""
-    return max(1, min(threads, WHOLE_TENSORS_BYTES // plan.tensor_bytes)) if plan.tensor_bytes else threads
+def count_threads(plan: MergePlan, threads: int | None) -> int:
+    """Return how many runs may be in flight; whole tensors, and what is made of them, are large: none waits for a disk.
+
+    threads: None: as many as pay.
+    """
+    if not plan.tensor_bytes:
+        return parallel.n_threads(threads)
+    return max(1, min(threads or parallel.n_cores(), WHOLE_TENSORS_BYTES // plan.tensor_bytes))
 
 
 def total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int = 1) -> int:

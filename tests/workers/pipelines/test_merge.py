@@ -22,6 +22,7 @@ from tests.workers.tiny_bert import make_encoder
 from workers.catalog import load_method
 from workers.contract import MergeContext
 from workers.pipelines.importing import import_checkpoint
+from workers.stored import Models
 
 Tensors = dict[str, Tensor]
 
@@ -126,10 +127,10 @@ def test_arithmetic_is_float32_whatever_the_inputs(tmp_path: Path) -> None:
 def test_methods_are_given_pieces_of_their_granularity(granularity: str, tmp_path: Path) -> None:
     seen: list[tuple[str, tuple[int, ...], tuple[int, ...], int, int]] = []
 
-    def record(base: Tensor, finetuned: Tensor, _parameters: Any, context: MergeContext) -> Tensor:
+    def record(base: Tensor, finetuned: Models, _parameters: Any, context: MergeContext) -> Tensor:
         assert finetuned.shape == (2, *base.shape)
         seen.append((context.tensor, context.shape, tuple(base.shape), context.offset, context.position))
-        return finetuned[0]
+        return next(iter(finetuned))
 
     base = {"m": torch.randn(4, 6), "v": torch.randn(10), "x": torch.tensor(1.0)}
     checkpoints = write(tmp_path, base, base, base)
