@@ -190,7 +190,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="keeps the models: 0.1b 1 GB, 1.1b 9 GB, 3b 27 GB")
     parser.add_argument("--shapes", nargs="*", default=SIZES, help="merge these; none: only print what is known")
     parser.add_argument(
-        "--fit", nargs="+", default=SIZES, help="sizes whose inputs fit into memory: the line is theirs"
+        "--fit", nargs="+", default=SIZES[:2], help="sizes whose inputs fit into memory: the line is theirs"
     )
     parser.add_argument("--disk", type=float, default=2.0, help="GB/s that are read or written")
     parser.add_argument("--network", type=float, default=1.25, help="GB/s to and from the bucket (10 Gbit/s)")
