@@ -23,6 +23,7 @@ FULL: Mapping[str, Sequence[str]] = {
     "clip": ("--data", "{data}"),
     "memory": (),
     "spectral": (),
+    "scaling": ("--data", "{data}"),
     "service.latency": (),
     "service.throughput": (),
     "service.chaos": (),
@@ -33,7 +34,7 @@ NOISE = ("|---", "generating", "round ", "installing")  # lines that are no resu
 def main() -> int:
     """Run one after the other, then print what all of them found; fail if one did."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="hours, about 30 GB of disk, and the other tools")
+    parser.add_argument("--full", action="store_true", help="hours, about 60 GB of disk, and the other tools")
     parser.add_argument("--data", type=Path, help="folder that keeps the generated models; default: a temporary one")
     arguments = parser.parse_args()
     rows: list[str] = []
