@@ -111,7 +111,8 @@ class Reporter:
         self._stage = ""
         self._entered_at = time.monotonic()
         self._said_at = 0.0
-        self._written: dict[str, int] = {}
+        self._file = ""  # that is being written,
+        self._n_written = self._n_told = 0  # and how far; what was told of it
 
     def progress(self, progress: Progress) -> None:
         """Report progress; a new stage is always reported."""
@@ -131,12 +132,14 @@ class Reporter:
             self._write(PointReport(point=point))
 
     def written(self, path: str, n_bytes: int) -> None:
-        """Report how far a file is written, at steps; whoever wants all of it knows its size."""
+        """Report how far a file is written, at steps, and all of it once another one follows; the last is published."""
         with self._lock:
-            before = self._written.get(path, 0)
-            if n_bytes - before >= REPORT_BYTES:
-                self._written[path] = n_bytes
-                self._write(WrittenReport(path=path, n_bytes=n_bytes))
+            if path != self._file:
+                self._tell_written()
+                self._file, self._n_told = path, 0
+            self._n_written = n_bytes
+            if n_bytes - self._n_told >= REPORT_BYTES:
+                self._tell_written()
 
     def say(self, word: WorkSucceeded | WorkFailed) -> None:
         """Say the last word."""
@@ -153,6 +156,11 @@ class Reporter:
         if self._stage:
             self._stages.append((self._stage, now - self._entered_at))
         self._stage, self._entered_at = stage, now
+
+    def _tell_written(self) -> None:
+        if self._n_written > self._n_told:
+            self._n_told = self._n_written
+            self._write(WrittenReport(path=self._file, n_bytes=self._n_written))
 
     def _write(self, report: Report) -> None:
         data = memoryview(REPORTS.dump_json(report) + b"\n")

@@ -123,14 +123,17 @@ class Bucket:
         is_large = outgoing.file.stat().st_size > SINGLE_PUT_BYTES
         data = outgoing.read() if is_large else b"".join(outgoing.read())
         with _translated(self.name):
-            obstore.put(
-                self._store,
-                key,
-                data,
-                use_multipart=is_large,
-                chunk_size=PART_BYTES,
-                max_concurrency=PARALLEL_RANGES,
-            )
+            try:
+                obstore.put(
+                    self._store,
+                    key,
+                    data,
+                    use_multipart=is_large,
+                    chunk_size=PART_BYTES,
+                    max_concurrency=PARALLEL_RANGES,
+                )
+            except FileNotFoundError:  # somebody has aborted it
+                raise Unavailable(f"The upload of {key!r} into {self.name!r} is gone; try again.") from None
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object of at most 5 GiB within the bucket. Raises: Unavailable, also where the object is gone."""

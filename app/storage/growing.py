@@ -54,7 +54,10 @@ class GrowingFiles:
         """Hear that the first bytes of a file are as they will stay; the file has its final size already."""
         file = self._directory / path
         if file not in self._uploads:
-            size = file.stat().st_size if file.exists() else 0  # the merge may have failed since it said so
+            try:
+                size = file.stat().st_size
+            except FileNotFoundError:  # the merge has failed since it said so
+                return
             if not SINGLE_PUT_BYTES < size <= LARGEST_COPY_BYTES:
                 return
             outgoing, key = Outgoing(file, n_ready=0), f"{INCOMING}/{uuid.uuid4().hex}"

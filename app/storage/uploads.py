@@ -44,7 +44,8 @@ def abort_uploads(bucket: Bucket, *, older_than_seconds: float) -> int:
             old = [one for one in caller.list_uploads(bucket.prefix) if _age_seconds(one) >= older_than_seconds]
             for one in old:
                 caller.call("DELETE", one.key, {"uploadId": one.id})
-    except (httpx.HTTPError, ElementTree.ParseError) as error:  # not allowed, not known there, or away: no worse for it
+    except (httpx.HTTPError, httpx.InvalidURL, ElementTree.ParseError, ValueError) as error:
+        # not allowed, not known or told otherwise there, or away: no worse for it
         log.warning("unfinished_uploads_not_swept", bucket=bucket.name, error=repr(error))
         return 0
     return len(old)
@@ -130,4 +131,5 @@ class _Caller:
 
 
 def _age_seconds(upload: _Upload) -> float:
-    return (datetime.now(UTC) - upload.begun_at).total_seconds()
+    begun_at = upload.begun_at if upload.begun_at.tzinfo else upload.begun_at.replace(tzinfo=UTC)
+    return (datetime.now(UTC) - begun_at).total_seconds()

@@ -109,3 +109,19 @@ def test_the_message_of_an_error_we_did_not_foresee_stays_in_the_log(capfd: pyte
     problem = to_problem(ValueError("/srv/secret/path"))
     assert "secret" not in problem.detail
     assert "/srv/secret/path" in capfd.readouterr().err
+
+
+def test_a_file_is_told_of_at_steps_and_whole_once_the_next_one_follows() -> None:
+    read, write = os.pipe()
+    reporter = Reporter(write)
+    for path, n_bytes in (("a", 5), ("a", 9 << 20), ("a", (9 << 20) + 7), ("b", 3), ("c", 8 << 20), ("c", 9 << 20)):
+        reporter.written(path, n_bytes)
+    os.close(write)
+    told = [REPORTS.validate_python(report) for report in read_reports(read)]
+    os.close(read)
+    assert [(one.path, one.n_bytes) for one in told if one.kind == "written"] == [
+        ("a", 9 << 20),
+        ("a", (9 << 20) + 7),
+        ("b", 3),
+        ("c", 8 << 20),
+    ]

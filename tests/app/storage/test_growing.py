@@ -89,6 +89,32 @@ def test_more_files_than_go_up_at_once_are_published_however_little_was_told_of_
     assert left_in(store) == 0
 
 
+def test_files_that_are_complete_make_room_for_the_next_ones(store: Storage, proxy: S3Proxy, tmp_path: Path) -> None:
+    contents = {f"{index}.bin": os.urandom(1 << 20) * 9 for index in range(4)}
+    files = write_folder(tmp_path / "many", contents)
+    with store.follow(tmp_path / "many") as growing:
+        for file in files:
+            growing.grew(file.path, file.size_bytes)
+        wait_until(
+            lambda: proxy.traffic.requests["CompleteUpload"] == 4, reason="all went up before they are published"
+        )
+        growing.publish(files)
+    assert read_folder(store.fetch(files)) == contents
+    assert left_in(store) == 0
+
+
+def test_an_upload_that_somebody_aborts_is_begun_again(store: Storage, proxy: S3Proxy, output: Path) -> None:
+    with store.follow(output) as growing:
+        write(output, PART + 5)
+        growing.grew("large.bin", PART + 5)
+        wait_until(lambda: proxy.traffic.requests["UploadPart"] == 1, reason="the first part has gone up")
+        assert store.sweep_temp(older_than_seconds=0.0) == 1
+        write(output, len(LARGE))
+        growing.publish(FILES)
+    assert read_folder(store.fetch(FILES))["large.bin"] == LARGE
+    assert left_in(store) == 0
+
+
 def test_what_is_given_up_leaves_nothing(store: Storage, proxy: S3Proxy, output: Path) -> None:
     with pytest.raises(RuntimeError), store.follow(output) as growing:
         growing.grew("large.bin", PART + 5)
