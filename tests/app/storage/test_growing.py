@@ -137,7 +137,8 @@ def test_what_is_there_already_is_not_copied(store: Storage, proxy: S3Proxy, out
     store.publish(output, FILES)
     proxy.traffic = Traffic()
     with store.follow(output) as growing:
-        growing.grew("large.bin", PART)
+        growing.grew("large.bin", PART + 5)
+        wait_until(lambda: proxy.traffic.requests["UploadPart"] == 1, reason="the first part has gone up")
         growing.publish(FILES)
     assert left_in(store) == 0
     assert proxy.traffic.requests["CompleteUpload"] == 0
