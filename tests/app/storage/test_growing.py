@@ -141,7 +141,7 @@ def test_what_is_there_already_is_not_copied(store: Storage, proxy: S3Proxy, out
         wait_until(lambda: proxy.traffic.requests["UploadPart"] == 1, reason="the first part has gone up")
         growing.publish(FILES)
     assert left_in(store) == 0
-    assert proxy.traffic.requests["CompleteUpload"] == 0
+    assert proxy.traffic.requests["Copy"] == 0
 
 
 def test_a_file_whose_upload_failed_is_put_again(store: Storage, proxy: S3Proxy, output: Path) -> None:
