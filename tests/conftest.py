@@ -2,6 +2,7 @@
 
 `postgresql_url`, `sqlite_url`, `database_url` (both in turn): an empty database for one test. `migrated_url` (both in
 turn): one with the tables. `redis_url`: a flushed Valkey. `s3_bucket`: an empty bucket.
+`proxy`: before it, what counts requests and may hang up.
 
 AMALGAM_TEST_POSTGRESQL_URL, AMALGAM_TEST_REDIS_URL and AMALGAM_TEST_S3_ENDPOINT point the tests at servers that already
 run. Under xdist each worker process starts its own servers, when a test first asks.
@@ -17,6 +18,7 @@ import redis
 
 from app.db import migrate
 from tests import servers
+from tests.s3_proxy import S3Proxy, run_proxy
 
 # Before any test module imports torch or transformers: two test processes share two cores, and nothing is downloaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -132,3 +134,12 @@ def s3_bucket(s3_server: str) -> Iterator[servers.S3Bucket]:
     """An empty bucket of this test's own."""
     with servers.fresh_bucket(s3_server) as bucket:
         yield bucket
+
+
+@pytest.fixture
+def proxy(s3_bucket: servers.S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """A proxy before the bucket, to which the usual AWS variables lead."""
+    with run_proxy(s3_bucket.endpoint_url) as proxy:
+        for name, value in {**s3_bucket.environment, "AWS_ENDPOINT_URL": proxy.url}.items():
+            monkeypatch.setenv(name, value)
+        yield proxy

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psycopg
@@ -49,6 +50,16 @@ class S3Bucket:
     def url(self) -> str:
         """The bucket as `s3://name`."""
         return f"s3://{self.name}"
+
+    def client(self) -> Any:  # boto3 has no types of its own
+        """Return a client of another library than ours."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+            region_name=self.region,
+        )
 
     @property
     def environment(self) -> Environment:

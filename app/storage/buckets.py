@@ -68,7 +68,7 @@ class Bucket:
         self._store = self._open(REQUEST_SECONDS)
 
     def _open(self, request_seconds: float) -> S3Store:
-        endpoint = endpoint_of()
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         return S3Store(
             self.name,
             prefix=self.prefix or None,
@@ -234,12 +234,6 @@ class Outgoing:
             if self._is_stopped:
                 raise PutStopped(self.file.name)
             return self._n_ready
-
-
-def endpoint_of(region: str = "") -> str:
-    """Return the endpoint that the environment names, else that of a region, else nothing."""
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return named.rstrip("/") or (f"https://s3.{region}.amazonaws.com" if region else "")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app.domain.checkpoints import FileEntry, digest_json
@@ -94,6 +94,18 @@ class ObjectFolder:
                 return
             if self.remove(sha256, min_age_seconds=unused_seconds, only_unlinked=True):
                 excess -= size
+
+    def fill(self, name: str, chunks: Iterable[bytes], watch: Watch) -> None:
+        """Make an object of bytes as they come. Raises: what they and the watch raise; then there is none."""
+        temp = self.new_temp_path()
+        try:
+            with temp.open("wb") as copy:
+                for data in chunks:
+                    copy.write(data)
+                    watch.moved(len(data))
+            self.add(temp, name, watch)
+        finally:
+            temp.unlink(missing_ok=True)
 
     def new_temp_path(self) -> Path:
         """Return a path in `temp` that nothing else uses."""

@@ -42,19 +42,8 @@ class RangeCache:
                     missing.append((file, one, name))
         watch.expect(sum(one.size_bytes for _, one, _ in missing))
         for file, one, name in missing:
-            self._download(self.read(file, one), name, watch)
+            self.cache.fill(name, self.read(file, one), watch)
         return self.views.show(shown, self.cache.path, watch=watch)
-
-    def _download(self, chunks: Iterator[bytes], name: str, watch: Watch) -> None:
-        temp = self.cache.new_temp_path()
-        try:
-            with temp.open("wb") as copy:
-                for data in chunks:
-                    copy.write(data)
-                    watch.moved(len(data))
-            self.cache.add(temp, name, watch)
-        finally:
-            temp.unlink(missing_ok=True)
 
 
 def _name(file: FileEntry, one: FileRange) -> str:

@@ -177,21 +177,10 @@ class Sources:
         ]
         watch.expect(sum(file.size_bytes for file, _ in missing))
         for file, name in missing:
-            self._download(self.read_listed(uri, listing, file, watch=watch), name, watch)
+            self._cache.fill(name, self.read_listed(uri, listing, file, watch=watch), watch)
         view = self._views.show(entries, self._cache.path, watch=watch)
         self._cache.trim(self._cache_bytes, unused_seconds=KEEP_SECONDS)
         return view
-
-    def _download(self, chunks: Iterator[bytes], name: str, watch: Watch) -> None:
-        temp = self._cache.new_temp_path()
-        try:
-            with temp.open("wb") as copy:
-                for data in chunks:
-                    copy.write(data)
-                    watch.moved(len(data))
-            self._cache.add(temp, name, watch)
-        finally:
-            temp.unlink(missing_ok=True)
 
     def _bucket(self, parsed: ObjectUri) -> Bucket:
         with self._lock:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import boto3
 import numpy as np
 
 from app.domain.jobs import JobKind
@@ -60,13 +59,7 @@ def main() -> None:
 
 
 def _register(house: House, bucket: servers.S3Bucket, n_elements: int) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
-        region_name=bucket.region,
-    )
+    client = bucket.client()
     for seed, name in enumerate(NAMES):
         house.write(name, draw(seed, {f"layers.{index}.weight": (n_elements,) for index in range(N_LAYERS)}))
         client.upload_file(str(house.data / name / "model.safetensors"), bucket.name, f"{name}/model.safetensors")

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
-import boto3
 import torch
 from safetensors.torch import save_file
 from sqlalchemy import select
@@ -124,7 +123,7 @@ class Ground:
         for pattern in ("scratch/jobs/*", "scratch/incoming/*", "store/temp/*", "cache/*/temp/*", "**/*.building"):
             yield from (str(path.relative_to(self.home)) for path in self.home.glob(pattern))
         if self.bucket is not None:
-            client = _client(self.bucket)
+            client = self.bucket.client()
             yield from (
                 upload["Key"] for upload in client.list_multipart_uploads(Bucket=self.bucket.name).get("Uploads", [])
             )
@@ -158,7 +157,7 @@ class Ground:
             uri = folder.as_uri()
             if self.bucket is not None:
                 key = f"models/{name}/model.safetensors"
-                _client(self.bucket).upload_file(str(folder / "model.safetensors"), self.bucket.name, key)
+                self.bucket.client().upload_file(str(folder / "model.safetensors"), self.bucket.name, key)
                 uri = f"{self.bucket.url}/models/{name}"
             checkpoints.register(self.wiring, ACTOR, CheckpointRequest(uri=uri, name=name))
         run_until(self.environment)
@@ -178,13 +177,3 @@ def open_ground(home: Path, bucket: S3Bucket | None = None) -> Iterator[Ground]:
         ground = Ground(home, bucket)
         stack.callback(ground.close)
         yield ground
-
-
-def _client(bucket: S3Bucket) -> Any:  # boto3 has no types of its own
-    return boto3.client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
-        region_name=bucket.region,
-    )

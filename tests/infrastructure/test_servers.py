@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import boto3
 import psutil
 import psycopg
 import pytest
@@ -81,13 +80,7 @@ def test_redis_keeps_the_commands_that_a_broker_needs(redis_url: str) -> None:
 
 
 def test_s3_refuses_to_overwrite_under_if_none_match(s3_bucket: servers.S3Bucket) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_bucket.endpoint_url,
-        aws_access_key_id=s3_bucket.access_key_id,
-        aws_secret_access_key=s3_bucket.secret_access_key,
-        region_name=s3_bucket.region,
-    )
+    client = s3_bucket.client()
     client.put_object(Bucket=s3_bucket.name, Key="weights", Body=b"first", IfNoneMatch="*")
 
     with pytest.raises(client.exceptions.ClientError, match="PreconditionFailed"):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import boto3
 import pytest
 
 from app.services import freeing, parts
@@ -15,19 +14,11 @@ from app.storage.factory import open_storage
 from app.storage.sources import Sources
 from tests.app.api.house import Document, House, draw, open_house
 from tests.app.api.test_parts import LAYERS, files_of, parts_of, ties
-from tests.s3_proxy import S3Proxy, Traffic, run_proxy
+from tests.s3_proxy import S3Proxy, Traffic
 from tests.servers import S3Bucket
 
 MODEL_BYTES = 4 * 4 * 400 * 700
 NAMES = ("base", "model-0", "model-1")
-
-
-@pytest.fixture
-def proxy(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with run_proxy(s3_bucket.endpoint_url) as proxy:
-        for name, value in {**s3_bucket.environment, "AWS_ENDPOINT_URL": proxy.url}.items():
-            monkeypatch.setenv(name, value)
-        yield proxy
 
 
 @pytest.fixture
@@ -39,13 +30,7 @@ def house(proxy: S3Proxy, s3_bucket: S3Bucket, tmp_path: Path) -> Iterator[House
 
 def register_in_bucket(house: House, bucket: S3Bucket) -> None:
     """Register the models by URIs in the bucket."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
-        region_name=bucket.region,
-    )
+    client = bucket.client()
     for seed, name in enumerate(NAMES):
         house.write(name, draw(seed, LAYERS))
         client.upload_file(str(house.data / name / "model.safetensors"), bucket.name, f"{name}/model.safetensors")
@@ -136,13 +121,7 @@ def test_a_source_that_changed_between_two_parts_fails_the_merge_by_its_name(
     claim = house.claim()
     assert claim is not None
     house.run(claim)
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_bucket.endpoint_url,
-        aws_access_key_id=s3_bucket.access_key_id,
-        aws_secret_access_key=s3_bucket.secret_access_key,
-        region_name=s3_bucket.region,
-    )
+    client = s3_bucket.client()
     client.upload_file(str(house.data / "base" / "model.safetensors"), s3_bucket.name, "model-1/model.safetensors")
     house.work()
     ended = house.read(f"/v1/jobs/{job['id']}")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from app.domain.errors import Conflict, InputChanged, OutOfDisk
@@ -25,13 +24,7 @@ def s3_house(tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatc
 def _put_model(house: House, bucket: S3Bucket, seed: int) -> str:
     """Put a model's folder into the bucket and return its URI."""
     house.write(f"model-{seed}", draw(seed))
-    client = boto3.client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
-        region_name=bucket.region,
-    )
+    client = bucket.client()
     for path, content in read_folder(house.data / f"model-{seed}").items():
         client.put_object(Bucket=bucket.name, Key=f"models/minilm/{path}", Body=content)
     return f"{bucket.url}/models/minilm"

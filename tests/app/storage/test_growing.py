@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,13 @@ from app.storage.base import Storage
 from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
 from tests.app.storage.contents import entry, read_folder, write_folder
-from tests.s3_proxy import S3Proxy, Traffic, run_proxy
+from tests.s3_proxy import S3Proxy, Traffic
 from tests.servers import S3Bucket
 from tests.waiting import wait_until
 
 LARGE = os.urandom(1 << 20) * 36  # three parts
 PART = 16 << 20
 FILES = [entry("large.bin", LARGE), entry("small.txt", b"small")]
-
-
-@pytest.fixture
-def proxy(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with run_proxy(s3_bucket.endpoint_url) as proxy:
-        for name, value in {**s3_bucket.environment, "AWS_ENDPOINT_URL": proxy.url}.items():
-            monkeypatch.setenv(name, value)
-        yield proxy
 
 
 @pytest.fixture

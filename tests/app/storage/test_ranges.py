@@ -1,10 +1,8 @@
 """Ranges of objects: only they are moved, once; what is replaced is noticed; whole files make them needless."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from app.domain.checkpoints import FileEntry
@@ -15,20 +13,12 @@ from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
 from app.storage.sources import Sources
 from tests.app.storage.contents import read_folder, write_folder
-from tests.s3_proxy import S3Proxy, Traffic, run_proxy
+from tests.s3_proxy import S3Proxy, Traffic
 from tests.servers import S3Bucket
 
 CONTENT = os.urandom(100_000)
 RANGES = [FileRange(path="a.bin", begin=100, end=5_000), FileRange(path="a.bin", begin=90_000, end=100_000)]
 FOUND = {one.name: CONTENT[one.begin : one.end] for one in RANGES}
-
-
-@pytest.fixture
-def proxy(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with run_proxy(s3_bucket.endpoint_url) as proxy:
-        for name, value in {**s3_bucket.environment, "AWS_ENDPOINT_URL": proxy.url}.items():
-            monkeypatch.setenv(name, value)
-        yield proxy
 
 
 @pytest.fixture
@@ -45,13 +35,7 @@ def files(store: Storage, tmp_path: Path) -> list[FileEntry]:
 
 
 def replace_object(bucket: S3Bucket, key: str, content: bytes) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
-        region_name=bucket.region,
-    )
+    client = bucket.client()
     client.put_object(Bucket=bucket.name, Key=key, Body=content)
 
 

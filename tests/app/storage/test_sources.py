@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -257,13 +256,7 @@ def put(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     """Put an object into a bucket and return its URI."""
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_bucket.endpoint_url,
-        aws_access_key_id=s3_bucket.access_key_id,
-        aws_secret_access_key=s3_bucket.secret_access_key,
-        region_name=s3_bucket.region,
-    )
+    client = s3_bucket.client()
 
     def put_object(key: str, content: bytes) -> str:
         client.put_object(Bucket=s3_bucket.name, Key=key, Body=content)

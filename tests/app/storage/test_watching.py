@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from app.domain.checkpoints import FileEntry
@@ -97,13 +96,7 @@ def test_what_is_published_into_a_bucket_stops_and_leaves_no_parts(
 ) -> None:
     with pytest.raises(NoMore):
         bucket_store.publish(tmp_path / "output", files, watch=Counting(up_to_bytes=0))
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_bucket.endpoint_url,
-        aws_access_key_id=s3_bucket.access_key_id,
-        aws_secret_access_key=s3_bucket.secret_access_key,
-        region_name=s3_bucket.region,
-    )
+    client = s3_bucket.client()
     for thread in threading.enumerate():
         if thread.name.startswith("bucket"):
             thread.join(30)
