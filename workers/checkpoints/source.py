@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from math import prod
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -241,9 +241,8 @@ class CheckpointSource:
         return buffer
 
     def _read_rows(self, tensor: MergedTensor, model: int, offset: int, size: tuple[int, int], stride: int) -> Tensor:
-        out, reader = torch.empty(size), self.models[model]
-        if isinstance(reader, TensorReader):
-            reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
+        out, reader = torch.empty(size), cast("TensorReader", self.models[model])  # read_piece has looked
+        reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
         self._zero(out)
         return out
 

@@ -205,17 +205,6 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
-def find_key(rows: Rows, model: int, key: int, missing: int) -> tuple[int, int]:
-    """Return the index of the `missing`-th entry (from 1) of a model's task vector that has the key, and 0.
-
-    Or -1 and how many are missing, where the rows have fewer. Raises: NotClean.
-    """
-    found = np.array([-1, missing])
-    _check(_loaded[0].find_key(_input(rows), model, key, found, _scratch_of(1)))
-    index, missing = found.tolist()
-    return (index, 0) if index >= 0 else (index, missing)
-
-
 def _check(answer: int) -> None:
     if answer == programs.NOT_CLEAN:
         raise NotClean

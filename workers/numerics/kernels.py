@@ -868,19 +868,6 @@ def _count_keys_by_block(given, _first, begin, behind, scratch, state):
 
 
 @_by_block
-def _find_key_by_block(given, first, begin, behind, scratch, state):
-    """Write the index of the `missing`-th entry that has the key to `found`, where it is in this block."""
-    model, key, found = state  # [index, missing]
-    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
-    keys = _load_keys(given, model, begin, base, row)
-    for j in range(len(keys)):
-        found[1] -= i64(keys[j] == key)
-        if found[1] == 0 and found[0] < 0:
-            found[0] = first + begin + j
-    return i64(0)
-
-
-@_by_block
 def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
     sums = state[0]
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
@@ -1102,15 +1089,6 @@ def count_keys(given, windows, scratch, found, counts):
     """
     counts[:] = 0
     return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
-
-
-@_called(types.int64, _input, types.int64, types.int32, _integers, _scratch)
-def find_key(given, model, key, found, scratch):
-    """Find, in a model's task vector, the entry that has the key, the found[1]-th of them, counted from 1.
-
-    Written to `found` are its index and 0 or less; or -1, as it was, and how many are missing behind the rows.
-    """
-    return _find_key_by_block(given, JUDGES, scratch, (model, key, found))
 
 
 @_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
