@@ -25,13 +25,15 @@ setup: $(STAMP) ## build .venv with everything (API, worker, demo, tests)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Amalgam needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make setup PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || { echo "setup 1/4: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "setup 2/4: installing torch (about 200 MB)"
+	@test -x $(BIN)/python || { echo "setup 1/5: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup 2/5: installing torch (about 200 MB)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch==2.13.0
-	@echo "setup 3/4: installing the other packages (about 300 MB, 1-2 minutes)"
+	@echo "setup 3/5: installing the other packages (about 300 MB, 1-2 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-	@echo "setup 4/4: checking"
+	@echo "setup 4/5: checking"
 	@$(BIN)/python -m pip check --disable-pip-version-check
+	@echo "setup 5/5: compiling the kernels (a minute; else the first worker would)"
+	@$(BIN)/python -c 'from workers.numerics import fused; fused.load()'
 	@touch $@
 
 .PHONY: demo

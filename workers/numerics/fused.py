@@ -36,7 +36,7 @@ _of_thread = threading.local()
 
 
 def load() -> bool:
-    """Make the kernels ready, and tell whether they are: seconds when they are compiled, less from the cache."""
+    """Make the kernels ready, and tell whether they are: in a minute by compiling them, later in seconds."""
     if not _loaded:
         try:
             _loaded.append(_import())
