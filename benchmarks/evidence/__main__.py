@@ -28,7 +28,7 @@ def main() -> None:
         laboratory = open_laboratory(folder, say=True)
         began_at = time.monotonic()
         if overview in chosen or learned in chosen:
-            in_processes(overview.rows(folder))
+            in_processes(overview.rows())
         in_processes([part for one in chosen for part in one.parts()])
         for experiment in chosen:
             page.save(experiment.NAME, experiment.find(laboratory))

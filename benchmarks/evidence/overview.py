@@ -7,7 +7,6 @@ the trend.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +33,7 @@ SHOWN = (
 N_SUBSETS = 3
 
 
-def rows(folder: Path) -> Sequence[Part]:
+def rows() -> Sequence[Part]:
     """Return the rows of the suite's table that are shown and not measured yet."""
     names = [name for name in (*REFERENCES, *SHOWN) if read_row(name) is None]
     return [partial(_measure_row, name=name) for name in names]
