@@ -50,7 +50,7 @@ def sweep(
         typer.Option("--evaluate", "-e", metavar="TASK", help="Choose by this task, and measure the best on its test."),
     ] = None,
     split: Annotated[str, typer.Option(help="What to choose on: validation or train.")] = "validation",
-    metric: Annotated[str, typer.Option(help="What to choose by.")] = "accuracy",
+    metric: Annotated[str | None, typer.Option(help="What to choose by; default: the tasks' own metric.")] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="What the best merge becomes a version of.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: the base's.")] = None,
     tags: Tags = None,

@@ -78,7 +78,9 @@ class SelectOn(Request):
     """What the best point is chosen by: the mean of a metric over tasks."""
 
     split: Split = Field(default="validation", description="validation or train; never test.")
-    metric: str = Field(default="accuracy", min_length=1, max_length=64)
+    metric: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="The metric of all these tasks. Default: the one that they have in common."
+    )
     tasks: Annotated[list[TaskReference], Field(min_length=1, max_length=MAX_TASKS)] | None = Field(
         default=None, description="Default: the tasks of the merge's `evaluate`."
     )

@@ -31,6 +31,7 @@ from app.domain.sweeps import (
     put,
     recipe_at,
 )
+from app.domain.tasks import TaskSpec
 from app.domain.views.jobs import JobInputRef, JobView
 from app.domain.work import Outcome, SweepOutcome, SweepWork
 from app.services import inputs, jobs, measuring, merge_data, merge_jobs, merge_plans, task_files
@@ -60,6 +61,7 @@ class _Draft:
 
     merge: Draft
     tasks: tuple[PinnedItem, ...]
+    metric: str  # of all tasks
 
     @property
     def inputs(self) -> list[JobInputRef]:
@@ -89,7 +91,7 @@ def submit(
             method=made.merge.card.name,
             merge=drafts.specify(at_first, made.merge),
             space=space,
-            selection=Selection(split=request.select_on.split, metric=request.select_on.metric),
+            selection=Selection(split=request.select_on.split, metric=made.metric),
             tasks=made.tasks,
         )
         job = jobs.add(
@@ -199,7 +201,7 @@ def _draft(  # noqa: PLR0913 (a request in its parts)
     _check_points(wiring.catalog, made, space)
     with _of_the_sweep(space):
         merge_plans.check_disk(wiring, merge_plans.make_plan(wiring, made))
-    return _Draft(made, _pin_tasks(session, wiring.catalog, actor, request, made))
+    return _Draft(made, *_pin_tasks(session, actor, request, made))
 
 
 def _at_point(merge: MergeRequest, values: Values, space: Space) -> MergeRequest:
@@ -223,20 +225,23 @@ def _check_points(catalog: Catalog, made: Draft, space: Space) -> None:
 
 
 def _pin_tasks(
-    session: Session, catalog: Catalog, actor: Actor, request: SweepRequest, made: Draft
-) -> tuple[PinnedItem, ...]:
+    session: Session, actor: Actor, request: SweepRequest, made: Draft
+) -> tuple[tuple[PinnedItem, ...], str]:
+    """Return the tasks to choose by, and the metric."""
     chosen = request.select_on
     pointer = "/merge/evaluate" if chosen.tasks is None else "/select_on/tasks"
     names = [item if isinstance(item, str) else item.task for item in request.merge.evaluate]
     wanted = chosen.tasks if chosen.tasks is not None else list(dict.fromkeys(names))
     items = [EvaluationItem(task=name, split=chosen.split) for name in wanted]
     rows = measuring.pin_items(session, actor.project_id, items, pointer=pointer)
-    _check_metric(catalog, [task_rows.spec(row).kind for row, _ in rows], chosen.metric)
+    metric = _choose_metric([task_rows.spec(row) for row, _ in rows], chosen.metric)
     family = [made.base] if made.base is not None else list(made.models)
     shared = bases.shared_root(session, [row.id for row in family])
     pinned = measuring.pin_bases(session, rows, default=shared, pointer=pointer)
     labels = _patch_labels(session, made)
-    return measuring.pin_patches(pinned, labels, what="the merge", pointer=pointer) if labels else pinned
+    if labels:
+        pinned = measuring.pin_patches(pinned, labels, what="the merge", pointer=pointer)
+    return pinned, metric
 
 
 def _patch_labels(session: Session, made: Draft) -> list[str]:
@@ -245,13 +250,17 @@ def _patch_labels(session: Session, made: Draft) -> list[str]:
     return [*(patch.task for patch in there), *(model.task for model in made.recipe.models if model.task is not None)]
 
 
-def _check_metric(catalog: Catalog, kinds: Sequence[str], metric: str) -> None:
-    for kind in kinds:
-        known = catalog.evaluator(kind).metrics
-        if metric not in known:
-            message = f"tasks of kind {kind} are not measured by {metric!r}; expected one of {', '.join(known)}"
-            fault = FieldProblem("/select_on/metric", message, near_match(metric, known))
-            raise Invalid(f"/select_on/metric: {message}.", errors=[fault])
+def _choose_metric(tasks: Sequence[TaskSpec], asked: str | None) -> str:
+    """Return the metric that all tasks are measured by, which is the one asked for if any is."""
+    wanted = asked or tasks[0].metric
+    if all(task.metric == wanted for task in tasks):
+        return wanted
+    own = sorted({task.metric for task in tasks})
+    measured = ", ".join(f"{task.name} by {task.metric}" for task in tasks)
+    expected = f"expected {own[0]}" if len(own) == 1 else "name tasks of one metric in select_on.tasks"
+    message = f"points are compared by one metric of all tasks, found {measured}; {expected}"
+    fault = FieldProblem("/select_on/metric", message, near_match(wanted, own) if asked else None)
+    raise Invalid(f"/select_on/metric: {message}.", errors=[fault])
 
 
 @contextmanager

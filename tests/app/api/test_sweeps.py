@@ -113,6 +113,21 @@ def test_a_sweep_of_patches_is_measured_with_them(sweeping: House) -> None:
     assert sweeping.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["kind"] == "multitask"
 
 
+def test_points_are_compared_by_the_metric_that_the_tasks_have_in_common(sweeping: House) -> None:
+    for name in ("one", "other"):
+        sweeping.made("/v1/tasks", {**sweeping.task_body(), "name": name, "metric": "f1"})
+
+    job = sweeping.finish("/v1/sweeps", changed(GRID, evaluate=["one", "other"]))
+    mixed = sweeping.post("/v1/sweeps", changed(GRID, evaluate=["one", "kind"]))
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert [metric["name"] for metric in job["result"]["metrics"]] == ["f1", "f1"]
+    assert mixed.status_code == 422
+    (fault,) = mixed.json()["errors"]
+    assert fault["pointer"] == "/select_on/metric"
+    assert "found one by f1, kind by accuracy; name tasks of one metric" in fault["message"]
+
+
 FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, pointer, words
     ({"grid": {"scaling_coeficient": [1.0]}}, "invalid_parameters", "/grid/scaling_coeficient", "unknown"),
     ({"grid": {"scaling_coefficient": [0.5, "x"]}}, "invalid_parameters", "/grid/scaling_coefficient", "point 1"),
@@ -124,7 +139,7 @@ FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, 
     ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),
     ({"merge": {**MERGE, "evaluate": ["nothing"]}}, "task_not_found", "/merge/evaluate/0", "nothing"),
     ({"select_on": {"tasks": ["nothing"]}}, "task_not_found", "/select_on/tasks/0/task", "nothing"),
-    ({"select_on": {"metric": "acuracy"}}, "validation_failed", "/select_on/metric", "expected one of accuracy"),
+    ({"select_on": {"metric": "acuracy"}}, "validation_failed", "/select_on/metric", "expected accuracy"),
     ({"select_on": {"split": "test"}}, "validation_failed", "/select_on/split", "too good"),
     ({"search": SEARCH}, "validation_failed", "/", "either a grid or a search"),
     ({"merge": {**MERGE, "evaluate": []}}, "validation_failed", "/", "nothing to choose by"),
