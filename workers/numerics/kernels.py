@@ -46,7 +46,7 @@ INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
-_compiled = njit(nogil=True, error_model="numpy")
+_compiled = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)  # by kernels alone
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
@@ -167,6 +167,22 @@ def _read_part(given, begin, n, at, judges):
         if (judges or given.kinds[number] == FLOAT16) and not _is_finite(row, given.kinds[number]):
             return False
     return True
+
+
+@_compiled
+def _are_finite(given, begin, n):
+    """Tell whether the elements of all rows are finite: where a task vector is not, it may also have overflowed."""
+    n_finite = 0
+    for number in range(len(given.at)):
+        n_finite += _is_row_finite(given, number, begin, n)
+    return n_finite == len(given.at)
+
+
+@_compiled
+def _is_row_finite(given, number, begin, n):
+    item = 4 if given.kinds[number] == FLOAT32 else 2
+    at = given.at[number] + item * begin
+    return _is_finite(given.content[at : at + item * n], given.kinds[number])
 
 
 @_compiled
@@ -847,7 +863,8 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
 def _count_signs_by_block(given, _first, begin, behind, scratch, state):
     program, balance = state
     total = scratch.wide[0, : behind - begin]
-    _vote(given, program, begin, scratch, total)
+    if _vote(given, program, begin, scratch, total) >= INFINITY and not _are_finite(given, begin, behind - begin):
+        return NOT_CLEAN
     balance[0] += _balance(total)
     return i64(0)
 
@@ -855,16 +872,19 @@ def _count_signs_by_block(given, _first, begin, behind, scratch, state):
 @_by_block
 def _count_keys_by_block(given, _first, begin, behind, scratch, state):
     windows, found, counts = state
-    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    m, is_finite = behind - begin, True
+    base, row = scratch.rows[0, :m], scratch.rows[1, :m]
     for model in range(len(windows.of_model) - 1):
         if windows.of_model[model] == windows.of_model[model + 1]:
+            is_finite = is_finite and _is_row_finite(given, model + i64(given.has_base), begin, m)
             continue
         keys = _load_keys(given, model, begin, base, row)
+        is_finite = is_finite and (_largest(row) < INFINITY or _are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
             counts[window, 0] += _count_above(keys, high)
             counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
-    return i64(0)
+    return i64(0) if is_finite else NOT_CLEAN
 
 
 @_by_block
@@ -1078,7 +1098,7 @@ def merge(given, program, scratch, out, to_bfloat16):
 def count_signs(given, program, scratch, balance):
     """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
     balance[:] = 0
-    return _count_signs_by_block(given, JUDGES, scratch, (program, balance))
+    return _count_signs_by_block(given, not program.of_deltas, scratch, (program, balance))
 
 
 @_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
@@ -1088,7 +1108,7 @@ def count_keys(given, windows, scratch, found, counts):
     found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
     counts[:] = 0
-    return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
+    return _count_keys_by_block(given, not JUDGES, scratch, (windows, found, counts))  # judged by their keys
 
 
 @_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
