@@ -165,7 +165,7 @@ class ReplayedSource:
                     found[tensor] = [_join(of_tensor)]
             raise self._end(index, {tensor: _shorten(results) for tensor, results in found.items()})
         known = self.known[index]
-        self.source.spare_judging(self._wanted(tensors))  # an earlier round has
+        self.source.spare_judging(name for name, _, _ in self.tensors if tensors is None or name in tensors)
         for name, _, _ in self.tensors:
             yield from known.get(name, ())  # type: ignore[misc]  # as the same function made them
 
