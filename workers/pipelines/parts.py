@@ -68,9 +68,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
         opened.meter.expect(n_tallied_bytes)
         told = Told(opened.meter)
         known = _Passes(work.tallies)
-        replayed = ReplayedSource(
-            opened.source, tallied, known, is_whole=work.is_whole, folded=known.folded
-        )
+        replayed = ReplayedSource(opened.source, tallied, known, is_whole=work.is_whole, folded=known.folded)
         try:
             ready = program.prepare(
                 merge.recipe,
