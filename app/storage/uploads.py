@@ -51,8 +51,9 @@ def abort_uploads(bucket: Bucket, *, older_than_seconds: float) -> int:
 def _last_sign_of(client: "BaseClient", bucket: str, upload: dict[str, Any]) -> datetime:  # as botocore lists it
     """Return when the newest part of an upload came, or when it was begun."""
     pages = client.get_paginator("list_parts").paginate(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-    begun_at: datetime = upload["Initiated"]
-    return max([begun_at, *(part["LastModified"] for page in pages for part in page.get("Parts", ()))])
+    parts = (part["LastModified"] for page in pages for part in page.get("Parts", ()))
+    latest: datetime = max([upload["Initiated"], *parts])
+    return latest
 
 
 def _age_seconds(moment: datetime) -> float:
