@@ -686,7 +686,7 @@ def _reduce_by_weights(program, scratch, elected, total):
         _turn(total, elected)
 
 
-@_compiled
+@_inlined
 def _reduce(given, program, begin, scratch, total):
     """Make one row of the block's masked rows; return the largest magnitude's bits."""
     if program.reduction == SUM_OF_ALL:
@@ -832,7 +832,7 @@ def _by_block(visit):
     the block within the part; memory, whose first row is the base's block; and the state. The largest number that it
     returns is returned, or NOT_CLEAN: for rows that cannot be read or are not finite (as far as `judges` says).
     """
-    visit = _compiled(visit)
+    visit = _inlined(visit)
 
     @_compiled
     def visit_all(given, judges, scratch, state):
