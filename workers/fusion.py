@@ -86,6 +86,39 @@ class Election:
     reduction: Literal["mean", "sum", "max"]
 
 
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Takes the entries of a tensor that matter: |θ - θ₀| times the divergence of the row is at least the threshold.
+
+    The product is taken in float64, held below the largest float32 and rounded to it (numerics/importance.py).
+    """
+
+    threshold: float
+    divergences: NDArray[np.float64]  # one per row
+    width: int  # of a row
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Keeps the merged entries x that at least so many models need: |wᵢ τᵢ| > threshold · |x - wᵢ τᵢ|, τᵢ undropped."""
+
+    threshold: float
+    min_models: int
+
+
+@dataclass(frozen=True)
+class FusedMasks:
+    """What all tasks share of each element, and which models keep it for theirs (numerics/unification.py).
+
+    The differences from the base model are summed in float64. Without a threshold the shared number is the model's that
+    lies farthest from the base model's on the sum's side, and who lies on that side keeps it. With one it is the base
+    model's plus the sum, and kept by whose own difference is larger than threshold times what the others add.
+    """
+
+    threshold: float | None = None
+    is_measured: bool = False  # whether the sums are wanted that tell each task's scale
+
+
 @dataclass(frozen=True)
 class FusedMerge:
     """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
@@ -94,7 +127,9 @@ class FusedMerge:
     draw or the mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero (if that
     is 1, times this model's boost); the xᵢ of the largest magnitude, the last of equal ones; or the one model's element
     if it is no farther than `reach` from the base model's, else this moved by the reach. With an election, xᵢ is turned
-    by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum.
+    by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum. Of this sum, whatever it is, too few
+    models may need an entry: it counts as zero then. "important" takes the one model's element where it matters, else
+    the base model's.
     """
 
     weights: tuple[float, ...]  # one per model
@@ -102,9 +137,11 @@ class FusedMerge:
     draws: tuple[Draw, ...] = ()  # one per model; (): none, or those that rows come with
     masks: tuple[Band, ...] = ()  # one per model, of what is drawn; (): none
     election: Election | None = None
-    reduction: Literal["sum", "mean_of_changed", "furthest", "near"] = "sum"  # without an election
+    reduction: Literal["sum", "mean_of_changed", "furthest", "near", "important"] = "sum"  # without an election
     boosts: tuple[float, ...] = ()  # one per model, or all are 1
     reach: float = 0.0
+    needed: Needed | None = None
+    importance: Importance | None = None
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

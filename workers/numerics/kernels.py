@@ -16,6 +16,7 @@ from workers.numerics.programs import (
     BLOCK,
     EXP_SERIES,
     FURTHEST,
+    IMPORTANT,
     LARGEST,
     LN_2_HIGH,
     LN_2_LOW,
@@ -38,12 +39,16 @@ SHORT = 48  # width of rows that are sorted by insertion
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
-f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
+f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
+u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
+LEAVES, LANES = 16, 16  # of a tile: vectors of 16 · 16 numbers
+FINER = 26  # powers of two between the largest number of a block and the unit in which its magnitudes are summed
+GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 _compiled = njit(nogil=True, error_model="numpy")
@@ -57,8 +62,8 @@ _input = types.NamedTuple(
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
-        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.boolean, types.float64, types.float64,
-        types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64, _floats,
+        types.int64, types.boolean, types.float64, types.float64, types.float64,
     ), Program,
 )  # fmt: skip
 _windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
@@ -361,8 +366,45 @@ def _move_by_digit(entries, out, counts, shift):
 
 
 @_compiled
+def _sum_magnitudes(row, sums):
+    """Add magnitudes as integers times powers of two, exactly; return the bits of the largest one.
+
+    sums: [256], by exponent; see numerics/exact_sums.py.
+    """
+    largest = u32(0)
+    for begin in range(0, len(row), BLOCK):
+        some = row[begin : min(len(row), begin + BLOCK)]
+        of_block = _largest(some)
+        top = max(i64(of_block >> u32(23)), i64(FINER + 1))
+        if top == 255 or not _sum_in_units(some, top, sums):
+            _sum_by_exponent(some, sums)
+        largest = max(largest, of_block)
+    return largest
+
+
+@_compiled
+def _sum_in_units(row, top, sums):
+    """Add magnitudes in units of 2^-FINER of the largest one's last bit, if they are whole; tell whether they are.
+
+    A number added to 1.5 · 2^52 units leaves its count of units in the lowest bits. top: the largest one's exponent.
+    """
+    origin = 1.5 * as_double(u64(u64(top + 1023 + 52 - 150 - FINER) << u64(52)))
+    total, lost = u64(0), u64(0)
+    for j in range(len(row)):
+        magnitude = f64(abs(row[j]))
+        placed = magnitude + origin
+        total = u64(total + as_wide_bits(placed))
+        lost = u64(lost | as_wide_bits(magnitude - (placed - origin)))
+    if lost != u64(0):
+        return False
+    n_units = i64(total - u64(u64(len(row)) * as_wide_bits(origin)))
+    sums[top - FINER] += n_units & i64((1 << FINER) - 1)
+    sums[top] += n_units >> i64(FINER)
+    return True
+
+
+@_compiled
 def _sum_by_exponent(row, sums):
-    """Add magnitudes as integers times powers of two, exponent by exponent; see numerics/exact_sums.py."""
     bits = row.view(np.uint32)
     for j in range(len(row)):
         exponent = u32(u32(bits[j] >> u32(23)) & u32(0xFF))
@@ -600,6 +642,30 @@ def _swap_near(given, program, begin, scratch, total):
 
 
 @_compiled
+def _take_important(given, program, begin, scratch, total):
+    """Take the model's entries that matter, else the base's; return 0: rows are judged before."""
+    m = len(total)
+    base, row, theirs = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    _load(given, 1, begin, theirs)
+    _weigh(theirs, base, program.divergences, program.width, given.offset + begin, row)
+    for j in range(m):
+        total[j] = f64(theirs[j]) if f64(row[j]) >= program.threshold else f64(base[j])
+    return u32(0)
+
+
+@_compiled
+def _weigh(theirs, ours, divergences, width, index, out):
+    """Write the importance of changes; index: of the first one within its tensor."""
+    n, begin = len(out), 0
+    while begin < n:
+        row = (index + begin) // width
+        behind = min(n, (row + 1) * width - index)
+        for j in range(begin, behind):
+            out[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergences[row], LARGEST_FLOAT))
+        begin = behind
+
+
+@_compiled
 def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
@@ -676,9 +742,29 @@ def _reduce(given, program, begin, scratch, total):
         return _pick_furthest(given, program, begin, scratch, total)
     if program.reduction == NEAR:
         return _swap_near(given, program, begin, scratch, total)
+    if program.reduction == IMPORTANT:
+        return _take_important(given, program, begin, scratch, total)
     seen = _vote(given, program, begin, scratch, total)
     _reduce_agreeing(program, scratch, total)
     return seen
+
+
+@_compiled
+def _keep_needed(given, program, begin, scratch, total):
+    """Drop what too few models need of what was merged: their task vectors are looked at as the files have them."""
+    m = len(total)
+    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    counts[:] = f32(0.0)
+    for model in range(len(program.weights)):
+        weight = program.weights[model]
+        if len(program.votes) > 0:
+            weight = weight * f64(program.turns[model])
+        _load_delta(given, model + 1, begin, base, row)
+        for j in range(m):
+            own = f64(row[j]) * weight
+            counts[j] += f32(abs(own) > abs(total[j] - own) * program.threshold)
+    for j in range(m):
+        total[j] = total[j] if counts[j] >= f32(program.min_needing) else 0.0
 
 
 @_compiled
@@ -713,6 +799,14 @@ def _largest(row):
     for j in range(len(row)):
         largest = max(largest, u32(bits[j] & MAGNITUDE))
     return largest
+
+
+@_compiled
+def _write(row, place, out, to_bfloat16):
+    if to_bfloat16:
+        _round_to_bfloat16(row, out[2 * place : 2 * (place + len(row))].view(np.uint16))
+    else:
+        out[4 * place : 4 * (place + len(row))].view(np.float32)[:] = row
 
 
 @_compiled
@@ -796,6 +890,98 @@ def _subtract_to_keys(stored, base, keys):
         keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
 
 
+# --- what tasks keep of what they share -----------------------------------------------------------------------------
+
+
+@_compiled
+def _add_apart(total, row, base):
+    for j in range(len(row)):
+        total[j] += f64(row[j]) - f64(base[j])
+
+
+@_compiled
+def _is_finite_sum(total):
+    seen = u64(0)
+    for j in range(len(total)):  # an exponent of ones and one more carry into the highest bit
+        magnitude = u64(as_wide_bits(total[j]) & u64(0x7FFF_FFFF_FFFF_FFFF))
+        seen = u64(seen | u64(magnitude + u64(0x0010_0000_0000_0000)))
+    return seen >> u64(63) == u64(0)
+
+
+@_compiled
+def _pick_outermost(rows, base, total, side, out):
+    """Write the element that lies farthest from the base on the side of the sum, and the side: -1, 1, 0 where none is.
+
+    rows: [n, m], the models.
+    """
+    for j in range(len(base)):
+        side[j] = f32(total[j] > 0.0) - f32(total[j] < 0.0)
+        out[j] = f32(base[j] * side[j])
+    for model in range(len(rows)):
+        row = rows[model]
+        for j in range(len(base)):
+            turned = f32(row[j] * side[j])
+            out[j] = turned if turned > out[j] else out[j]
+    for j in range(len(base)):
+        out[j] = f32(out[j] * side[j]) if side[j] != f32(0.0) else base[j]
+
+
+@_compiled
+def _share(given, begin, n, threshold, scratch, out):
+    """Write what n tasks share of a block, and tell whether all is finite. Left in the memory are the models, the sum
+    of their task vectors in its first wide row and, behind the models, its side; see `mask` for the threshold."""
+    m = len(out)
+    base, total = scratch.rows[0, :m], scratch.wide[0, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        _load(given, model + 1, begin, scratch.rows[1 + model, :m])
+        _add_apart(total, scratch.rows[1 + model, :m], base)
+    if threshold < 0.0:
+        _pick_outermost(scratch.rows[1 : n + 1, :m], base, total, scratch.rows[n + 1, :m], out)
+    else:
+        for j in range(m):
+            out[j] = f32(total[j] + f64(base[j]))
+    return _is_finite_sum(total)
+
+
+@_compiled
+def _keep_own(scratch, n, model, threshold, kept):
+    """Write 1 where a model keeps what is shared, else 0. scratch: as `_share` leaves it; kept: [m] uint8."""
+    m = len(kept)
+    row, base, total, side = scratch.rows[1 + model], scratch.rows[0], scratch.wide[0], scratch.rows[n + 1]
+    if threshold < 0.0:
+        for j in range(m):
+            kept[j] = u8(f32(f32(row[j] - base[j]) * side[j]) > f32(0.0))
+    else:
+        for j in range(m):
+            own = f64(row[j]) - f64(base[j])
+            kept[j] = u8(abs(own) > abs(total[j] - own) * threshold)
+
+
+@_compiled
+def _pack(kept, n, out):
+    """Pack bytes of 0 or 1 into bits, the first one the lowest; the last byte is filled up with zeros."""
+    for j in range(n, 8 * len(out)):
+        kept[j] = u8(0)
+    eights = kept.view(np.uint64)
+    for j in range(len(out)):
+        out[j] = u8(u64(eights[j] * GATHERS_BITS) >> u64(56))
+
+
+@_compiled
+def _measure(row, base, shared, kept, sums):
+    """Add |task vector|, and |shared one| where it is kept, to the sums, [2, 256]; return the largest one's bits.
+
+    row: the model, which is overwritten; shared: a task vector.
+    """
+    for j in range(len(row)):
+        row[j] = f32(row[j] - base[j])
+    largest = _sum_magnitudes(row, sums[0])
+    for j in range(len(row)):
+        row[j] = f32(shared[j] * f32(kept[j]))
+    return max(largest, _sum_magnitudes(row, sums[1]))
+
+
 # --- blocks, one after the other ------------------------------------------------------------------------------------
 
 
@@ -834,12 +1020,35 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
     base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
     if _reduce(given, program, begin, scratch, total) >= INFINITY:
         return NOT_CLEAN
+    if program.min_needing > 0:
+        _keep_needed(given, program, begin, scratch, total)
     _join_base(program, total, base, row)
     largest = _keep_negative_zeros(row, base) if given.has_base else _largest(row)
-    if to_bfloat16:
-        _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
-    else:
-        out[4 * (first + begin) : 4 * (first + behind)].view(np.float32)[:] = row
+    _write(row, first + begin, out, to_bfloat16)
+    return i64(largest)
+
+
+@_by_block
+def _mask_by_block(given, first, begin, behind, scratch, state):
+    """Merge, mask and measure; return the bits of the largest magnitude, of task vectors too where they are measured.
+
+    Rows are judged by their sum: it is not finite where one of them is not.
+    """
+    threshold, out, to_bfloat16, masks, sums = state
+    m, n, place = behind - begin, len(masks), first + begin
+    base, shared, kept = scratch.rows[0, :m], scratch.rows[n + 2, :m], scratch.wide[1].view(np.uint8)
+    if not _share(given, begin, n, threshold, scratch, shared):
+        return NOT_CLEAN
+    largest = _keep_negative_zeros(shared, base)
+    _write(shared, place, out, to_bfloat16)
+    if len(sums) > 0:
+        for j in range(m):
+            shared[j] = f32(shared[j] - base[j])
+    for model in range(n):
+        _keep_own(scratch, n, model, threshold, kept[:m])
+        _pack(kept, m, masks[model, place // 8 : (place + m + 7) // 8])
+        if len(sums) > 0:
+            largest = max(largest, _measure(scratch.rows[1 + model, :m], base, shared, kept, sums[model]))
     return i64(largest)
 
 
@@ -873,9 +1082,9 @@ def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
     for model in range(len(given.keys)):
         _load_whole_vector(given, model, begin, base, row)
-        _sum_by_exponent(row, sums[0, model])
+        _sum_magnitudes(row, sums[0, model])
         _keep_draw(given, model, begin, row)
-        _sum_by_exponent(row, sums[1, model])
+        _sum_magnitudes(row, sums[1, model])
     return i64(0)
 
 
@@ -995,6 +1204,51 @@ def _multiply_pairs(vectors, tree, out):
             out[second, first] = product
 
 
+@_compiled
+def _multiply_block(vectors, tile, trees, out):
+    """Do as `_multiply_pairs` for vectors of PRODUCT_BLOCK elements, with all that is multiplied in the first cache.
+
+    Entries that lie PRODUCT_BLOCK / LEAVES apart meet first, LEAVES at a time: those of some neighboring ones, widened,
+    make a tile. tile: [n, LEAVES · LANES]; trees: [n, n, PRODUCT_BLOCK / LEAVES], memory.
+    """
+    n, apart = len(vectors), PRODUCT_BLOCK // LEAVES
+    for begin in range(0, apart, LANES):
+        for model in range(n):
+            _take_tile(vectors[model], begin, tile[model])
+        for first in range(n):
+            for second in range(first, n):
+                _multiply_tile(tile[first], tile[second], trees[first, second, begin:])
+    for first in range(n):
+        for second in range(first, n):
+            tree, half = trees[first, second], apart
+            while half >= 4:  # down to 1: it is a power of 4
+                half = _add_quarters(tree[:half])
+            out[first, second] = tree[0]
+            out[second, first] = tree[0]
+
+
+@_compiled
+def _take_tile(vector, begin, tile):
+    for leaf in range(LEAVES):
+        some, place = vector[leaf * (PRODUCT_BLOCK // LEAVES) + begin :], tile[leaf * LANES :]
+        for j in range(LANES):
+            place[j] = f64(some[j])
+
+
+@_compiled
+def _multiply_tile(one, other, out):
+    for j in range(LANES):
+        near = (_meet(one, other, j, 0) + _meet(one, other, j, 4)) + (_meet(one, other, j, 2) + _meet(one, other, j, 6))
+        far = (_meet(one, other, j, 1) + _meet(one, other, j, 5)) + (_meet(one, other, j, 3) + _meet(one, other, j, 7))
+        out[j] = near + far
+
+
+@_compiled
+def _meet(one, other, lane, leaf):
+    near, far = leaf * LANES + lane, (leaf + LEAVES // 2) * LANES + lane
+    return fma(one[far], other[far], one[near] * other[near])
+
+
 # --- importance: numerics/importance.py in the same steps -------------------------------------------------------------
 
 
@@ -1074,6 +1328,19 @@ def merge(given, program, scratch, out, to_bfloat16):
     return _merge_by_block(given, not is_judged, scratch, (program, out, to_bfloat16))
 
 
+@_called(
+    types.int64, _input, types.float64, _scratch, types.uint8[::1], types.boolean, types.uint8[:, ::1],
+    types.int64[:, :, ::1],
+)  # fmt: skip
+def mask(given, threshold, scratch, out, to_bfloat16, masks, sums):
+    """Merge what all tasks share into `out`, and mask it for each; return the bits of the largest magnitude.
+
+    threshold: below 0, who lies on the side of the sum keeps an element. masks: [n, bytes]; sums: [n, 2, 256], or of
+    no models where nothing is measured.
+    """
+    return _mask_by_block(given, not JUDGES, scratch, (threshold, out, to_bfloat16, masks, sums))
+
+
 @_called(types.int64, _input, _program, _scratch, _integers)
 def count_signs(given, program, scratch, balance):
     """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
@@ -1120,7 +1387,7 @@ def count_overlaps(given, threshold, scratch, counts):
 @_called(types.void, types.float32[::1], types.int64[::1])
 def sum_magnitudes(numbers, sums):
     """Add the sum of magnitudes to `sums`, [256], by exponent."""
-    _sum_by_exponent(numbers, sums)
+    _sum_magnitudes(numbers, sums)
 
 
 @_called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
@@ -1165,7 +1432,8 @@ def multiply_blocks(given, vectors, head, tail, products):
     [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
-    at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
+    at, base, tile = np.empty_like(given.at), vectors[n_models], np.empty((n_models, LEAVES * LANES))
+    trees = np.empty((n_models, n_models, PRODUCT_BLOCK // LEAVES))
     if n_head > 0:
         if not _read_part(given, 0, n_head, at, JUDGES):
             return NOT_CLEAN
@@ -1181,15 +1449,22 @@ def multiply_blocks(given, vectors, head, tail, products):
                 _load_vectors(part, first, base[:n_tail], tail)
             else:
                 _load_vectors(part, first, base, vectors[:n_models])
-                _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
+                place = products[(begin + first - n_head) // PRODUCT_BLOCK]
+                _multiply_block(vectors[:n_models], tile, trees, place)
     return i64(0)
 
 
-@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _wide_rows)
-def weigh_changes(finetuned, base, trees, out):
-    """Write the importance of every change, [rows, width]; see numerics/importance.py. trees: [3, width], memory."""
+@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _floats)
+def diverge(finetuned, base, trees, out):
+    """Write the divergence of every row, [rows]; see numerics/importance.py. trees: [3, width], memory."""
     for i in range(len(base)):
-        theirs, ours, row = finetuned[i], base[i], out[i]
-        divergence = _diverge(theirs, ours, trees)
-        for j in range(len(row)):
-            row[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergence, LARGEST_FLOAT))
+        out[i] = _diverge(finetuned[i], base[i], trees)
+
+
+@_called(types.void, types.float32[::1], types.float32[::1], _floats, types.int64, types.int64, types.float32[::1])
+def weigh(finetuned, base, divergences, width, index, out):
+    """Write the importance of a run of changes, [m]; see numerics/importance.py. index: of the first one in the tensor.
+
+    divergences: of the tensor's rows, of this width.
+    """
+    _weigh(finetuned, base, divergences, width, index, out)
