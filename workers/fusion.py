@@ -51,8 +51,15 @@ class Rows:
         """Return the models' rows alone."""
         if not self.has_base:
             return self
-        of_models = {name: getattr(self, name)[1:] for name in ("at", "kinds", "files", "places")}
-        return replace(self, has_base=False, **of_models)
+        return replace(self._with([*range(1, len(self.kinds))]), has_base=False)
+
+    def of_model(self, model: int) -> "Rows":
+        """Return the rows of one model, and of the base if there is one."""
+        base = [0] if self.has_base else []
+        return replace(self._with([*base, len(base) + model]), draws=self.draws[model : model + 1])
+
+    def _with(self, numbers: list[int]) -> "Rows":
+        return replace(self, **{name: getattr(self, name)[numbers] for name in ("at", "kinds", "files", "places")})
 
 
 @dataclass(frozen=True)

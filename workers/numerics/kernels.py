@@ -46,7 +46,6 @@ SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
-LEAVES, LANES = 16, 16  # of a tile: vectors of 16 · 16 numbers
 FINER = 26  # powers of two between the largest number of a block and the unit in which its magnitudes are summed
 GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -660,9 +659,15 @@ def _weigh(theirs, ours, divergences, width, index, out):
     while begin < n:
         row = (index + begin) // width
         behind = min(n, (row + 1) * width - index)
-        for j in range(begin, behind):
-            out[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergences[row], LARGEST_FLOAT))
+        _weigh_row(theirs[begin:behind], ours[begin:behind], divergences[row], out[begin:behind])
         begin = behind
+
+
+@_compiled
+def _weigh_row(theirs, ours, divergence, out):
+    for j in range(len(out)):
+        weighed = abs(f64(theirs[j]) - f64(ours[j])) * divergence
+        out[j] = f32(weighed if weighed < LARGEST_FLOAT else LARGEST_FLOAT)
 
 
 @_compiled
@@ -1204,51 +1209,6 @@ def _multiply_pairs(vectors, tree, out):
             out[second, first] = product
 
 
-@_compiled
-def _multiply_block(vectors, tile, trees, out):
-    """Do as `_multiply_pairs` for vectors of PRODUCT_BLOCK elements, with all that is multiplied in the first cache.
-
-    Entries that lie PRODUCT_BLOCK / LEAVES apart meet first, LEAVES at a time: those of some neighboring ones, widened,
-    make a tile. tile: [n, LEAVES · LANES]; trees: [n, n, PRODUCT_BLOCK / LEAVES], memory.
-    """
-    n, apart = len(vectors), PRODUCT_BLOCK // LEAVES
-    for begin in range(0, apart, LANES):
-        for model in range(n):
-            _take_tile(vectors[model], begin, tile[model])
-        for first in range(n):
-            for second in range(first, n):
-                _multiply_tile(tile[first], tile[second], trees[first, second, begin:])
-    for first in range(n):
-        for second in range(first, n):
-            tree, half = trees[first, second], apart
-            while half >= 4:  # down to 1: it is a power of 4
-                half = _add_quarters(tree[:half])
-            out[first, second] = tree[0]
-            out[second, first] = tree[0]
-
-
-@_compiled
-def _take_tile(vector, begin, tile):
-    for leaf in range(LEAVES):
-        some, place = vector[leaf * (PRODUCT_BLOCK // LEAVES) + begin :], tile[leaf * LANES :]
-        for j in range(LANES):
-            place[j] = f64(some[j])
-
-
-@_compiled
-def _multiply_tile(one, other, out):
-    for j in range(LANES):
-        near = (_meet(one, other, j, 0) + _meet(one, other, j, 4)) + (_meet(one, other, j, 2) + _meet(one, other, j, 6))
-        far = (_meet(one, other, j, 1) + _meet(one, other, j, 5)) + (_meet(one, other, j, 3) + _meet(one, other, j, 7))
-        out[j] = near + far
-
-
-@_compiled
-def _meet(one, other, lane, leaf):
-    near, far = leaf * LANES + lane, (leaf + LEAVES // 2) * LANES + lane
-    return fma(one[far], other[far], one[near] * other[near])
-
-
 # --- importance: numerics/importance.py in the same steps -------------------------------------------------------------
 
 
@@ -1432,8 +1392,7 @@ def multiply_blocks(given, vectors, head, tail, products):
     [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
-    at, base, tile = np.empty_like(given.at), vectors[n_models], np.empty((n_models, LEAVES * LANES))
-    trees = np.empty((n_models, n_models, PRODUCT_BLOCK // LEAVES))
+    at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
     if n_head > 0:
         if not _read_part(given, 0, n_head, at, JUDGES):
             return NOT_CLEAN
@@ -1449,8 +1408,7 @@ def multiply_blocks(given, vectors, head, tail, products):
                 _load_vectors(part, first, base[:n_tail], tail)
             else:
                 _load_vectors(part, first, base, vectors[:n_models])
-                place = products[(begin + first - n_head) // PRODUCT_BLOCK]
-                _multiply_block(vectors[:n_models], tile, trees, place)
+                _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
     return i64(0)
 
 

@@ -190,7 +190,8 @@ class TaskPatches:
         if target.name not in self._measured:
             self._unscaled.append(target)
             self._measured[target.name] = Measured(target.spec.n_elements, np.zeros_like(measures))
-        self._measured[target.name].measures += measures
+        total = self._measured[target.name].measures
+        np.add(total, measures, out=total)
 
     def _copy(self, index: int, target: PlannedTensor, reader: FloatReader, own: TensorSpec) -> None:
         for offset in range(0, own.size_bytes, COPY_BYTES):
