@@ -117,9 +117,9 @@ class Needed:
 class FusedMasks:
     """What all tasks share of each element, and which models keep it for theirs (numerics/unification.py).
 
-    The differences from the base model are summed in float64. Without a threshold the shared number is the model's that
-    lies farthest from the base model's on the sum's side, and who lies on that side keeps it. With one it is the base
-    model's plus the sum, and kept by whose own difference is larger than threshold times what the others add.
+    Task vectors are summed in float64. Without a threshold the shared number is the model's that lies farthest from the
+    base model's on the sum's side, and who lies on that side keeps it. With one it is the base model's plus the sum,
+    and kept by whose task vector, which is float64 then, is larger than threshold times what the others add.
     """
 
     threshold: float | None = None

@@ -314,7 +314,7 @@ def _just_below(magnitude: float) -> float:
 def _scratch_of(n_models: int) -> Scratch:
     """Return this thread's memory for a block."""
     found: Scratch | None = getattr(_of_thread, "scratch", None)
-    if found is None or len(found.rows) < n_models + 3:
-        rows = np.empty((n_models + 3, programs.BLOCK), dtype=np.float32)
+    if found is None or len(found.rows) < n_models + 4:
+        rows = np.empty((n_models + 4, programs.BLOCK), dtype=np.float32)
         found = _of_thread.scratch = Scratch(rows, np.empty((2, programs.BLOCK)))
     return found

@@ -366,19 +366,15 @@ def _move_by_digit(entries, out, counts, shift):
 
 @_compiled
 def _sum_magnitudes(row, sums):
-    """Add magnitudes as integers times powers of two, exactly; return the bits of the largest one.
+    """Add magnitudes as integers times powers of two, exactly.
 
     sums: [256], by exponent; see numerics/exact_sums.py.
     """
-    largest = u32(0)
     for begin in range(0, len(row), BLOCK):
         some = row[begin : min(len(row), begin + BLOCK)]
-        of_block = _largest(some)
-        top = max(i64(of_block >> u32(23)), i64(FINER + 1))
+        top = max(i64(_largest(some) >> u32(23)), i64(FINER + 1))
         if top == 255 or not _sum_in_units(some, top, sums):
             _sum_by_exponent(some, sums)
-        largest = max(largest, of_block)
-    return largest
 
 
 @_compiled
@@ -899,68 +895,65 @@ def _subtract_to_keys(stored, base, keys):
 
 
 @_compiled
-def _add_apart(total, row, base):
-    for j in range(len(row)):
-        total[j] += f64(row[j]) - f64(base[j])
+def _share_outermost(given, begin, n, scratch, out):
+    """Write the element of n models that lies farthest from the base on the side of the sum of task vectors.
 
-
-@_compiled
-def _is_finite_sum(total):
-    seen = u64(0)
-    for j in range(len(total)):  # an exponent of ones and one more carry into the highest bit
-        magnitude = u64(as_wide_bits(total[j]) & u64(0x7FFF_FFFF_FFFF_FFFF))
-        seen = u64(seen | u64(magnitude + u64(0x0010_0000_0000_0000)))
-    return seen >> u64(63) == u64(0)
-
-
-@_compiled
-def _pick_outermost(rows, base, total, side, out):
-    """Write the element that lies farthest from the base on the side of the sum, and the side: -1, 1, 0 where none is.
-
-    rows: [n, m], the models.
+    Return the bits of the largest task vector. Left in the memory are these and, behind them, the side: -1, 1, or 0
+    where they balance, and the base is written.
     """
-    for j in range(len(base)):
+    m, largest = len(out), u32(0)
+    base, total, side, row = scratch.rows[0, :m], scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 2, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        delta = scratch.rows[1 + model, :m]
+        largest = max(largest, _load_delta(given, model + 1, begin, base, delta))
+        if model % 2 == 1:
+            _add_both(total, scratch.rows[model, :m], delta, 1.0, 1.0)
+        elif model + 1 == n:
+            _add(total, delta, 1.0)
+    for j in range(m):
         side[j] = f32(total[j] > 0.0) - f32(total[j] < 0.0)
         out[j] = f32(base[j] * side[j])
-    for model in range(len(rows)):
-        row = rows[model]
-        for j in range(len(base)):
+    for model in range(n):
+        _load(given, model + 1, begin, row)
+        for j in range(m):
             turned = f32(row[j] * side[j])
             out[j] = turned if turned > out[j] else out[j]
-    for j in range(len(base)):
+    for j in range(m):
         out[j] = f32(out[j] * side[j]) if side[j] != f32(0.0) else base[j]
+    return largest
 
 
 @_compiled
-def _share(given, begin, n, threshold, scratch, out):
-    """Write what n tasks share of a block, and tell whether all is finite. Left in the memory are the models, the sum
-    of their task vectors in its first wide row and, behind the models, its side; see `mask` for the threshold."""
+def _share_sum(given, begin, n, scratch, out):
+    """Write the base plus the sum of n task vectors, which is left in the memory beside the models.
+
+    Return the bits of the largest magnitude written: it is not finite where a model is not.
+    """
     m = len(out)
     base, total = scratch.rows[0, :m], scratch.wide[0, :m]
     total[:] = NOTHING
     for model in range(n):
-        _load(given, model + 1, begin, scratch.rows[1 + model, :m])
-        _add_apart(total, scratch.rows[1 + model, :m], base)
-    if threshold < 0.0:
-        _pick_outermost(scratch.rows[1 : n + 1, :m], base, total, scratch.rows[n + 1, :m], out)
-    else:
+        row = scratch.rows[1 + model, :m]
+        _load(given, model + 1, begin, row)
         for j in range(m):
-            out[j] = f32(total[j] + f64(base[j]))
-    return _is_finite_sum(total)
+            total[j] += f64(row[j]) - f64(base[j])
+    for j in range(m):
+        out[j] = f32(total[j] + f64(base[j]))
+    return _largest(out)
 
 
 @_compiled
-def _keep_own(scratch, n, model, threshold, kept):
-    """Write 1 where a model keeps what is shared, else 0. scratch: as `_share` leaves it; kept: [m] uint8."""
-    m = len(kept)
-    row, base, total, side = scratch.rows[1 + model], scratch.rows[0], scratch.wide[0], scratch.rows[n + 1]
-    if threshold < 0.0:
-        for j in range(m):
-            kept[j] = u8(f32(f32(row[j] - base[j]) * side[j]) > f32(0.0))
-    else:
-        for j in range(m):
-            own = f64(row[j]) - f64(base[j])
-            kept[j] = u8(abs(own) > abs(total[j] - own) * threshold)
+def _keep_beside(delta, side, kept):
+    for j in range(len(delta)):
+        kept[j] = u8(f32(delta[j] * side[j]) > f32(0.0))
+
+
+@_compiled
+def _keep_outweighing(row, base, total, threshold, kept):
+    for j in range(len(row)):
+        own = f64(row[j]) - f64(base[j])
+        kept[j] = u8(abs(own) > abs(total[j] - own) * threshold)
 
 
 @_compiled
@@ -974,17 +967,12 @@ def _pack(kept, n, out):
 
 
 @_compiled
-def _measure(row, base, shared, kept, sums):
-    """Add |task vector|, and |shared one| where it is kept, to the sums, [2, 256]; return the largest one's bits.
-
-    row: the model, which is overwritten; shared: a task vector.
-    """
-    for j in range(len(row)):
-        row[j] = f32(row[j] - base[j])
-    largest = _sum_magnitudes(row, sums[0])
-    for j in range(len(row)):
-        row[j] = f32(shared[j] * f32(kept[j]))
-    return max(largest, _sum_magnitudes(row, sums[1]))
+def _measure(delta, shared, kept, sums):
+    """Add |task vector|, and |shared one| where it is kept, to the sums, [2, 256]. delta: it is overwritten."""
+    _sum_magnitudes(delta, sums[0])
+    for j in range(len(delta)):
+        delta[j] = f32(shared[j] * f32(kept[j]))
+    _sum_magnitudes(delta, sums[1])
 
 
 # --- blocks, one after the other ------------------------------------------------------------------------------------
@@ -1035,25 +1023,29 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
 
 @_by_block
 def _mask_by_block(given, first, begin, behind, scratch, state):
-    """Merge, mask and measure; return the bits of the largest magnitude, of task vectors too where they are measured.
-
-    Rows are judged by their sum: it is not finite where one of them is not.
-    """
+    """Merge, mask and measure; return the bits of the largest magnitude, also of task vectors where sides are taken."""
     threshold, out, to_bfloat16, masks, sums = state
     m, n, place = behind - begin, len(masks), first + begin
-    base, shared, kept = scratch.rows[0, :m], scratch.rows[n + 2, :m], scratch.wide[1].view(np.uint8)
-    if not _share(given, begin, n, threshold, scratch, shared):
-        return NOT_CLEAN
-    largest = _keep_negative_zeros(shared, base)
+    base, kept = scratch.rows[0, :m], scratch.wide[1].view(np.uint8)
+    total, side, shared = scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 3, :m]
+    takes_sides = threshold < 0.0
+    if takes_sides:
+        largest = _share_outermost(given, begin, n, scratch, shared)
+    else:
+        largest = _share_sum(given, begin, n, scratch, shared)
+    largest = max(largest, _keep_negative_zeros(shared, base))
     _write(shared, place, out, to_bfloat16)
-    if len(sums) > 0:
-        for j in range(m):
-            shared[j] = f32(shared[j] - base[j])
+    for j in range(m):
+        shared[j] = f32(shared[j] - base[j])
     for model in range(n):
-        _keep_own(scratch, n, model, threshold, kept[:m])
+        row = scratch.rows[1 + model, :m]
+        if takes_sides:
+            _keep_beside(row, side, kept[:m])
+        else:
+            _keep_outweighing(row, base, total, threshold, kept[:m])
         _pack(kept, m, masks[model, place // 8 : (place + m + 7) // 8])
         if len(sums) > 0:
-            largest = max(largest, _measure(scratch.rows[1 + model, :m], base, shared, kept, sums[model]))
+            _measure(row, shared, kept, sums[model])
     return i64(largest)
 
 
@@ -1296,7 +1288,7 @@ def mask(given, threshold, scratch, out, to_bfloat16, masks, sums):
     """Merge what all tasks share into `out`, and mask it for each; return the bits of the largest magnitude.
 
     threshold: below 0, who lies on the side of the sum keeps an element. masks: [n, bytes]; sums: [n, 2, 256], or of
-    no models where nothing is measured.
+    no models where nothing is measured. Measured are task vectors in float32; the threshold is for those in float64.
     """
     return _mask_by_block(given, not JUDGES, scratch, (threshold, out, to_bfloat16, masks, sums))
 

@@ -77,5 +77,5 @@ class Windows(NamedTuple):
 class Scratch(NamedTuple):
     """Memory of one thread for one block."""
 
-    rows: NDArray[np.float32]  # [n + 3, BLOCK]: the base, the models, counts, elected signs
+    rows: NDArray[np.float32]  # [n + 4, BLOCK]: the base, the models, counts, elected signs
     wide: Floats  # [2, BLOCK]: sums

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.numerics import exact_sums, precision, signs
+from workers.numerics import exact_sums, precision, signs, task_vectors
 from workers.patches import Measured
 
 Sums = NDArray[np.int64]  # [2, 256]: of |τ| and of the unified entries that its mask keeps; see exact_sums.py
@@ -24,7 +24,7 @@ def elect(base: Tensor, finetuned: Tensor) -> Tensor:
     base: [*shape]; finetuned: [n, *shape]; result: [*shape] float32. That is θ₀ + γ ⊙ max |τ| over the task vectors
     whose sign is γ = sign Σ τ, without rounding.
     """
-    elected = signs.elect(subtract(finetuned, base), [1.0] * len(finetuned))
+    elected = signs.elect(task_vectors.subtract(finetuned, base), [1.0] * len(finetuned))
     farthest = base * elected
     for model in finetuned:
         turned = model * elected

@@ -138,7 +138,9 @@ def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
     patches = None
     if merger.patched:  # before another copy of a whole tensor is made
         found = merger.program.patch(piece, share.tick)
-        patches = encode_run(piece.base, run.offset, found, step.target, merger.patched)
+        patches = encode_run(
+            None if piece.base is None else piece.base.clone(), run.offset, found, step.target, merger.patched
+        )
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
     share.tick(1.0)

@@ -49,7 +49,7 @@ def encode_run(
 ) -> RunPatches:
     """Return a run's patches as they are stored; nothing in it shares memory with the run.
 
-    base: [m] float32, of the run, whose first element has flat index `offset` in the tensor.
+    base: [m] float32, of the run, whose first element has flat index `offset` in the tensor; it is given away.
     Raises: NotFinite naming the task and the tensor where a number does not fit the tensor's dtype.
     """
     dtype = TORCH_DTYPES[target.dtype]
@@ -57,7 +57,7 @@ def encode_run(
     for task, parts in zip(tasks, of_tasks, strict=True):
         _check_finite(parts, task, target)
     masks = [patch for patch in found if isinstance(patch, patches.Masked)]
-    of_base = base.to(dtype, copy=True) if masks and base is not None else None
+    of_base = base.to(dtype) if masks and base is not None else None
     measures = [mask.measure for mask in masks if mask.measure is not None]
     return RunPatches(of_tasks, of_base, np.stack(measures) if measures else None)
 
