@@ -114,7 +114,7 @@ class _Spool:
         if waiting is not None and waiting.bits.n:
             self.streams[waiting.key][waiting.tensor].n_bytes += 1
             with self.path(waiting.key).open("ab") as file:
-                file.write(waiting.bits.content)
+                file.write(waiting.bits.content.data)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class PatchWriter:
         """Spool the next parts of a tensor's patch. dtype: the tensor's, as safetensors names it."""
         spool = self._spools[file]
         for part in parts:
-            is_bits = not isinstance(part.content, Tensor)
-            width = 1 if is_bits else part.content.itemsize
+            content = part.content
+            width = content.itemsize if isinstance(content, Tensor) else 1
             key = _StreamKey(-width, _ROLES.index(part.role), -DTYPE_BYTES[dtype])
-            if isinstance(part.content, Tensor):
-                spool.append(key, tensor, part, bytes_of(part.content))
+            if isinstance(content, Tensor):
+                spool.append(key, tensor, part, bytes_of(content))
             else:
-                spool.append_bits(key, tensor, part, part.content)
+                spool.append_bits(key, tensor, part, content)
 
     def finish(self, metadata: Mapping[str, str]) -> list[WrittenPatch]:
         """Join every file, in the order given, and return them; all bytes are on the disk. metadata: of all of them."""

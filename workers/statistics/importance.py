@@ -1,6 +1,6 @@
 """From which importance on changes are outliers, tensor by tensor: the median plus some interquartile ranges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -54,7 +54,7 @@ class OutlyingImportance:
             for name, (third, median, first) in quartiles.items()
         }
 
-    def _find_quartiles(self, changes: PieceSource, sizes: Mapping[str, int]) -> dict[str, Sequence[float]]:
+    def _find_quartiles(self, changes: PieceSource, sizes: Mapping[str, int]) -> dict[str, list[float]]:
         table = MagnitudeBoundaries(self.name, "tensor", _ranks).collect(changes)
         small = [(name, (name, 0, n)) for name, n in sizes.items() if n <= SMALL]
         (visited,) = changes.visit(lambda run: sorted(changes.read(*run).finetuned[0].tolist(), reverse=True), [small])

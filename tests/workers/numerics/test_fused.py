@@ -393,6 +393,6 @@ def test_what_is_not_finite_is_not_masked(value: float, row: int, masks: FusedMa
     assert fused.mask(piece.rows, masks, torch.empty(100)) is None
 
 
-def test_a_task_vector_that_overflows_is_not_measured() -> None:
-    assert fused.mask(one(3e38, -3e38), FusedMasks(), torch.empty(1)) is not None
-    assert fused.mask(one(3e38, -3e38), FusedMasks(is_measured=True), torch.empty(1)) is None
+def test_a_task_vector_that_overflows_takes_no_side() -> None:
+    assert fused.mask(one(3e38, -3e38), FusedMasks(), torch.empty(1)) is None
+    assert fused.mask(one(3e38, -3e38), FusedMasks(0.4), torch.empty(1)) is not None
