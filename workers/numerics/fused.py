@@ -185,7 +185,10 @@ def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, di
     """
     behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
     divisors = probabilities if divides else torch.ones_like(probabilities)
-    _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
+    order, counts = np.empty((2, rows.shape[1]), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
+    _loaded[0].draw_ranked(
+        rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy(), order, counts
+    )
 
 
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:
@@ -193,9 +196,9 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
 
     vectors: [n, batch, m] float32 on the CPU, m > 0.
     """
-    n, batch, _ = vectors.shape
+    n, batch, m = vectors.shape
     products = torch.empty(batch, n, n, dtype=torch.float64)
-    _loaded[0].inner_products(vectors.contiguous().numpy(), products.numpy())
+    _loaded[0].inner_products(vectors.contiguous().numpy(), np.empty(m), products.numpy())
     return products
 
 
@@ -243,7 +246,7 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
     if vectors is None or len(vectors) != n + 1:
         vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
-    _check(_loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products))
+    _check(_loaded[0].multiply_blocks(_input(rows), vectors, np.empty(block), head, tail, products))
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
@@ -260,6 +263,7 @@ def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
         keys=np.array([_unsigned(draw.key) for draw in draws], dtype=np.uint64),
         behinds=np.array([_behind(draw.probability) for draw in draws], dtype=np.int64),
         scales=np.array([(draw.divisor, draw.factor) for draw in draws], dtype=np.float64).reshape(-1, 2),
+        at_part=np.empty_like(rows.at),
     )  # fmt: skip
 
 

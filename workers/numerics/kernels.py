@@ -50,12 +50,16 @@ FINER = 26  # powers of two between the largest number of a block and the unit i
 GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
-_compiled = njit(nogil=True, error_model="numpy")
+# No references are counted (_nrt): whoever calls a kernel holds its arrays. So nothing is allocated here, and no array
+# returned; slices cost nothing, and less is compiled, as without the wrappers that Python would call.
+_options = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
+_compiled = njit(no_cpython_wrapper=True, **_options)
+_inlined = njit(inline="always", **_options)
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
-        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1],
+        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1], _integers,
     ), Input,
 )  # fmt: skip
 _program = types.NamedTuple(
@@ -71,7 +75,7 @@ _pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr,
 
 
 def _called(*signature):
-    return njit([signature[0](*signature[1:])], nogil=True, error_model="numpy", cache=True)
+    return njit([signature[0](*signature[1:])], cache=True, **_options)
 
 
 @intrinsic
@@ -174,20 +178,36 @@ def _read_part(given, begin, n, at, judges):
 
 
 @_compiled
-def _part(given, begin, n, at):
-    return Input(
-        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
-        given.is_judged, given.keys, given.behinds, given.scales,
-    )  # fmt: skip
+def _are_finite(given, begin, n):
+    """Tell whether the elements of all rows are finite: where a task vector is not, it may also have overflowed."""
+    n_finite = 0
+    for number in range(len(given.at)):
+        n_finite += _is_row_finite(given, number, begin, n)
+    return n_finite == len(given.at)
 
 
 @_compiled
+def _is_row_finite(given, number, begin, n):
+    item = 4 if given.kinds[number] == FLOAT32 else 2
+    at = given.at[number] + item * begin
+    return _is_finite(given.content[at : at + item * n], given.kinds[number])
+
+
+@_compiled
+def _part(given, begin, n, at):
+    return Input(
+        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
+        given.is_judged, given.keys, given.behinds, given.scales, given.at_part,
+    )  # fmt: skip
+
+
+@_inlined
 def _halves(given, number, begin, n):
     at = given.at[number] + 2 * begin
     return given.content[at : at + 2 * n].view(np.uint16)
 
 
-@_compiled
+@_inlined
 def _words(given, number, begin, n):
     at = given.at[number] + 4 * begin
     return given.content[at : at + 4 * n].view(np.uint32)
@@ -613,7 +633,8 @@ def _pick_furthest(given, program, begin, scratch, total):
     for model in range(len(program.weights)):
         largest = max(largest, _load_masked(given, program, model, begin, base, row))
         if model == 0:
-            furthest[:] = row
+            for j in range(m):
+                furthest[j] = row[j]
             continue
         for j in range(m):
             furthest[j] = row[j] if abs(row[j]) >= abs(furthest[j]) else furthest[j]
@@ -807,7 +828,7 @@ def _write(row, place, out, to_bfloat16):
     if to_bfloat16:
         _round_to_bfloat16(row, out[2 * place : 2 * (place + len(row))].view(np.uint16))
     else:
-        out[4 * place : 4 * (place + len(row))].view(np.float32)[:] = row
+        _copy(row, out[4 * place : 4 * (place + len(row))].view(np.float32))
 
 
 @_compiled
@@ -815,6 +836,12 @@ def _round_to_bfloat16(row, out):
     bits = row.view(np.uint32)
     for j in range(len(row)):
         out[j] = u16(u32(u32(bits[j] + u32(0x7FFF)) + u32(u32(bits[j] >> u32(16)) & u32(1))) >> u32(16))
+
+
+@_compiled
+def _copy(row, out):
+    for j in range(len(row)):
+        out[j] = row[j]
 
 
 @_compiled
@@ -882,7 +909,6 @@ def _load_keys(given, model, begin, base, row):
         _load_vector(given, model, begin, base, row)
         for j in range(len(row)):
             keys[j] = i32(keys[j] & i32(MAGNITUDE))
-    return keys
 
 
 @_compiled
@@ -989,7 +1015,7 @@ def _by_block(visit):
 
     @_compiled
     def visit_all(given, judges, scratch, state):
-        largest, at = i64(0), np.empty_like(given.at)
+        largest, at = i64(0), given.at_part
         for first in range(0, given.n_elements, PART):
             n = min(PART, given.n_elements - first)
             if not _read_part(given, first, n, at, judges):
@@ -1053,7 +1079,8 @@ def _mask_by_block(given, first, begin, behind, scratch, state):
 def _count_signs_by_block(given, _first, begin, behind, scratch, state):
     program, balance = state
     total = scratch.wide[0, : behind - begin]
-    _vote(given, program, begin, scratch, total)
+    if _vote(given, program, begin, scratch, total) >= INFINITY and not _are_finite(given, begin, behind - begin):
+        return NOT_CLEAN
     balance[0] += _balance(total)
     return i64(0)
 
@@ -1061,16 +1088,20 @@ def _count_signs_by_block(given, _first, begin, behind, scratch, state):
 @_by_block
 def _count_keys_by_block(given, _first, begin, behind, scratch, state):
     windows, found, counts = state
-    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    m, is_finite = behind - begin, True
+    base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+    keys = row.view(np.int32)
     for model in range(len(windows.of_model) - 1):
         if windows.of_model[model] == windows.of_model[model + 1]:
+            is_finite = is_finite and _is_row_finite(given, model + i64(given.has_base), begin, m)
             continue
-        keys = _load_keys(given, model, begin, base, row)
+        _load_keys(given, model, begin, base, row)
+        is_finite = is_finite and (_largest(row) < INFINITY or _are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
             counts[window, 0] += _count_above(keys, high)
             counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
-    return i64(0)
+    return i64(0) if is_finite else NOT_CLEAN
 
 
 @_by_block
@@ -1297,7 +1328,7 @@ def mask(given, threshold, scratch, out, to_bfloat16, masks, sums):
 def count_signs(given, program, scratch, balance):
     """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
     balance[:] = 0
-    return _count_signs_by_block(given, JUDGES, scratch, (program, balance))
+    return _count_signs_by_block(given, not program.of_deltas, scratch, (program, balance))
 
 
 @_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
@@ -1307,7 +1338,7 @@ def count_keys(given, windows, scratch, found, counts):
     found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
     counts[:] = 0
-    return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
+    return _count_keys_by_block(given, not JUDGES, scratch, (windows, found, counts))  # judged by their keys
 
 
 @_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
@@ -1350,14 +1381,16 @@ def draw(vector, index, key, behind, divisor):
         _divide(vector, divisor)
 
 
-@_called(types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats)
-def draw_ranked(rows, index, key, behinds, divisors):
+@_called(
+    types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats, types.uint64[:, ::1],
+    types.int64[:, ::1],
+)  # fmt: skip
+def draw_ranked(rows, index, key, behinds, divisors, order, counts):
     """Drop, in place, what is not drawn, and divide the rest, by its rank within its row; index: of the first element.
 
-    behinds, divisors: [width], the smallest magnitude's first.
+    behinds, divisors: [width], the smallest magnitude's first. order: [2, width], counts: [4, 256], memory.
     """
     n_rows, width = rows.shape
-    order, counts = np.empty((2, width), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
     for i in range(n_rows):
         row = rows[i]
         half = _rank(row, order, counts)
@@ -1367,24 +1400,25 @@ def draw_ranked(rows, index, key, behinds, divisors):
             row[column] = f32(f64(kept) / divisors[rank])
 
 
-@_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])
-def inner_products(vectors, out):
-    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n]."""
-    _, batch, m = vectors.shape
-    tree = np.empty(m, dtype=np.float64)
-    for index in range(batch):
+@_called(types.void, types.float32[:, :, ::1], _floats, types.float64[:, :, ::1])
+def inner_products(vectors, tree, out):
+    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n].
+
+    tree: [m], memory.
+    """
+    for index in range(vectors.shape[1]):
         _multiply_pairs(vectors[:, index], tree, out[index])
 
 
-@_called(types.int64, _input, _wide_rows, _wide_rows, _wide_rows, types.float64[:, :, ::1])
-def multiply_blocks(given, vectors, head, tail, products):
+@_called(types.int64, _input, _wide_rows, _floats, _wide_rows, _wide_rows, types.float64[:, :, ::1])
+def multiply_blocks(given, vectors, tree, head, tail, products):
     """Multiply all pairs of task vectors, or of models where there is no base, in blocks of the tensor.
 
     Written are head and tail, [n, m]: the vectors before the first whole block and behind the last; and products,
-    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
+    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], tree: [PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
-    at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
+    at, base = given.at_part, vectors[n_models]
     if n_head > 0:
         if not _read_part(given, 0, n_head, at, JUDGES):
             return NOT_CLEAN

@@ -40,6 +40,7 @@ class Input(NamedTuple):
     keys: NDArray[np.uint64]
     behinds: Integers  # the first draw that is not kept
     scales: Floats  # [n, 2]: divisor and factor of what is kept
+    at_part: Integers  # memory: where each row of a part begins
 
 
 class Program(NamedTuple):

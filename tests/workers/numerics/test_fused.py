@@ -292,6 +292,38 @@ def test_a_task_vector_that_overflows_is_told() -> None:
     assert not fused.merge(one(3e38, -3e38), program, torch.empty(1))
 
 
+def windows_of(model: int, n_models: int, low: int = 0, high: int = 0x7F80_0000) -> Windows:
+    """Return one window, of one of the models."""
+    of_model = (np.arange(n_models + 1) > model).astype(np.int64)
+    return Windows(of_model, np.array([low], dtype=np.int32), np.array([high], dtype=np.int32))
+
+
+SIGNS = FusedMerge((1.0, 1.0), of_deltas=True, election=Election((1.0, 1.0), 1, "mean"), base_share=1.0)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_what_is_no_number_is_not_counted(value: float, dtype: torch.dtype, row: int) -> None:
+    numbers = torch.ones(3, 5000)
+    numbers[row, 4321] = value
+    rows = rows_as(Piece("w", (5000,), 0, 0, numbers[0], numbers[1:]), dtype)
+    for model in (0, 1):
+        with pytest.raises(fusion.NotClean):
+            fused.count_keys(rows, windows_of(model, 2))
+    with pytest.raises(fusion.NotClean):
+        fused.count_signs(rows, SIGNS)
+    with pytest.raises(fusion.NotClean):
+        fused.count_signs(rows.without_base(), replace(SIGNS, of_deltas=False))
+
+
+def test_a_task_vector_that_overflows_is_counted() -> None:
+    rows = Piece("w", (1,), 0, 0, torch.tensor([-3e38]), torch.tensor([[3e38], [1.0]])).rows
+    (n_above, keys), *_ = fused.count_keys(rows, windows_of(0, 2, low=0x7F7F_FFFF))
+    assert (n_above, keys.tolist()) == (0, [0x7F80_0000])
+    assert fused.count_signs(rows, SIGNS) == 1
+
+
 def test_products_are_rounded_once() -> None:
     # 0.1 · 3 and the sum in one rounding, as torch's addition with alpha does; in two it is another float64
     weights = (1.0, 0.1)
