@@ -36,7 +36,7 @@ def _plan(name: str, tensor: Tensor) -> PlannedTensor:
 def write(folder: Path) -> BaseFile:
     file = BaseFile(folder, plan(), {"method": "probe"})
     for name, tensor in TENSORS.items():
-        for run in tensor.view(-1).split(4):
+        for run in torch.split(tensor.view(-1), 4):
             file.write(name, run)
     return file
 
