@@ -77,9 +77,9 @@ class GrowingFiles:
         """
         missing = self._find_missing(self._directory, files, self._watch)
         wanted = {self._directory / file.path for file in missing}
-        for file, upload in self._uploads.items():
-            if file in wanted:
-                upload.outgoing.grow(file.stat().st_size)
+        for path, upload in self._uploads.items():
+            if path in wanted:
+                upload.outgoing.grow(path.stat().st_size)
             else:
                 upload.outgoing.stop()
         for file in missing:

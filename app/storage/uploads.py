@@ -51,7 +51,8 @@ def abort_uploads(bucket: Bucket, *, older_than_seconds: float) -> int:
 def _last_sign_of(client: "BaseClient", bucket: str, upload: dict[str, Any]) -> datetime:  # as botocore lists it
     """Return when the newest part of an upload came, or when it was begun."""
     pages = client.get_paginator("list_parts").paginate(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-    return max([upload["Initiated"], *(part["LastModified"] for page in pages for part in page.get("Parts", ()))])
+    moments: list[datetime] = [part["LastModified"] for page in pages for part in page.get("Parts", ())]
+    return max([upload["Initiated"], *moments])
 
 
 def _age_seconds(moment: datetime) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
-BLOCK = 2048  # elements that are merged at a time, in the nearer caches; each block costs about a microsecond beside
+BLOCK = 2048  # elements that are merged at a time, in the nearer caches
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
 # reductions; the first five are of all entries, the others of those that agree with an election

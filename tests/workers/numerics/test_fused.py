@@ -313,8 +313,9 @@ def test_what_is_no_number_is_not_counted(value: float, dtype: torch.dtype, row:
             fused.count_keys(rows, windows_of(model, 2))
     with pytest.raises(fusion.NotClean):
         fused.count_signs(rows, SIGNS)
-    with pytest.raises(fusion.NotClean):
-        fused.count_signs(rows.without_base(), replace(SIGNS, of_deltas=False))
+    if row > 0:
+        with pytest.raises(fusion.NotClean):
+            fused.count_signs(rows.without_base(), replace(SIGNS, of_deltas=False))
 
 
 def test_a_task_vector_that_overflows_is_counted() -> None:
