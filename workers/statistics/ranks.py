@@ -32,7 +32,7 @@ LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
 WIDER = 16  # times as wide is the next window, where the rank lies beside one
 GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly in [0, 1)
-MIDDLE_OF = 1 << 16  # entries of a sample, where its quantile need not be exact: only the error is estimated there
+MIDDLE_OF = 1 << 13  # entries of a sample, where its quantile need not be exact: only the error is estimated there
 MIN_COUNTS = 256  # numbers kept of a window, however many there are
 MIN_JOINED_COUNTS = 1 << 14  # and of a tensor that one part of a merge has counted, however small
 
