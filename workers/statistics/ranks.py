@@ -48,6 +48,8 @@ class Effort:
     min_sample_runs: int = 32  # of one scope
     max_sample_runs: int = 2048
     margin: float = 5.0  # standard errors of the sample's quantile on each side
+    many_scopes: int = 16  # from so many on, one whose rank lies beside its window costs little: it alone is read again
+    margin_of_many: float = 3.0
 
 
 USUAL_EFFORT = Effort()
@@ -199,19 +201,21 @@ def _guess(
     runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
     sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
 
+    margin = effort.margin if len(indices) < effort.many_scopes else effort.margin_of_many
+
     def guess(found: tuple[int, Iterator[Keys]]) -> tuple[int, list[_Window]]:
         index, keys = found
-        return index, _guess_windows(list(keys), scopes[index], source.n_models, effort)
+        return index, _guess_windows(list(keys), scopes[index], source.n_models, margin)
 
     return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=parallel.n_cores()))
 
 
-def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, effort: Effort) -> list[_Window]:
+def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, margin: float) -> list[_Window]:
     windows: list[_Window] = []
     for model in range(n_models):
         of_model = [run[model] for run in runs]
         for rank in scope.searched_ranks:
-            low, high = _bracket(of_model, rank / scope.n_elements, effort.margin)
+            low, high = _bracket(of_model, rank / scope.n_elements, margin)
             windows.append(_Window(model, rank, low, high))
     return windows
 
