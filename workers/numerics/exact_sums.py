@@ -32,5 +32,5 @@ def sum_magnitudes(numbers: Tensor) -> ExponentSums:
 
 def to_fraction(sums: ExponentSums) -> Fraction:
     """Return the number that a sum is, exactly."""
-    total = sum(int(part) << max(exponent - 1, 0) for exponent, part in enumerate(sums))
+    total = sum(int(sums[exponent]) << max(exponent - 1, 0) for exponent in np.flatnonzero(sums).tolist())
     return total * Fraction(1, 2**-_SMALLEST_EXPONENT)

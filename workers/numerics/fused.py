@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from math import ceil, inf
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, NotClean, Rows
+from workers.fusion import Band, Draw, FusedMasks, FusedMerge, Importance, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -25,11 +26,21 @@ from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
 _OF_ALL = {
     "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
-    "near": programs.NEAR,
+    "near": programs.NEAR, "important": programs.IMPORTANT,
 }  # fmt: skip
 _OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
 
 Keys = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FoundMasks:
+    """Which entries each model keeps, and what tells the scales: see numerics/unification.py."""
+
+    bits: NDArray[np.uint8]  # [n, ⌈m / 8⌉], the lowest bit first
+    sums: NDArray[np.int64] | None  # [n, 2, 256]: of |τ|, and of what the mask keeps of |shared - base|, by exponent
+
+
 _log = logging.getLogger(__name__)
 _loaded: list[ModuleType] = []
 _of_thread = threading.local()
@@ -73,6 +84,26 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
         to_bfloat16,
     )
     return bool(largest < OUTPUTS[out.dtype])
+
+
+def mask(rows: Rows, fused: FusedMasks, out: torch.Tensor) -> FoundMasks | None:
+    """Write what all tasks share into `out`, as `merge` does, and return the masks; None: not all is finite.
+
+    rows: with a base.
+    """
+    n = rows.n_models
+    masks = np.empty((n, -(-rows.n_elements // 8)), dtype=np.uint8)
+    sums = np.zeros((n if fused.is_measured else 0, 2, 256), dtype=np.int64)
+    largest = _loaded[0].mask(
+        _input(rows),
+        -1.0 if fused.threshold is None else fused.threshold,
+        _scratch_of(n),
+        out.view(torch.uint8).numpy(),
+        out.dtype == torch.bfloat16,
+        masks,
+        sums,
+    )
+    return FoundMasks(masks, sums if fused.is_measured else None) if largest < OUTPUTS[out.dtype] else None
 
 
 def read_rows(file: int, place: int, out: NDArray[np.uint8], *, stride: int) -> bool:
@@ -181,11 +212,22 @@ def spread(rows: Rows) -> torch.Tensor:
     return torch.from_numpy(variances)
 
 
-def weigh_changes(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Return numerics/importance.py's `weigh_changes` of float32 rows on the CPU, [rows, width]."""
-    out = torch.empty(base.shape)
+def diverge(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return numerics/importance.py's `diverge` of float32 rows on the CPU, [rows] float64."""
+    out = torch.empty(len(base), dtype=torch.float64)
     trees = np.empty((3, base.shape[1]))
-    _loaded[0].weigh_changes(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    _loaded[0].diverge(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    return out
+
+
+def weigh(finetuned: torch.Tensor, base: torch.Tensor, importance: Importance, *, start: int) -> torch.Tensor:
+    """Return numerics/importance.py's `weigh` of a run of a tensor's entries on the CPU, [m] float32.
+
+    start: flat index of the first one within the tensor.
+    """
+    out = torch.empty(base.shape)
+    numbers = (finetuned.contiguous().numpy(), base.contiguous().numpy())
+    _loaded[0].weigh(*numbers, importance.divergences, importance.width, start, out.numpy())
     return out
 
 
@@ -227,7 +269,7 @@ def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
 
 @lru_cache(maxsize=64)
 def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
-    election = fused.election
+    election, needed, importance = fused.election, fused.needed, fused.importance
     weights = [abs(weight) if election else weight for weight in fused.weights]
     return Program(
         of_deltas=has_base and fused.of_deltas,
@@ -241,6 +283,10 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
         turns=np.sign(np.array(fused.weights)).astype(np.float32),
         marks=np.array([_marks(band) for band in fused.masks], dtype=np.float64).reshape(-1, 4),
         ends=np.array([_ends(band) for band in fused.masks], dtype=np.int64).reshape(-1, 2),
+        min_needing=needed.min_models if needed else 0,
+        threshold=needed.threshold if needed else importance.threshold if importance else 0.0,
+        divergences=importance.divergences if importance else np.empty(0),
+        width=importance.width if importance else 0,
         joins_base=has_base and fused.base_share is not None,
         scaling=fused.scaling,
         divisor=fused.divisor,
@@ -272,7 +318,7 @@ def _just_below(magnitude: float) -> float:
 def _scratch_of(n_models: int) -> Scratch:
     """Return this thread's memory for a block."""
     found: Scratch | None = getattr(_of_thread, "scratch", None)
-    if found is None or len(found.rows) < n_models + 3:
-        rows = np.empty((n_models + 3, programs.BLOCK), dtype=np.float32)
+    if found is None or len(found.rows) < n_models + 4:
+        rows = np.empty((n_models + 4, programs.BLOCK), dtype=np.float32)
         found = _of_thread.scratch = Scratch(rows, np.empty((2, programs.BLOCK)))
     return found

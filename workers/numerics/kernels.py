@@ -16,6 +16,7 @@ from workers.numerics.programs import (
     BLOCK,
     EXP_SERIES,
     FURTHEST,
+    IMPORTANT,
     LARGEST,
     LN_2_HIGH,
     LN_2_LOW,
@@ -38,12 +39,15 @@ SHORT = 48  # width of rows that are sorted by insertion
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
-f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
+f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
+u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
+FINER = 26  # powers of two between the largest number of a block and the unit in which its magnitudes are summed
+GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # No references are counted (_nrt): whoever calls a kernel holds its arrays. So nothing is allocated here, and no array
@@ -61,8 +65,8 @@ _input = types.NamedTuple(
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
-        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.boolean, types.float64, types.float64,
-        types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64, _floats,
+        types.int64, types.boolean, types.float64, types.float64, types.float64,
     ), Program,
 )  # fmt: skip
 _windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
@@ -381,8 +385,41 @@ def _move_by_digit(entries, out, counts, shift):
 
 
 @_compiled
+def _sum_magnitudes(row, sums):
+    """Add magnitudes as integers times powers of two, exactly.
+
+    sums: [256], by exponent; see numerics/exact_sums.py.
+    """
+    for begin in range(0, len(row), BLOCK):
+        some = row[begin : min(len(row), begin + BLOCK)]
+        top = max(i64(_largest(some) >> u32(23)), i64(FINER + 1))
+        if top == 255 or not _sum_in_units(some, top, sums):
+            _sum_by_exponent(some, sums)
+
+
+@_compiled
+def _sum_in_units(row, top, sums):
+    """Add magnitudes in units of 2^-FINER of the largest one's last bit, if they are whole; tell whether they are.
+
+    A number added to 1.5 · 2^52 units leaves its count of units in the lowest bits. top: the largest one's exponent.
+    """
+    origin = 1.5 * as_double(u64(u64(top + 1023 + 52 - 150 - FINER) << u64(52)))
+    total, lost = u64(0), u64(0)
+    for j in range(len(row)):
+        magnitude = f64(abs(row[j]))
+        placed = magnitude + origin
+        total = u64(total + as_wide_bits(placed))
+        lost = u64(lost | as_wide_bits(magnitude - (placed - origin)))
+    if lost != u64(0):
+        return False
+    n_units = i64(total - u64(u64(len(row)) * as_wide_bits(origin)))
+    sums[top - FINER] += n_units & i64((1 << FINER) - 1)
+    sums[top] += n_units >> i64(FINER)
+    return True
+
+
+@_compiled
 def _sum_by_exponent(row, sums):
-    """Add magnitudes as integers times powers of two, exponent by exponent; see numerics/exact_sums.py."""
     bits = row.view(np.uint32)
     for j in range(len(row)):
         exponent = u32(u32(bits[j] >> u32(23)) & u32(0xFF))
@@ -621,6 +658,36 @@ def _swap_near(given, program, begin, scratch, total):
 
 
 @_compiled
+def _take_important(given, program, begin, scratch, total):
+    """Take the model's entries that matter, else the base's; return 0: rows are judged before."""
+    m = len(total)
+    base, row, theirs = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    _load(given, 1, begin, theirs)
+    _weigh(theirs, base, program.divergences, program.width, given.offset + begin, row)
+    for j in range(m):
+        total[j] = f64(theirs[j]) if f64(row[j]) >= program.threshold else f64(base[j])
+    return u32(0)
+
+
+@_compiled
+def _weigh(theirs, ours, divergences, width, index, out):
+    """Write the importance of changes; index: of the first one within its tensor."""
+    n, begin = len(out), 0
+    while begin < n:
+        row = (index + begin) // width
+        behind = min(n, (row + 1) * width - index)
+        _weigh_row(theirs[begin:behind], ours[begin:behind], divergences[row], out[begin:behind])
+        begin = behind
+
+
+@_compiled
+def _weigh_row(theirs, ours, divergence, out):
+    for j in range(len(out)):
+        weighed = abs(f64(theirs[j]) - f64(ours[j])) * divergence
+        out[j] = f32(weighed if weighed < LARGEST_FLOAT else LARGEST_FLOAT)
+
+
+@_compiled
 def _vote(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
@@ -697,9 +764,29 @@ def _reduce(given, program, begin, scratch, total):
         return _pick_furthest(given, program, begin, scratch, total)
     if program.reduction == NEAR:
         return _swap_near(given, program, begin, scratch, total)
+    if program.reduction == IMPORTANT:
+        return _take_important(given, program, begin, scratch, total)
     seen = _vote(given, program, begin, scratch, total)
     _reduce_agreeing(program, scratch, total)
     return seen
+
+
+@_compiled
+def _keep_needed(given, program, begin, scratch, total):
+    """Drop what too few models need of what was merged: their task vectors are looked at as the files have them."""
+    m = len(total)
+    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    counts[:] = f32(0.0)
+    for model in range(len(program.weights)):
+        weight = program.weights[model]
+        if len(program.votes) > 0:
+            weight = weight * f64(program.turns[model])
+        _load_delta(given, model + 1, begin, base, row)
+        for j in range(m):
+            own = f64(row[j]) * weight
+            counts[j] += f32(abs(own) > abs(total[j] - own) * program.threshold)
+    for j in range(m):
+        total[j] = total[j] if counts[j] >= f32(program.min_needing) else 0.0
 
 
 @_compiled
@@ -734,6 +821,14 @@ def _largest(row):
     for j in range(len(row)):
         largest = max(largest, u32(bits[j] & MAGNITUDE))
     return largest
+
+
+@_compiled
+def _write(row, place, out, to_bfloat16):
+    if to_bfloat16:
+        _round_to_bfloat16(row, out[2 * place : 2 * (place + len(row))].view(np.uint16))
+    else:
+        _copy(row, out[4 * place : 4 * (place + len(row))].view(np.float32))
 
 
 @_compiled
@@ -822,6 +917,90 @@ def _subtract_to_keys(stored, base, keys):
         keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
 
 
+# --- what tasks keep of what they share -----------------------------------------------------------------------------
+
+
+@_compiled
+def _share_outermost(given, begin, n, scratch, out):
+    """Write the element of n models that lies farthest from the base on the side of the sum of task vectors.
+
+    Return the bits of the largest task vector. Left in the memory are these and, behind them, the side: -1, 1, or 0
+    where they balance, and the base is written.
+    """
+    m, largest = len(out), u32(0)
+    base, total, side, row = scratch.rows[0, :m], scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 2, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        delta = scratch.rows[1 + model, :m]
+        largest = max(largest, _load_delta(given, model + 1, begin, base, delta))
+        if model % 2 == 1:
+            _add_both(total, scratch.rows[model, :m], delta, 1.0, 1.0)
+        elif model + 1 == n:
+            _add(total, delta, 1.0)
+    for j in range(m):
+        side[j] = f32(total[j] > 0.0) - f32(total[j] < 0.0)
+        out[j] = f32(base[j] * side[j])
+    for model in range(n):
+        _load(given, model + 1, begin, row)
+        for j in range(m):
+            turned = f32(row[j] * side[j])
+            out[j] = turned if turned > out[j] else out[j]
+    for j in range(m):
+        out[j] = f32(out[j] * side[j]) if side[j] != f32(0.0) else base[j]
+    return largest
+
+
+@_compiled
+def _share_sum(given, begin, n, scratch, out):
+    """Write the base plus the sum of n task vectors, which is left in the memory beside the models.
+
+    Return the bits of the largest magnitude written: it is not finite where a model is not.
+    """
+    m = len(out)
+    base, total = scratch.rows[0, :m], scratch.wide[0, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        _load(given, model + 1, begin, row)
+        for j in range(m):
+            total[j] += f64(row[j]) - f64(base[j])
+    for j in range(m):
+        out[j] = f32(total[j] + f64(base[j]))
+    return _largest(out)
+
+
+@_compiled
+def _keep_beside(delta, side, kept):
+    for j in range(len(delta)):
+        kept[j] = u8(f32(delta[j] * side[j]) > f32(0.0))
+
+
+@_compiled
+def _keep_outweighing(row, base, total, threshold, kept):
+    for j in range(len(row)):
+        own = f64(row[j]) - f64(base[j])
+        kept[j] = u8(abs(own) > abs(total[j] - own) * threshold)
+
+
+@_compiled
+def _pack(kept, n, out):
+    """Pack bytes of 0 or 1 into bits, the first one the lowest; the last byte is filled up with zeros."""
+    for j in range(n, 8 * len(out)):
+        kept[j] = u8(0)
+    eights = kept.view(np.uint64)
+    for j in range(len(out)):
+        out[j] = u8(u64(eights[j] * GATHERS_BITS) >> u64(56))
+
+
+@_compiled
+def _measure(delta, shared, kept, sums):
+    """Add |task vector|, and |shared one| where it is kept, to the sums, [2, 256]. delta: it is overwritten."""
+    _sum_magnitudes(delta, sums[0])
+    for j in range(len(delta)):
+        delta[j] = f32(shared[j] * f32(kept[j]))
+    _sum_magnitudes(delta, sums[1])
+
+
 # --- blocks, one after the other ------------------------------------------------------------------------------------
 
 
@@ -860,12 +1039,39 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
     base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
     if _reduce(given, program, begin, scratch, total) >= INFINITY:
         return NOT_CLEAN
+    if program.min_needing > 0:
+        _keep_needed(given, program, begin, scratch, total)
     _join_base(program, total, base, row)
     largest = _keep_negative_zeros(row, base) if given.has_base else _largest(row)
-    if to_bfloat16:
-        _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
+    _write(row, first + begin, out, to_bfloat16)
+    return i64(largest)
+
+
+@_by_block
+def _mask_by_block(given, first, begin, behind, scratch, state):
+    """Merge, mask and measure; return the bits of the largest magnitude, also of task vectors where sides are taken."""
+    threshold, out, to_bfloat16, masks, sums = state
+    m, n, place = behind - begin, len(masks), first + begin
+    base, kept = scratch.rows[0, :m], scratch.wide[1].view(np.uint8)
+    total, side, shared = scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 3, :m]
+    takes_sides = threshold < 0.0
+    if takes_sides:
+        largest = _share_outermost(given, begin, n, scratch, shared)
     else:
-        _copy(row, out[4 * (first + begin) : 4 * (first + behind)].view(np.float32))
+        largest = _share_sum(given, begin, n, scratch, shared)
+    largest = max(largest, _keep_negative_zeros(shared, base))
+    _write(shared, place, out, to_bfloat16)
+    for j in range(m):
+        shared[j] = f32(shared[j] - base[j])
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        if takes_sides:
+            _keep_beside(row, side, kept[:m])
+        else:
+            _keep_outweighing(row, base, total, threshold, kept[:m])
+        _pack(kept, m, masks[model, place // 8 : (place + m + 7) // 8])
+        if len(sums) > 0:
+            _measure(row, shared, kept, sums[model])
     return i64(largest)
 
 
@@ -904,9 +1110,9 @@ def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
     for model in range(len(given.keys)):
         _load_whole_vector(given, model, begin, base, row)
-        _sum_by_exponent(row, sums[0, model])
+        _sum_magnitudes(row, sums[0, model])
         _keep_draw(given, model, begin, row)
-        _sum_by_exponent(row, sums[1, model])
+        _sum_magnitudes(row, sums[1, model])
     return i64(0)
 
 
@@ -1105,6 +1311,19 @@ def merge(given, program, scratch, out, to_bfloat16):
     return _merge_by_block(given, not is_judged, scratch, (program, out, to_bfloat16))
 
 
+@_called(
+    types.int64, _input, types.float64, _scratch, types.uint8[::1], types.boolean, types.uint8[:, ::1],
+    types.int64[:, :, ::1],
+)  # fmt: skip
+def mask(given, threshold, scratch, out, to_bfloat16, masks, sums):
+    """Merge what all tasks share into `out`, and mask it for each; return the bits of the largest magnitude.
+
+    threshold: below 0, who lies on the side of the sum keeps an element. masks: [n, bytes]; sums: [n, 2, 256], or of
+    no models where nothing is measured. Measured are task vectors in float32; the threshold is for those in float64.
+    """
+    return _mask_by_block(given, not JUDGES, scratch, (threshold, out, to_bfloat16, masks, sums))
+
+
 @_called(types.int64, _input, _program, _scratch, _integers)
 def count_signs(given, program, scratch, balance):
     """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
@@ -1151,7 +1370,7 @@ def count_overlaps(given, threshold, scratch, counts):
 @_called(types.void, types.float32[::1], types.int64[::1])
 def sum_magnitudes(numbers, sums):
     """Add the sum of magnitudes to `sums`, [256], by exponent."""
-    _sum_by_exponent(numbers, sums)
+    _sum_magnitudes(numbers, sums)
 
 
 @_called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
@@ -1219,11 +1438,17 @@ def multiply_blocks(given, vectors, tree, head, tail, products):
     return i64(0)
 
 
-@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _wide_rows)
-def weigh_changes(finetuned, base, trees, out):
-    """Write the importance of every change, [rows, width]; see numerics/importance.py. trees: [3, width], memory."""
+@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _floats)
+def diverge(finetuned, base, trees, out):
+    """Write the divergence of every row, [rows]; see numerics/importance.py. trees: [3, width], memory."""
     for i in range(len(base)):
-        theirs, ours, row = finetuned[i], base[i], out[i]
-        divergence = _diverge(theirs, ours, trees)
-        for j in range(len(row)):
-            row[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergence, LARGEST_FLOAT))
+        out[i] = _diverge(finetuned[i], base[i], trees)
+
+
+@_called(types.void, types.float32[::1], types.float32[::1], _floats, types.int64, types.int64, types.float32[::1])
+def weigh(finetuned, base, divergences, width, index, out):
+    """Write the importance of a run of changes, [m]; see numerics/importance.py. index: of the first one in the tensor.
+
+    divergences: of the tensor's rows, of this width.
+    """
+    _weigh(finetuned, base, divergences, width, index, out)

@@ -89,7 +89,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         opened.meter.expect(total_bytes(plan, opened.inputs))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, opened.inputs, opened.source, opened.meter, tasks)
-        written = write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto), on_written)
+        written = write_weights(plan, merger, output, open_beside(plan, code.method, recipe, output, onto), on_written)
     opened.meter.enter("finishing")
     learned = [] if ready.learned is None else list(ready.learned.write(output))
     manifest, warnings = complete(plan, code.method, recipe, (base or models[0], models), written, learned, output)
