@@ -206,7 +206,8 @@ def _refine(gram: Tensor, rank: int) -> Tensor | None:
 def _orthonormalize(vectors: Tensor) -> Tensor:
     """Return an orthonormal basis of the span of some vectors that are nearly so. vectors: [m, k]."""
     triangle = torch.linalg.cholesky(vectors.mT @ vectors)
-    return torch.linalg.solve_triangular(triangle, vectors.mT, upper=False).mT
+    basis: Tensor = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False)
+    return basis.mT
 
 
 def _decompose_within(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
