@@ -68,16 +68,16 @@ def merge(base: Tensor, finetuned: Models, parameters: DcMergeParameters, contex
 
 def _merge_matrices(tasks: TaskMatrices, parameters: DcMergeParameters, tick: Tick) -> Delta:
     rank = matrices.count_directions(tasks, parameters.rank_fraction)
-    cover = covers.cover(tasks, rank, tick)
+    cover = covers.cover(tasks, rank, tick, is_singular=True)
     n_kept = max(1, sparsify.count_kept(parameters.density, (rank * tasks.n_models) ** 2))
-    values = [smooth(cover.values[block], parameters.smoothing, parameters.smoothing_ratio) for block in cover.blocks]
+    values = [smooth(one.diagonal(), parameters.smoothing, parameters.smoothing_ratio) for one in cover.factors]
     coordinates = [_Coordinates(cover, block, some) for block, some in zip(cover.blocks, values, strict=True)]
     thresholds = [one.find_threshold(n_kept) for one in coordinates]
-    core = torch.zeros_like(cover.left.vectors.mT @ cover.right.vectors)
-    for block in cover.blocks:  # what mixes the directions of one task with those of another becomes zero
-        kept = [one.keep(block, threshold) for one, threshold in zip(coordinates, thresholds, strict=True)]
-        core += cover.left.vectors[block].mT @ _elect(kept) @ cover.right.vectors[block]
-    return cover.expand(core)
+    elected = [  # what mixes the directions of one task with those of another becomes zero
+        _elect([one.keep(block, threshold) for one, threshold in zip(coordinates, thresholds, strict=True)])
+        for block in cover.blocks
+    ]
+    return cover.expand(elected)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Coordinates:
 
     def _factors(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         left, right = self.cover.left, self.cover.right
-        one = (left.vectors[rows] * left.values) @ left.vectors[self.block].mT  # of (UᵀU)^(1/2)
+        one = left.vectors[rows] @ (left.vectors[self.block] * left.values).mT  # of (UᵀU)^(1/2)
         other = (right.vectors[self.block] * right.values) @ right.vectors[columns].mT
         return one * self.values, other
 

@@ -111,7 +111,6 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     models=(1, None),
     weights="unused",
     granularity="matrix",
-    working_copies=8,  # Adam's point and means are as large as the tensor, and rows hang together
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,
@@ -148,33 +147,52 @@ def _merge_matrices(tasks: TaskMatrices, parameters: DogeTaParameters, trim: Tri
 def _learn(tasks: TaskMatrices, shares: dict[int, float], parameters: DogeTaParameters, tick: Tick) -> Tensor:
     """Return δ, [rows, columns] float64, which lessens Σⱼ Σ over rows of ⟨τⱼ, τⱼ − Σ λᵢ(τᵢ + δ)⟩².
 
-    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. It is
-    float64, as what is left once the shared directions are taken out may be small, and Adam would follow rounding.
+    A row of the gradient is a sum of the tasks' rows, −2 Λ Σⱼ rⱼ τⱼ with rⱼ the inner product and Λ = Σ λᵢ. What all
+    rows are needed for is its coordinates in the shared directions, which are taken out: they are summed up while the
+    step before moves the rows, one run after the other, so that a step reads the tasks once. All in float64, as what is
+    left of the gradient may be small, and Adam would follow rounding.
     """
     shared = _find_shared(tasks, list(shares), parameters.subspace_divisor)
-    runs = [(rows, tasks.some_rows(rows)) for rows in matrices.runs(*tasks.shape)]
-    constants = [_constants(some, shares) for _, some in runs]
-    total_share = sum(shares.values())
+    total_share, runs = sum(shares.values()), list(matrices.runs(*tasks.shape))
+    unit = _bound_slopes(shares, parameters.strength)
+    walk = optimize.Walk(tasks.base, learning_rate=parameters.learning_rate, epsilon=optimize.EPSILON / unit)
+    constants = shared.new_empty(len(shares), tasks.shape[0], 1)  # rⱼ where δ is 0
+    residuals = torch.empty_like(constants)  # rⱼ
+    inside = shared.new_zeros(shared.shape[1], tasks.shape[1])  # the gradient's coordinates in the shared directions
 
-    def gradient(change: Tensor) -> Tensor:
-        slope = torch.zeros_like(change, dtype=torch.float64)
-        for (rows, some), constant in zip(runs, constants, strict=True):
-            for model in shares:
-                task = some.task(model)
-                residual = constant[model] - total_share * _inner(task, change[rows])
-                slope[rows].addcmul_(task, residual, value=-2.0 * total_share)
-        return slope.addmm_(shared, shared.mT @ slope, alpha=-1.0)
+    def find_slope(some: list[Tensor], rows: slice) -> Tensor:
+        slope = torch.zeros_like(some[0])
+        for task, residual in zip(some, residuals[:, rows], strict=True):
+            slope.addcmul_(task, residual, value=-2.0 * total_share / unit)
+        return slope
 
-    start = shared.new_zeros(()).expand(tasks.shape)
-    return optimize.descend(start, gradient, learning_rate=parameters.learning_rate, steps=parameters.steps, tick=tick)
+    for step in range(parameters.steps + 1):
+        taken_out, inside = inside, torch.zeros_like(inside)
+        for rows in runs:
+            some = [tasks.some_rows(rows).task(model) for model in shares]
+            if step == 0:
+                constants[:, rows] = residuals[:, rows] = _find_constants(some, list(shares.values()))
+            else:
+                walk.move(rows, find_slope(some, rows).addmm_(shared[rows], taken_out, alpha=-1.0), step=step)
+                moved = torch.stack([_inner(task, walk.point[rows]) for task in some])
+                residuals[:, rows] = torch.sub(constants[:, rows], moved, alpha=total_share)
+            inside.addmm_(shared[rows].mT, find_slope(some, rows))
+        tick(step / max(1, parameters.steps))
+    return walk.point
 
 
-def _constants(tasks: TaskMatrices, shares: dict[int, float]) -> dict[int, Tensor]:
-    """Return ⟨τⱼ, τⱼ − Σ λᵢτᵢ⟩ of each row and task, [rows, 1]."""
-    target = torch.zeros_like(tasks.base, dtype=torch.float64)
-    for model, share in shares.items():
-        target.add_(tasks.task(model), alpha=share)
-    return {model: _inner(task := tasks.task(model), task - target) for model in shares}
+def _bound_slopes(shares: dict[int, float], strength: float) -> float:
+    """Return what no entry of the gradient exceeds where δ is 0: the unit in which float32 holds what Adam needs."""
+    norms = [strength / share for share in shares.values()]
+    return 2.0 * sum(shares.values()) * sum(norm**2 * (norm + strength * len(norms)) for norm in norms)
+
+
+def _find_constants(tasks: list[Tensor], shares: list[float]) -> Tensor:
+    """Return ⟨τⱼ, τⱼ − Σ λᵢτᵢ⟩ of some rows, [n, rows, 1]."""
+    target = torch.zeros_like(tasks[0])
+    for task, share in zip(tasks, shares, strict=True):
+        target.add_(task, alpha=share)
+    return torch.stack([_inner(task, task - target) for task in tasks])
 
 
 def _find_shared(tasks: TaskMatrices, models: Sequence[int], divisor: int) -> Tensor:

@@ -84,17 +84,17 @@ def _merge_matrices(tasks: TaskMatrices, find: "FindPart", parameters: IsoCtsPar
             yield find(tasks, model, common, n_specific, noise)
 
     cover = covers.stack(find_parts(), tasks.shape[0], tasks)
-    if not len(cover.values):
+    values = torch.cat([factor.diagonal() for factor in cover.factors])
+    if not len(values):
         return tasks.total
-    core = cover.left.vectors.mT @ cover.right.vectors
-    return cover.expand(core.mul_(cover.values.mean()))
+    return cover.expand([torch.diag(values.mean().expand(len(factor))) for factor in cover.factors])
 
 
 FindPart = Callable[[TaskMatrices, int, _Common, int, float], Part]
 
 
 def _find_common(gram: Tensor, n_common: int, tolerance: float) -> _Common:
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = spectra.decompose_square(gram)
     n_kept = min(n_common, int((values > tolerance**2 * values[-1]).sum()))
     n_others = len(values) - n_kept
     return _Common(values[n_others:].flip(0), vectors[:, n_others:].flip(1), vectors[:, :n_others])
@@ -132,7 +132,7 @@ def _find_along(tasks: TaskMatrices, model: int, common: _Common, rank: int, noi
 
 def _first(gram: Tensor, rank: int, noise: float) -> Tensor:
     """Return the first left singular vectors, [rows, ≤ rank], largest first, of squared values above the noise."""
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = spectra.decompose_square(gram)
     n_kept = min(rank, int((values > noise).sum()))
     first: Tensor = vectors[:, len(values) - n_kept :].flip(1)
     return first

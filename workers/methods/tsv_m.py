@@ -41,7 +41,7 @@ def merge(base: Tensor, finetuned: Models, parameters: TsvMParameters, context: 
 
     def merge_matrices(tasks: TaskMatrices) -> Delta:
         rank = matrices.count_directions(tasks, parameters.rank_fraction)
-        cover = covers.cover(tasks.wide(), rank, context.tick)
-        return cover.expand(cover.compare())
+        cover = covers.cover(tasks.wide(), rank, context.tick, is_singular=False)
+        return cover.expand(cover.factors)
 
     return matrices.merge(base, finetuned, parameters, context, merge_matrices)

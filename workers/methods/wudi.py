@@ -154,7 +154,7 @@ def _runs(rows: int, columns: int) -> Iterator[slice]:
 def _solve(tasks: TaskMatrices) -> Tensor:
     """Return the minimum nearest to the sum, S − G C⁺: what no task responds to stays as it is there."""
     inputs, merged = fold(tasks, torch.float64)
-    values, vectors = torch.linalg.eigh(inputs)
+    values, vectors = spectra.decompose_square(inputs)
     n_null = int((values <= NULL * values[-1]).sum())
     values, vectors = values[n_null:], vectors[:, n_null:]
     for rows in matrices.runs(*tasks.shape):

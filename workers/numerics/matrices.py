@@ -60,7 +60,8 @@ class TaskMatrices:
 
     def task(self, model: int, columns: slice = ALL) -> Tensor:
         """Return a model's task matrix, or some columns of it: [rows, columns] float64."""
-        return self.stored(model, columns).double().sub_(self.base[:, columns]).mul_(self.weights[model])
+        task = self.stored(model, columns).double().sub_(self.base[:, columns])
+        return task if self.weights[model] == 1.0 else task.mul_(self.weights[model])
 
     def stored(self, model: int, columns: slice = ALL) -> Tensor:
         """Return a model's matrix, or some columns of it: [rows, columns] float32."""

@@ -4,6 +4,7 @@ Source: Kingma, Ba 2014, arXiv:1412.6980, algorithm 1, with its default constant
 """
 
 from collections.abc import Callable, Iterator
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -42,6 +43,28 @@ def descend(  # noqa: PLR0913 what is descended, and how far
             point.clamp_(*bounds)
         tick(step / steps)
     return point
+
+
+class Walk:
+    """Adam from zero, some rows at a time: what is held of a large matrix is its point in float64, the rest in float32.
+
+    In place of the mean square its root is held, which has the range of the slopes, not of their squares.
+    """
+
+    def __init__(self, like: Tensor, *, learning_rate: float, epsilon: float = EPSILON) -> None:
+        """like: any tensor of as many rows and columns on the device; epsilon: in the unit that slopes are given in."""
+        self.point = like.new_zeros(like.shape, dtype=torch.float64)
+        self._mean, self._root = (like.new_zeros(like.shape, dtype=torch.float32) for _ in range(2))
+        self._learning_rate, self._epsilon = learning_rate, epsilon
+
+    def move(self, rows: slice, slope: Tensor, *, step: int) -> None:
+        """Take these rows' n-th step, from 1. slope: [rows, columns] float64 within float32's range, used up."""
+        mean = self._mean[rows].double().lerp_(slope, 1.0 - DECAY)
+        square = self._root[rows].double().square_().mul_(SQUARE_DECAY)
+        root = square.addcmul_(slope, slope, value=1.0 - SQUARE_DECAY).sqrt_()
+        self._mean[rows], self._root[rows] = mean, root
+        divisor = torch.div(root, sqrt(1.0 - SQUARE_DECAY**step), out=slope).add_(self._epsilon)
+        self.point[rows].addcdiv_(mean, divisor, value=-self._learning_rate / (1.0 - DECAY**step))
 
 
 def _runs(n_elements: int) -> Iterator[slice]:

@@ -54,7 +54,7 @@ class Left:
         With −1, its product with X is the polar factor: the nearest rows that are orthonormal. Where rows depend on
         each other, those span what X spans, and no arbitrary direction.
         """
-        return (self.vectors * self.values**exponent) @ self.vectors.mT
+        return gram_of([self.vectors * self.values ** (exponent / 2)], self.vectors)
 
 
 def gram_of(runs: Iterable[Tensor], like: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -74,19 +74,37 @@ def gram_of(runs: Iterable[Tensor], like: Tensor, *, dtype: torch.dtype = torch.
 
 
 def find_left(gram: Tensor, rank: int) -> Tensor:
-    """Return the first `rank` left singular vectors of X, [m, ≤ rank], null directions left out. gram: X Xᵀ, [m, m]."""
-    values, vectors = _find_leading(gram, rank)
-    return vectors[:, values > NULL**2 * values[:1]]
+    """Return the first `rank` left singular vectors of X, [m, ≤ rank], null directions left out.
+
+    gram: X Xᵀ, [m, m], used up.
+    """
+    return _drop_null(*_find_leading(gram, rank))
+
+
+def find_span(gram: Tensor, rank: int) -> tuple[Tensor, bool]:
+    """Return an orthonormal basis of what these vectors span, and whether it is these vectors. gram: used up."""
+    span = _refine(gram, rank)
+    return (_drop_null(*_find_first(gram, rank)), True) if span is None else (span, False)
+
+
+def decompose_square(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues and eigenvectors of a symmetric matrix, [m], [m, m], the largest last.
+
+    The vectors take the place of the matrix, which is used up: LAPACK holds two squares beside it, and not three.
+    """
+    turned, values = gram.mT, gram.new_empty(len(gram))  # LAPACK's columns lie one after the other
+    torch.linalg.eigh(turned, out=(values, turned))
+    return values, turned
 
 
 def find_all_left(gram: Tensor, runs: Runs, *, tolerance: float = NULL) -> Left:
     """Return the left singular vectors of values above tolerance · the largest one.
 
-    gram: X Xᵀ, [m, m] float64; runs: X, only asked for where the Gram matrix is not enough.
+    gram: X Xᵀ, [m, m] float64, used up; runs: X, only asked for where the Gram matrix is not enough.
     """
     if not len(gram):
         return Left(gram, gram.diagonal())
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = decompose_square(gram)
     least = max(tolerance, SMALLEST) ** 2 * values[-1]
     found: list[tuple[Tensor, Tensor]] = []
     while True:
@@ -96,7 +114,7 @@ def find_all_left(gram: Tensor, runs: Runs, *, tolerance: float = NULL) -> Left:
         if n_small == 0 or border <= least:
             break
         rest = vectors[:, :n_small]
-        values, turned = torch.linalg.eigh(gram_of((rest.mT @ run for run in runs()), rest.mT))
+        values, turned = decompose_square(gram_of((rest.mT @ run for run in runs()), rest.mT))
         vectors = rest @ turned
     if len(found) > 1:
         values, vectors = torch.cat([part for part, _ in found]), torch.cat([part for _, part in found], dim=1)
@@ -142,41 +160,57 @@ def find_basis(vectors: Tensor, tolerance: float) -> Tensor:
 
 def _find_leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the first `rank` eigenvalues and eigenvectors of a Gram matrix, the largest first: [k], [m, k]."""
-    found = None
-    if len(gram) >= REFINED_SIDE and REFINED_SHARE * rank <= len(gram) and gram.any():
-        found = _find_refined(gram, rank)
-    values, vectors = torch.linalg.eigh(gram) if found is None else found
+    span = _refine(gram, rank)
+    if span is None:
+        return _find_first(gram, rank)
+    values, vectors = _decompose_within(gram, span)
+    return values.flip(0), vectors.flip(1)
+
+
+def _find_first(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    values, vectors = decompose_square(gram)
     begin = max(0, len(values) - rank)
     return values[begin:].flip(0), vectors[:, begin:].flip(1)
 
 
-def _find_refined(gram: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
-    """Return the leading eigenvalues and eigenvectors, the largest last; None where float32 does not come near them.
+def _drop_null(values: Tensor, vectors: Tensor) -> Tensor:
+    return vectors[:, values > NULL**2 * values[:1]]
+
+
+def _refine(gram: Tensor, rank: int) -> Tensor | None:
+    """Return an orthonormal basis of what the leading eigenvectors span; None where float32 does not come near it.
 
     Float32 mixes what lies next to each other on the two sides of the border: there, the directions are found anew.
     Each that is kept is then turned by what its residual, found in float64, has in those dropped, to first order.
     """
-    scale = gram.diagonal().sum()
-    found, vectors = torch.linalg.eigh(gram.div(scale).float())
-    n_dropped, reach = len(gram) - rank, min(rank, len(gram) // 16)
+    if len(gram) < REFINED_SIDE or REFINED_SHARE * rank > len(gram) or not gram.any():
+        return None
+    scale, n_dropped, reach = gram.diagonal().sum(), len(gram) - rank, min(rank, len(gram) // 16)
+    found, vectors = decompose_square(torch.div(gram, scale, out=torch.empty_like(gram, dtype=torch.float32)))
     if found[n_dropped] <= REFINED_NULL * found[-1]:
         return None
     values, kept, dropped = found.double().mul_(scale), vectors[:, n_dropped:].double(), vectors[:, :n_dropped]
     border = slice(n_dropped - reach, n_dropped + reach)
-    values[border], turned = _find_within(gram, vectors[:, border].double())
+    values[border], turned = _decompose_within(gram, _orthonormalize(vectors[:, border].double()))
     dropped[:, n_dropped - reach :], kept[:, :reach] = turned[:, :reach], turned[:, reach:]
-    image = gram @ kept
-    level = (kept * image).sum(dim=0)
-    residual = (image - kept * level).div_(scale).float()
-    turns = (dropped.mT @ residual).div_((level - values[:n_dropped].unsqueeze(1)).div_(scale))
+    residual = gram @ kept
+    level = torch.linalg.vecdot(kept, residual, dim=0)
+    residual = residual.addcmul_(kept, level, value=-1.0).div_(scale).float()
+    gaps = (level - values[:n_dropped].unsqueeze(1)).div_(scale).float()
+    turns = torch.mm(dropped.mT, residual).div_(gaps)
     if not bool(turns.abs().max() <= LARGEST_TURN):
         return None
-    return _find_within(gram, kept + dropped @ turns)
+    return _orthonormalize(kept.add_(dropped @ turns))
 
 
-def _find_within(gram: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues and eigenvectors of a Gram matrix within the span of some vectors (Rayleigh, Ritz)."""
+def _orthonormalize(vectors: Tensor) -> Tensor:
+    """Return an orthonormal basis of the span of some vectors that are nearly so. vectors: [m, k]."""
     triangle = torch.linalg.cholesky(vectors.mT @ vectors)
-    basis = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False)  # [k, m], orthonormal rows
-    values, turned = torch.linalg.eigh(basis @ gram @ basis.mT)
-    return values, basis.mT @ turned
+    basis: Tensor = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False)
+    return basis.mT
+
+
+def _decompose_within(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues and eigenvectors of a Gram matrix within the span of a basis (Rayleigh, Ritz)."""
+    values, turned = decompose_square(basis.mT @ gram @ basis)
+    return values, basis @ turned

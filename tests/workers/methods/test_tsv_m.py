@@ -121,3 +121,12 @@ def test_the_reference_agrees(
     merged = merge_matrices("tsv_m", tasks, parameters, weights)
     expected = merge_by_hand("tsv_m", tasks, parameters, weights)
     torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(256, 300), (300, 256)])
+def test_matrices_whose_directions_are_first_looked_for_in_float32_agree_with_the_reference(
+    shape: tuple[int, int],
+) -> None:
+    tasks = draw_matrices(8, 5, *shape)
+    merged, expected = merge_matrices("tsv_m", tasks), merge_by_hand("tsv_m", tasks)
+    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -95,27 +95,45 @@ def test_directions_found_in_float32_are_those_of_float64(decay: float) -> None:
     n, rank = 256, 48
     order = torch.arange(1, n + 1, dtype=torch.float64)
     gram = _draw_spectrum(order.pow(decay) * (1.0 - order / (2 * n)))
-    refined = spectra._find_refined(gram, rank)
-    assert refined is not None
     values, vectors = torch.linalg.eigh(gram)
-    torch.testing.assert_close(refined[0], values[-rank:], rtol=1e-10, atol=0)
-    outside = vectors[:, :-rank].mT @ refined[1]  # what the kept directions have in those dropped
+    span = spectra._refine(gram, rank)
+    assert span is not None
+    outside = vectors[:, :-rank].mT @ span  # what the kept directions have in those dropped
     assert outside.abs().max() < 4e-6
-    torch.testing.assert_close(refined[1].mT @ refined[1], torch.eye(rank).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(span.mT @ span, torch.eye(rank).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(spectra._find_leading(gram, rank)[0], values[-rank:].flip(0), rtol=1e-10, atol=0)
 
 
 def test_float32_is_not_trusted_with_what_it_cannot_tell_apart() -> None:
     n, rank = 256, 48
     small = _draw_spectrum(torch.logspace(0, -40, n, dtype=torch.float64))  # 4e-8 of the largest at the border
-    assert spectra._find_refined(small, rank) is None
+    assert spectra._refine(small, rank) is None
     low = _draw_spectrum(torch.where(torch.arange(n) < 10, 1.0, 0.0).double())
-    assert spectra._find_refined(low, rank) is None
+    assert spectra._refine(low, rank) is None
     assert spectra.find_left(low, rank).shape == (n, 10)
+
+
+@pytest.mark.parametrize("rank", [48, 200])
+def test_a_span_is_that_of_the_vectors(rank: int) -> None:
+    gram = _draw_spectrum(torch.arange(1, 257, dtype=torch.float64).pow(-0.7))
+    found = spectra.find_span(gram.clone(), rank)
+    vectors = spectra.find_left(gram.clone(), rank)
+    assert found[1] == (rank == 200)  # of so many float32 is not asked
+    torch.testing.assert_close(found[0] @ found[0].mT, vectors @ vectors.mT, rtol=0, atol=1e-12)
+
+
+def test_vectors_take_the_place_of_the_matrix_they_are_of() -> None:
+    matrix = _draw_spectrum(torch.tensor([3.0, 2.0, 1.0]).double())
+    gram = matrix.clone()
+    values, vectors = spectra.decompose_square(gram)
+    assert vectors.data_ptr() == gram.data_ptr()
+    torch.testing.assert_close(values, torch.tensor([1.0, 2.0, 3.0]).double())
+    torch.testing.assert_close(vectors * values @ vectors.mT, matrix)
 
 
 def test_equal_directions_at_the_border_are_told_apart_somehow_and_always_the_same_way() -> None:
     gram = _draw_spectrum(torch.cat([torch.full((40,), 2.0), torch.full((216,), 1.0)]).double())
-    first, again = spectra.find_left(gram, 48), spectra.find_left(gram.clone(), 48)
+    first, again = spectra.find_left(gram.clone(), 48), spectra.find_left(gram.clone(), 48)
     assert torch.equal(first, again)
     torch.testing.assert_close((first.mT @ gram @ first).diagonal().sum(), torch.tensor(88.0).double())
 
