@@ -146,15 +146,25 @@ def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
     _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
 
 
-def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int) -> None:
-    """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
+def draw_ranked(  # noqa: PLR0913 rows, how they are drawn, and where they go
+    rows: torch.Tensor,
+    out: torch.Tensor,
+    key: int,
+    probabilities: torch.Tensor,
+    *,
+    divides: bool,
+    factor: float,
+    start: int,
+) -> None:
+    """Write rows without the entries that are not drawn, the others divided by the probability to be kept, if so said.
 
-    rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
-    the order (magnitude ascending, column descending); start: as for `draw`.
+    rows, out: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, ascending, by the rank
+    within a row in the order (magnitude ascending, column descending); factor: on what is kept; start: as for `draw`.
     """
     behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
-    divisors = probabilities if divides else torch.ones_like(probabilities)
-    _loaded[0].draw_ranked(rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy())
+    divisors = probabilities.contiguous() if divides else probabilities.new_empty(0)
+    arrays = rows.numpy(), out.numpy()
+    _loaded[0].draw_ranked(*arrays, start, _unsigned(key), behinds.numpy(), divisors.numpy(), factor)
 
 
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:

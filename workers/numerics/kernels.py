@@ -35,6 +35,8 @@ from workers.numerics.programs import (
 )
 
 SHORT = 48  # width of rows that are sorted by insertion
+BUCKETS = 256  # of magnitudes
+MANY = 64  # ranks of a row that are no longer counted one by one
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
@@ -45,6 +47,7 @@ NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a z
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+BUCKET_BITS = i32(18)  # that do not tell magnitudes apart which lie in one bucket
 
 _compiled = njit(nogil=True, error_model="numpy")
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
@@ -305,29 +308,112 @@ def _scale(row, factor):
 
 
 # --- ranks within rows --------------------------------------------------------------------------------------------
+# Ranks are in the order (magnitude ascending, column descending). An entry's draw leaves its fate open only between the
+# smallest and the largest probability, and then mostly where its magnitude lies among few others tells enough.
 
 
 @_compiled
-def _rank(row, order, counts):
-    """Return which half of `order` holds the columns, its lower 32 bits, by (magnitude ascending, column descending).
+def _keep_ranked(row, index, key, behinds, memory):
+    """Drop of a row, whose first element has flat index `index`, what is not drawn by the rank's probability.
 
-    order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
-    inserted one by one.
+    behinds: [width], ascending: of the smallest magnitude first; memory: see `draw_ranked`.
     """
-    width, bits = len(row), row.view(np.uint32)
+    draws, keys, some, counts, order = memory
+    width, bits = len(row), row.view(np.int32)
+    lowest, highest, n_open = behinds[0], behinds[width - 1], 0
+    for j in range(width):
+        draws[j] = _draw(index + j, key)
+    for j in range(width):
+        keys[j] = i32(bits[j] & i32(MAGNITUDE))
+        row[j] = f32(row[j] * f32(draws[j] < highest))
+    for j in range(width):
+        some[u64(n_open)] = j
+        n_open += i64(draws[j] >= lowest) & i64(draws[j] < highest)
+    if width > SHORT and n_open > 0:
+        n_open = _narrow(row, keys, draws, behinds, some[:n_open], counts)
+    if n_open > MANY:
+        half = _rank(keys, order, counts)
+        for rank in range(width):
+            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+            row[column] = f32(row[column] * f32(draws[column] < behinds[rank]))
+        return
+    for i in range(n_open):
+        if draws[some[i]] >= behinds[_rank_of(keys, some[i])]:
+            row[some[i]] = f32(row[some[i]] * f32(0.0))
+
+
+@_compiled
+def _narrow(row, keys, draws, behinds, some, counts):
+    """Drop of some entries what is dropped wherever among the like they rank; leave at the front what is still open.
+
+    Alike are magnitudes of one bucket, a 32nd of a power of two; in the last are all that are smaller.
+    """
+    width, n_open, largest = len(keys), 0, i32(0)
+    for j in range(width):
+        largest = max(largest, keys[j])
+    first = i32(i32(largest >> BUCKET_BITS) - i32(BUCKETS - 1))
+    starts = counts[: BUCKETS + 1]
+    starts[:] = 0
+    for j in range(width):
+        starts[u64(i32(max(i32(keys[j] >> BUCKET_BITS) - first, i32(0)) + i32(1)))] += 1
+    for bucket in range(BUCKETS):
+        starts[bucket + 1] += starts[bucket]
+    for i in range(len(some)):
+        column = some[i]
+        bucket = i64(max(i32(keys[column] >> BUCKET_BITS) - first, i32(0)))
+        row[column] = f32(row[column] * f32(draws[column] < behinds[starts[bucket + 1] - 1]))
+        some[u64(n_open)] = column
+        n_open += i64(draws[column] >= behinds[starts[bucket]]) & i64(draws[column] < behinds[starts[bucket + 1] - 1])
+    return n_open
+
+
+@_compiled
+def _divide_ranked(row, index, key, of_ranks, memory):
+    """Do as `_keep_ranked`, and divide what is kept by its rank's divisor."""
+    behinds, divisors = of_ranks
+    _, keys, _, counts, order = memory
+    bits = row.view(np.int32)
+    for j in range(len(row)):
+        keys[j] = i32(bits[j] & i32(MAGNITUDE))
+    half = _rank(keys, order, counts)
+    for rank in range(len(row)):
+        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        kept = f32(row[column] * f32(_draw(index + column, key) < behinds[rank]))
+        row[column] = f32(f64(kept) / divisors[rank])
+
+
+@_compiled
+def _rank_of(keys, column):
+    """Return how many of a row's entries rank below one of them."""
+    key, n_smaller, n_behind = keys[column], i32(0), i32(0)
+    for j in range(len(keys)):
+        n_smaller = i32(n_smaller + i32(keys[j] < key))
+    for j in range(column + 1, len(keys)):
+        n_behind = i32(n_behind + i32(keys[j] == key))
+    return i64(n_smaller) + i64(n_behind)
+
+
+@_compiled
+def _rank(keys, order, counts):
+    """Return which half of `order` holds the columns, its lower 32 bits, by rank; the upper ones hold the magnitude's.
+
+    order: [2, width]; counts: memory, [1024]. A radix sort by the magnitude's bytes; short rows are inserted one by one.
+    """
+    width = len(keys)
     for j in range(width):
         column = width - 1 - j
-        order[0, j] = u64(u64(bits[column] & MAGNITUDE) << u64(32)) | u64(column)
+        order[0, j] = u64(u64(keys[column]) << u64(32)) | u64(column)
     if width <= SHORT:
         _insert(order[0])
         return 0
     counts[:] = 0
     for j in range(width):
         for digit in range(4):
-            counts[digit, i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
+            counts[256 * digit + i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
     half = 0
     for digit in range(4):
-        if _move_by_digit(order[half], order[1 - half], counts[digit], u64(32 + 8 * digit)):
+        of_digit = counts[256 * digit : 256 * digit + 256]
+        if _move_by_digit(order[half], order[1 - half], of_digit, u64(32 + 8 * digit)):
             half = 1 - half
     return half
 
@@ -1131,21 +1217,25 @@ def draw(vector, index, key, behind, divisor):
         _divide(vector, divisor)
 
 
-@_called(types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats)
-def draw_ranked(rows, index, key, behinds, divisors):
-    """Drop, in place, what is not drawn, and divide the rest, by its rank within its row; index: of the first element.
+@_called(types.void, _wide_rows, _wide_rows, types.int64, types.uint64, _integers, _floats, types.float64)
+def draw_ranked(rows, out, index, key, behinds, divisors, factor):
+    """Write rows to `out` without what is not drawn by its rank within its row; index: flat, of the first element.
 
-    behinds, divisors: [width], the smallest magnitude's first.
+    The rest is divided by its rank's divisor, if there are any, then multiplied by the factor, each time rounded.
+    behinds: [width], divisors: [width] or empty, the smallest magnitude's first.
     """
-    n_rows, width = rows.shape
-    order, counts = np.empty((2, width), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
-    for i in range(n_rows):
-        row = rows[i]
-        half = _rank(row, order, counts)
-        for rank in range(width):
-            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
-            kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
-            row[column] = f32(f64(kept) / divisors[rank])
+    width = rows.shape[1]
+    draws, keys, some = np.empty(width, dtype=np.int64), np.empty(width, dtype=np.int32), np.empty(width, dtype=np.int64)
+    memory = draws, keys, some, np.empty(4 * 256, dtype=np.int64), np.empty((2, width), dtype=np.uint64)
+    for i in range(len(rows)):
+        row = out[i]
+        row[:] = rows[i]
+        if len(divisors) == 0:
+            _keep_ranked(row, index + i * width, key, behinds, memory)
+        else:
+            _divide_ranked(row, index + i * width, key, (behinds, divisors), memory)
+        if factor != 1.0:
+            _multiply(row, factor)
 
 
 @_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])

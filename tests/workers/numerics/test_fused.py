@@ -188,23 +188,41 @@ def test_draws_are_those_of_randomness() -> None:
     assert torch.equal(out, (draws < 0.3).float())
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 48, 49, 700])
-@pytest.mark.parametrize("rescale", ["inverse_probability", "none"])
-def test_masks_by_rank_are_those_of_torch(width: int, rescale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def draw_rows(width: int) -> Tensor:
+    """Return rows that are hard to rank: ties, equal entries, zeros of both signs, any magnitude, a few that differ."""
     generator = torch.Generator().manual_seed(width)
-    rows = torch.randint(-40, 41, (9, width), generator=generator) / 8  # many ties
+    rows = torch.randn(9, width, generator=generator)
+    rows[:3] = torch.randint(-40, 41, (3, width), generator=generator) / 8
     rows[0] *= 1e-40
-    mask = RankedMask(0.4, 0.4, rescale)
-    found = mask(rows, -3, start=11 * width)
+    rows[3] = 0.25
+    rows[4] *= 0.0
+    rows[5] = 10.0 ** (rows[5] * 12)
+    rows[6] = rows[6] * 1e-7 + 1.0
+    rows[7, width // 2] = 3e38
+    return rows
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 48, 49, 700, 5000])
+@pytest.mark.parametrize("rescale", ["inverse_probability", "none"])
+@pytest.mark.parametrize("spread", [0.0, 0.07, 0.4, 0.9])
+def test_masks_by_rank_are_those_of_torch(
+    width: int, rescale: Any, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, found, expected = draw_rows(width), torch.empty(9, width), torch.empty(9, width)
+    mask = RankedMask(0.4, spread, rescale)
+    mask.draw(rows, -3, start=11 * width, factor=0.7, out=found)
     monkeypatch.setattr(fused, "_loaded", [])
-    assert same_bits(found, mask(rows, -3, start=11 * width))
+    mask.draw(rows, -3, start=11 * width, factor=0.7, out=expected)
+    assert same_bits(found, expected)
 
 
 def test_uniform_masks_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     vector, mask = torch.linspace(-1, 1, 999).view(3, 333), UniformMask(0.3, "inverse_density")
-    found = mask(vector, 7, start=5)
+    found, expected = torch.empty(3, 333), torch.empty(3, 333)
+    mask.draw(vector, 7, start=5, factor=0.7, out=found)
     monkeypatch.setattr(fused, "_loaded", [])
-    assert same_bits(found, mask(vector, 7, start=5))
+    mask.draw(vector, 7, start=5, factor=0.7, out=expected)
+    assert same_bits(found, expected)
 
 
 def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +239,8 @@ def test_norms_before_and_after_masks() -> None:
     sums = fused.sum_norms(replace(Piece("w", (9000,), 99, 0, base, finetuned).rows, draws=masks))
     deltas = task_vectors.subtract(finetuned, base)
     for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
-        left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
+        left = torch.empty_like(delta)
+        UniformMask(mask.probability, "none").draw(delta, mask.key, start=99, factor=1.0, out=left)
         expected = [exact_sums.sum_magnitudes(vector).tolist() for vector in (delta, left)]
         assert sums[:, model].tolist() == expected
 
