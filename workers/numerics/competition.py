@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.numerics import precision
+from workers.numerics import elementary, fused, precision
 
 Variant = Literal["vision", "script"]
 
@@ -50,11 +50,13 @@ def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
     deltas: [n, m] float32; clips: of their magnitudes; result: [n, m] float32. The authors' exp(n · N²) and sum over
     models differ by a constant factor, which does not matter to ranks and rescaling, and may overflow.
     """
+    if deltas.numel() and fused.takes(deltas):
+        return fused.compete(deltas, [(one.low, one.high) for one in clips], of_rescaled=variant == "vision")
     strengths = torch.stack([rescale(delta.abs(), bounds) for delta, bounds in zip(deltas, clips, strict=True)])
-    importance = torch.exp(len(deltas) * (strengths.square() - 1))
+    importance = elementary.exp(len(deltas) * (strengths * strengths - 1.0))
     if variant == "vision":
         return (importance * _compare_rescaled(deltas.sign() * strengths)).float()
-    return (importance * torch.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
+    return (importance * elementary.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
 
 
 def to_magnitudes(scores: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def _compare_rescaled(values: Tensor) -> Tensor:
     totals = torch.zeros_like(values)
     for first in range(len(values)):
         for second in range(first, len(values)):
-            agreement = torch.tanh(values[first] * values[second])
+            agreement = elementary.tanh_near_0(values[first] * values[second])
             totals[first] += agreement
             if second != first:
                 totals[second] += agreement

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMerge, NotClean, Rows
+from workers.fusion import FLOAT32, NO_FILE, Band, Draw, FusedMerge, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -58,6 +58,11 @@ def is_ready() -> bool:
     return bool(_loaded)
 
 
+def takes(numbers: torch.Tensor) -> bool:
+    """Tell whether kernels can be given these numbers."""
+    return is_ready() and numbers.device.type == "cpu"
+
+
 def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
     """Write the merge of the rows into `out`, and tell whether all is finite: rows, task vectors, result in its dtype.
 
@@ -73,6 +78,22 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
         to_bfloat16,
     )
     return bool(largest < OUTPUTS[out.dtype])
+
+
+def join(base: torch.Tensor, vectors: torch.Tensor, fused: FusedMerge) -> torch.Tensor | None:
+    """Return the merge of a base and vectors in memory, [*shape] float32; None where not all of it is finite.
+
+    base: [*shape] float32, vectors: [n, *shape] float32, which stand for the models' rows.
+    """
+    n, m = len(vectors), base.numel()
+    content = torch.empty((1 + n, m))
+    content[0], content[1:] = base.reshape(-1), vectors.reshape(n, m)
+    whole, nowhere = np.zeros(1 + n, dtype=np.int64), np.full(1 + n, NO_FILE, dtype=np.int64)
+    at, kinds = np.arange(1 + n) * (4 * m), np.full(1 + n, FLOAT32, dtype=np.int64)
+    memory = content.view(torch.uint8).numpy().reshape(-1)
+    out = torch.empty(m)
+    is_finite = merge(Rows("", (m,), 0, 0, m, memory, at, kinds, nowhere, whole, has_base=True), fused, out)
+    return out.view(base.shape) if is_finite else None
 
 
 def read_rows(file: int, place: int, out: NDArray[np.uint8], *, stride: int) -> bool:
@@ -194,6 +215,39 @@ def weigh_changes(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     trees = np.empty((3, base.shape[1]))
     _loaded[0].weigh_changes(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
     return out
+
+
+def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_rescaled: bool) -> torch.Tensor:
+    """Return numerics/competition.py's `score` of task vectors on the CPU, [n, m] float32, m > 0.
+
+    clips: smallest and largest magnitude of each; of_rescaled: whether they are compared by rescaled magnitudes.
+    """
+    scores = torch.empty(deltas.shape)
+    bounds = np.array(clips, dtype=np.float64).reshape(-1, 2)
+    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, scores.numpy())
+    return scores
+
+
+def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Return numerics/spans.py's `combine_rows` on the CPU, with a share for each row.
+
+    base: [rows, width] or None; finetuned: [n, rows, width] float32; shares: [n, rows] float64.
+    """
+    out = torch.empty(finetuned.shape[1:])
+    origin = out.new_empty(0, out.shape[1]) if base is None else base.contiguous()
+    _loaded[0].combine_rows(origin.numpy(), finetuned.contiguous().numpy(), shares.contiguous().numpy(), out.numpy())
+    return out
+
+
+def row_products(base: torch.Tensor, finetuned: torch.Tensor) -> torch.Tensor:
+    """Return the inner products of the rows of task vectors, [rows, n, n] float64; as `inner_products` of these.
+
+    base: [rows, width]; finetuned: [n, rows, width], float32 on the CPU, width > 0.
+    """
+    n, n_rows, _ = finetuned.shape
+    products = torch.empty(n_rows, n, n, dtype=torch.float64)
+    _loaded[0].row_products(base.contiguous().numpy(), finetuned.contiguous().numpy(), products.numpy())
+    return products
 
 
 def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,6 +28,8 @@ from workers.numerics.programs import (
     ROUNDS_TO_INTEGER,
     SMALLEST_POWER,
     SUM_OF_ALL,
+    TANH_ABOVE,
+    TANH_BELOW,
     Input,
     Program,
     Scratch,
@@ -36,6 +38,7 @@ from workers.numerics.programs import (
 
 SHORT = 48  # width of rows that are sorted by insertion
 BUCKETS = 256  # of magnitudes
+SOME = 256  # entries for which task vectors compete at a time
 MANY = 64  # ranks of a row that are no longer counted one by one
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
@@ -331,15 +334,14 @@ def _keep_ranked(row, index, key, behinds, memory):
         n_open += i64(draws[j] >= lowest) & i64(draws[j] < highest)
     if width > SHORT and n_open > 0:
         n_open = _narrow(row, keys, draws, behinds, some[:n_open], counts)
-    if n_open > MANY:
-        half = _rank(keys, order, counts)
-        for rank in range(width):
-            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
-            row[column] = f32(row[column] * f32(draws[column] < behinds[rank]))
+    if n_open <= MANY:
+        for i in range(n_open):
+            row[some[i]] = f32(row[some[i]] * f32(draws[some[i]] < behinds[_rank_of(keys, some[i])]))
         return
-    for i in range(n_open):
-        if draws[some[i]] >= behinds[_rank_of(keys, some[i])]:
-            row[some[i]] = f32(row[some[i]] * f32(0.0))
+    half = _rank(keys, order, counts)
+    for rank in range(width):
+        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        row[column] = f32(row[column] * f32(draws[column] < behinds[rank]))
 
 
 @_compiled
@@ -395,9 +397,9 @@ def _rank_of(keys, column):
 
 @_compiled
 def _rank(keys, order, counts):
-    """Return which half of `order` holds the columns, its lower 32 bits, by rank; the upper ones hold the magnitude's.
+    """Return which half of `order` holds the columns, in its lower 32 bits, by rank; above stand the keys.
 
-    order: [2, width]; counts: memory, [1024]. A radix sort by the magnitude's bytes; short rows are inserted one by one.
+    order: [2, width]; counts: memory, [1024]. A radix sort by the key's bytes; short rows are inserted one by one.
     """
     width = len(keys)
     for j in range(width):
@@ -1146,6 +1148,58 @@ def _diverge(theirs, ours, trees):
     return max(0.0, _sum_by_halving(moments) / total - (np.log(total) - np.log(our_total)))
 
 
+# --- competition: numerics/competition.py in the same steps -----------------------------------------------------------
+
+
+@_compiled
+def _tanh_near_0(x):
+    square = x * x
+    above = ((TANH_ABOVE[0] * square + TANH_ABOVE[1]) * square + TANH_ABOVE[2]) * square + TANH_ABOVE[3]
+    below = ((TANH_BELOW[0] * square + TANH_BELOW[1]) * square + TANH_BELOW[2]) * square + TANH_BELOW[3]
+    return x * above / (below * square + TANH_BELOW[4])
+
+
+@_compiled
+def _tanh(x):
+    power = _exp(-2.0 * abs(x))
+    return _tanh_near_0(x) if abs(x) <= 1.0 else np.copysign((1.0 - power) / (1.0 + power), x)
+
+
+@_compiled
+def _rescale_signed(row, low, high, values):
+    """Write where magnitudes lie between bounds, 0 to 1, with the signs of the entries; 0 if the bounds are one."""
+    span = high - low
+    for j in range(len(row)):
+        sign = f64(row[j] > f32(0.0)) - f64(row[j] < f32(0.0))
+        values[j] = sign * ((min(max(f64(abs(row[j])), low), high) - low) / span) if span > 0.0 else 0.0
+
+
+@_compiled
+def _add_agreement(one, other, total, other_total):
+    for j in range(len(one)):
+        agreement = _tanh_near_0(one[j] * other[j])
+        total[j] += agreement
+        other_total[j] += agreement
+
+
+@_compiled
+def _add_own_agreement(one, total):
+    for j in range(len(one)):
+        total[j] += _tanh_near_0(one[j] * one[j])
+
+
+@_compiled
+def _agree_with_sum(row, sums, total):
+    for j in range(len(row)):
+        total[j] = _tanh(f64(row[j]) * sums[j])
+
+
+@_compiled
+def _weigh_agreement(strengths, total, n, divisor, out):
+    for j in range(len(out)):
+        out[j] = f32(_exp(n * (strengths[j] * strengths[j] - 1.0)) * (total[j] / divisor))
+
+
 # --- what is called -----------------------------------------------------------------------------------------------
 # What is called with rows returns NOT_CLEAN where they cannot be read or are not finite; else 0, if nothing is said.
 
@@ -1225,7 +1279,11 @@ def draw_ranked(rows, out, index, key, behinds, divisors, factor):
     behinds: [width], divisors: [width] or empty, the smallest magnitude's first.
     """
     width = rows.shape[1]
-    draws, keys, some = np.empty(width, dtype=np.int64), np.empty(width, dtype=np.int32), np.empty(width, dtype=np.int64)
+    draws, keys, some = (
+        np.empty(width, dtype=np.int64),
+        np.empty(width, dtype=np.int32),
+        np.empty(width, dtype=np.int64),
+    )
     memory = draws, keys, some, np.empty(4 * 256, dtype=np.int64), np.empty((2, width), dtype=np.uint64)
     for i in range(len(rows)):
         row = out[i]
@@ -1236,6 +1294,66 @@ def draw_ranked(rows, out, index, key, behinds, divisors, factor):
             _divide_ranked(row, index + i * width, key, (behinds, divisors), memory)
         if factor != 1.0:
             _multiply(row, factor)
+
+
+@_called(types.void, _wide_rows, types.float64[:, ::1], types.boolean, _wide_rows)
+def compete(deltas, clips, of_rescaled, out):
+    """Write the score of every entry, [n, m]; see numerics/competition.py. clips: [n, 2]."""
+    n, m = deltas.shape
+    values, totals, sums = np.empty((n, SOME)), np.empty((n, SOME)), np.empty(SOME)
+    for begin in range(0, m, SOME):
+        behind = min(m, begin + SOME)
+        size = behind - begin
+        totals[:] = 0.0
+        sums[:] = 0.0
+        for model in range(n):
+            row = deltas[model, begin:behind]
+            _rescale_signed(row, clips[model, 0], clips[model, 1], values[model, :size])
+            for j in range(size):
+                sums[j] += f64(row[j])
+        for first in range(n):
+            if not of_rescaled:
+                _agree_with_sum(deltas[first, begin:behind], sums[:size], totals[first, :size])
+                continue
+            _add_own_agreement(values[first, :size], totals[first, :size])
+            for second in range(first + 1, n):
+                _add_agreement(values[first, :size], values[second, :size], totals[first, :size], totals[second, :size])
+        for model in range(n):
+            divisor = f64(n) if of_rescaled else 1.0
+            _weigh_agreement(values[model, :size], totals[model, :size], f64(n), divisor, out[model, begin:behind])
+
+
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, ::1], _wide_rows)
+def combine_rows(base, finetuned, shares, out):
+    """Write each row's shares of the models, [n, rows], and the rest of the base, if it has any rows, added up."""
+    n, n_rows, width = finetuned.shape
+    total = np.empty(width, dtype=np.float64)
+    for i in range(n_rows):
+        total[:] = 0.0
+        rest = 1.0
+        for model in range(n):
+            row, share = finetuned[model, i], shares[model, i]
+            rest -= share
+            for j in range(width):
+                total[j] = total[j] + share * f64(row[j])
+        if len(base) > 0:
+            for j in range(width):
+                total[j] = total[j] + rest * f64(base[i, j])
+        for j in range(width):
+            out[i, j] = f32(total[j])
+
+
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, :, ::1])
+def row_products(base, finetuned, out):
+    """Write the inner products of all pairs of rows of n task vectors, [n, rows, width], to `out`, [rows, n, n]."""
+    n, n_rows, width = finetuned.shape
+    vectors, tree = np.empty((n, width), dtype=np.float32), np.empty(width, dtype=np.float64)
+    for i in range(n_rows):
+        for model in range(n):
+            row = finetuned[model, i]
+            for j in range(width):
+                vectors[model, j] = f32(row[j] - base[i, j])
+        _multiply_pairs(vectors, tree, out[i])
 
 
 @_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])

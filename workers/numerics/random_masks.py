@@ -64,7 +64,7 @@ class UniformMask:
     def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
         """Write what is kept of a task vector of any shape."""
         out.copy_(delta)
-        if self.density != 1.0 and _is_fused(delta):
+        if self.density != 1.0 and fused.takes(delta):
             fused.draw(out.view(-1), self.fuse(key), start=start)
         elif self.density != 1.0:
             kept = delta * _keep(delta, key, start, self.density)
@@ -110,7 +110,7 @@ class RankedMask:
         """Write what is kept of a task vector, [rows, width]."""
         by_rank = self._by_rank(delta)
         divides = self.rescale == "inverse_probability"
-        if _is_fused(delta):
+        if fused.takes(delta):
             fused.draw_ranked(delta.contiguous(), out, key, by_rank, divides=divides, factor=factor, start=start)
             return
         order = sparsify.row_keys(delta).argsort(dim=-1)  # the smallest first
@@ -137,10 +137,6 @@ def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: S
         key, factor = context.random_key("mask", model), factors[model] if factors else 1.0
         mask.of(model).draw(delta, key, start=context.offset, factor=factor, out=out)
     return drawn
-
-
-def _is_fused(delta: Tensor) -> bool:
-    return delta.device.type == "cpu" and fused.is_ready()
 
 
 def _scale(kept: Tensor, factor: float) -> Tensor:
