@@ -24,13 +24,14 @@ from torch import Tensor
 from app.domain.adapters import AdapterSpace
 from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, Preset, StepCard, TaskAddition
 from app.domain.parameters import Parameters, schema_of
-from workers.fusion import FLOAT32, NO_FILE, FusedMerge, Rows
-from workers.patches import Patch
+from workers.fusion import FLOAT32, NO_FILE, FusedMasks, FusedMerge, Rows
+from workers.patches import Measured, Patch
 from workers.stored import Models, hold
 from workers.sums import Sums
 
 Result = TypeVar("Result")
 Place = TypeVar("Place")
+Fused = FusedMerge | FusedMasks
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
 
 
@@ -259,8 +260,9 @@ class MergeMethod:
     parameters: type[Parameters]
     merge: Callable[..., Tensor]
     collect: Callable[..., Sequence[StatisticRequest]]  # of the method's own parameters class, and of what is nested
-    fused: Callable[[Any, MergeContext], FusedMerge | None]  # of parameters and a context whose piece is a whole tensor
+    fused: Callable[[Any, MergeContext], Fused | None]  # of parameters and a context whose piece is a whole tensor
     patch: Callable[..., Sequence[Patch]] | None = None  # of a method that produces a multitask artifact
+    scales: Callable[[Any, Sequence[Measured]], Sequence[float]] | None = None  # of masks that have none yet
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
     sums: Callable[..., Sums | None] | None = None  # of a method whose result keeps them
     learn: Callable[..., Any] | None = None  # workers/learning_contract.py: Learner, of a method that looks at data
@@ -331,8 +333,9 @@ def merge_method(
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
-    fused: Callable[[Any, MergeContext], FusedMerge | None] | None = None,
+    fused: Callable[[Any, MergeContext], Fused | None] | None = None,
     patch: Callable[..., Sequence[Patch]] | None = None,
+    scales: Callable[[Any, Sequence[Measured]], Sequence[float]] | None = None,
     patch_codec: PatchCodec | None = None,
     task_addition: TaskAddition | None = None,
     per_model: tuple[str, ...] = (),
@@ -359,12 +362,14 @@ def merge_method(
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
 
     fused: returns, from parameters and the context of a whole tensor, how the same is computed in one go, bit for bit,
-    or None where it cannot be.
+    or None where it cannot be; `FusedMasks` where the method makes patches.
 
     patch: `patch(base, finetuned, shared, parameters, context) -> Sequence[Patch]` makes the result a multitask
     artifact: `merge` gives the model that all tasks share, and `patch`, of the same piece and what was merged of it,
     what turns that into each model's task. The patches of a tensor's pieces are of one kind; `patch_codec` names the
     kind that most tensors have. Masks lie over the base model, which the artifact then holds too.
+    scales: of masks without a scale: `scales(parameters, tensors) -> Sequence[float]` returns one per model, once all
+    tensors with these parameters are merged, from what the masks have measured of each.
 
     task_addition: what each model adds does not depend on the others, so that models can be added to a result: a dense
     one is a sum over the models, or a quotient of two, or the patches apply to what stays as it is.
@@ -423,6 +428,7 @@ def merge_method(
             collect or _collect_nothing,
             fused or _fuse_nothing,
             patch,
+            scales,
             coefficients,
             sums,
             None if learning is None else learning.learn,

@@ -11,6 +11,7 @@ of its own, and takes the children with it when the supervisor dies.
 import array
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -189,11 +190,14 @@ def main() -> None:
     # Not bound to its parent as its own children are: the kernel means the parent's thread, which may end long before.
     # When the supervisor dies, the channel says so.
     channel = socket.socket(fileno=int(descriptor))
+    gc.disable()  # what is imported stays; to look through it for garbage takes time here, and memory in every child
     for module in (entry, *modules):
         importlib.import_module(module)
     problem = importlib.import_module(entry).warm_up()
     if problem is not None:
         sys.exit(f"{problem}")
+    gc.freeze()
+    gc.enable()
     send(channel, {"warm": True})
     Server(channel, entry).serve()
 

@@ -51,8 +51,15 @@ class Rows:
         """Return the models' rows alone."""
         if not self.has_base:
             return self
-        of_models = {name: getattr(self, name)[1:] for name in ("at", "kinds", "files", "places")}
-        return replace(self, has_base=False, **of_models)
+        return replace(self._with([*range(1, len(self.kinds))]), has_base=False)
+
+    def of_model(self, model: int) -> "Rows":
+        """Return the rows of one model, and of the base if there is one."""
+        base = [0] if self.has_base else []
+        return replace(self._with([*base, len(base) + model]), draws=self.draws[model : model + 1])
+
+    def _with(self, numbers: list[int]) -> "Rows":
+        return replace(self, **{name: getattr(self, name)[numbers] for name in ("at", "kinds", "files", "places")})
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,39 @@ class Election:
     reduction: Literal["mean", "sum", "max"]
 
 
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Takes the entries of a tensor that matter: |θ - θ₀| times the divergence of the row is at least the threshold.
+
+    The product is taken in float64, held below the largest float32 and rounded to it (numerics/importance.py).
+    """
+
+    threshold: float
+    divergences: NDArray[np.float64]  # one per row
+    width: int  # of a row
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Keeps the merged entries x that at least so many models need: |wᵢ τᵢ| > threshold · |x - wᵢ τᵢ|, τᵢ undropped."""
+
+    threshold: float
+    min_models: int
+
+
+@dataclass(frozen=True)
+class FusedMasks:
+    """What all tasks share of each element, and which models keep it for theirs (numerics/unification.py).
+
+    Task vectors are summed in float64. Without a threshold the shared number is the model's that lies farthest from the
+    base model's on the sum's side, and who lies on that side keeps it. With one it is the base model's plus the sum,
+    and kept by whose task vector, which is float64 then, is larger than threshold times what the others add.
+    """
+
+    threshold: float | None = None
+    is_measured: bool = False  # whether the sums are wanted that tell each task's scale
+
+
 @dataclass(frozen=True)
 class FusedMerge:
     """What becomes of each element: base_share · base + scaling · (Σ wᵢ xᵢ) / divisor, all but xᵢ in float64.
@@ -94,7 +134,9 @@ class FusedMerge:
     draw or the mask drops it. In place of the sum may stand its quotient by the number of xᵢ that are not zero (if that
     is 1, times this model's boost); the xᵢ of the largest magnitude, the last of equal ones; or the one model's element
     if it is no farther than `reach` from the base model's, else this moved by the reach. With an election, xᵢ is turned
-    by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum.
+    by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum. Of this sum, whatever it is, too few
+    models may need an entry: it counts as zero then. "important" takes the one model's element where it matters, else
+    the base model's.
     """
 
     weights: tuple[float, ...]  # one per model
@@ -102,9 +144,11 @@ class FusedMerge:
     draws: tuple[Draw, ...] = ()  # one per model; (): none, or those that rows come with
     masks: tuple[Band, ...] = ()  # one per model, of what is drawn; (): none
     election: Election | None = None
-    reduction: Literal["sum", "mean_of_changed", "furthest", "near"] = "sum"  # without an election
+    reduction: Literal["sum", "mean_of_changed", "furthest", "near", "important"] = "sum"  # without an election
     boosts: tuple[float, ...] = ()  # one per model, or all are 1
     reach: float = 0.0
+    needed: Needed | None = None
+    importance: Importance | None = None
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share

@@ -6,6 +6,7 @@ Run as `python -m workers.main`. Imports no torch; the warm processes do.
 import contextlib
 import os
 import pkgutil
+import signal
 import sys
 import threading
 import warnings
@@ -165,20 +166,37 @@ class _Worker:
         if not migrate.is_at_head(self._sessions.engine):
             sys.stderr.write("The database does not have this release's schema. Run `amalgam migrate`, then start.\n")
             return 2
-        presence.register(self._sessions, self._facts)
         reaping.release_former(self._sessions, self._facts.name, self._facts.id)
         self._housekeeping.sweep_scratch()
-        self._servers["merge"].start()
-        self._servers["merge"].wait_until_warm(WARM_SECONDS)  # meanwhile others take the jobs
-        stop = threading.Event()
-        threads = self._start_threads(stop)
-        log.info(
-            "worker_started",
-            worker=self._facts.id,
-            name=self._facts.name,
-            queues=[str(name) for name in self._settings.queues],
-        )
         try:
+            signal.signal(signal.SIGTERM, _leave)  # until Celery listens
+            self._warm_up()
+            self._work()
+        finally:
+            for server in self._servers.values():
+                server.stop()
+            self._sessions.engine.dispose()
+            log.info("worker_stopped", worker=self._facts.id, is_broken=self._lookout.is_broken)
+        return 1 if self._lookout.is_broken else 0
+
+    def _warm_up(self) -> None:
+        """Import the libraries of a merge; meanwhile others take the jobs, and nobody counts on this worker."""
+        self._servers["merge"].start()
+        self._servers["merge"].wait_until_warm(WARM_SECONDS)
+
+    def _work(self) -> None:
+        """Take jobs until told to stop."""
+        stop = threading.Event()
+        threads: list[threading.Thread] = []
+        try:
+            presence.register(self._sessions, self._facts)
+            threads += self._start_threads(stop)
+            log.info(
+                "worker_started",
+                worker=self._facts.id,
+                name=self._facts.name,
+                queues=[str(name) for name in self._settings.queues],
+            )
             self._listen()
         finally:
             self._supervisor.drain()
@@ -186,13 +204,8 @@ class _Worker:
             stop.set()
             for thread in threads:
                 thread.join()
-            for server in self._servers.values():
-                server.stop()
             with contextlib.suppress(AmalgamError):
                 presence.leave(self._sessions, self._facts.id)
-            self._sessions.engine.dispose()
-        log.info("worker_stopped", worker=self._facts.id, is_broken=self._lookout.is_broken)
-        return 1 if self._lookout.is_broken else 0
 
     def _make_runtime(self) -> Runtime:
         settings = self._settings
@@ -268,6 +281,11 @@ class _Worker:
 
     def _on_shutdown(self, **_facts: object) -> None:
         self._supervisor.drain()
+
+
+def _leave(_number: int, _frame: object) -> None:
+    """Stop a worker that does not take jobs yet."""
+    sys.exit(0)
 
 
 def _keep_our_logging(**_facts: object) -> None:

@@ -54,11 +54,28 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Bits, eight to a byte, the first one the lowest; the last byte is filled up with zeros."""
+
+    content: NDArray[np.uint8]  # [⌈n / 8⌉]
+    n: int
+
+
+@dataclass(frozen=True)
 class Masked:
     """Entries kept go scale times as far from the base as the shared ones; all others are the base's."""
 
-    is_kept: Tensor  # [m] bool
-    scale: float
+    is_kept: Tensor | Packed  # [m] bool
+    scale: float | None  # None: what the method makes of all measures, once the last piece is merged
+    measure: NDArray[np.int64] | None = None  # of this piece: sums of a kind that the method knows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the masks of a whole tensor have measured."""
+
+    n_elements: int
+    measures: NDArray[np.int64]  # [n_models, ...]
 
 
 @dataclass(frozen=True)
@@ -77,10 +94,10 @@ Bits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of an encoded patch: a run of numbers, or of bits that are packed when the file is written."""
+    """One part of an encoded patch: a run of numbers, or of bits."""
 
     role: str
-    content: Tensor | Bits
+    content: Tensor | Packed
     shape: tuple[int, ...] | None = None  # of the whole part; None: as many as the runs hold together
     is_repeated: bool = False  # every piece of a tensor has it, and the same
 
@@ -112,8 +129,13 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
             Part(RIGHT, patch.a.float().cpu().to(dtype).contiguous(), tuple(patch.a.shape)),
         ]
     bits, role = (patch.is_kept, MASK) if isinstance(patch, Masked) else (patch.is_positive, SIGNS)
-    scale = Part(SCALE, torch.tensor(patch.scale, dtype=torch.float32), (), is_repeated=True)
-    return [Part(role, bits.reshape(-1).cpu().numpy().copy()), scale]
+    packed = Part(role, bits if isinstance(bits, Packed) else pack(bits.reshape(-1).cpu().numpy()))
+    return [packed] if patch.scale is None else [packed, encode_scale(patch.scale)]
+
+
+def encode_scale(scale: float) -> Part:
+    """Return the part that holds the scale of a mask or of signs."""
+    return Part(SCALE, torch.tensor(scale, dtype=torch.float32), (), is_repeated=True)
 
 
 def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> None:
@@ -151,9 +173,9 @@ def unpack(packed: Tensor, n: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=n, bitorder="little").view(np.bool_))
 
 
-def pack(bits: Bits) -> bytes:
-    """Return bits as bytes; the last byte is filled up with zeros."""
-    return np.packbits(bits, bitorder="little").tobytes()
+def pack(bits: Bits) -> Packed:
+    """Return bits as they are stored. bits: [n]."""
+    return Packed(np.packbits(bits, bitorder="little"), len(bits))
 
 
 def _add_product(flat: Tensor, left: Tensor, right: Tensor) -> None:

@@ -128,13 +128,25 @@ def sources_of(tensors: Sequence[PlannedTensor]) -> frozenset[str]:
     return frozenset(tensor.source for tensor in tensors if tensor.copied_because is None)
 
 
-def tallied_by(plan: MergePlan, share: Share) -> frozenset[str]:
-    """Return the tensors of the merge set that a part looks at for the statistics of all: each is one part's."""
-    file_of: dict[str, str] = {}
+def tallied_by(plan: MergePlan, share: Share, *, is_whole: bool) -> frozenset[str]:
+    """Return the tensors of the merge set that a part looks at for the statistics of all: each is one part's.
+
+    is_whole: all inputs are at hand, so that tensors are dealt out evenly; else a part takes those of its files.
+    """
+    first: dict[str, PlannedTensor] = {}
     for tensor in plan.tensors:
         if tensor.copied_because is None:
-            file_of.setdefault(tensor.source, tensor.file)
-    return frozenset(name for name, file in file_of.items() if file in share.files)
+            first.setdefault(tensor.source, tensor)
+    if not is_whole:
+        return frozenset(name for name, tensor in first.items() if tensor.file in share.files)
+    dealt = [0] * share.n_parts
+    own = set()
+    for name in sorted(first, key=lambda name: (-first[name].spec.n_elements, name)):
+        index = dealt.index(min(dealt))
+        dealt[index] += first[name].spec.n_elements
+        if index == share.index:
+            own.add(name)
+    return frozenset(own)
 
 
 def _refuse(message: str) -> None:

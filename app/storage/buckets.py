@@ -89,13 +89,10 @@ class Bucket:
             },
         )
 
-    def head(self, key: str) -> "ObjectMeta | None":
-        """Return size, ETag and time of an object, or None."""
-        with _translated(self.name):
-            try:
-                return obstore.head(self._store, key)
-            except FileNotFoundError:
-                return None
+    def head(self, key: str, *, watch: Watch = UNWATCHED) -> "ObjectMeta | None":
+        """Return size, ETag and time of an object, or None. Raises: Unavailable; what the watch raises, at once."""
+        with threads(1) as pool:
+            return wait_for(pool.submit(self._head, key), watch)
 
     def list_objects(self, prefix: str = "") -> "Iterator[ObjectMeta]":
         """Yield every object below a prefix (whole path segments)."""
@@ -178,6 +175,13 @@ class Bucket:
         """Delete an object; one that is not there is no fault."""
         with _translated(self.name), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
+
+    def _head(self, key: str) -> "ObjectMeta | None":
+        with _translated(self.name):
+            try:
+                return obstore.head(self._store, key)
+            except FileNotFoundError:
+                return None
 
     def _read_range(self, key: str, span: tuple[int, int], etag: str | None) -> bytes:
         with _translated(self.name):

@@ -26,7 +26,8 @@ INCOMING = "incoming"
 LARGEST_COPY_BYTES = 5 << 30  # S3 copies larger objects by parts only: they go up when they are complete
 FILES_AT_ONCE = 2
 Bring = Callable[[str, Path, Watch], None]
-Publish = Callable[[Path, Sequence[FileEntry], Watch, Bring], None]
+FindMissing = Callable[[Path, Sequence[FileEntry], Watch], Sequence[FileEntry]]
+Put = Callable[[Path, str, Watch, Bring], None]
 log = structlog.get_logger(__name__)
 
 
@@ -40,12 +41,17 @@ class _Upload:
 
 
 class GrowingFiles:
-    """A base.Growing over a bucket; `publish` brings files in, each by a function of its key, file and watch."""
+    """A base.Growing over a bucket.
 
-    def __init__(self, bucket: Bucket, directory: Path, publish: Publish, watch: Watch) -> None:
+    find_missing: returns the files that are not in the store yet; put: makes a file an object under its digest, by a
+        function that brings it to a key.
+    """
+
+    def __init__(self, bucket: Bucket, directory: Path, find_missing: FindMissing, put: Put, watch: Watch) -> None:
         self._bucket = bucket
         self._directory = directory
-        self._publish = publish
+        self._find_missing = find_missing
+        self._put = put
         self._watch = watch
         self._pool = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="bucket")
         self._uploads: dict[Path, _Upload] = {}
@@ -65,10 +71,19 @@ class GrowingFiles:
         self._uploads[file].outgoing.grow(n_bytes)
 
     def publish(self, files: Sequence[FileEntry]) -> None:
-        """Make the files objects of the store; by now all of each is as it will stay."""
-        for file, upload in self._uploads.items():
-            upload.outgoing.grow(file.stat().st_size)
-        self._publish(self._directory, files, self._watch, self._bring)
+        """Make the files objects of the store; by now all of each is as it will stay.
+
+        What is there already goes up no further.
+        """
+        missing = self._find_missing(self._directory, files, self._watch)
+        wanted = {self._directory / file.path for file in missing}
+        for path, upload in self._uploads.items():
+            if path in wanted:
+                upload.outgoing.grow(path.stat().st_size)
+            else:
+                upload.outgoing.stop()
+        for file in missing:
+            self._put(self._directory / file.path, file.sha256, self._watch, self._bring)
 
     def _bring(self, key: str, file: Path, watch: Watch) -> None:
         """Copy what has gone up to its key; put what has not."""

@@ -38,11 +38,12 @@ class S3Storage:
 
     def publish(self, directory: Path, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> None:
         """Put the files of a folder into the bucket."""
-        self._publish(directory, files, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
+        for file in self._find_missing(directory, files, watch):
+            self._put(directory / file.path, file.sha256, watch, self._put_file)
 
     def follow(self, directory: Path, *, watch: Watch = UNWATCHED) -> Growing:
         """Return what sends large files of a folder into the bucket while they are made."""
-        return GrowingFiles(self._bucket, directory, self._publish, watch)
+        return GrowingFiles(self._bucket, directory, self._find_missing, self._put, watch)
 
     def fetch(self, files: Sequence[FileEntry], *, watch: Watch = UNWATCHED) -> Path:
         """Return a folder of the files, downloaded where the cache does not have them."""
@@ -63,7 +64,7 @@ class S3Storage:
 
         def read(file: FileEntry, one: FileRange) -> Iterator[bytes]:
             if file.sha256 not in etags:
-                etags[file.sha256] = self._find_etag(file)
+                etags[file.sha256] = self._find_etag(file, watch)
             return self._read_range(file, one, etags[file.sha256], watch)
 
         with translated("fetching parts of a checkpoint"):
@@ -105,7 +106,8 @@ class S3Storage:
 
         def put(file: Path, sha256: str) -> None:
             watch.expect(file.stat().st_size)
-            self._put(file, sha256, watch, lambda key, file, watch: self._bucket.put_file(key, file, watch=watch))
+            if not self._has(sha256, file.stat().st_size, watch):
+                self._put(file, sha256, watch, self._put_file)
 
         with translated("an upload"):
             self._incoming.mkdir(parents=True, exist_ok=True)
@@ -133,35 +135,48 @@ class S3Storage:
         """Return if the bucket answers."""
         self._bucket.head(f"{PREFIX}/check")
 
-    def _publish(self, directory: Path, files: Sequence[FileEntry], watch: Watch, bring: Bring) -> None:
+    def _find_missing(self, directory: Path, files: Sequence[FileEntry], watch: Watch) -> list[FileEntry]:
+        """Return the files of a folder that are not objects yet, or old ones. Raises: ValueError, as `publish`."""
         watch.expect(sum(file.size_bytes for file in files))
+        missing = []
         for file in files:
             watch.moved()
             source = directory / file.path
-            if source.is_file():
-                found = source.stat().st_size
-                if found != file.size_bytes:
-                    raise ValueError(f"{file.path!r}: found {found} bytes, expected {file.size_bytes}; not published")
-                self._put(source, file.sha256, watch, bring)
-            elif self.size(file.sha256) != file.size_bytes:
+            size = source.stat().st_size if source.is_file() else None
+            if size is not None and size != file.size_bytes:
+                raise ValueError(f"{file.path!r}: found {size} bytes, expected {file.size_bytes}; not published")
+            if self._has(file.sha256, file.size_bytes, watch, at_any_age=size is None):
+                continue
+            if size is None:
                 raise ValueError(
                     f"{file.path!r}: found nothing, expected {file.size_bytes} bytes; it was not published"
                 )
+            missing.append(file)
+        return missing
+
+    def _has(self, sha256: str, size_bytes: int, watch: Watch, *, at_any_age: bool = False) -> bool:
+        """Tell whether an object of this size is there, too young for a sweep; its bytes then count as moved."""
+        found = self._bucket.head(object_key(sha256), watch=watch)
+        if found is None or found["size"] != size_bytes:
+            return False
+        if not at_any_age and _age_seconds(found["last_modified"]) >= PUT_AGAIN_SECONDS:
+            return False
+        watch.moved(size_bytes)
+        return True
+
+    def _put_file(self, key: str, file: Path, watch: Watch) -> None:
+        self._bucket.put_file(key, file, watch=watch)
 
     def _put(self, source: Path, sha256: str, watch: Watch, bring: Bring) -> None:
         size = source.stat().st_size
-        found = self._bucket.head(object_key(sha256))
-        if found is not None and found["size"] == size and _age_seconds(found["last_modified"]) < PUT_AGAIN_SECONDS:
-            watch.moved(size)
-            return
         bring(object_key(sha256), source, watch)
-        stored = self._bucket.head(object_key(sha256))
+        stored = self._bucket.head(object_key(sha256), watch=watch)
         if stored is None or stored["size"] != size:
             raise Unavailable(f"The bucket {self._bucket.name!r} did not keep all of sha256:{sha256}; try again.")
 
-    def _find_etag(self, file: FileEntry) -> str | None:
+    def _find_etag(self, file: FileEntry, watch: Watch) -> str | None:
         """Return the ETag of an object that has the size of its file."""
-        found = self._bucket.head(object_key(file.sha256))
+        found = self._bucket.head(object_key(file.sha256), watch=watch)
         if found is None:
             raise _gone(file)
         if found["size"] != file.size_bytes:

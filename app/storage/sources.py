@@ -161,7 +161,7 @@ class Sources:
         bucket = self._bucket(parsed)
         for file in listing.files:
             watch.moved()
-            found = bucket.head(_object_key(parsed, file, listing))
+            found = bucket.head(_object_key(parsed, file, listing), watch=watch)
             if found is None:
                 raise InputChanged(f"{file.path!r} of {uri!r} is not there any more; put it back.")
             if (found["size"], found["e_tag"]) != (file.size_bytes, file.etag):

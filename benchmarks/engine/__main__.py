@@ -1,4 +1,4 @@
-"""Compares our merges with mergekit's on the same files, whole processes in turn (`python -m benchmarks.engine -h`)."""
+"""Compares our merges with other tools', same files, whole processes in turn (`python -m benchmarks.engine -h`)."""
 
 import argparse
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue
 
+from benchmarks.clip.peers import run_peer
+from benchmarks.clip.rows import FUSION_BENCH, ROWS
 from benchmarks.engine.generate import generate
 from benchmarks.engine.merge_once import import_all
 from benchmarks.engine.processes import Floor, Run, forget, measure_floor, read_once, run
@@ -31,6 +33,13 @@ GOALS = {
     "model_stock": 15.0,
     "karcher": 80.0,
     "slerp": 8.0,
+}
+FUSION_BENCH_GOAL = 10.0
+FUSION_BENCH_ROWS = {  # what benchmarks.clip asks it for under our defaults
+    row.method: (row, peer)
+    for row in ROWS
+    for peer in row.peers
+    if peer.tool == FUSION_BENCH and row.name == row.method
 }
 
 
@@ -65,6 +74,7 @@ class Comparison:
     ours: list[Run]
     theirs: list[Run]
     floors: list[Floor]  # one per run of ours
+    fusion_bench: list[Run]
 
     def render(self) -> str:
         """Return the method's rows of the table, and its ratios."""
@@ -81,6 +91,8 @@ class Comparison:
             )
         else:
             lines.append(f"{'':28}the merge alone {statistics.median(inner):.2f} s ({min(inner):.2f}–{max(inner):.2f})")
+        if self.fusion_bench:
+            lines += self._render_fusion_bench(statistics.median(inner))
         n_passes = json.loads(self.ours[0].last_line)["n_passes"]
         floors = [floor.total(n_passes) for floor in self.floors]
         ratio = statistics.median(one / floor for one, floor in zip(inner, floors, strict=True))
@@ -89,6 +101,15 @@ class Comparison:
             f"{ratio:.1f} x as long"
         )
         return "\n".join(lines)
+
+    def _render_fusion_bench(self, merge: float) -> list[str]:
+        theirs = statistics.median(one.wall_seconds for one in self.fusion_bench)
+        warm = statistics.median(float(one.last_line) for one in self.fusion_bench)  # once it was imported
+        return [
+            _row(f"{self.method}, fusion-bench", self.fusion_bench),
+            f"{'':28}it takes {theirs / merge:.1f} x as long as the merge (goal {FUSION_BENCH_GOAL}), without its "
+            f"imports ({warm:.2f} s) {warm / merge:.1f} x",
+        ]
 
 
 def main() -> None:
@@ -101,7 +122,7 @@ def main() -> None:
             generate(SHAPES[arguments.shape], models, n_models=arguments.models)
         import_all(models)
         mergekit = None if arguments.without_mergekit else prepare("mergekit").parent / "mergekit-yaml"
-        comparisons = [Comparison(method, [], [], []) for method in arguments.method]
+        comparisons = [Comparison(method, [], [], [], []) for method in arguments.method]
         settle = forget if arguments.cold else read_once
         for turn in range(arguments.rounds):
             for comparison in comparisons:
@@ -114,6 +135,9 @@ def main() -> None:
                 if mergekit is not None:
                     settle(models)
                     comparison.theirs.append(_run_mergekit(mergekit, models, comparison.method, folder))
+                if arguments.with_fusion_bench and comparison.method in FUSION_BENCH_ROWS:
+                    settle(models)
+                    comparison.fusion_bench.append(_run_fusion_bench(models, comparison.method, folder))
                 print(f"round {turn + 1}: {comparison.method} done, load {os.getloadavg()[0]:.1f}", flush=True)
         print(f"\n{arguments.shape}, base + {arguments.models}, {arguments.rounds} rounds, {os.cpu_count()} cores")
         print(f"{'':28}{'wall s (least–most)':>26}{'CPU s':>9}{'anonymous MB':>15}")
@@ -128,6 +152,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of our merge; default: one per core")
     parser.add_argument("--without-mergekit", action="store_true")
+    parser.add_argument("--with-fusion-bench", action="store_true", help="measure it too, where it has the method")
     parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
     parser.add_argument("--data", type=Path, help="folder that keeps the generated models; default: a temporary one")
     return parser.parse_args()
@@ -173,6 +198,14 @@ def _run_mergekit(program: Path, models: Path, method: str, folder: Path) -> Run
     config.write_text(yaml.safe_dump(document), encoding="utf-8")
     try:
         return run([program, config, output], environment={"HF_HUB_OFFLINE": "1"})
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def _run_fusion_bench(models: Path, method: str, folder: Path) -> Run:
+    output = folder / "out"
+    try:
+        return run_peer(*FUSION_BENCH_ROWS[method], models, output)
     finally:
         shutil.rmtree(output, ignore_errors=True)
 

@@ -6,6 +6,7 @@ digest, the anonymous memory of the process before the merge began.
 """
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     checkpoint, *all_models = import_all(folder)
     base, models = checkpoint if order.is_based else None, all_models[: order.n_models]
     fused.load()
+    gc.freeze()  # as the warm process that a job is forked from
     idle_bytes = anonymous_bytes()
     began_at, cpu_before = time.perf_counter(), time.process_time()
     card, parameters = load_catalog().check(

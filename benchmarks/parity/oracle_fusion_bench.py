@@ -1,11 +1,15 @@
 """Runs in fusion-bench's own virtual environment: merges the cases that it is given, as small modules in a model pool.
 
-Usage: python oracle_fusion_bench.py CASES.json; a case names inputs (base first), output, call, parameters, weights.
-Integer tensors and second names of tied ones are left out: its TIES would count them among the entries to trim.
+Usage: python oracle_fusion_bench.py CASES.json; a case names inputs (files or folders, base first), output, call,
+parameters, weights. Prints the seconds that all cases took, once everything was imported.
+Integer tensors and second names of tied ones are left out, unless a case says what is: its TIES would count them among
+the entries to trim.
 """
 
 import json
 import sys
+import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +31,7 @@ class Model(nn.Module):
 
     def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
         super().__init__()
-        for name, tensor in load_file(path).items():
+        for name, tensor in _load(path):
             if name not in left_out:
                 self.register_parameter(name.replace(".", "__"), nn.Parameter(tensor))
 
@@ -38,7 +42,7 @@ class LayeredModel(nn.Module):
     def __init__(self, path: str, left_out: tuple[str, ...]) -> None:
         super().__init__()
         layers: dict[str, dict[str, nn.Parameter]] = {}
-        for name, tensor in load_file(path).items():
+        for name, tensor in _load(path):
             if name not in left_out:
                 layer, _, parameter = name.rpartition(".")
                 layers.setdefault(layer, {})[parameter] = nn.Parameter(tensor)
@@ -50,14 +54,23 @@ class LayeredModel(nn.Module):
             self.add_module(layer.replace(".", "__"), module)
 
 
+def _load(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a file, or of all files of a folder."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [path]
+    for file in files:
+        yield from load_file(file).items()
+
+
 def main() -> None:
     """Merge every case and write its result."""
+    began_at = time.perf_counter()
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         with torch.set_grad_enabled(case["call"] in DESCENDING):
             merged = _merge_by_emr(case) if case["call"] == "emr_merge" else _merge(case).state_dict()
         save_file(
             {name.replace("__", "."): tensor.contiguous().clone() for name, tensor in merged.items()}, case["output"]
         )
+    print(time.perf_counter() - began_at)
 
 
 def _merge_by_emr(case: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -71,7 +84,7 @@ def _merge_by_emr(case: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _merge(case: dict[str, Any]) -> nn.Module:
-    left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else LEFT_OUT
+    left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else case.get("left_out", LEFT_OUT)
     make = LayeredModel if case["call"] == "OPCM" else Model
     base, *models = [make(path, left_out) for path in case["inputs"]]
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from app.db import migrate
+from app.db import parts as part_rows
 from app.db.engine import Sessions, make_engine
 from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.views.jobs import JobView
@@ -84,7 +85,7 @@ class Plant:
         self.queue = JobQueue(environment.get("AMALGAM_BROKER_URL", f"filesystem://{home / 'broker'}"))
         self._workers: list[Worker] = []
 
-    def start_worker(self, **environment: str) -> Worker:
+    def start_worker(self, *, is_awaited: bool = True, **environment: str) -> Worker:
         log = self.home / f"worker-{len(self._workers)}.log"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AMALGAM_")}
         with log.open("wb") as output:
@@ -97,8 +98,14 @@ class Plant:
             )
         worker = Worker(process, log)
         self._workers.append(worker)
-        wait_until(lambda: worker.has_started, deadline_seconds=START_SECONDS, reason=str(log))
+        if is_awaited:
+            wait_until(lambda: worker.has_started, deadline_seconds=START_SECONDS, reason=str(log))
         return worker
+
+    @property
+    def n_active_workers(self) -> int:
+        with self.sessions.read() as session:
+            return part_rows.count_slots(session, ResourceClass.IO)
 
     def add(
         self, *, hints: int = 1, max_attempts: int = 3, timeout_seconds: int = 60, **behavior: object

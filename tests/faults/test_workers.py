@@ -14,6 +14,7 @@ import redis
 from app.domain.jobs import JobState
 from tests import servers
 from tests.faults.harness import DidNotStart, Plant, is_alive, open_plant
+from tests.faults.work import PRELOADED
 from tests.waiting import wait_until
 
 
@@ -38,6 +39,20 @@ def test_a_killed_worker_takes_its_job_process_along_and_its_successor_goes_on_a
     view = job.until_final()
     assert (view.state, view.attempts) == (JobState.SUCCEEDED, 2)
     wait_until(lambda: plant.leftovers == [], reason="no folder of an attempt is left")
+
+
+def test_a_worker_that_still_imports_its_libraries_is_not_counted_on_and_stops_at_once(
+    plant: Plant, tmp_path: Path
+) -> None:
+    (tmp_path / "never_imported.py").write_text("import time\n\ntime.sleep(600)\n")
+    worker = plant.start_worker(is_awaited=False, PYTHONPATH=str(tmp_path), **{PRELOADED: "never_imported"})
+    wait_until(lambda: worker.descendants(), reason="it warms up")
+    (warming,) = worker.descendants()
+    assert plant.n_active_workers == 0
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert not warming.is_running()
+    assert "worker_stopped" in worker.log
 
 
 def test_another_worker_takes_over_when_the_lease_of_a_killed_one_has_run_out(plant: Plant) -> None:

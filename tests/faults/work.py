@@ -13,6 +13,7 @@ from workers import runner
 
 BEHAVIOR = "behavior.json"
 PID = "pid"
+PRELOADED = "TEST_PRELOADED"  # variable that names what the warm process imports
 
 
 def warm_up() -> str | None:

@@ -1,6 +1,7 @@
 """A real worker whose jobs behave as told (tests/faults/work.py). Run as `python -m tests.faults.worker`."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from app.domain.jobs import JobKind
 from app.domain.work import ImportWork, Outcome, Work
 from app.logging import set_up_logging
 from app.services.running import Claim, JobResult, Keepers, kept_folder
-from tests.faults.work import BEHAVIOR
+from tests.faults.work import BEHAVIOR, PRELOADED
 from workers import main
 from workers.tasks import Kind
 
@@ -45,5 +46,6 @@ class BehavingSteps:
 if __name__ == "__main__":
     settings = load_settings()
     set_up_logging(settings.log_format, settings.log_level)
-    trade = main.Trade({JobKind.IMPORT: Kind(BehavingSteps(), "merge")}, "tests.faults.work", {"merge": ()})
+    preloaded = tuple(os.environ.get(PRELOADED, "").split())
+    trade = main.Trade({JobKind.IMPORT: Kind(BehavingSteps(), "merge")}, "tests.faults.work", {"merge": preloaded})
     sys.exit(main.run(settings, trade))

@@ -24,7 +24,7 @@ def stored(parts: list[Part]) -> dict[str, Tensor]:
         if isinstance(part.content, Tensor):
             found[part.role] = part.content
         else:
-            found[part.role] = torch.frombuffer(bytearray(patches.pack(part.content)), dtype=torch.uint8)
+            found[part.role] = torch.from_numpy(part.content.content)
     return found
 
 
@@ -144,8 +144,8 @@ def test_indices_count_from_the_start_of_the_tensor_and_are_as_narrow_as_it_allo
 
 def test_the_first_bit_is_the_lowest_of_the_first_byte() -> None:
     packed = patches.pack(np.array([True, False, False, True, False, False, False, False, False, True]))
-    assert packed == bytes([0b1001, 0b10])
-    assert patches.unpack(torch.tensor(list(packed), dtype=torch.uint8), 10).nonzero().view(-1).tolist() == [0, 3, 9]
+    assert (packed.content.tolist(), packed.n) == ([0b1001, 0b10], 10)
+    assert patches.unpack(torch.from_numpy(packed.content), 10).nonzero().view(-1).tolist() == [0, 3, 9]
 
 
 def test_a_mask_without_its_base_is_our_fault() -> None:

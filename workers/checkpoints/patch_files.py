@@ -23,7 +23,7 @@ from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_hea
 from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches, surgery
 from workers.checkpoints.reader import TORCH_DTYPES, path_of
-from workers.patches import Bits, Part
+from workers.patches import Packed, Part
 from workers.sums import DENOMINATOR, NUMERATOR
 from workers.surgery import SurgeryModule
 
@@ -73,7 +73,7 @@ class _WaitingBits:
 
     tensor: str
     key: _StreamKey
-    bits: Bits
+    bits: Packed
 
 
 @dataclass
@@ -98,23 +98,23 @@ class _Spool:
         with self.path(key).open("ab") as file:
             file.write(content)
 
-    def append_bits(self, key: _StreamKey, tensor: str, part: Part, bits: Bits) -> None:
+    def append_bits(self, key: _StreamKey, tensor: str, part: Part, bits: Packed) -> None:
         """Put bits behind those that the tensor's part has so far."""
         if self.waiting is not None and self.waiting.tensor == tensor:
-            bits = np.concatenate([self.waiting.bits, bits])
+            bits = _join_bits(self.waiting.bits, bits)
         else:
             self.flush_bits()
-        n_whole = len(bits) // 8 * 8
-        self.append(key, tensor, part, patches.pack(bits[:n_whole]))
-        self.waiting = _WaitingBits(tensor, key, bits[n_whole:].copy())
+        n_whole = bits.n // 8
+        self.append(key, tensor, part, bits.content[:n_whole].data)
+        self.waiting = _WaitingBits(tensor, key, Packed(bits.content[n_whole:].copy(), bits.n % 8))
 
     def flush_bits(self) -> None:
-        """Fill up the last byte of the tensor that came last."""
+        """Write the last byte of the tensor that came last."""
         waiting, self.waiting = self.waiting, None
-        if waiting is not None and len(waiting.bits):
+        if waiting is not None and waiting.bits.n:
             self.streams[waiting.key][waiting.tensor].n_bytes += 1
             with self.path(waiting.key).open("ab") as file:
-                file.write(patches.pack(waiting.bits))
+                file.write(waiting.bits.content.data)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class PatchWriter:
         """Spool the next parts of a tensor's patch. dtype: the tensor's, as safetensors names it."""
         spool = self._spools[file]
         for part in parts:
-            is_bits = not isinstance(part.content, Tensor)
-            width = 1 if is_bits else part.content.itemsize
+            content = part.content
+            width = content.itemsize if isinstance(content, Tensor) else 1
             key = _StreamKey(-width, _ROLES.index(part.role), -DTYPE_BYTES[dtype])
-            if isinstance(part.content, Tensor):
-                spool.append(key, tensor, part, _bytes_of(part.content))
+            if isinstance(content, Tensor):
+                spool.append(key, tensor, part, bytes_of(content))
             else:
-                spool.append_bits(key, tensor, part, part.content)
+                spool.append_bits(key, tensor, part, content)
 
     def finish(self, metadata: Mapping[str, str]) -> list[WrittenPatch]:
         """Join every file, in the order given, and return them; all bytes are on the disk. metadata: of all of them."""
@@ -266,8 +266,17 @@ def read_part(descriptor: int, spec: TensorSpec) -> Tensor:
     return torch.frombuffer(content, dtype=TORCH[spec.dtype]).view(spec.shape)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes, which are the tensor's own. tensor: contiguous, on the CPU."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
+
+
+def _join_bits(first: Packed, second: Packed) -> Packed:
+    if first.n == 0:
+        return second
+    return patches.pack(
+        np.concatenate([np.unpackbits(bits.content, count=bits.n, bitorder="little") for bits in (first, second)])
+    )
 
 
 def _drain(path: Path) -> Iterator[bytes]:

@@ -164,6 +164,5 @@ def _report(on_example: Callable[[int], None], n_examples: int, steps: int, step
 def pack(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return masks as a file holds them, [⌈n / 8⌉] uint8 each, the lowest bit first."""
     return {
-        name: torch.frombuffer(bytearray(patches.pack(mask.reshape(-1).cpu().numpy())), dtype=torch.uint8)
-        for name, mask in masks.items()
+        name: torch.from_numpy(patches.pack(mask.reshape(-1).cpu().numpy()).content) for name, mask in masks.items()
     }

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics.importance import weigh_changes
-from workers.statistics.importance import ImportanceThresholds
+from workers.statistics.importance import OutlyingImportance
 
-THRESHOLDS = "importance"
+IMPORTANCE = "importance"
 
 
 class ArceeFusionParameters(Parameters):
@@ -31,7 +32,12 @@ class ArceeFusionParameters(Parameters):
 
 def collect(parameters: ArceeFusionParameters) -> Sequence[StatisticRequest]:
     """Ask for each tensor's threshold."""
-    return (ImportanceThresholds(THRESHOLDS, parameters.interquartile_ranges),)
+    return (OutlyingImportance(IMPORTANCE, parameters.interquartile_ranges),)
+
+
+def fuse(_parameters: ArceeFusionParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return FusedMerge((1.0,), reduction="important", importance=context.statistics[IMPORTANCE][context.tensor])
 
 
 @merge_method(
@@ -45,8 +51,9 @@ def collect(parameters: ArceeFusionParameters) -> Sequence[StatisticRequest]:
     weights="unused",
     granularity="row",
     is_scale_equivariant=False,
-    statistic_passes=1,
+    statistic_passes=2,
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ArceeFusionParameters, context: MergeContext) -> Tensor:
     """Return θ where its importance is at least the tensor's threshold, θ₀ elsewhere.
@@ -54,4 +61,6 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ArceeFusionParameters, co
     base: [rows, width]; finetuned: [1, rows, width]; result: [rows, width].
     """
     importance = weigh_changes(finetuned[0], base)
-    return torch.where(importance.double() >= context.statistics[THRESHOLDS][context.tensor], finetuned[0], base)
+    return torch.where(
+        importance.double() >= context.statistics[IMPORTANCE][context.tensor].threshold, finetuned[0], base
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from app.domain.parameters import MaskThreshold, MinTasks, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMerge, Needed
 from workers.numerics import consensus, precision, task_vectors
 
 
@@ -17,6 +18,17 @@ class ConsensusTaParameters(Parameters):
     mask_threshold: MaskThreshold = 0.4
     min_tasks: MinTasks = 2
     scaling_coefficient: ScalingCoefficient = 1.0
+
+
+def fuse(parameters: ConsensusTaParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        needed=Needed(parameters.mask_threshold, parameters.min_tasks),
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
 
 
 @merge_method(
@@ -30,6 +42,7 @@ class ConsensusTaParameters(Parameters):
     models=(1, None),
     granularity="element",
     neutral_parameters={"mask_threshold": 0.0, "min_tasks": 1, "scaling_coefficient": 1.0},
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ConsensusTaParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + α c ⊙ Σ wᵢ τᵢ. base: [m]; finetuned: [n, m]; result: [m]."""

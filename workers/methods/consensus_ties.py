@@ -21,6 +21,7 @@ from app.domain.parameters import (
     ZeroVote,
 )
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Election, FusedMerge, Needed
 from workers.numerics import consensus, signs, sparsify, task_vectors
 from workers.statistics import trims
 
@@ -43,6 +44,22 @@ def collect(parameters: ConsensusTiesParameters) -> Sequence[StatisticRequest]:
     return (trims.request_trim(parameters, parameters.density),)
 
 
+def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    trim, balanced_sign = trims.read_trim(context.statistics[trims.TRIM])
+    origin = context.position if parameters.trim_scope == "global" else 0
+    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        masks=sparsify.fuse_trim([boundaries[0] for boundaries in trim.of(context.tensor)], origin=origin),
+        election=Election(tuple(votes), balanced_sign, parameters.reduce),
+        needed=Needed(parameters.mask_threshold, parameters.min_tasks),
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
+
+
 @merge_method(
     name="consensus_ties",
     title="Consensus TIES",
@@ -56,6 +73,7 @@ def collect(parameters: ConsensusTiesParameters) -> Sequence[StatisticRequest]:
     statistic_passes=2,
     neutral_parameters={"density": 1.0, "mask_threshold": 0.0, "min_tasks": 1, "scaling_coefficient": 1.0},
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ConsensusTiesParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + α c ⊙ (disjoint merge of the trimmed task vectors). base: [m]; finetuned: [n, m]; result: [m]."""

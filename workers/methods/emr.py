@@ -8,17 +8,14 @@ Departs from source: an entry whose votes balance exactly is dropped, where the 
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from app.domain.parameters import Parameters
-from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMasks
 from workers.numerics import task_vectors, unification
-from workers.patches import Masked, Patch
-from workers.statistics.agreement import RestoringFactors
-
-SCALES = "scales"
+from workers.patches import Masked, Measured, Patch
 
 
 class EmrParameters(Parameters):
@@ -33,19 +30,22 @@ class EmrParameters(Parameters):
     ] = "global"
 
 
-def collect(parameters: EmrParameters) -> Sequence[StatisticRequest]:
-    """Ask for the scales."""
-    return () if parameters.rescale == "none" else (RestoringFactors(SCALES, parameters.rescale),)
+def fuse(parameters: EmrParameters, _context: MergeContext) -> FusedMasks:
+    """Return what `merge` and `patch` compute, fused."""
+    return FusedMasks(is_measured=parameters.rescale != "none")
 
 
 def patch(
-    base: Tensor, finetuned: Tensor, shared: Tensor, parameters: EmrParameters, context: MergeContext
+    base: Tensor, finetuned: Tensor, shared: Tensor, parameters: EmrParameters, _context: MergeContext
 ) -> Sequence[Patch]:
-    """Return, per model, where it agrees with the unified vector, and its scale. finetuned: [n, m]; shared: [m]."""
+    """Return, per model, where it agrees with the unified vector. finetuned: [n, m]; shared: [m]."""
     unified = task_vectors.subtract(shared, base)  # its sign is exact: each entry of `shared` is some model's own
-    scales = [1.0] * len(finetuned) if parameters.rescale == "none" else context.statistics[SCALES]
-    deltas = task_vectors.subtract(finetuned, base)
-    return [Masked(unification.agrees(delta, unified), scale) for delta, scale in zip(deltas, scales, strict=True)]
+    return [_mask(delta, unified, parameters) for delta in task_vectors.subtract(finetuned, base)]
+
+
+def rescale(parameters: EmrParameters, tensors: Sequence[Measured]) -> Sequence[float]:
+    """Return each task's scale: what its masks lose of its length."""
+    return unification.restoring_scales(tensors, by_tensor=parameters.rescale == "tensor_mean")
 
 
 @merge_method(
@@ -59,13 +59,19 @@ def patch(
     models=(1, None),
     weights="unused",
     granularity="element",
-    statistic_passes=1,
     neutral_parameters={},
-    collect=collect,
+    fused=fuse,
     patch=patch,
+    scales=rescale,
     patch_codec="mask",
 )
 def merge(base: Tensor, finetuned: Tensor, _parameters: EmrParameters, _context: MergeContext) -> Tensor:
     """Return θ₀ + γ ⊙ max |τ| over the models whose sign is γ = sign Σ τ. base: [m]; finetuned: [n, m]; result: [m]."""
-    deltas = task_vectors.subtract(finetuned.to(torch.float64), base.to(torch.float64))
-    return task_vectors.add(base, unification.elect(deltas), scaling_coefficient=1.0)
+    return unification.elect(base, finetuned)
+
+
+def _mask(delta: Tensor, unified: Tensor, parameters: EmrParameters) -> Patch:
+    is_kept = unification.agrees(delta, unified)
+    if parameters.rescale == "none":
+        return Masked(is_kept, 1.0)
+    return Masked(is_kept, None, unification.measure(delta, unified, is_kept))

@@ -75,7 +75,7 @@ def select(base: Tensor, finetuned: Tensor, density: float) -> Tensor:
         variances[run] = _variance(finetuned[:, run], base[run])
     n_differing = int(variances.count_nonzero())
     n_kept = min(n_differing, max(1, sparsify.count_kept(density, n_differing)))
-    last, n_tied = sparsify.find_last(variances.clone(), n_kept)
+    last, n_tied = sparsify.find_last(variances, n_kept)
     return sparsify.mark_from(variances, last, n_tied)[0]
 
 

@@ -7,11 +7,11 @@ Departs from source: one threshold for all tasks, where the authors pick one per
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from app.domain.parameters import MaskThreshold, Parameters
 from workers.contract import MergeContext, merge_method
+from workers.fusion import FusedMasks
 from workers.numerics import task_vectors, unification
 from workers.patches import Masked, Patch
 
@@ -22,11 +22,16 @@ class TallMaskParameters(Parameters):
     mask_threshold: MaskThreshold = 0.4
 
 
+def fuse(parameters: TallMaskParameters, _context: MergeContext) -> FusedMasks:
+    """Return what `merge` and `patch` compute, fused."""
+    return FusedMasks(parameters.mask_threshold)
+
+
 def patch(
     base: Tensor, finetuned: Tensor, _shared: Tensor, parameters: TallMaskParameters, _context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the mask |τ| > λ |Σ − τ|. finetuned: [n, m]."""
-    deltas = _subtract(finetuned, base)
+    deltas = unification.subtract(finetuned, base)
     summed = unification.total(deltas)
     return [Masked(unification.outweighs(delta, summed, parameters.mask_threshold), 1.0) for delta in deltas]
 
@@ -43,13 +48,10 @@ def patch(
     weights="unused",
     granularity="element",
     neutral_parameters={},
+    fused=fuse,
     patch=patch,
     patch_codec="mask",
 )
 def merge(base: Tensor, finetuned: Tensor, _parameters: TallMaskParameters, _context: MergeContext) -> Tensor:
     """Return θ₀ + Σ τ. base: [m]; finetuned: [n, m]; result: [m]."""
-    return task_vectors.add(base, unification.total(_subtract(finetuned, base)), scaling_coefficient=1.0)
-
-
-def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
-    return task_vectors.subtract(finetuned.to(torch.float64), base.to(torch.float64))
+    return task_vectors.add(base, unification.total(unification.subtract(finetuned, base)), scaling_coefficient=1.0)

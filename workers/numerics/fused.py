@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from math import ceil, inf
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import FLOAT32, NO_FILE, Band, Draw, FusedMerge, NotClean, Rows
+from workers.fusion import FLOAT32, NO_FILE, Band, Draw, FusedMasks, FusedMerge, Importance, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -25,11 +26,21 @@ from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
 _OF_ALL = {
     "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
-    "near": programs.NEAR,
+    "near": programs.NEAR, "important": programs.IMPORTANT,
 }  # fmt: skip
 _OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
 
 Keys = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FoundMasks:
+    """Which entries each model keeps, and what tells the scales: see numerics/unification.py."""
+
+    bits: NDArray[np.uint8]  # [n, ⌈m / 8⌉], the lowest bit first
+    sums: NDArray[np.int64] | None  # [n, 2, 256]: of |τ|, and of what the mask keeps of |shared - base|, by exponent
+
+
 _log = logging.getLogger(__name__)
 _loaded: list[ModuleType] = []
 _of_thread = threading.local()
@@ -94,6 +105,26 @@ def join(base: torch.Tensor, vectors: torch.Tensor, fused: FusedMerge) -> torch.
     out = torch.empty(m)
     is_finite = merge(Rows("", (m,), 0, 0, m, memory, at, kinds, nowhere, whole, has_base=True), fused, out)
     return out.view(base.shape) if is_finite else None
+
+
+def mask(rows: Rows, fused: FusedMasks, out: torch.Tensor) -> FoundMasks | None:
+    """Write what all tasks share into `out`, as `merge` does, and return the masks; None: not all is finite.
+
+    rows: with a base.
+    """
+    n = rows.n_models
+    masks = np.empty((n, -(-rows.n_elements // 8)), dtype=np.uint8)
+    sums = np.zeros((n if fused.is_measured else 0, 2, 256), dtype=np.int64)
+    largest = _loaded[0].mask(
+        _input(rows),
+        -1.0 if fused.threshold is None else fused.threshold,
+        _scratch_of(n),
+        out.view(torch.uint8).numpy(),
+        out.dtype == torch.bfloat16,
+        masks,
+        sums,
+    )
+    return FoundMasks(masks, sums if fused.is_measured else None) if largest < OUTPUTS[out.dtype] else None
 
 
 def read_rows(file: int, place: int, out: NDArray[np.uint8], *, stride: int) -> bool:
@@ -184,8 +215,15 @@ def draw_ranked(  # noqa: PLR0913 rows, how they are drawn, and where they go
     """
     behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
     divisors = probabilities.contiguous() if divides else probabilities.new_empty(0)
+    width = rows.shape[1]
+    memory = (
+        np.empty((2, width), dtype=np.int64),
+        np.empty(width, dtype=np.int32),
+        np.empty(1024, dtype=np.int64),
+        np.empty((2, width), dtype=np.uint64),
+    )
     arrays = rows.numpy(), out.numpy()
-    _loaded[0].draw_ranked(*arrays, start, _unsigned(key), behinds.numpy(), divisors.numpy(), factor)
+    _loaded[0].draw_ranked(*arrays, start, _unsigned(key), behinds.numpy(), divisors.numpy(), factor, *memory)
 
 
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:
@@ -193,9 +231,9 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
 
     vectors: [n, batch, m] float32 on the CPU, m > 0.
     """
-    n, batch, _ = vectors.shape
+    n, batch, m = vectors.shape
     products = torch.empty(batch, n, n, dtype=torch.float64)
-    _loaded[0].inner_products(vectors.contiguous().numpy(), products.numpy())
+    _loaded[0].inner_products(vectors.contiguous().numpy(), np.empty(m), products.numpy())
     return products
 
 
@@ -209,11 +247,22 @@ def spread(rows: Rows) -> torch.Tensor:
     return torch.from_numpy(variances)
 
 
-def weigh_changes(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Return numerics/importance.py's `weigh_changes` of float32 rows on the CPU, [rows, width]."""
-    out = torch.empty(base.shape)
+def diverge(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return numerics/importance.py's `diverge` of float32 rows on the CPU, [rows] float64."""
+    out = torch.empty(len(base), dtype=torch.float64)
     trees = np.empty((3, base.shape[1]))
-    _loaded[0].weigh_changes(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    _loaded[0].diverge(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
+    return out
+
+
+def weigh(finetuned: torch.Tensor, base: torch.Tensor, importance: Importance, *, start: int) -> torch.Tensor:
+    """Return numerics/importance.py's `weigh` of a run of a tensor's entries on the CPU, [m] float32.
+
+    start: flat index of the first one within the tensor.
+    """
+    out = torch.empty(base.shape)
+    numbers = (finetuned.contiguous().numpy(), base.contiguous().numpy())
+    _loaded[0].weigh(*numbers, importance.divergences, importance.width, start, out.numpy())
     return out
 
 
@@ -223,8 +272,8 @@ def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_re
     clips: smallest and largest magnitude of each; of_rescaled: whether they are compared by rescaled magnitudes.
     """
     scores = torch.empty(deltas.shape)
-    bounds = np.array(clips, dtype=np.float64).reshape(-1, 2)
-    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, scores.numpy())
+    bounds, memory = np.array(clips, dtype=np.float64), np.empty((2 * len(deltas) + 1, programs.SOME))
+    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, memory, scores.numpy())
     return scores
 
 
@@ -235,7 +284,8 @@ def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: tor
     """
     out = torch.empty(finetuned.shape[1:])
     origin = out.new_empty(0, out.shape[1]) if base is None else base.contiguous()
-    _loaded[0].combine_rows(origin.numpy(), finetuned.contiguous().numpy(), shares.contiguous().numpy(), out.numpy())
+    arrays = origin.numpy(), finetuned.contiguous().numpy(), shares.contiguous().numpy()
+    _loaded[0].combine_rows(*arrays, np.empty(out.shape[1]), out.numpy())
     return out
 
 
@@ -244,9 +294,10 @@ def row_products(base: torch.Tensor, finetuned: torch.Tensor) -> torch.Tensor:
 
     base: [rows, width]; finetuned: [n, rows, width], float32 on the CPU, width > 0.
     """
-    n, n_rows, _ = finetuned.shape
-    products = torch.empty(n_rows, n, n, dtype=torch.float64)
-    _loaded[0].row_products(base.contiguous().numpy(), finetuned.contiguous().numpy(), products.numpy())
+    n, n_rows, width = finetuned.shape
+    products, vectors = torch.empty(n_rows, n, n, dtype=torch.float64), np.empty((n, width), dtype=np.float32)
+    arrays = base.contiguous().numpy(), finetuned.contiguous().numpy()
+    _loaded[0].row_products(*arrays, vectors, np.empty(width), products.numpy())
     return products
 
 
@@ -265,7 +316,7 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
     if vectors is None or len(vectors) != n + 1:
         vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
-    _check(_loaded[0].multiply_blocks(_input(rows), vectors, head, tail, products))
+    _check(_loaded[0].multiply_blocks(_input(rows), vectors, np.empty(block), head, tail, products))
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
@@ -282,12 +333,13 @@ def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
         keys=np.array([_unsigned(draw.key) for draw in draws], dtype=np.uint64),
         behinds=np.array([_behind(draw.probability) for draw in draws], dtype=np.int64),
         scales=np.array([(draw.divisor, draw.factor) for draw in draws], dtype=np.float64).reshape(-1, 2),
+        at_part=np.empty_like(rows.at),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
 def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
-    election = fused.election
+    election, needed, importance = fused.election, fused.needed, fused.importance
     weights = [abs(weight) if election else weight for weight in fused.weights]
     return Program(
         of_deltas=has_base and fused.of_deltas,
@@ -301,6 +353,10 @@ def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a k
         turns=np.sign(np.array(fused.weights)).astype(np.float32),
         marks=np.array([_marks(band) for band in fused.masks], dtype=np.float64).reshape(-1, 4),
         ends=np.array([_ends(band) for band in fused.masks], dtype=np.int64).reshape(-1, 2),
+        min_needing=needed.min_models if needed else 0,
+        threshold=needed.threshold if needed else importance.threshold if importance else 0.0,
+        divergences=importance.divergences if importance else np.empty(0),
+        width=importance.width if importance else 0,
         joins_base=has_base and fused.base_share is not None,
         scaling=fused.scaling,
         divisor=fused.divisor,
@@ -332,7 +388,7 @@ def _just_below(magnitude: float) -> float:
 def _scratch_of(n_models: int) -> Scratch:
     """Return this thread's memory for a block."""
     found: Scratch | None = getattr(_of_thread, "scratch", None)
-    if found is None or len(found.rows) < n_models + 3:
-        rows = np.empty((n_models + 3, programs.BLOCK), dtype=np.float32)
+    if found is None or len(found.rows) < n_models + 4:
+        rows = np.empty((n_models + 4, programs.BLOCK), dtype=np.float32)
         found = _of_thread.scratch = Scratch(rows, np.empty((2, programs.BLOCK)))
     return found

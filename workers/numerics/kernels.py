@@ -16,6 +16,7 @@ from workers.numerics.programs import (
     BLOCK,
     EXP_SERIES,
     FURTHEST,
+    IMPORTANT,
     LARGEST,
     LN_2_HIGH,
     LN_2_LOW,
@@ -27,6 +28,7 @@ from workers.numerics.programs import (
     PRODUCT_BLOCK,
     ROUNDS_TO_INTEGER,
     SMALLEST_POWER,
+    SOME,
     SUM_OF_ALL,
     TANH_ABOVE,
     TANH_BELOW,
@@ -38,33 +40,39 @@ from workers.numerics.programs import (
 
 SHORT = 48  # width of rows that are sorted by insertion
 BUCKETS = 256  # of magnitudes
-SOME = 256  # entries for which task vectors compete at a time
 MANY = 64  # ranks of a row that are no longer counted one by one
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
-f32, f64, i32, i64, u16, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.uint64
+f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
+u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 MAGNITUDE = u32(0x7FFF_FFFF)
 SIGN = u32(0x8000_0000)
 NOTHING = -0.0  # where sums begin: x added to it is x, whatever the sign of a zero
 INFINITY = u32(0x7F80_0000)
 ONE = u32(0x3F80_0000)
+FINER = 26  # powers of two between the largest number of a block and the unit in which its magnitudes are summed
+GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 BUCKET_BITS = i32(18)  # that do not tell magnitudes apart which lie in one bucket
 
-_compiled = njit(nogil=True, error_model="numpy")
+# No references are counted (_nrt): whoever calls a kernel holds its arrays. So nothing is allocated here, and no array
+# returned; slices cost nothing, and less is compiled, as without the wrappers that Python would call.
+_options = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
+_compiled = njit(no_cpython_wrapper=True, **_options)
+_inlined = njit(inline="always", **_options)
 _floats, _integers, _wide_rows = types.float64[::1], types.int64[::1], types.float32[:, ::1]
 _input = types.NamedTuple(
     (
         types.uint8[::1], _integers, _integers, _integers, _integers, types.int64, types.int64, types.boolean,
-        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1],
+        types.boolean, types.uint64[::1], _integers, types.float64[:, ::1], _integers,
     ), Input,
 )  # fmt: skip
 _program = types.NamedTuple(
     (
         types.boolean, types.int64, _floats, types.boolean, _floats, types.float64, _floats, types.float64,
-        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.boolean, types.float64, types.float64,
-        types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64, _floats,
+        types.int64, types.boolean, types.float64, types.float64, types.float64,
     ), Program,
 )  # fmt: skip
 _windows = types.NamedTuple((_integers, types.int32[::1], types.int32[::1]), Windows)
@@ -73,7 +81,7 @@ _pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr,
 
 
 def _called(*signature):
-    return njit([signature[0](*signature[1:])], nogil=True, error_model="numpy", cache=True)
+    return njit([signature[0](*signature[1:])], cache=True, **_options)
 
 
 @intrinsic
@@ -176,20 +184,36 @@ def _read_part(given, begin, n, at, judges):
 
 
 @_compiled
-def _part(given, begin, n, at):
-    return Input(
-        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
-        given.is_judged, given.keys, given.behinds, given.scales,
-    )  # fmt: skip
+def _are_finite(given, begin, n):
+    """Tell whether the elements of all rows are finite: where a task vector is not, it may also have overflowed."""
+    n_finite = 0
+    for number in range(len(given.at)):
+        n_finite += _is_row_finite(given, number, begin, n)
+    return n_finite == len(given.at)
 
 
 @_compiled
+def _is_row_finite(given, number, begin, n):
+    item = 4 if given.kinds[number] == FLOAT32 else 2
+    at = given.at[number] + item * begin
+    return _is_finite(given.content[at : at + item * n], given.kinds[number])
+
+
+@_compiled
+def _part(given, begin, n, at):
+    return Input(
+        given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
+        given.is_judged, given.keys, given.behinds, given.scales, given.at_part,
+    )  # fmt: skip
+
+
+@_inlined
 def _halves(given, number, begin, n):
     at = given.at[number] + 2 * begin
     return given.content[at : at + 2 * n].view(np.uint16)
 
 
-@_compiled
+@_inlined
 def _words(given, number, begin, n):
     at = given.at[number] + 4 * begin
     return given.content[at : at + 4 * n].view(np.uint32)
@@ -449,8 +473,41 @@ def _move_by_digit(entries, out, counts, shift):
 
 
 @_compiled
+def _sum_magnitudes(row, sums):
+    """Add magnitudes as integers times powers of two, exactly.
+
+    sums: [256], by exponent; see numerics/exact_sums.py.
+    """
+    for begin in range(0, len(row), BLOCK):
+        some = row[begin : min(len(row), begin + BLOCK)]
+        top = max(i64(_largest(some) >> u32(23)), i64(FINER + 1))
+        if top == 255 or not _sum_in_units(some, top, sums):
+            _sum_by_exponent(some, sums)
+
+
+@_compiled
+def _sum_in_units(row, top, sums):
+    """Add magnitudes in units of 2^-FINER of the largest one's last bit, if they are whole; tell whether they are.
+
+    A number added to 1.5 · 2^52 units leaves its count of units in the lowest bits. top: the largest one's exponent.
+    """
+    origin = 1.5 * as_double(u64(u64(top + 1023 + 52 - 150 - FINER) << u64(52)))
+    total, lost = u64(0), u64(0)
+    for j in range(len(row)):
+        magnitude = f64(abs(row[j]))
+        placed = magnitude + origin
+        total = u64(total + as_wide_bits(placed))
+        lost = u64(lost | as_wide_bits(magnitude - (placed - origin)))
+    if lost != u64(0):
+        return False
+    n_units = i64(total - u64(u64(len(row)) * as_wide_bits(origin)))
+    sums[top - FINER] += n_units & i64((1 << FINER) - 1)
+    sums[top] += n_units >> i64(FINER)
+    return True
+
+
+@_compiled
 def _sum_by_exponent(row, sums):
-    """Add magnitudes as integers times powers of two, exponent by exponent; see numerics/exact_sums.py."""
     bits = row.view(np.uint32)
     for j in range(len(row)):
         exponent = u32(u32(bits[j] >> u32(23)) & u32(0xFF))
@@ -664,7 +721,8 @@ def _pick_furthest(given, program, begin, scratch, total):
     for model in range(len(program.weights)):
         largest = max(largest, _load_masked(given, program, model, begin, base, row))
         if model == 0:
-            furthest[:] = row
+            for j in range(m):
+                furthest[j] = row[j]
             continue
         for j in range(m):
             furthest[j] = row[j] if abs(row[j]) >= abs(furthest[j]) else furthest[j]
@@ -685,6 +743,36 @@ def _swap_near(given, program, begin, scratch, total):
         moved = fma(step, program.reach, f64(base[j]))
         total[j] = f64(near[j]) if abs(row[j]) <= f32(program.reach) else moved
     return largest
+
+
+@_compiled
+def _take_important(given, program, begin, scratch, total):
+    """Take the model's entries that matter, else the base's; return 0: rows are judged before."""
+    m = len(total)
+    base, row, theirs = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    _load(given, 1, begin, theirs)
+    _weigh(theirs, base, program.divergences, program.width, given.offset + begin, row)
+    for j in range(m):
+        total[j] = f64(theirs[j]) if f64(row[j]) >= program.threshold else f64(base[j])
+    return u32(0)
+
+
+@_compiled
+def _weigh(theirs, ours, divergences, width, index, out):
+    """Write the importance of changes; index: of the first one within its tensor."""
+    n, begin = len(out), 0
+    while begin < n:
+        row = (index + begin) // width
+        behind = min(n, (row + 1) * width - index)
+        _weigh_row(theirs[begin:behind], ours[begin:behind], divergences[row], out[begin:behind])
+        begin = behind
+
+
+@_compiled
+def _weigh_row(theirs, ours, divergence, out):
+    for j in range(len(out)):
+        weighed = abs(f64(theirs[j]) - f64(ours[j])) * divergence
+        out[j] = f32(weighed if weighed < LARGEST_FLOAT else LARGEST_FLOAT)
 
 
 @_compiled
@@ -764,9 +852,29 @@ def _reduce(given, program, begin, scratch, total):
         return _pick_furthest(given, program, begin, scratch, total)
     if program.reduction == NEAR:
         return _swap_near(given, program, begin, scratch, total)
+    if program.reduction == IMPORTANT:
+        return _take_important(given, program, begin, scratch, total)
     seen = _vote(given, program, begin, scratch, total)
     _reduce_agreeing(program, scratch, total)
     return seen
+
+
+@_compiled
+def _keep_needed(given, program, begin, scratch, total):
+    """Drop what too few models need of what was merged: their task vectors are looked at as the files have them."""
+    m = len(total)
+    base, row, counts = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    counts[:] = f32(0.0)
+    for model in range(len(program.weights)):
+        weight = program.weights[model]
+        if len(program.votes) > 0:
+            weight = weight * f64(program.turns[model])
+        _load_delta(given, model + 1, begin, base, row)
+        for j in range(m):
+            own = f64(row[j]) * weight
+            counts[j] += f32(abs(own) > abs(total[j] - own) * program.threshold)
+    for j in range(m):
+        total[j] = total[j] if counts[j] >= f32(program.min_needing) else 0.0
 
 
 @_compiled
@@ -804,10 +912,24 @@ def _largest(row):
 
 
 @_compiled
+def _write(row, place, out, to_bfloat16):
+    if to_bfloat16:
+        _round_to_bfloat16(row, out[2 * place : 2 * (place + len(row))].view(np.uint16))
+    else:
+        _copy(row, out[4 * place : 4 * (place + len(row))].view(np.float32))
+
+
+@_compiled
 def _round_to_bfloat16(row, out):
     bits = row.view(np.uint32)
     for j in range(len(row)):
         out[j] = u16(u32(u32(bits[j] + u32(0x7FFF)) + u32(u32(bits[j] >> u32(16)) & u32(1))) >> u32(16))
+
+
+@_compiled
+def _copy(row, out):
+    for j in range(len(row)):
+        out[j] = row[j]
 
 
 @_compiled
@@ -875,13 +997,96 @@ def _load_keys(given, model, begin, base, row):
         _load_vector(given, model, begin, base, row)
         for j in range(len(row)):
             keys[j] = i32(keys[j] & i32(MAGNITUDE))
-    return keys
 
 
 @_compiled
 def _subtract_to_keys(stored, base, keys):
     for j in range(len(keys)):
         keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
+
+
+# --- what tasks keep of what they share -----------------------------------------------------------------------------
+
+
+@_compiled
+def _share_outermost(given, begin, n, scratch, out):
+    """Write the element of n models that lies farthest from the base on the side of the sum of task vectors.
+
+    Return the bits of the largest task vector. Left in the memory are these and, behind them, the side: -1, 1, or 0
+    where they balance, and the base is written.
+    """
+    m, largest = len(out), u32(0)
+    base, total, side, row = scratch.rows[0, :m], scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 2, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        delta = scratch.rows[1 + model, :m]
+        largest = max(largest, _load_delta(given, model + 1, begin, base, delta))
+        if model % 2 == 1:
+            _add_both(total, scratch.rows[model, :m], delta, 1.0, 1.0)
+        elif model + 1 == n:
+            _add(total, delta, 1.0)
+    for j in range(m):
+        side[j] = f32(total[j] > 0.0) - f32(total[j] < 0.0)
+        out[j] = f32(base[j] * side[j])
+    for model in range(n):
+        _load(given, model + 1, begin, row)
+        for j in range(m):
+            turned = f32(row[j] * side[j])
+            out[j] = turned if turned > out[j] else out[j]
+    for j in range(m):
+        out[j] = f32(out[j] * side[j]) if side[j] != f32(0.0) else base[j]
+    return largest
+
+
+@_compiled
+def _share_sum(given, begin, n, scratch, out):
+    """Write the base plus the sum of n task vectors, which is left in the memory beside the models.
+
+    Return the bits of the largest magnitude written: it is not finite where a model is not.
+    """
+    m = len(out)
+    base, total = scratch.rows[0, :m], scratch.wide[0, :m]
+    total[:] = NOTHING
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        _load(given, model + 1, begin, row)
+        for j in range(m):
+            total[j] += f64(row[j]) - f64(base[j])
+    for j in range(m):
+        out[j] = f32(total[j] + f64(base[j]))
+    return _largest(out)
+
+
+@_compiled
+def _keep_beside(delta, side, kept):
+    for j in range(len(delta)):
+        kept[j] = u8(f32(delta[j] * side[j]) > f32(0.0))
+
+
+@_compiled
+def _keep_outweighing(row, base, total, threshold, kept):
+    for j in range(len(row)):
+        own = f64(row[j]) - f64(base[j])
+        kept[j] = u8(abs(own) > abs(total[j] - own) * threshold)
+
+
+@_compiled
+def _pack(kept, n, out):
+    """Pack bytes of 0 or 1 into bits, the first one the lowest; the last byte is filled up with zeros."""
+    for j in range(n, 8 * len(out)):
+        kept[j] = u8(0)
+    eights = kept.view(np.uint64)
+    for j in range(len(out)):
+        out[j] = u8(u64(eights[j] * GATHERS_BITS) >> u64(56))
+
+
+@_compiled
+def _measure(delta, shared, kept, sums):
+    """Add |task vector|, and |shared one| where it is kept, to the sums, [2, 256]. delta: it is overwritten."""
+    _sum_magnitudes(delta, sums[0])
+    for j in range(len(delta)):
+        delta[j] = f32(shared[j] * f32(kept[j]))
+    _sum_magnitudes(delta, sums[1])
 
 
 # --- blocks, one after the other ------------------------------------------------------------------------------------
@@ -898,7 +1103,7 @@ def _by_block(visit):
 
     @_compiled
     def visit_all(given, judges, scratch, state):
-        largest, at = i64(0), np.empty_like(given.at)
+        largest, at = i64(0), given.at_part
         for first in range(0, given.n_elements, PART):
             n = min(PART, given.n_elements - first)
             if not _read_part(given, first, n, at, judges):
@@ -922,12 +1127,39 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
     base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
     if _reduce(given, program, begin, scratch, total) >= INFINITY:
         return NOT_CLEAN
+    if program.min_needing > 0:
+        _keep_needed(given, program, begin, scratch, total)
     _join_base(program, total, base, row)
     largest = _keep_negative_zeros(row, base) if given.has_base else _largest(row)
-    if to_bfloat16:
-        _round_to_bfloat16(row, out[2 * (first + begin) : 2 * (first + behind)].view(np.uint16))
+    _write(row, first + begin, out, to_bfloat16)
+    return i64(largest)
+
+
+@_by_block
+def _mask_by_block(given, first, begin, behind, scratch, state):
+    """Merge, mask and measure; return the bits of the largest magnitude, also of task vectors where sides are taken."""
+    threshold, out, to_bfloat16, masks, sums = state
+    m, n, place = behind - begin, len(masks), first + begin
+    base, kept = scratch.rows[0, :m], scratch.wide[1].view(np.uint8)
+    total, side, shared = scratch.wide[0, :m], scratch.rows[n + 1, :m], scratch.rows[n + 3, :m]
+    takes_sides = threshold < 0.0
+    if takes_sides:
+        largest = _share_outermost(given, begin, n, scratch, shared)
     else:
-        out[4 * (first + begin) : 4 * (first + behind)].view(np.float32)[:] = row
+        largest = _share_sum(given, begin, n, scratch, shared)
+    largest = max(largest, _keep_negative_zeros(shared, base))
+    _write(shared, place, out, to_bfloat16)
+    for j in range(m):
+        shared[j] = f32(shared[j] - base[j])
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        if takes_sides:
+            _keep_beside(row, side, kept[:m])
+        else:
+            _keep_outweighing(row, base, total, threshold, kept[:m])
+        _pack(kept, m, masks[model, place // 8 : (place + m + 7) // 8])
+        if len(sums) > 0:
+            _measure(row, shared, kept, sums[model])
     return i64(largest)
 
 
@@ -935,7 +1167,8 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
 def _count_signs_by_block(given, _first, begin, behind, scratch, state):
     program, balance = state
     total = scratch.wide[0, : behind - begin]
-    _vote(given, program, begin, scratch, total)
+    if _vote(given, program, begin, scratch, total) >= INFINITY and not _are_finite(given, begin, behind - begin):
+        return NOT_CLEAN
     balance[0] += _balance(total)
     return i64(0)
 
@@ -943,16 +1176,20 @@ def _count_signs_by_block(given, _first, begin, behind, scratch, state):
 @_by_block
 def _count_keys_by_block(given, _first, begin, behind, scratch, state):
     windows, found, counts = state
-    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    m, is_finite = behind - begin, True
+    base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+    keys = row.view(np.int32)
     for model in range(len(windows.of_model) - 1):
         if windows.of_model[model] == windows.of_model[model + 1]:
+            is_finite = is_finite and _is_row_finite(given, model + i64(given.has_base), begin, m)
             continue
-        keys = _load_keys(given, model, begin, base, row)
+        _load_keys(given, model, begin, base, row)
+        is_finite = is_finite and (_largest(row) < INFINITY or _are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
             counts[window, 0] += _count_above(keys, high)
             counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
-    return i64(0)
+    return i64(0) if is_finite else NOT_CLEAN
 
 
 @_by_block
@@ -961,9 +1198,9 @@ def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
     for model in range(len(given.keys)):
         _load_whole_vector(given, model, begin, base, row)
-        _sum_by_exponent(row, sums[0, model])
+        _sum_magnitudes(row, sums[0, model])
         _keep_draw(given, model, begin, row)
-        _sum_by_exponent(row, sums[1, model])
+        _sum_magnitudes(row, sums[1, model])
     return i64(0)
 
 
@@ -1214,11 +1451,24 @@ def merge(given, program, scratch, out, to_bfloat16):
     return _merge_by_block(given, not is_judged, scratch, (program, out, to_bfloat16))
 
 
+@_called(
+    types.int64, _input, types.float64, _scratch, types.uint8[::1], types.boolean, types.uint8[:, ::1],
+    types.int64[:, :, ::1],
+)  # fmt: skip
+def mask(given, threshold, scratch, out, to_bfloat16, masks, sums):
+    """Merge what all tasks share into `out`, and mask it for each; return the bits of the largest magnitude.
+
+    threshold: below 0, who lies on the side of the sum keeps an element. masks: [n, bytes]; sums: [n, 2, 256], or of
+    no models where nothing is measured. Measured are task vectors in float32; the threshold is for those in float64.
+    """
+    return _mask_by_block(given, not JUDGES, scratch, (threshold, out, to_bfloat16, masks, sums))
+
+
 @_called(types.int64, _input, _program, _scratch, _integers)
 def count_signs(given, program, scratch, balance):
     """Write to `balance`, [1], how many more elements elect 1 than -1; those whose votes balance count for neither."""
     balance[:] = 0
-    return _count_signs_by_block(given, JUDGES, scratch, (program, balance))
+    return _count_signs_by_block(given, not program.of_deltas, scratch, (program, balance))
 
 
 @_called(types.int64, _input, _windows, _scratch, types.int32[:, ::1], types.int64[:, ::1])
@@ -1228,7 +1478,7 @@ def count_keys(given, windows, scratch, found, counts):
     found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
     counts[:] = 0
-    return _count_keys_by_block(given, JUDGES, scratch, (windows, found, counts))
+    return _count_keys_by_block(given, not JUDGES, scratch, (windows, found, counts))  # judged by their keys
 
 
 @_called(types.int64, _input, _scratch, types.int64[:, :, ::1])
@@ -1260,7 +1510,7 @@ def count_overlaps(given, threshold, scratch, counts):
 @_called(types.void, types.float32[::1], types.int64[::1])
 def sum_magnitudes(numbers, sums):
     """Add the sum of magnitudes to `sums`, [256], by exponent."""
-    _sum_by_exponent(numbers, sums)
+    _sum_magnitudes(numbers, sums)
 
 
 @_called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
@@ -1271,20 +1521,18 @@ def draw(vector, index, key, behind, divisor):
         _divide(vector, divisor)
 
 
-@_called(types.void, _wide_rows, _wide_rows, types.int64, types.uint64, _integers, _floats, types.float64)
-def draw_ranked(rows, out, index, key, behinds, divisors, factor):
+@_called(
+    types.void, _wide_rows, _wide_rows, types.int64, types.uint64, _integers, _floats, types.float64,
+    types.int64[:, ::1], types.int32[::1], _integers, types.uint64[:, ::1],
+)  # fmt: skip
+def draw_ranked(rows, out, index, key, behinds, divisors, factor, words, keys, counts, order):
     """Write rows to `out` without what is not drawn by its rank within its row; index: flat, of the first element.
 
     The rest is divided by its rank's divisor, if there are any, then multiplied by the factor, each time rounded.
-    behinds: [width], divisors: [width] or empty, the smallest magnitude's first.
+    behinds: [width], divisors: [width] or empty, the smallest magnitude's first. Memory: words and order, [2, width];
+    keys, [width]; counts, [1024].
     """
-    width = rows.shape[1]
-    draws, keys, some = (
-        np.empty(width, dtype=np.int64),
-        np.empty(width, dtype=np.int32),
-        np.empty(width, dtype=np.int64),
-    )
-    memory = draws, keys, some, np.empty(4 * 256, dtype=np.int64), np.empty((2, width), dtype=np.uint64)
+    width, memory = rows.shape[1], (words[0], keys, words[1], counts, order)
     for i in range(len(rows)):
         row = out[i]
         row[:] = rows[i]
@@ -1296,11 +1544,11 @@ def draw_ranked(rows, out, index, key, behinds, divisors, factor):
             _multiply(row, factor)
 
 
-@_called(types.void, _wide_rows, types.float64[:, ::1], types.boolean, _wide_rows)
-def compete(deltas, clips, of_rescaled, out):
-    """Write the score of every entry, [n, m]; see numerics/competition.py. clips: [n, 2]."""
+@_called(types.void, _wide_rows, types.float64[:, ::1], types.boolean, types.float64[:, ::1], _wide_rows)
+def compete(deltas, clips, of_rescaled, memory, out):
+    """Write the score of every entry, [n, m]; see numerics/competition.py. clips: [n, 2]; memory: [2n + 1, SOME]."""
     n, m = deltas.shape
-    values, totals, sums = np.empty((n, SOME)), np.empty((n, SOME)), np.empty(SOME)
+    values, totals, sums = memory[:n], memory[n : 2 * n], memory[2 * n]
     for begin in range(0, m, SOME):
         behind = min(m, begin + SOME)
         size = behind - begin
@@ -1323,11 +1571,13 @@ def compete(deltas, clips, of_rescaled, out):
             _weigh_agreement(values[model, :size], totals[model, :size], f64(n), divisor, out[model, begin:behind])
 
 
-@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, ::1], _wide_rows)
-def combine_rows(base, finetuned, shares, out):
-    """Write each row's shares of the models, [n, rows], and the rest of the base, if it has any rows, added up."""
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, ::1], _floats, _wide_rows)
+def combine_rows(base, finetuned, shares, total, out):
+    """Write each row's shares of the models, [n, rows], and the rest of the base, if it has any rows, added up.
+
+    total: [width], memory.
+    """
     n, n_rows, width = finetuned.shape
-    total = np.empty(width, dtype=np.float64)
     for i in range(n_rows):
         total[:] = 0.0
         rest = 1.0
@@ -1343,11 +1593,13 @@ def combine_rows(base, finetuned, shares, out):
             out[i, j] = f32(total[j])
 
 
-@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, :, ::1])
-def row_products(base, finetuned, out):
-    """Write the inner products of all pairs of rows of n task vectors, [n, rows, width], to `out`, [rows, n, n]."""
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], _wide_rows, _floats, types.float64[:, :, ::1])
+def row_products(base, finetuned, vectors, tree, out):
+    """Write the inner products of all pairs of rows of n task vectors, [n, rows, width], to `out`, [rows, n, n].
+
+    vectors: [n, width], tree: [width], memory.
+    """
     n, n_rows, width = finetuned.shape
-    vectors, tree = np.empty((n, width), dtype=np.float32), np.empty(width, dtype=np.float64)
     for i in range(n_rows):
         for model in range(n):
             row = finetuned[model, i]
@@ -1356,24 +1608,25 @@ def row_products(base, finetuned, out):
         _multiply_pairs(vectors, tree, out[i])
 
 
-@_called(types.void, types.float32[:, :, ::1], types.float64[:, :, ::1])
-def inner_products(vectors, out):
-    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n]."""
-    _, batch, m = vectors.shape
-    tree = np.empty(m, dtype=np.float64)
-    for index in range(batch):
+@_called(types.void, types.float32[:, :, ::1], _floats, types.float64[:, :, ::1])
+def inner_products(vectors, tree, out):
+    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n].
+
+    tree: [m], memory.
+    """
+    for index in range(vectors.shape[1]):
         _multiply_pairs(vectors[:, index], tree, out[index])
 
 
-@_called(types.int64, _input, _wide_rows, _wide_rows, _wide_rows, types.float64[:, :, ::1])
-def multiply_blocks(given, vectors, head, tail, products):
+@_called(types.int64, _input, _wide_rows, _floats, _wide_rows, _wide_rows, types.float64[:, :, ::1])
+def multiply_blocks(given, vectors, tree, head, tail, products):
     """Multiply all pairs of task vectors, or of models where there is no base, in blocks of the tensor.
 
     Written are head and tail, [n, m]: the vectors before the first whole block and behind the last; and products,
-    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], memory.
+    [n_blocks, n, n]. vectors: [n + 1, PRODUCT_BLOCK], tree: [PRODUCT_BLOCK], memory.
     """
     n_models, n_head, n_tail = len(head), head.shape[1], tail.shape[1]
-    at, tree, base = np.empty_like(given.at), np.empty(PRODUCT_BLOCK, dtype=np.float64), vectors[n_models]
+    at, base = given.at_part, vectors[n_models]
     if n_head > 0:
         if not _read_part(given, 0, n_head, at, JUDGES):
             return NOT_CLEAN
@@ -1393,11 +1646,17 @@ def multiply_blocks(given, vectors, head, tail, products):
     return i64(0)
 
 
-@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _wide_rows)
-def weigh_changes(finetuned, base, trees, out):
-    """Write the importance of every change, [rows, width]; see numerics/importance.py. trees: [3, width], memory."""
+@_called(types.void, _wide_rows, _wide_rows, types.float64[:, ::1], _floats)
+def diverge(finetuned, base, trees, out):
+    """Write the divergence of every row, [rows]; see numerics/importance.py. trees: [3, width], memory."""
     for i in range(len(base)):
-        theirs, ours, row = finetuned[i], base[i], out[i]
-        divergence = _diverge(theirs, ours, trees)
-        for j in range(len(row)):
-            row[j] = f32(min(abs(f64(theirs[j]) - f64(ours[j])) * divergence, LARGEST_FLOAT))
+        out[i] = _diverge(finetuned[i], base[i], trees)
+
+
+@_called(types.void, types.float32[::1], types.float32[::1], _floats, types.int64, types.int64, types.float32[::1])
+def weigh(finetuned, base, divergences, width, index, out):
+    """Write the importance of a run of changes, [m]; see numerics/importance.py. index: of the first one in the tensor.
+
+    divergences: of the tensor's rows, of this width.
+    """
+    _weigh(finetuned, base, divergences, width, index, out)

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
-BLOCK = 2048  # elements that are merged at a time, in the nearer caches; each block costs about a microsecond beside
+SOME = 256  # entries for which task vectors compete at a time
+BLOCK = 2048  # elements that are merged at a time, in the nearer caches
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
-# reductions; the first four are of all entries, the others of those that agree with an election
-SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, MEAN, SUM, LARGEST = range(7)
+# reductions; the first five are of all entries, the others of those that agree with an election
+SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, IMPORTANT, MEAN, SUM, LARGEST = range(8)
 
 # e to the x, x <= 0, as 2^k e^r, r within ln 2 / 2 by Taylor's series: steps that give the same bits anywhere
 SMALLEST_POWER = -700.0  # smaller x count as this
@@ -45,6 +46,7 @@ class Input(NamedTuple):
     keys: NDArray[np.uint64]
     behinds: Integers  # the first draw that is not kept
     scales: Floats  # [n, 2]: divisor and factor of what is kept
+    at_part: Integers  # memory: where each row of a part begins
 
 
 class Program(NamedTuple):
@@ -61,6 +63,10 @@ class Program(NamedTuple):
     turns: NDArray[np.float32]  # signs of the weights
     marks: Floats  # [n, 4], or none: lower and upper magnitude of a band, then those just below
     ends: Integers  # [n, 2]: flat indices of both within the tensor
+    min_needing: int  # models that must need an entry; 0: nothing is asked
+    threshold: float  # of being needed, or of importance
+    divergences: Floats  # of rows, or empty
+    width: int  # of a row
     joins_base: bool
     scaling: float
     divisor: float
@@ -78,5 +84,5 @@ class Windows(NamedTuple):
 class Scratch(NamedTuple):
     """Memory of one thread for one block."""
 
-    rows: NDArray[np.float32]  # [n + 3, BLOCK]: the base, the models, counts, elected signs
+    rows: NDArray[np.float32]  # [n + 4, BLOCK]: the base, the models, counts, elected signs
     wide: Floats  # [2, BLOCK]: sums

@@ -37,6 +37,7 @@ class FilesBeside:
             return PatchesWritten() if self.sums is None else PatchesWritten(entries=(self.sums.finish(),))
         copied = [tensor for tensor in plan.tensors if tensor.copied_because is not None]
         models = list(zip(inputs.models, inputs.found, strict=True))
+        self.patches.write_scales(merger.program.scales)
         self.patches.write_copied(copied, (inputs.reference, inputs.stored), models)
         self.patches.write_modules(_modules_in(merger.program.learned))
         return self.patches.finish(digest)
@@ -52,11 +53,13 @@ def _modules_in(learned: object) -> Sequence[Modules]:
     return learned.of_tasks if isinstance(learned, HasModules) else ()
 
 
-def open_beside(method: MergeMethod, recipe: Recipe, output: Path, onto: LocalCheckpoint | None) -> FilesBeside:
+def open_beside(
+    plan: MergePlan, method: MergeMethod, recipe: Recipe, output: Path, onto: LocalCheckpoint | None
+) -> FilesBeside:
     """Return the writers for a recipe's result. onto: the result that its models are added to."""
     card = method.card
-    has_patches = method.patch is not None
+    has_patches, over_base = method.patch is not None, plan.tensors if card.patch_codec == "mask" else None
     return FilesBeside(
-        TaskPatches(recipe, output, has_base=card.patch_codec == "mask", onto=onto) if has_patches else None,
+        TaskPatches(recipe, output, over_base=over_base, onto=onto) if has_patches else None,
         SumsWriter(recipe, output) if keeps_sums(card, recipe) else None,
     )

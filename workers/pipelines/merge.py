@@ -5,7 +5,7 @@ alone: pieces are cut at will, computed on several threads, and written in the o
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         opened.meter.expect(total_bytes(plan, opened.inputs))
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, opened.inputs, opened.source, opened.meter, tasks)
-        written = write_weights(plan, merger, output, open_beside(code.method, recipe, output, onto), on_written)
+        written = write_weights(plan, merger, output, open_beside(plan, code.method, recipe, output, onto), on_written)
     opened.meter.enter("finishing")
     learned = [] if ready.learned is None else list(ready.learned.write(output))
     manifest, warnings = complete(plan, code.method, recipe, (base or models[0], models), written, learned, output)
@@ -252,7 +252,11 @@ def count_threads(plan: MergePlan, threads: int | None) -> int:
 
 def total_bytes(plan: MergePlan, inputs: Inputs, n_passes: int = 1) -> int:
     """Return how many bytes of input are read for the tensors of a plan."""
-    tensors = [inputs.merged[name] for name in sources_of(plan.tensors)]
-    merged = sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in tensors)
     copied = sum(tensor.end - tensor.begin for tensor in plan.tensors if tensor.copied_because is not None)
-    return merged * n_passes + copied
+    return merged_bytes(inputs, sources_of(plan.tensors)) * n_passes + copied
+
+
+def merged_bytes(inputs: Inputs, names: Collection[str]) -> int:
+    """Return how many bytes some tensors of the merge set are in all inputs together."""
+    tensors = [inputs.merged[name] for name in names]
+    return sum(Run(tensor, 0, tensor.n_elements).n_bytes for tensor in tensors)

@@ -15,10 +15,10 @@ from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
-from workers.contract import Piece, Tick
-from workers.fusion import FusedMerge
+from workers.contract import Fused, Piece, Tick
+from workers.fusion import FusedMasks
 from workers.numerics import fused, task_vectors
-from workers.patches import Part
+from workers.patches import Masked, Packed, Part
 from workers.pipelines.additions import Onto
 from workers.pipelines.patching import RunPatches, encode_run
 from workers.pipelines.program import MergeProgram
@@ -51,7 +51,7 @@ class Step:
     offset: int  # byte offset within the tensor
     n_bytes: int
     runs: tuple[Run, ...] = ()  # none: copied
-    fusion: FusedMerge | None = None  # how all runs are merged, if in one go
+    fusion: Fused | None = None  # how all runs are merged, if in one go
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
 
 
-def _fuse(target: PlannedTensor, merger: Merger) -> FusedMerge | None:
-    if merger.patched or merger.inputs.onto is not None or target.source.endswith(VARIANCE_SUFFIX):
+def _fuse(target: PlannedTensor, merger: Merger) -> Fused | None:
+    if merger.inputs.onto is not None or target.source.endswith(VARIANCE_SUFFIX):
         return None
-    return merger.program.fuse(target.source, target.shape)
+    found = merger.program.fuse(target.source, target.shape)
+    return found if isinstance(found, FusedMasks) == bool(merger.patched) else None
 
 
 def produce(step: Step, merger: Merger) -> Produced:
@@ -127,17 +128,19 @@ class _MergedRun:
 def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
     dtype = TORCH_DTYPES[step.target.dtype]
     share = merger.meter.share(run.n_bytes)
-    if step.fusion is not None:
-        out = torch.empty(run.n_elements, dtype=dtype)
-        if _merge_fused(step.fusion, run, merger, out):
-            share.tick(1.0)
-            return _MergedRun(out)
+    fused_run = None if step.fusion is None else _merge_fused(step, step.fusion, run, merger)
+    if fused_run is not None:
+        share.tick(1.0)
+        return fused_run
     piece, result, sums = _merge(run, step.target.name, merger, share.tick)
     if step.target.source.endswith(VARIANCE_SUFFIX):
         result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
     patches = None
     if merger.patched:  # before another copy of a whole tensor is made
-        patches = encode_run(piece, merger.program.patch(piece, share.tick), step.target, merger.patched)
+        found = merger.program.patch(piece, share.tick)
+        patches = encode_run(
+            None if piece.base is None else piece.base.clone(), run.offset, found, step.target, merger.patched
+        )
     out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
     _check_result(out, run)
     share.tick(1.0)
@@ -159,15 +162,33 @@ def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tens
     return piece, result if onto is None else onto.add(result, piece, name), []
 
 
-def _merge_fused(fusion: FusedMerge, run: Run, merger: Merger, out: Tensor) -> bool:
-    """Fill `out`, and tell whether it is right; if not, what is wrong shows when the run is merged by the method."""
-    rows = merger.source.read_rows(run)
+def _merge_fused(step: Step, fusion: Fused, run: Run, merger: Merger) -> _MergedRun | None:
+    """Return what a run becomes; None: what is wrong shows when it is merged by the method."""
+    out = torch.empty(run.n_elements, dtype=TORCH_DTYPES[step.target.dtype])
     result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
-    is_finite = fused.merge(rows, fusion, result)
-    if result is not out:
+    rows, masks = merger.source.read_rows(run), None
+    if isinstance(fusion, FusedMasks):
+        masks = fused.mask(rows, fusion, result)
+        is_finite = masks is not None
+    else:
+        is_finite = fused.merge(rows, fusion, result)
+    if is_finite and result is not out:
         out.copy_(result)
-        is_finite = is_finite and has_finite_bits(out)
-    return is_finite
+        is_finite = has_finite_bits(out)
+    if not is_finite:
+        return None
+    return _MergedRun(out, None if masks is None else _encode_masks(masks, step.target, run, merger))
+
+
+def _encode_masks(found: fused.FoundMasks, target: PlannedTensor, run: Run, merger: Merger) -> RunPatches:
+    base = torch.empty(run.n_elements)
+    if merger.inputs.base is not None and run.tensor.base is not None:
+        merger.inputs.base.read_floats(run.tensor.base, run.offset, base, is_judged=False)
+    packed = [Packed(bits, run.n_elements) for bits in found.bits]
+    masks = [Masked(bits, 1.0) for bits in packed]
+    if found.sums is not None:
+        masks = [Masked(bits, None, sums) for bits, sums in zip(packed, found.sums, strict=True)]
+    return encode_run(base, run.offset, masks, target, merger.patched)
 
 
 def _result_of(piece: Piece) -> Tensor:

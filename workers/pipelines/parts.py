@@ -23,7 +23,7 @@ from workers.checkpoints.tallies_file import Tallies, read_tallies, write_tallie
 from workers.contract import RecipeCode
 from workers.pipelines import program
 from workers.pipelines.beside import FilesBeside
-from workers.pipelines.merge import Told, check_room, open_merge, total_bytes
+from workers.pipelines.merge import Told, check_room, merged_bytes, open_merge, total_bytes
 from workers.pipelines.merge_files import OnWritten, WrittenWeights, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Merger
 from workers.pipelines.rounds import Folded, PassTallied, ReplayedSource, join_tallies
@@ -63,13 +63,12 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
             threads=threads,
             chunk_elements=chunk_elements,
         )
-        n_bytes = total_bytes(own, opened.inputs)
-        opened.meter.expect(n_bytes)
+        tallied = tallied_by(plan, work.share, is_whole=work.is_whole)
+        n_tallied_bytes = merged_bytes(opened.inputs, tallied)
+        opened.meter.expect(n_tallied_bytes)
         told = Told(opened.meter)
         known = _Passes(work.tallies)
-        replayed = ReplayedSource(
-            opened.source, tallied_by(plan, work.share), known, is_whole=work.is_whole, folded=known.folded
-        )
+        replayed = ReplayedSource(opened.source, tallied, known, is_whole=work.is_whole, folded=known.folded)
         try:
             ready = program.prepare(
                 merge.recipe,
@@ -81,7 +80,8 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
             )
         except PassTallied as over:
             entry = _keep_tallies(work, over)
-            return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_bytes)
+            return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_tallied_bytes)
+        n_bytes = total_bytes(own, opened.inputs)
         opened.meter.enter("merging")
         opened.meter.expect(n_bytes)
         merger = Merger(ready, opened.inputs, opened.source, opened.meter)

@@ -4,12 +4,14 @@ A tensor that is not merged (excluded, a buffer, integers) travels whole in the 
 from the shared one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from app.domain.checkpoints import FileEntry, LocalCheckpoint, TaskPatch, TensorSpec
 from app.domain.errors import NotFinite
@@ -17,11 +19,11 @@ from app.domain.patches import BASE_FILE, patch_path
 from app.domain.plans import PlannedTensor
 from app.domain.recipes import Recipe
 from workers import patches, surgery
+from workers.checkpoints.base_file import BaseFile
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
-from workers.contract import Piece
-from workers.patches import Part, Patch, Whole
+from workers.patches import Measured, Part, Patch
 from workers.pipelines.additions import copy_patches
 from workers.surgery import Modules
 
@@ -33,7 +35,8 @@ class RunPatches:
     """What a run of elements adds to the files beside the weights, encoded."""
 
     of_tasks: tuple[list[Part], ...]
-    of_base: list[Part]
+    of_base: torch.Tensor | None  # [m] in the stored dtype, where masks lie over it
+    measures: NDArray[np.int64] | None = None  # [n_models, ...], of masks that have no scale yet
 
 
 def label_tasks(recipe: Recipe) -> tuple[str, ...]:
@@ -41,18 +44,22 @@ def label_tasks(recipe: Recipe) -> tuple[str, ...]:
     return tuple(model.task or f"model-{index}" for index, model in enumerate(recipe.models))
 
 
-def encode_run(piece: Piece, found: Sequence[Patch], target: PlannedTensor, tasks: Sequence[str]) -> RunPatches:
-    """Return a run's patches as they are stored; nothing in it shares memory with the piece.
+def encode_run(
+    base: torch.Tensor | None, offset: int, found: Sequence[Patch], target: PlannedTensor, tasks: Sequence[str]
+) -> RunPatches:
+    """Return a run's patches as they are stored; nothing in it shares memory with the run.
 
+    base: [m] float32, of the run, whose first element has flat index `offset` in the tensor; it is given away.
     Raises: NotFinite naming the task and the tensor where a number does not fit the tensor's dtype.
     """
     dtype = TORCH_DTYPES[target.dtype]
-    of_tasks = tuple(patches.encode(patch, dtype, piece.shape, piece.offset) for patch in found)
+    of_tasks = tuple(patches.encode(patch, dtype, target.shape, offset) for patch in found)
     for task, parts in zip(tasks, of_tasks, strict=True):
         _check_finite(parts, task, target)
-    needs_base = piece.base is not None and any(isinstance(patch, patches.Masked) for patch in found)
-    of_base = patches.encode(Whole(piece.base), dtype, piece.shape, 0) if needs_base and piece.base is not None else []
-    return RunPatches(of_tasks, of_base)
+    masks = [patch for patch in found if isinstance(patch, patches.Masked)]
+    of_base = base.to(dtype) if masks and base is not None else None
+    measures = [mask.measure for mask in masks if mask.measure is not None]
+    return RunPatches(of_tasks, of_base, np.stack(measures) if measures else None)
 
 
 def _check_finite(parts: Sequence[Part], task: str, target: PlannedTensor) -> None:
@@ -77,16 +84,28 @@ class PatchesWritten:
 
 
 class TaskPatches:
-    """Collects the patches of all tasks while the shared weights are written."""
+    """Collects the patches of all tasks while the shared weights are written.
 
-    def __init__(self, recipe: Recipe, output: Path, *, has_base: bool, onto: LocalCheckpoint | None = None) -> None:
+    over_base: the tensors of the result, where masks lie over the base.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        *,
+        over_base: Sequence[PlannedTensor] | None = None,
+        onto: LocalCheckpoint | None = None,
+    ) -> None:
         self._output = output
         self._onto = onto
         self._tasks = label_tasks(recipe)
-        self._has_base = has_base
         about: dict[str, str] = {"method": recipe.method, "method_version": str(recipe.method_version)}
         files = [PatchFile(patch_path(task), {**about, "task": task}) for task in self._tasks]
-        self._writer = PatchWriter(output, [*files, PatchFile(BASE_FILE, about)] if has_base else files)
+        self._writer = PatchWriter(output, files)
+        self._base = None if over_base is None else BaseFile(output, over_base, about)
+        self._measured: dict[str, Measured] = {}  # by the result's tensors
+        self._unscaled: list[PlannedTensor] = []
         self._warnings: list[str] = []
         self._places: list[tuple[str, ...]] = [()] * len(self._tasks)  # of each task's surgery modules
 
@@ -95,8 +114,20 @@ class TaskPatches:
         for run in runs:
             for index, parts in enumerate(run.of_tasks):
                 self._writer.write(index, target.name, target.dtype, parts)
-            if self._has_base:
-                self._writer.write(len(self._tasks), target.name, target.dtype, run.of_base)
+            if self._base is not None and run.of_base is not None:
+                self._base.write(target.name, run.of_base)
+            if run.measures is not None:
+                self._add_measures(target, run.measures)
+
+    def write_scales(self, scales: Callable[[Mapping[str, Measured]], Mapping[str, Sequence[float]]]) -> None:
+        """Take the scales of masks that had none, once all runs are written; by the names of the merged tensors."""
+        measured = {target.source: self._measured[target.name] for target in self._unscaled}
+        found = scales(measured)
+        for target in self._unscaled:
+            for index, scale in enumerate(found[target.source]):
+                part = patches.encode_scale(scale)
+                _check_finite([part], self._tasks[index], target)
+                self._writer.write(index, target.name, target.dtype, [part])
 
     def write_copied(
         self,
@@ -129,26 +160,38 @@ class TaskPatches:
     def finish(self, weights_digest: str) -> PatchesWritten:
         """Write the files. weights_digest: of the shared weights that the patches apply to."""
         kept = () if self._onto is None else copy_patches(self._onto, weights_digest, self._output)
-        written = self._writer.finish({"applies_to": weights_digest})
+        with ThreadPoolExecutor(1) as beside:
+            base = None if self._base is None else beside.submit(self._base.finish, weights_digest)
+            written = self._writer.finish({"applies_to": weights_digest})
+            of_base = () if base is None else (base.result(),)
         return PatchesWritten(
-            entries=(*kept, *(file.entry for file in written)),
+            entries=(*kept, *(file.entry for file in written), *of_base),
             patches=(
                 *(() if self._onto is None else self._onto.manifest.patches),
                 *(
                     TaskPatch(task=task, file=file.entry.path, n_values=file.n_values, modules=places)
-                    for task, file, places in zip(self._tasks, written, self._places, strict=False)  # a base comes last
+                    for task, file, places in zip(self._tasks, written, self._places, strict=True)
                 ),
             ),
-            base_file=BASE_FILE if self._has_base else None,
+            base_file=None if self._base is None else BASE_FILE,
             warnings=tuple(self._warnings),
         )
 
     def abandon(self) -> None:
         """Remove what was written."""
         self._writer.abandon()
+        if self._base is not None:
+            self._base.abandon()
         if self._onto is not None:
             for patch in self._onto.manifest.patches:
                 (self._output / patch.file).unlink(missing_ok=True)
+
+    def _add_measures(self, target: PlannedTensor, measures: NDArray[np.int64]) -> None:
+        if target.name not in self._measured:
+            self._unscaled.append(target)
+            self._measured[target.name] = Measured(target.spec.n_elements, np.zeros_like(measures))
+        total = self._measured[target.name].measures
+        np.add(total, measures, out=total)
 
     def _copy(self, index: int, target: PlannedTensor, reader: FloatReader, own: TensorSpec) -> None:
         for offset in range(0, own.size_bytes, COPY_BYTES):

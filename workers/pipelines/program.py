@@ -21,6 +21,7 @@ from app.domain.parameters import Parameters
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import TensorGroup, group_tensors
 from workers.contract import (
+    Fused,
     LocalStatistic,
     MergeContext,
     MergeMethod,
@@ -36,11 +37,10 @@ from workers.contract import (
     Transform,
     ignore_tick,
 )
-from workers.fusion import FusedMerge
 from workers.granularity import piece_shape
 from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
-from workers.patches import Patch
+from workers.patches import Measured, Patch
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 from workers.stored import Models, hold
 from workers.sums import Sums
@@ -214,6 +214,19 @@ class MergeProgram:
         group = self.group_of(piece.tensor)
         return group.bound.patches_of(replace(piece, position=group.positions[piece.tensor] + piece.offset), tick)
 
+    def scales(self, measured: Mapping[str, Measured]) -> dict[str, Sequence[float]]:
+        """Return, of each tensor whose masks have measured, the scale of each model's."""
+        found: dict[str, Sequence[float]] = {}
+        for group in self.groups:
+            own = [name for name in group.positions if name in measured]
+            method = group.bound.method
+            if own and method.scales is None:
+                raise JobInternal(f"{method.card.name} makes no scales of what its masks measure; report this fault.")
+            if own and method.scales is not None:
+                scales = method.scales(group.bound.parameters, [measured[name] for name in own])
+                found.update(dict.fromkeys(own, scales))
+        return found
+
     @property
     def learned(self) -> Learned | None:
         """What the method's learner found, if it has run; it has run once, for all tensors."""
@@ -231,7 +244,7 @@ class MergeProgram:
             told[name] = values[0] if len(self.groups) == 1 else values
         return dict(sorted(told.items()))
 
-    def fuse(self, tensor: str, shape: tuple[int, ...]) -> FusedMerge | None:
+    def fuse(self, tensor: str, shape: tuple[int, ...]) -> Fused | None:
         """Return how the whole of a tensor's program is computed in one go, or None where it cannot be."""
         if self.transforms or self.post_steps or not fused.is_ready():
             return None

@@ -95,13 +95,14 @@ class ReplayedSource:
         yield from self._replay(
             lambda: self.source.map(
                 lambda piece: (piece.tensor, function(piece)), self._wanted(tensors), granularity=granularity
-            )
+            ),
+            tensors,
         )
 
     def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
         """Yield what the function made of the rows of every run, if it is known. Raises: PassTallied."""
         yield from self._replay(
-            lambda: self.source.map_rows(lambda rows: (rows.tensor, function(rows)), self._wanted(tensors))
+            lambda: self.source.map_rows(lambda rows: (rows.tensor, function(rows)), self._wanted(tensors)), tensors
         )
 
     def visit(
@@ -151,7 +152,9 @@ class ReplayedSource:
     def _end(self, index: int, tallies: Tallies) -> PassTallied:
         return PassTallied(index, tallies, list(self._progress.folded.values()))
 
-    def _replay(self, tally: Callable[[], Iterator[tuple[str, Result]]]) -> Iterator[Result]:
+    def _replay(
+        self, tally: Callable[[], Iterator[tuple[str, Result]]], tensors: Container[str] | None
+    ) -> Iterator[Result]:
         index = self._begin()
         if index == len(self.known):
             found: dict[str, list[object]] = {}
@@ -162,6 +165,7 @@ class ReplayedSource:
                     found[tensor] = [_join(of_tensor)]
             raise self._end(index, {tensor: _shorten(results) for tensor, results in found.items()})
         known = self.known[index]
+        self.source.spare_judging(name for name, _, _ in self.tensors if tensors is None or name in tensors)
         for name, _, _ in self.tensors:
             yield from known.get(name, ())  # type: ignore[misc]  # as the same function made them
 

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from workers.contract import Piece, PieceSource
-from workers.granularity import piece_shape
-from workers.numerics.importance import weigh_changes
+from workers.fusion import Importance
+from workers.granularity import piece_shape, width_of
+from workers.numerics import importance
 from workers.statistics.magnitudes import MagnitudeBoundaries
 from workers.statistics.views import ChangedSource
 
@@ -14,10 +18,11 @@ SMALL = 4  # elements of a tensor whose first quartile is its smallest entry
 
 
 @dataclass(frozen=True)
-class ImportanceThresholds:
+class OutlyingImportance:
     """Asks for the threshold of each tensor, for one model: median + ranges · (third − first quartile).
 
-    The quartile q of n entries is the one at index floor(q · (n − 1)) from the smallest; none is interpolated.
+    The quartile q of n entries is the one at index floor(q · (n − 1)) from the smallest; none is interpolated. What a
+    row diverges by is found first, so that any run of entries can be weighed after.
     """
 
     name: str
@@ -25,32 +30,41 @@ class ImportanceThresholds:
 
     @property
     def n_passes(self) -> int:
-        """How often it reads the merge set: once, but for a sample and for very bad luck with it."""
-        return 1
+        """How often it reads the merge set: twice, but for a sample and for very bad luck with it."""
+        return 2
 
     @property
     def is_local(self) -> bool:
         """Always: each tensor has a threshold of its own."""
         return True
 
-    def collect(self, source: PieceSource) -> Mapping[str, float]:
-        """Find the threshold of every tensor that has elements."""
-        changes = ChangedSource(source, _weigh_piece, "row")
+    def collect(self, source: PieceSource) -> Mapping[str, Importance]:
+        """Find the threshold of every tensor that has elements, and the divergences of its rows."""
+        shapes = {name: shape for name, shape, _ in source.tensors if prod(shape) > 0}
+        divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in shapes}
+        for name, found in source.map(_diverge_piece, shapes, granularity="row"):
+            divergences[name].append(found)
+        of_rows = {
+            name: Importance(0.0, np.concatenate(divergences[name]), width_of(shape)) for name, shape in shapes.items()
+        }
+        changes = ChangedSource(source, lambda piece: _weigh_piece(piece, of_rows), "element")
+        quartiles = self._find_quartiles(changes, {name: prod(shape) for name, shape in shapes.items()})
+        return {
+            name: replace(of_rows[name], threshold=median + self.ranges * (third - first))
+            for name, (third, median, first) in quartiles.items()
+        }
+
+    def _find_quartiles(self, changes: PieceSource, sizes: Mapping[str, int]) -> dict[str, list[float]]:
         table = MagnitudeBoundaries(self.name, "tensor", _ranks).collect(changes)
-        found: dict[str, float] = {}
-        sizes = {name: prod(shape) for name, shape, _ in source.tensors}
-        small = [(name, (name, 0, n)) for name, n in sizes.items() if 0 < n <= SMALL]
-        (visited,) = source.visit(lambda run: sorted(changes.read(*run).finetuned[0].tolist(), reverse=True), [small])
-        held = dict(zip((name for name, _ in small), visited, strict=True))
-        for name, n in sizes.items():
-            if n > SMALL:
-                third, median, first = (boundary.magnitude for boundary in table.of(name)[0])
-            elif n > 0:
-                third, median, first = (held[name][rank - 1] for rank in _ranks(n))
-            else:
-                continue
-            found[name] = median + self.ranges * (third - first)
-        return found
+        small = [(name, (name, 0, n)) for name, n in sizes.items() if n <= SMALL]
+        (visited,) = changes.visit(lambda run: sorted(changes.read(*run).finetuned[0].tolist(), reverse=True), [small])
+        held = {
+            name: [ordered[rank - 1] for rank in _ranks(sizes[name])]
+            for (name, _), ordered in zip(small, visited, strict=True)
+        }
+        return held | {
+            name: [boundary.magnitude for boundary in table.of(name)[0]] for name, n in sizes.items() if n > SMALL
+        }
 
 
 def _ranks(n: int) -> tuple[int, ...]:
@@ -58,9 +72,18 @@ def _ranks(n: int) -> tuple[int, ...]:
     return tuple(n - int(quartile * (n - 1)) for quartile in (0.75, 0.5, 0.25))
 
 
-def _weigh_piece(piece: Piece) -> Piece:
+def _diverge_piece(piece: Piece) -> tuple[str, NDArray[np.float64]]:
+    if piece.base is None:
+        raise ValueError("importance is that of changes from a base model")
+    shape = piece_shape("row", piece.shape, piece.n_elements)
+    divergences: NDArray[np.float64] = importance.diverge(
+        piece.finetuned[0].view(shape), piece.base.view(shape)
+    ).numpy()
+    return piece.tensor, divergences
+
+
+def _weigh_piece(piece: Piece, of_rows: Mapping[str, Importance]) -> Piece:
     if piece.base is None:
         return piece
-    shape = piece_shape("row", piece.shape, piece.finetuned.shape[1])
-    importance = weigh_changes(piece.finetuned[0].view(shape), piece.base.view(shape))
-    return replace(piece, base=None, models=importance.view(1, -1))
+    weighed = importance.weigh(piece.finetuned[0], piece.base, of_rows[piece.tensor], start=piece.offset)
+    return replace(piece, base=None, models=weighed.unsqueeze(0))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workers.checkpoints import parallel
 from workers.contract import Piece, PieceSource
 from workers.fusion import NotClean, Rows
 from workers.numerics import fused
@@ -31,7 +32,7 @@ LARGEST_KEY = int(np.iinfo(np.int32).max)
 TIE_READ_ELEMENTS = 1 << 17
 WIDER = 16  # times as wide is the next window, where the rank lies beside one
 GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly in [0, 1)
-MIDDLE_OF = 1 << 16  # entries of a sample, where its quantile need not be exact: only the error is estimated there
+MIDDLE_OF = 1 << 13  # entries of a sample, where its quantile need not be exact: only the error is estimated there
 MIN_COUNTS = 256  # numbers kept of a window, however many there are
 MIN_JOINED_COUNTS = 1 << 14  # and of a tensor that one part of a merge has counted, however small
 
@@ -197,10 +198,12 @@ def _guess(
     """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
     runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
     sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
-    return {
-        index: _guess_windows(list(keys), scopes[index], source.n_models, effort)
-        for index, keys in zip(indices, sampled, strict=True)
-    }
+
+    def guess(found: tuple[int, Iterator[Keys]]) -> tuple[int, list[_Window]]:
+        index, keys = found
+        return index, _guess_windows(list(keys), scopes[index], source.n_models, effort)
+
+    return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=parallel.n_cores()))
 
 
 def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, effort: Effort) -> list[_Window]:
@@ -400,20 +403,22 @@ def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, 
             yield name, begin - start, min(TIE_READ_ELEMENTS, behind - begin, start + size - begin), begin
 
 
-def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int) -> Keys:
-    """Return the bits of |τ| of one run, [n_models, m]."""
+def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int, *, model: int | None = None) -> Keys:
+    """Return the bits of |τ| of one run, [n_models, m]; of one model [1, m]."""
     rows = source.rows(tensor, offset, n_elements) if fused.is_ready() else None
     if rows is not None:
+        rows = rows if model is None else rows.of_model(model)
         n = rows.n_models
         anywhere = Windows(np.arange(n + 1), np.zeros(n, dtype=np.int32), np.full(n, LARGEST_KEY, dtype=np.int32))
         with suppress(NotClean):
             return np.array([keys for _, keys in fused.count_keys(rows, anywhere)])
-    return _keys(source.read(tensor, offset, n_elements))
+    keys = _keys(source.read(tensor, offset, n_elements))
+    return keys if model is None else keys[model : model + 1]
 
 
 def _find_keys(source: PieceSource, tie: _Tie, run: tuple[str, int, int], start: int) -> NDArray[np.int64]:
     """Return the indices right behind the first entries of a run that have the tie's key; `start`: of the run."""
-    keys = _keys(source.read(*run))[tie.model]
+    (keys,) = _read_keys(source, *run, model=tie.model)
     return np.flatnonzero(keys == tie.key)[: tie.n_ties] + (start + 1)
 
 

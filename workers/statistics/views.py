@@ -85,11 +85,12 @@ class ChangedSource:
         shape = self._shapes[tensor]
         first, behind = run_around(self.granularity, shape, offset, offset + n_elements)
         key = (tensor, first, behind)
-        if key not in self._last:
+        changed = self._last.get(key)  # other threads may read, too
+        if changed is None:
             changed = self.change(self.source.read(tensor, first, behind - first))
             self._last.clear()
             self._last[key] = changed
-        return _cut(self._last[key], offset - first, n_elements)
+        return _cut(changed, offset - first, n_elements)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -63,8 +63,16 @@ def test_neighboring_files_go_together_and_parts_are_alike(
 def test_each_tensor_is_one_part_s_to_tally_though_several_may_merge_it() -> None:
     plan = plan_of(5, 5, 5, tied=True)
     shares = share_out(plan, 3)
-    assert [tallied_by(plan, share) for share in shares] == [{"t0"}, {"t1"}, frozenset()]
+    assert [tallied_by(plan, share, is_whole=False) for share in shares] == [{"t0"}, {"t1"}, frozenset()]
+    assert [tallied_by(plan, share, is_whole=True) for share in shares] == [{"t0"}, {"t1"}, frozenset()]
     assert [sources_of(only_of(plan, share).tensors) for share in shares] == [{"t0"}, {"t1"}, {"t0"}]
+
+
+def test_tensors_are_dealt_out_evenly_where_all_inputs_are_at_hand() -> None:
+    plan = plan_of(9, 5, 4, 3, 3)
+    shares = share_out(plan, 2)
+    assert files(shares) == ["01", "234"]
+    assert [tallied_by(plan, share, is_whole=True) for share in shares] == [{"t0", "t3"}, {"t1", "t2", "t4"}]
 
 
 def test_progress_counts_what_is_done_in_all_parts() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.waiting import wait_until
 
 LARGE = os.urandom(1 << 20) * 36  # three parts
 PART = 16 << 20
+BETWEEN_SECONDS = 4.0  # two parts; the clock of parts is cut to seconds
 FILES = [entry("large.bin", LARGE), entry("small.txt", b"small")]
 
 
@@ -106,6 +108,37 @@ def test_an_upload_that_somebody_aborts_is_begun_again(store: Storage, proxy: S3
     assert left_in(store) == 0
 
 
+def test_an_upload_that_grows_is_spared_however_old_it_is(store: Storage, proxy: S3Proxy, output: Path) -> None:
+    with store.follow(output) as growing:
+        write(output, PART + 5)
+        growing.grew("large.bin", PART + 5)
+        wait_until(lambda: proxy.traffic.requests["UploadPart"] == 1, reason="a part has gone up")
+        begun_at = time.monotonic()
+        wait_until(lambda: time.monotonic() > begun_at + BETWEEN_SECONDS, reason="the upload is old")
+        write(output, 2 * PART + 5)
+        growing.grew("large.bin", 2 * PART + 5)
+        wait_until(lambda: proxy.traffic.requests["UploadPart"] == 2, reason="another part has gone up")
+        assert store.sweep_temp(older_than_seconds=BETWEEN_SECONDS) == 0
+        write(output, len(LARGE))
+        growing.publish(FILES)
+    assert proxy.traffic.requests["UploadPart"] == 3
+    assert read_folder(store.fetch(FILES))["large.bin"] == LARGE
+
+
+def test_a_file_that_was_swept_before_it_was_published_goes_up_once_more(
+    store: Storage, proxy: S3Proxy, output: Path
+) -> None:
+    write(output, len(LARGE))
+    with store.follow(output) as growing:
+        growing.grew("large.bin", len(LARGE))
+        wait_until(lambda: proxy.traffic.requests["CompleteUpload"] == 1, reason="all of it has gone up")
+        assert store.sweep_temp(older_than_seconds=0.0) == 1
+        growing.publish(FILES)
+    assert proxy.traffic.requests["CompleteUpload"] == 2
+    assert read_folder(store.fetch(FILES))["large.bin"] == LARGE
+    assert left_in(store) == 0
+
+
 def test_what_is_given_up_leaves_nothing(store: Storage, proxy: S3Proxy, output: Path) -> None:
     with pytest.raises(RuntimeError), store.follow(output) as growing:
         growing.grew("large.bin", PART + 5)
@@ -131,8 +164,11 @@ def test_what_is_there_already_is_not_copied(store: Storage, proxy: S3Proxy, out
         growing.grew("large.bin", PART + 5)
         wait_until(lambda: proxy.traffic.requests["UploadPart"] == 1, reason="the first part has gone up")
         growing.publish(FILES)
-    assert left_in(store) == 0
+    let_threads_end()
+    assert proxy.traffic.requests["UploadPart"] == 1  # it goes up no further
+    assert proxy.traffic.requests["AbortUpload"] == 1
     assert proxy.traffic.requests["Copy"] == 0
+    assert left_in(store) == 0
 
 
 def test_a_file_whose_upload_failed_is_put_again(store: Storage, proxy: S3Proxy, output: Path) -> None:

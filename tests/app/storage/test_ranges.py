@@ -8,7 +8,7 @@ import pytest
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import ArtifactGone, InputChanged, Unavailable
 from app.domain.needs import FileRange
-from app.storage.base import Storage, object_key
+from app.storage.base import Storage, Watch, object_key
 from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
 from app.storage.sources import Sources
@@ -80,8 +80,8 @@ def test_an_object_that_is_replaced_between_two_ranges_is_noticed(
 ) -> None:
     look = type(store)._find_etag  # type: ignore[attr-defined]  # of S3Storage
 
-    def look_and_replace(self: object, file: FileEntry) -> object:
-        found = look(self, file)
+    def look_and_replace(self: object, file: FileEntry, watch: Watch) -> object:
+        found = look(self, file, watch)
         replace_object(s3_bucket, object_key(file.sha256), bytes(len(CONTENT)))
         return found
 

@@ -162,6 +162,13 @@ def test_reading_stops_though_no_byte_comes(silent_bucket: Bucket) -> None:
     assert time.monotonic() - began_at < 2.0
 
 
+def test_asking_for_an_object_stops_though_no_answer_comes(silent_bucket: Bucket) -> None:
+    began_at = time.monotonic()
+    with pytest.raises(NoMore):
+        silent_bucket.head("key", watch=Counting(seconds=0.3))
+    assert time.monotonic() - began_at < 2.0
+
+
 def test_putting_stops_though_no_byte_goes(silent_bucket: Bucket, files: list[FileEntry], tmp_path: Path) -> None:
     began_at = time.monotonic()
     with pytest.raises(NoMore):

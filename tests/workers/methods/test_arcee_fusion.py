@@ -12,7 +12,7 @@ from tests.workers.models import assert_close, draw_normal, to_arrays
 from tests.workers.references.find import load_reference
 from workers.catalog import load_method
 from workers.numerics.importance import weigh_changes
-from workers.statistics.importance import ImportanceThresholds
+from workers.statistics.importance import OutlyingImportance
 
 METHOD = load_method("arcee_fusion")
 
@@ -41,8 +41,8 @@ def test_quartiles_are_entries_of_the_sorted_importances(n: int) -> None:
     base, model = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
     ordered = weigh_changes(model.view(1, n), base.view(1, n)).flatten().sort().values.double().tolist()
     first, median, third = (ordered[int(q * (n - 1))] for q in (0.25, 0.5, 0.75))
-    found = ImportanceThresholds("importance", 1.5).collect(MemorySource({"w": base}, [{"w": model}]))
-    assert found == {"w": median + 1.5 * (third - first)}
+    found = OutlyingImportance("importance", 1.5).collect(MemorySource({"w": base}, [{"w": model}]))
+    assert found["w"].threshold == median + 1.5 * (third - first)
 
 
 def test_a_scalar_is_the_models() -> None:

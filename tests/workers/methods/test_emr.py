@@ -63,6 +63,13 @@ def test_each_unified_entry_is_some_models_own() -> None:
         assert (known == tensor).any(0).all()
 
 
+def test_an_entry_is_a_models_own_also_where_its_distance_is_rounded() -> None:
+    # 1e-20 - 1 is -1 in float32 and float64
+    base = {"w": torch.tensor([1.0, -1e-30])}
+    models = [{"w": torch.tensor([1e-20, 3e8])}, {"w": torch.tensor([0.5, 1e-38])}]
+    assert torch.equal(MemoryMerge(METHOD)(base, models)["w"], torch.tensor([1e-20, 3e8]))
+
+
 def test_a_task_vector_that_agrees_nowhere_gives_the_base() -> None:
     base = {"w": torch.zeros(2)}
     models = [{"w": torch.tensor([-1.0, -1.0])}, {"w": torch.tensor([3.0, 3.0])}]

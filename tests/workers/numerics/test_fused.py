@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
-from workers import fusion
+from workers import fusion, patches
 from workers.catalog import load_method
 from workers.contract import Piece
-from workers.fusion import Band, Draw, Election, FusedMerge, Rows
+from workers.fusion import Band, Draw, Election, FusedMasks, FusedMerge, Rows
 from workers.numerics import competition, exact_sums, fused, precision, randomness, signs, spans, sparsify, task_vectors
 from workers.numerics.programs import Windows
 from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
+from workers.patches import Masked
 from workers.pipelines.program import MergeProgram
 from workers.statistics.gram import _multiply_blocks
 from workers.statistics.overlaps import Overlaps
@@ -49,10 +50,16 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dare_ties", {"rescale": "l1", "density": 0.6}),
     ("dare_ties", {"density": 0.8, "trim_density": 0.4}),
     ("dare_ties", {"rescale": "l1", "trim_density": 0.5, "trim_scope": "tensor", "zero_vote": "majority"}),
+    ("consensus_ta", {"scaling_coefficient": 0.6}),
+    ("consensus_ta", {"mask_threshold": 0.0, "min_tasks": 1}),
+    ("consensus_ties", {"density": 0.6}),
+    ("consensus_ties", {"density": 0.5, "reduce": "mean", "vote": "weighted", "min_tasks": 1, "trim_scope": "tensor"}),
     ("magmax", {}),
     ("ram", {"change_threshold": 0.25}),
     ("ram", {"change_threshold": 0.0}),
     ("ram", {"change_threshold": 0.25, "unique_boost": 0.3}),
+    ("arcee_fusion", {}),
+    ("arcee_fusion", {"interquartile_ranges": 0.1}),
     ("nearswap", {"max_change": 0.2}),
     ("nearswap", {"max_change": 0.25}),
     ("multislerp", {"normalize": False}),
@@ -129,7 +136,7 @@ def test_a_fused_method_gives_the_bits_of_its_torch_function(
         if not n:
             continue
         found = program.fuse(name, shape)
-        assert found is not None
+        assert isinstance(found, FusedMerge)
         for offset, size in ((0, n), (n // 3, n - n // 3)):
             piece = source.read(name, offset, size)
             # rows and tensors are what these methods are shown, but none of them looks beyond an element
@@ -261,7 +268,7 @@ def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.Mon
     found = exact_sums.sum_magnitudes(numbers)
     assert float(exact_sums.to_fraction(found)) == pytest.approx(3e38)
     monkeypatch.setattr(fused, "_loaded", [])
-    assert found.tolist() == exact_sums.sum_magnitudes(numbers).tolist()
+    assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(numbers))
 
 
 def test_norms_before_and_after_masks() -> None:
@@ -272,8 +279,8 @@ def test_norms_before_and_after_masks() -> None:
     for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
         left = torch.empty_like(delta)
         UniformMask(mask.probability, "none").draw(delta, mask.key, start=99, factor=1.0, out=left)
-        expected = [exact_sums.sum_magnitudes(vector).tolist() for vector in (delta, left)]
-        assert sums[:, model].tolist() == expected
+        for found, vector in zip(sums[:, model], (delta, left), strict=True):
+            assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(vector))
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 1000, 4096])
@@ -368,6 +375,39 @@ def test_a_task_vector_that_overflows_is_told() -> None:
     assert not fused.merge(one(3e38, -3e38), program, torch.empty(1))
 
 
+def windows_of(model: int, n_models: int, low: int = 0, high: int = 0x7F80_0000) -> Windows:
+    """Return one window, of one of the models."""
+    of_model = (np.arange(n_models + 1) > model).astype(np.int64)
+    return Windows(of_model, np.array([low], dtype=np.int32), np.array([high], dtype=np.int32))
+
+
+SIGNS = FusedMerge((1.0, 1.0), of_deltas=True, election=Election((1.0, 1.0), 1, "mean"), base_share=1.0)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_what_is_no_number_is_not_counted(value: float, dtype: torch.dtype, row: int) -> None:
+    numbers = torch.ones(3, 5000)
+    numbers[row, 4321] = value
+    rows = rows_as(Piece("w", (5000,), 0, 0, numbers[0], numbers[1:]), dtype)
+    for model in (0, 1):
+        with pytest.raises(fusion.NotClean):
+            fused.count_keys(rows, windows_of(model, 2))
+    with pytest.raises(fusion.NotClean):
+        fused.count_signs(rows, SIGNS)
+    if row > 0:
+        with pytest.raises(fusion.NotClean):
+            fused.count_signs(rows.without_base(), replace(SIGNS, of_deltas=False))
+
+
+def test_a_task_vector_that_overflows_is_counted() -> None:
+    rows = Piece("w", (1,), 0, 0, torch.tensor([-3e38]), torch.tensor([[3e38], [1.0]])).rows
+    (n_above, keys), *_ = fused.count_keys(rows, windows_of(0, 2, low=0x7F7F_FFFF))
+    assert (n_above, keys.tolist()) == (0, [0x7F80_0000])
+    assert fused.count_signs(rows, SIGNS) == 1
+
+
 def test_products_are_rounded_once() -> None:
     # 0.1 · 3 and the sum in one rounding, as torch's addition with alpha does; in two it is another float64
     weights = (1.0, 0.1)
@@ -404,3 +444,71 @@ def test_variances_and_overlaps_are_those_of_torch(dtype: torch.dtype) -> None:
     assert torch.equal(fused.spread(rows), expected)
     overlaps = Overlaps("", 0.25)
     assert torch.equal(overlaps._count_rows(rows)[1], overlaps._count(piece)[1])
+
+
+MASKED: list[tuple[str, dict[str, Any]]] = [
+    ("emr", {}),
+    ("emr", {"rescale": "tensor_mean"}),
+    ("emr", {"rescale": "none"}),
+    ("tall_mask", {}),
+    ("tall_mask", {"mask_threshold": 0.0}),
+]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(("method", "parameters"), MASKED)
+def test_fused_masks_are_those_of_the_methods_torch_functions(method: str, parameters: dict[str, Any], n: int) -> None:
+    source, program = draw_merge(method, parameters, (1.0,) * n)
+    for name, shape, _ in source.tensors:
+        for offset, size in ((0, prod(shape)), (prod(shape) // 3, prod(shape) - prod(shape) // 3)):
+            if size:
+                check_masks(program, source.read(name, offset, size), shape)
+
+
+@given(seed=st.integers(0, 1 << 20), n=st.integers(1, 4), m=st.integers(1, 5000), spread=st.sampled_from([0.0, 12.0]))
+@settings(max_examples=40, deadline=None)
+def test_masks_of_any_size_and_magnitude_are_those_of_torch(seed: int, n: int, m: int, spread: float) -> None:
+    random = np.random.default_rng(seed)
+    numbers = random.normal(size=(n + 1, m)) * 10.0 ** random.normal(-3, spread, (n + 1, m)).clip(-45, 37)
+    numbers[random.random((n + 1, m)) < 0.1] = -0.0
+    base, *models = ({"w": torch.from_numpy(row)} for row in numbers.astype(np.float32))
+    for method, parameters in MASKED:
+        source, program = MemoryMerge(load_method(method), parameters).prepare(base, models)
+        check_masks(program, source.read("w", 0, m), (m,))
+
+
+def check_masks(program: MergeProgram, piece: Piece, shape: tuple[int, ...]) -> None:
+    """Check what kernels make of a piece's rows against the program's torch functions."""
+    merged = program.complete(piece)
+    assert merged.merged is not None
+    assert merged.base is not None
+    masks = [mask for mask in program.patch(merged) if isinstance(mask, Masked)]
+    found = program.fuse(piece.tensor, shape)
+    assert isinstance(found, FusedMasks)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.empty(piece.n_elements, dtype=dtype)
+        made = fused.mask(piece.rows, found, out)
+        assert made is not None
+        assert same_bits(out, keep_negative_zeros(merged.merged, merged.base).to(dtype))
+        for index, mask in enumerate(masks):
+            assert isinstance(mask.is_kept, Tensor)
+            assert made.bits[index].tolist() == patches.pack(mask.is_kept.numpy()).content.tolist()
+            assert (made.sums is None) == (mask.measure is None)
+            if made.sums is not None and mask.measure is not None:
+                for one, other in zip(made.sums[index], mask.measure, strict=True):
+                    assert exact_sums.to_fraction(one) == exact_sums.to_fraction(other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("masks", [FusedMasks(), FusedMasks(0.4), FusedMasks(is_measured=True)])
+def test_what_is_not_finite_is_not_masked(value: float, row: int, masks: FusedMasks) -> None:
+    numbers = torch.ones(3, 100)
+    numbers[row, 70] = value
+    piece = Piece("w", (100,), 0, 0, numbers[0], numbers[1:])
+    assert fused.mask(piece.rows, masks, torch.empty(100)) is None
+
+
+def test_a_task_vector_that_overflows_takes_no_side() -> None:
+    assert fused.mask(one(3e38, -3e38), FusedMasks(), torch.empty(1)) is None
+    assert fused.mask(one(3e38, -3e38), FusedMasks(0.4), torch.empty(1)) is not None

@@ -125,3 +125,18 @@ def test_the_largest_are_marked_run_by_run_and_of_equal_ones_the_first(n_kept: i
 
 def test_nothing_is_marked_of_nothing() -> None:
     assert sparsify.mark_from(torch.empty(0), *sparsify.find_last(torch.empty(0), 0))[0].tolist() == []
+
+
+@pytest.mark.parametrize("n_kept", [1, 2, 5000, 99_999, 100_000])
+@pytest.mark.parametrize("kind", ["spread", "few", "sorted", "periodic"])
+def test_the_last_of_many_is_found_wherever_a_sample_looks(kind: str, n_kept: int) -> None:
+    scores = torch.randn(100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if kind == "few":
+        scores = scores.round()
+    elif kind == "sorted":
+        scores = scores.sort().values
+    elif kind == "periodic":
+        scores[::3] = 100.0  # all that the sample sees
+    last, n_tied = sparsify.find_last(scores.clone(), n_kept)
+    kept = scores.sort(descending=True).values[:n_kept]
+    assert (last, n_tied) == (float(kept[-1]), int((kept == kept[-1]).sum()))

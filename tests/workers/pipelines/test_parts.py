@@ -19,6 +19,8 @@ from tests.workers.files import FileMerge, write_checkpoint
 from tests.workers.models import draw_normal
 from tests.workers.splitting import SplitMerge
 from workers.catalog import load_recipe
+from workers.checkpoints.source import CheckpointSource, Run
+from workers.fusion import Rows
 from workers.numerics import fused
 from workers.pipelines.parts import merge_part
 from workers.statistics import ranks
@@ -178,6 +180,24 @@ def test_a_part_reads_the_inputs_of_its_own_tensors_and_reports_their_bytes(tmp_
         assert {file.path for file in outcome.files[:-1]} == set(share.files)
     assert sum(totals) == plan.bytes_read
     assert max(totals) < plan.bytes_read / 2
+
+
+def test_what_a_round_has_judged_is_not_judged_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = [{f"layers.{at}.w": torch.randn(250, 401, generator=generator) for at in range(4)} for _ in range(3)]
+    base, *models = [write_checkpoint(tmp_path / f"m{index}", own) for index, own in enumerate(tensors)]
+    seen: list[tuple[str, bool]] = []
+    read_rows = CheckpointSource.read_rows
+
+    def note(source: CheckpointSource, run: Run) -> Rows:
+        rows = read_rows(source, run)
+        if run.n_elements == run.tensor.n_elements:  # no sample
+            seen.append((rows.tensor, rows.is_judged))
+        return rows
+
+    monkeypatch.setattr(CheckpointSource, "read_rows", note)
+    SplitMerge(FileMerge("ties", shard_bytes=500_000), 2)(base, models, tmp_path / "split")
+    assert [is_judged for tensor, is_judged in seen if tensor == "layers.0.w"] == [False, True, True]
 
 
 def test_what_was_found_of_passes_is_not_found_again_in_later_rounds(
