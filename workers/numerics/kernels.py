@@ -1534,8 +1534,9 @@ def draw_ranked(rows, out, index, key, behinds, divisors, factor, words, keys, c
     """
     width, memory = rows.shape[1], (words[0], keys, words[1], counts, order)
     for i in range(len(rows)):
-        row = out[i]
-        row[:] = rows[i]
+        row, stored = out[i], rows[i]
+        for j in range(width):
+            row[j] = stored[j]
         if len(divisors) == 0:
             _keep_ranked(row, index + i * width, key, behinds, memory)
         else:
