@@ -18,6 +18,7 @@ from workers.numerics import elementary, fused, precision
 Variant = Literal["vision", "script"]
 
 _ONE = 0x3F800000  # the bits of 1.0, float32
+_SIZE = 0x7FFFFFFF  # all but the sign
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
 
 def to_magnitudes(scores: Tensor) -> Tensor:
     """Return non-negative finite float32 numbers in the order of the scores, one for one, to be ranked by."""
-    bits = scores.abs().view(torch.int32)
-    return torch.where(scores < 0, _ONE - bits, _ONE + bits).view(torch.float32)
+    bits = scores.view(torch.int32)
+    is_negative = bits >> 31  # all bits of it
+    return ((bits & _SIZE) ^ is_negative).sub_(is_negative).add_(_ONE).view(torch.float32)
 
 
 def to_score(magnitude: float) -> float:

@@ -1273,6 +1273,23 @@ def _multiply_quarters(one, other, tree):
 
 
 @_compiled
+def _multiply_sixths(one, other, tree):
+    """Do three halvings at a time, of three times a power of two, as widths often are."""
+    n = len(one) // 6
+    one_0, one_1, one_2, one_3, one_4, one_5 = (
+        one[:n], one[n : 2 * n], one[2 * n : 3 * n], one[3 * n : 4 * n], one[4 * n : 5 * n], one[5 * n :],
+    )  # fmt: skip
+    other_0, other_1, other_2, other_3, other_4, other_5 = (
+        other[:n], other[n : 2 * n], other[2 * n : 3 * n], other[3 * n : 4 * n], other[4 * n : 5 * n], other[5 * n :],
+    )  # fmt: skip
+    for j in range(n):
+        low = fma(f64(one_4[j]), f64(other_4[j]), f64(one_0[j]) * f64(other_0[j])) + f64(one_2[j]) * f64(other_2[j])
+        high = fma(f64(one_5[j]), f64(other_5[j]), f64(one_1[j]) * f64(other_1[j])) + f64(one_3[j]) * f64(other_3[j])
+        tree[j] = low + high
+    return n
+
+
+@_compiled
 def _add_quarters(tree):
     n = len(tree) // 4
     tree_0, tree_1, tree_2, tree_3 = tree[:n], tree[n : 2 * n], tree[2 * n : 3 * n], tree[3 * n :]
@@ -1289,10 +1306,12 @@ def _inner_product(one, other, tree):
         half = 2 * half
     if 2 * half == m and m >= 4:
         half = _multiply_quarters(one, other, tree)
-        while half >= 4:
-            half = _add_quarters(tree[:half])
+    elif 3 * half == 2 * m and m >= 6:
+        half = _multiply_sixths(one, other, tree)
     else:
         _multiply_halves(one, other, half, tree)
+    while half >= 4:
+        half = _add_quarters(tree[:half])
     while half > 1:
         half = half // 2
         low, high = tree[:half], tree[half : 2 * half]

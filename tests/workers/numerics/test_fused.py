@@ -283,7 +283,7 @@ def test_norms_before_and_after_masks() -> None:
             assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(vector))
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 8, 1000, 4096])
+@pytest.mark.parametrize("m", [1, 2, 3, 6, 8, 12, 768, 1000, 4096])
 def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.randn(3, 2, m, generator=torch.Generator().manual_seed(m))
     found = precision.inner_products(vectors)
