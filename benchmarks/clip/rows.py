@@ -16,6 +16,7 @@ MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
 RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
 FLOAT32_ANGLE = "it takes the angles of nearly parallel tensors in float32"
+FLOORED = "it takes products of norms for 1e-6 at least: rows of the patch embedding are smaller"
 EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
 
 Values = Mapping[str, JsonValue]
@@ -110,13 +111,13 @@ ROWS = (
         (_mergekit("della_linear", RANDOM, density=0.7, epsilon=0.07),),
     ),
     Row("della"),
-    Row("karcher", peers=(_mergekit("karcher"),), is_based=False),
+    Row("karcher", peers=(_mergekit("karcher", FLOAT32_ANGLE),), is_based=False),
     Row(
         "model_stock", "cosines, no clamp", {"mean": "cosine", "clamp": False}, (_mergekit("model_stock"),),
     ),
     Row("model_stock", "no clamp", {"clamp": False}, (_fusion_bench("ModelStock"),)),
     Row("model_stock", "by row", {"mean": "cosine", "clamp": False, "scope": "row"},
-        (_mergekit("model_stock", filter_wise=True),)),
+        (_mergekit("model_stock", FLOORED, filter_wise=True),)),
     Row("multislerp", peers=(_mergekit("multislerp"),)),
     Row("nuslerp", "two models", peers=(_mergekit("nuslerp"),), n_models=2),
     Row(

@@ -63,14 +63,15 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DellaParameters, context:
     """
     deltas = task_vectors.subtract(finetuned, base)  # [n, rows, width]
     left = random_masks.draw_all(_mask(parameters), deltas, context, drawn.factors_of(context))
-    merged = signs.merge_disjointly(
-        signs.orient(left, context.weights),
+    return signs.merge_onto(
+        base,
+        left,
         context.weights,
         vote=parameters.vote,
         reduction=parameters.reduce,
         balanced_sign=1,
+        scaling_coefficient=parameters.scaling_coefficient,
     )
-    return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)
 
 
 def _mask(parameters: DellaParameters) -> random_masks.RankedMask:

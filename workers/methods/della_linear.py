@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import DensitySpread, KeepProbability, Parameters, RankedDropRescale, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import precision, random_masks, task_vectors
+from workers.numerics import random_masks, task_vectors
 from workers.statistics import drawn
 
 
@@ -52,8 +52,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: DellaLinearParameters, co
     """
     factors = drawn.factors_of(context)
     left = random_masks.draw_all(_mask(parameters), task_vectors.subtract(finetuned, base), context, factors)
-    merged = precision.weighted_sum(left, context.weights)
-    return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)
+    return task_vectors.add_weighted(base, left, context.weights, scaling_coefficient=parameters.scaling_coefficient)
 
 
 def _mask(parameters: DellaLinearParameters) -> random_masks.RankedMask:

@@ -5,9 +5,8 @@ Departs from source: the ratio is held within [0, 1], also where task vectors op
     by one; no tensor is frozen by its name (docs/methods/model_stock.md).
 """
 
-from collections.abc import Sequence
-from itertools import combinations
-from math import acos, cos, fsum
+from collections.abc import Callable, Sequence
+from math import acos, cos
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
 from workers.fusion import FusedMerge
-from workers.numerics import spans
+from workers.numerics import precision, spans
 from workers.statistics.gram import TensorGrams
 
 GRAMS = "angles"
@@ -73,28 +72,38 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ModelStockParameters, con
     base: [rows, width]; finetuned: [n, rows, width]; result: [rows, width].
     """
     if parameters.scope == "row":
-        grams = spans.row_products(finetuned, base).tolist()
-        shares = torch.tensor([_shares(gram, parameters) for gram in grams], dtype=torch.float64)  # [rows, n]
-        return spans.combine_rows(base, finetuned, shares.T.unsqueeze(-1).to(finetuned.device))
+        shares = ratios(spans.row_products(finetuned, base), parameters) / len(finetuned)  # [rows]
+        return spans.combine_rows(base, finetuned, shares.view(1, -1, 1).expand(len(finetuned), -1, -1))
     return spans.combine(base, finetuned, _shares(context.statistics[GRAMS][context.tensor], parameters))
 
 
 def ratio(gram: spans.Gram, parameters: ModelStockParameters) -> float:
     """Return how far the result lies from the base model, as a fraction of the way to the average."""
-    n = len(gram)
-    cosines = spans.cosines(gram)
-    pairs = [cosines[first][second] for first, second in combinations(range(n), 2)]
-    mean = _mean([acos(cosine) for cosine in pairs]) if parameters.mean == "angle" else _mean(pairs)
-    cosine = cos(mean) if parameters.mean == "angle" else mean
-    if parameters.clamp and cosine <= 0:
-        return 0.0
+    return float(ratios(torch.tensor([gram], dtype=torch.float64), parameters)[0])
+
+
+def ratios(grams: Tensor, parameters: ModelStockParameters) -> Tensor:
+    """Return `ratio` of each of many inner products. grams: [rows, n, n] float64; result: [rows] float64."""
+    n = grams.shape[-1]
+    first, second = torch.triu_indices(n, n, 1)
+    pairs = spans.row_cosines(grams)[:, first, second].T  # [n_pairs, rows]
+    cosine = _of_each(cos, _mean(_of_each(acos, pairs))) if parameters.mean == "angle" else _mean(pairs)
     denominator = 1 + (n - 1) * cosine
-    return 0.0 if abs(denominator) < SINGULAR else n * cosine / denominator
+    has_none = denominator.abs() < SINGULAR
+    if parameters.clamp:
+        has_none |= cosine <= 0
+    return torch.where(has_none, 0.0, n * cosine / denominator)
 
 
 def _shares(gram: spans.Gram, parameters: ModelStockParameters) -> list[float]:
     return [ratio(gram, parameters) / len(gram)] * len(gram)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return fsum(values) / len(values)
+def _mean(values: Tensor) -> Tensor:
+    return precision.weighted_sum(values, [1.0] * len(values)) / len(values)
+
+
+def _of_each(function: Callable[[float], float], numbers: Tensor) -> Tensor:
+    # one by one: torch's own differ by the last bit between processors
+    found = [function(number) for number in numbers.flatten().tolist()]
+    return torch.tensor(found, dtype=torch.float64, device=numbers.device).view(numbers.shape)

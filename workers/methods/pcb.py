@@ -8,7 +8,6 @@ Departs from source: clipping and keeping count ranks exactly; a task vector who
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -71,8 +70,9 @@ def merge(base: Tensor, finetuned: Tensor, parameters: PcbParameters, context: M
     bounds: CompetitionBounds = context.statistics[COMPETITION]
     deltas = task_vectors.subtract(finetuned, base)  # [n, m]
     scores = competition.score(deltas, bounds.clips, parameters.variant)
-    shares = torch.stack([competition.rescale(*pair) for pair in zip(scores, bounds.scores, strict=True)])
-    clipped = torch.stack([competition.clip(*pair) for pair in zip(deltas, bounds.clips, strict=True)])
+    shares = [competition.rescale(*pair) for pair in zip(scores, bounds.scores, strict=True)]  # n of [m]
+    clipped = (competition.clip(*pair) for pair in zip(deltas, bounds.clips, strict=True))
     total = precision.weighted_sum(shares, [1.0] * len(shares)).clamp_min_(LEAST_TOTAL)
-    merged = precision.weighted_sum(shares * clipped, context.weights) / total
+    parts = (share * vector for share, vector in zip(shares, clipped, strict=True))
+    merged = precision.weighted_sum(parts, context.weights) / total
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.numerics import precision
+from workers.numerics import elementary, fused, precision
 
 Variant = Literal["vision", "script"]
 
 _ONE = 0x3F800000  # the bits of 1.0, float32
+_SIZE = 0x7FFFFFFF  # all but the sign
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,20 @@ def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
     deltas: [n, m] float32; clips: of their magnitudes; result: [n, m] float32. The authors' exp(n · N²) and sum over
     models differ by a constant factor, which does not matter to ranks and rescaling, and may overflow.
     """
+    if deltas.numel() and fused.takes(deltas):
+        return fused.compete(deltas, [(one.low, one.high) for one in clips], of_rescaled=variant == "vision")
     strengths = torch.stack([rescale(delta.abs(), bounds) for delta, bounds in zip(deltas, clips, strict=True)])
-    importance = torch.exp(len(deltas) * (strengths.square() - 1))
+    importance = elementary.exp(len(deltas) * (strengths * strengths - 1.0))
     if variant == "vision":
         return (importance * _compare_rescaled(deltas.sign() * strengths)).float()
-    return (importance * torch.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
+    return (importance * elementary.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
 
 
 def to_magnitudes(scores: Tensor) -> Tensor:
     """Return non-negative finite float32 numbers in the order of the scores, one for one, to be ranked by."""
-    bits = scores.abs().view(torch.int32)
-    return torch.where(scores < 0, _ONE - bits, _ONE + bits).view(torch.float32)
+    bits = scores.view(torch.int32)
+    is_negative = bits >> 31  # all bits of it
+    return ((bits & _SIZE) ^ is_negative).sub_(is_negative).add_(_ONE).view(torch.float32)
 
 
 def to_score(magnitude: float) -> float:
@@ -75,7 +79,7 @@ def _compare_rescaled(values: Tensor) -> Tensor:
     totals = torch.zeros_like(values)
     for first in range(len(values)):
         for second in range(first, len(values)):
-            agreement = torch.tanh(values[first] * values[second])
+            agreement = elementary.tanh_near_0(values[first] * values[second])
             totals[first] += agreement
             if second != first:
                 totals[second] += agreement

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import Band, Draw, FusedMasks, FusedMerge, Importance, NotClean, Rows
+from workers.fusion import FLOAT32, NO_FILE, Band, Draw, FusedMasks, FusedMerge, Importance, NotClean, Rows
 from workers.numerics import programs
 from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
 
@@ -69,6 +69,11 @@ def is_ready() -> bool:
     return bool(_loaded)
 
 
+def takes(numbers: torch.Tensor) -> bool:
+    """Tell whether kernels can be given these numbers."""
+    return is_ready() and numbers.device.type == "cpu"
+
+
 def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
     """Write the merge of the rows into `out`, and tell whether all is finite: rows, task vectors, result in its dtype.
 
@@ -84,6 +89,22 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
         to_bfloat16,
     )
     return bool(largest < OUTPUTS[out.dtype])
+
+
+def join(base: torch.Tensor, vectors: torch.Tensor, fused: FusedMerge) -> torch.Tensor | None:
+    """Return the merge of a base and vectors in memory, [*shape] float32; None where not all of it is finite.
+
+    base: [*shape] float32, vectors: [n, *shape] float32, which stand for the models' rows.
+    """
+    n, m = len(vectors), base.numel()
+    content = torch.empty((1 + n, m))
+    content[0], content[1:] = base.reshape(-1), vectors.reshape(n, m)
+    whole, nowhere = np.zeros(1 + n, dtype=np.int64), np.full(1 + n, NO_FILE, dtype=np.int64)
+    at, kinds = np.arange(1 + n) * (4 * m), np.full(1 + n, FLOAT32, dtype=np.int64)
+    memory = content.view(torch.uint8).numpy().reshape(-1)
+    out = torch.empty(m)
+    is_finite = merge(Rows("", (m,), 0, 0, m, memory, at, kinds, nowhere, whole, has_base=True), fused, out)
+    return out.view(base.shape) if is_finite else None
 
 
 def mask(rows: Rows, fused: FusedMasks, out: torch.Tensor) -> FoundMasks | None:
@@ -177,18 +198,32 @@ def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
     _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
 
 
-def draw_ranked(rows: torch.Tensor, key: int, probabilities: torch.Tensor, *, divides: bool, start: int) -> None:
-    """Drop, in place, the entries that are not drawn, and divide the others by the probability to be kept.
+def draw_ranked(  # noqa: PLR0913 rows, how they are drawn, and where they go
+    rows: torch.Tensor,
+    out: torch.Tensor,
+    key: int,
+    probabilities: torch.Tensor,
+    *,
+    divides: bool,
+    factor: float,
+    start: int,
+) -> None:
+    """Write rows without the entries that are not drawn, the others divided by the probability to be kept, if so said.
 
-    rows: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, by the rank within a row in
-    the order (magnitude ascending, column descending); start: as for `draw`.
+    rows, out: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, ascending, by the rank
+    within a row in the order (magnitude ascending, column descending); factor: on what is kept; start: as for `draw`.
     """
     behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
-    divisors = probabilities if divides else torch.ones_like(probabilities)
-    order, counts = np.empty((2, rows.shape[1]), dtype=np.uint64), np.empty((4, 256), dtype=np.int64)
-    _loaded[0].draw_ranked(
-        rows.numpy(), start, _unsigned(key), behinds.numpy(), divisors.contiguous().numpy(), order, counts
+    divisors = probabilities.contiguous() if divides else probabilities.new_empty(0)
+    width = rows.shape[1]
+    memory = (
+        np.empty((2, width), dtype=np.int64),
+        np.empty(width, dtype=np.int32),
+        np.empty(1024, dtype=np.int64),
+        np.empty((2, width), dtype=np.uint64),
     )
+    arrays = rows.numpy(), out.numpy()
+    _loaded[0].draw_ranked(*arrays, start, _unsigned(key), behinds.numpy(), divisors.numpy(), factor, *memory)
 
 
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:
@@ -229,6 +264,41 @@ def weigh(finetuned: torch.Tensor, base: torch.Tensor, importance: Importance, *
     numbers = (finetuned.contiguous().numpy(), base.contiguous().numpy())
     _loaded[0].weigh(*numbers, importance.divergences, importance.width, start, out.numpy())
     return out
+
+
+def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_rescaled: bool) -> torch.Tensor:
+    """Return numerics/competition.py's `score` of task vectors on the CPU, [n, m] float32, m > 0.
+
+    clips: smallest and largest magnitude of each; of_rescaled: whether they are compared by rescaled magnitudes.
+    """
+    scores = torch.empty(deltas.shape)
+    bounds, memory = np.array(clips, dtype=np.float64), np.empty((2 * len(deltas) + 1, programs.SOME))
+    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, memory, scores.numpy())
+    return scores
+
+
+def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Return numerics/spans.py's `combine_rows` on the CPU, with a share for each row.
+
+    base: [rows, width] or None; finetuned: [n, rows, width] float32; shares: [n, rows] float64.
+    """
+    out = torch.empty(finetuned.shape[1:])
+    origin = out.new_empty(0, out.shape[1]) if base is None else base.contiguous()
+    arrays = origin.numpy(), finetuned.contiguous().numpy(), shares.contiguous().numpy()
+    _loaded[0].combine_rows(*arrays, np.empty(out.shape[1]), out.numpy())
+    return out
+
+
+def row_products(base: torch.Tensor, finetuned: torch.Tensor) -> torch.Tensor:
+    """Return the inner products of the rows of task vectors, [rows, n, n] float64; as `inner_products` of these.
+
+    base: [rows, width]; finetuned: [n, rows, width], float32 on the CPU, width > 0.
+    """
+    n, n_rows, width = finetuned.shape
+    products, vectors = torch.empty(n_rows, n, n, dtype=torch.float64), np.empty((n, width), dtype=np.float32)
+    arrays = base.contiguous().numpy(), finetuned.contiguous().numpy()
+    _loaded[0].row_products(*arrays, vectors, np.empty(width), products.numpy())
+    return products
 
 
 def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

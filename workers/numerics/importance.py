@@ -1,7 +1,5 @@
 """How much a change matters: its size times how far it shifts the softmax of its row.
 
-Exponentials are worked out here, in steps of known rounding, so that no processor's library shows in the bits.
-
 Source: mergekit's arcee_fusion (Arcee AI 2025).
 """
 
@@ -11,15 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.fusion import Importance
-from workers.numerics import fused, precision
-from workers.numerics.programs import (
-    EXP_SERIES,
-    LN_2_HIGH,
-    LN_2_LOW,
-    LOG2_E,
-    ROUNDS_TO_INTEGER,
-    SMALLEST_POWER,
-)
+from workers.numerics import elementary, fused, precision
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -59,21 +49,10 @@ def _weigh(finetuned: Tensor, base: Tensor, divergences: Tensor) -> Tensor:
 
 def _diverge(finetuned: Tensor, base: Tensor) -> Tensor:
     theirs, ours = (rows.double().sub_(rows.amax(-1, keepdim=True).double()) for rows in (finetuned, base))
-    powers = _exp(theirs)
-    total, our_total = precision.sum_by_halving(powers), precision.sum_by_halving(_exp(ours))
+    powers = elementary.exp(theirs)
+    total, our_total = precision.sum_by_halving(powers), precision.sum_by_halving(elementary.exp(ours))
     moments = precision.sum_by_halving(powers * (theirs - ours))
     return (moments / total - (_log(total) - _log(our_total))).clamp_min_(0.0)  # below 0 by rounding only
-
-
-def _exp(x: Tensor) -> Tensor:
-    x = x.clamp_min(SMALLEST_POWER)
-    shifted = x * LOG2_E + ROUNDS_TO_INTEGER
-    k = shifted - ROUNDS_TO_INTEGER
-    rest = (x - k * LN_2_HIGH) - k * LN_2_LOW
-    power = torch.full_like(x, EXP_SERIES[0])
-    for coefficient in EXP_SERIES[1:]:
-        power = power * rest + coefficient
-    return power * ((shifted.view(torch.int64) + 1023) << 52).view(torch.float64)
 
 
 def _log(numbers: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ from workers.numerics.programs import (
     PRODUCT_BLOCK,
     ROUNDS_TO_INTEGER,
     SMALLEST_POWER,
+    SOME,
     SUM_OF_ALL,
+    TANH_ABOVE,
+    TANH_BELOW,
     Input,
     Program,
     Scratch,
@@ -36,6 +39,8 @@ from workers.numerics.programs import (
 )
 
 SHORT = 48  # width of rows that are sorted by insertion
+BUCKETS = 256  # of magnitudes
+MANY = 64  # ranks of a row that are no longer counted one by one
 JUDGES = True
 GROUP = 32  # elements that are looked at together for keys within a window
 
@@ -49,6 +54,7 @@ ONE = u32(0x3F80_0000)
 FINER = 26  # powers of two between the largest number of a block and the unit in which its magnitudes are summed
 GATHERS_BITS = u64(0x0102_0408_1020_4080)  # times eight bytes of 0 or 1: they are the bits of the highest byte
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+BUCKET_BITS = i32(18)  # that do not tell magnitudes apart which lie in one bucket
 
 # No references are counted (_nrt): whoever calls a kernel holds its arrays. So nothing is allocated here, and no array
 # returned; slices cost nothing, and less is compiled, as without the wrappers that Python would call.
@@ -329,29 +335,111 @@ def _scale(row, factor):
 
 
 # --- ranks within rows --------------------------------------------------------------------------------------------
+# Ranks are in the order (magnitude ascending, column descending). An entry's draw leaves its fate open only between the
+# smallest and the largest probability, and then mostly where its magnitude lies among few others tells enough.
 
 
 @_compiled
-def _rank(row, order, counts):
-    """Return which half of `order` holds the columns, its lower 32 bits, by (magnitude ascending, column descending).
+def _keep_ranked(row, index, key, behinds, memory):
+    """Drop of a row, whose first element has flat index `index`, what is not drawn by the rank's probability.
 
-    order: [2, width]; counts: [4, 256]. A radix sort by the magnitude's bytes, in the upper 32 bits; short rows are
-    inserted one by one.
+    behinds: [width], ascending: of the smallest magnitude first; memory: see `draw_ranked`.
     """
-    width, bits = len(row), row.view(np.uint32)
+    draws, keys, some, counts, order = memory
+    width, bits = len(row), row.view(np.int32)
+    lowest, highest, n_open = behinds[0], behinds[width - 1], 0
+    for j in range(width):
+        draws[j] = _draw(index + j, key)
+    for j in range(width):
+        keys[j] = i32(bits[j] & i32(MAGNITUDE))
+        row[j] = f32(row[j] * f32(draws[j] < highest))
+    for j in range(width):
+        some[u64(n_open)] = j
+        n_open += i64(draws[j] >= lowest) & i64(draws[j] < highest)
+    if width > SHORT and n_open > 0:
+        n_open = _narrow(row, keys, draws, behinds, some[:n_open], counts)
+    if n_open <= MANY:
+        for i in range(n_open):
+            row[some[i]] = f32(row[some[i]] * f32(draws[some[i]] < behinds[_rank_of(keys, some[i])]))
+        return
+    half = _rank(keys, order, counts)
+    for rank in range(width):
+        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        row[column] = f32(row[column] * f32(draws[column] < behinds[rank]))
+
+
+@_compiled
+def _narrow(row, keys, draws, behinds, some, counts):
+    """Drop of some entries what is dropped wherever among the like they rank; leave at the front what is still open.
+
+    Alike are magnitudes of one bucket, a 32nd of a power of two; in the last are all that are smaller.
+    """
+    width, n_open, largest = len(keys), 0, i32(0)
+    for j in range(width):
+        largest = max(largest, keys[j])
+    first = i32(i32(largest >> BUCKET_BITS) - i32(BUCKETS - 1))
+    starts = counts[: BUCKETS + 1]
+    starts[:] = 0
+    for j in range(width):
+        starts[u64(i32(max(i32(keys[j] >> BUCKET_BITS) - first, i32(0)) + i32(1)))] += 1
+    for bucket in range(BUCKETS):
+        starts[bucket + 1] += starts[bucket]
+    for i in range(len(some)):
+        column = some[i]
+        bucket = i64(max(i32(keys[column] >> BUCKET_BITS) - first, i32(0)))
+        row[column] = f32(row[column] * f32(draws[column] < behinds[starts[bucket + 1] - 1]))
+        some[u64(n_open)] = column
+        n_open += i64(draws[column] >= behinds[starts[bucket]]) & i64(draws[column] < behinds[starts[bucket + 1] - 1])
+    return n_open
+
+
+@_compiled
+def _divide_ranked(row, index, key, of_ranks, memory):
+    """Do as `_keep_ranked`, and divide what is kept by its rank's divisor."""
+    behinds, divisors = of_ranks
+    _, keys, _, counts, order = memory
+    bits = row.view(np.int32)
+    for j in range(len(row)):
+        keys[j] = i32(bits[j] & i32(MAGNITUDE))
+    half = _rank(keys, order, counts)
+    for rank in range(len(row)):
+        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        kept = f32(row[column] * f32(_draw(index + column, key) < behinds[rank]))
+        row[column] = f32(f64(kept) / divisors[rank])
+
+
+@_compiled
+def _rank_of(keys, column):
+    """Return how many of a row's entries rank below one of them."""
+    key, n_smaller, n_behind = keys[column], i32(0), i32(0)
+    for j in range(len(keys)):
+        n_smaller = i32(n_smaller + i32(keys[j] < key))
+    for j in range(column + 1, len(keys)):
+        n_behind = i32(n_behind + i32(keys[j] == key))
+    return i64(n_smaller) + i64(n_behind)
+
+
+@_compiled
+def _rank(keys, order, counts):
+    """Return which half of `order` holds the columns, in its lower 32 bits, by rank; above stand the keys.
+
+    order: [2, width]; counts: memory, [1024]. A radix sort by the key's bytes; short rows are inserted one by one.
+    """
+    width = len(keys)
     for j in range(width):
         column = width - 1 - j
-        order[0, j] = u64(u64(bits[column] & MAGNITUDE) << u64(32)) | u64(column)
+        order[0, j] = u64(u64(keys[column]) << u64(32)) | u64(column)
     if width <= SHORT:
         _insert(order[0])
         return 0
     counts[:] = 0
     for j in range(width):
         for digit in range(4):
-            counts[digit, i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
+            counts[256 * digit + i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
     half = 0
     for digit in range(4):
-        if _move_by_digit(order[half], order[1 - half], counts[digit], u64(32 + 8 * digit)):
+        of_digit = counts[256 * digit : 256 * digit + 256]
+        if _move_by_digit(order[half], order[1 - half], of_digit, u64(32 + 8 * digit)):
             half = 1 - half
     return half
 
@@ -1185,6 +1273,23 @@ def _multiply_quarters(one, other, tree):
 
 
 @_compiled
+def _multiply_sixths(one, other, tree):
+    """Do three halvings at a time, of three times a power of two, as widths often are."""
+    n = len(one) // 6
+    one_0, one_1, one_2, one_3, one_4, one_5 = (
+        one[:n], one[n : 2 * n], one[2 * n : 3 * n], one[3 * n : 4 * n], one[4 * n : 5 * n], one[5 * n :],
+    )  # fmt: skip
+    other_0, other_1, other_2, other_3, other_4, other_5 = (
+        other[:n], other[n : 2 * n], other[2 * n : 3 * n], other[3 * n : 4 * n], other[4 * n : 5 * n], other[5 * n :],
+    )  # fmt: skip
+    for j in range(n):
+        low = fma(f64(one_4[j]), f64(other_4[j]), f64(one_0[j]) * f64(other_0[j])) + f64(one_2[j]) * f64(other_2[j])
+        high = fma(f64(one_5[j]), f64(other_5[j]), f64(one_1[j]) * f64(other_1[j])) + f64(one_3[j]) * f64(other_3[j])
+        tree[j] = low + high
+    return n
+
+
+@_compiled
 def _add_quarters(tree):
     n = len(tree) // 4
     tree_0, tree_1, tree_2, tree_3 = tree[:n], tree[n : 2 * n], tree[2 * n : 3 * n], tree[3 * n :]
@@ -1201,10 +1306,12 @@ def _inner_product(one, other, tree):
         half = 2 * half
     if 2 * half == m and m >= 4:
         half = _multiply_quarters(one, other, tree)
-        while half >= 4:
-            half = _add_quarters(tree[:half])
+    elif 3 * half == 2 * m and m >= 6:
+        half = _multiply_sixths(one, other, tree)
     else:
         _multiply_halves(one, other, half, tree)
+    while half >= 4:
+        half = _add_quarters(tree[:half])
     while half > 1:
         half = half // 2
         low, high = tree[:half], tree[half : 2 * half]
@@ -1297,6 +1404,58 @@ def _diverge(theirs, ours, trees):
     return max(0.0, _sum_by_halving(moments) / total - (np.log(total) - np.log(our_total)))
 
 
+# --- competition: numerics/competition.py in the same steps -----------------------------------------------------------
+
+
+@_compiled
+def _tanh_near_0(x):
+    square = x * x
+    above = ((TANH_ABOVE[0] * square + TANH_ABOVE[1]) * square + TANH_ABOVE[2]) * square + TANH_ABOVE[3]
+    below = ((TANH_BELOW[0] * square + TANH_BELOW[1]) * square + TANH_BELOW[2]) * square + TANH_BELOW[3]
+    return x * above / (below * square + TANH_BELOW[4])
+
+
+@_compiled
+def _tanh(x):
+    power = _exp(-2.0 * abs(x))
+    return _tanh_near_0(x) if abs(x) <= 1.0 else np.copysign((1.0 - power) / (1.0 + power), x)
+
+
+@_compiled
+def _rescale_signed(row, low, high, values):
+    """Write where magnitudes lie between bounds, 0 to 1, with the signs of the entries; 0 if the bounds are one."""
+    span = high - low
+    for j in range(len(row)):
+        sign = f64(row[j] > f32(0.0)) - f64(row[j] < f32(0.0))
+        values[j] = sign * ((min(max(f64(abs(row[j])), low), high) - low) / span) if span > 0.0 else 0.0
+
+
+@_compiled
+def _add_agreement(one, other, total, other_total):
+    for j in range(len(one)):
+        agreement = _tanh_near_0(one[j] * other[j])
+        total[j] += agreement
+        other_total[j] += agreement
+
+
+@_compiled
+def _add_own_agreement(one, total):
+    for j in range(len(one)):
+        total[j] += _tanh_near_0(one[j] * one[j])
+
+
+@_compiled
+def _agree_with_sum(row, sums, total):
+    for j in range(len(row)):
+        total[j] = _tanh(f64(row[j]) * sums[j])
+
+
+@_compiled
+def _weigh_agreement(strengths, total, n, divisor, out):
+    for j in range(len(out)):
+        out[j] = f32(_exp(n * (strengths[j] * strengths[j] - 1.0)) * (total[j] / divisor))
+
+
 # --- what is called -----------------------------------------------------------------------------------------------
 # What is called with rows returns NOT_CLEAN where they cannot be read or are not finite; else 0, if nothing is said.
 
@@ -1382,22 +1541,91 @@ def draw(vector, index, key, behind, divisor):
 
 
 @_called(
-    types.void, types.float32[:, ::1], types.int64, types.uint64, _integers, _floats, types.uint64[:, ::1],
-    types.int64[:, ::1],
+    types.void, _wide_rows, _wide_rows, types.int64, types.uint64, _integers, _floats, types.float64,
+    types.int64[:, ::1], types.int32[::1], _integers, types.uint64[:, ::1],
 )  # fmt: skip
-def draw_ranked(rows, index, key, behinds, divisors, order, counts):
-    """Drop, in place, what is not drawn, and divide the rest, by its rank within its row; index: of the first element.
+def draw_ranked(rows, out, index, key, behinds, divisors, factor, words, keys, counts, order):
+    """Write rows to `out` without what is not drawn by its rank within its row; index: flat, of the first element.
 
-    behinds, divisors: [width], the smallest magnitude's first. order: [2, width], counts: [4, 256], memory.
+    The rest is divided by its rank's divisor, if there are any, then multiplied by the factor, each time rounded.
+    behinds: [width], divisors: [width] or empty, the smallest magnitude's first. Memory: words and order, [2, width];
+    keys, [width]; counts, [1024].
     """
-    n_rows, width = rows.shape
+    width, memory = rows.shape[1], (words[0], keys, words[1], counts, order)
+    for i in range(len(rows)):
+        row, stored = out[i], rows[i]
+        for j in range(width):
+            row[j] = stored[j]
+        if len(divisors) == 0:
+            _keep_ranked(row, index + i * width, key, behinds, memory)
+        else:
+            _divide_ranked(row, index + i * width, key, (behinds, divisors), memory)
+        if factor != 1.0:
+            _multiply(row, factor)
+
+
+@_called(types.void, _wide_rows, types.float64[:, ::1], types.boolean, types.float64[:, ::1], _wide_rows)
+def compete(deltas, clips, of_rescaled, memory, out):
+    """Write the score of every entry, [n, m]; see numerics/competition.py. clips: [n, 2]; memory: [2n + 1, SOME]."""
+    n, m = deltas.shape
+    values, totals, sums = memory[:n], memory[n : 2 * n], memory[2 * n]
+    for begin in range(0, m, SOME):
+        behind = min(m, begin + SOME)
+        size = behind - begin
+        totals[:] = 0.0
+        sums[:] = 0.0
+        for model in range(n):
+            row = deltas[model, begin:behind]
+            _rescale_signed(row, clips[model, 0], clips[model, 1], values[model, :size])
+            for j in range(size):
+                sums[j] += f64(row[j])
+        for first in range(n):
+            if not of_rescaled:
+                _agree_with_sum(deltas[first, begin:behind], sums[:size], totals[first, :size])
+                continue
+            _add_own_agreement(values[first, :size], totals[first, :size])
+            for second in range(first + 1, n):
+                _add_agreement(values[first, :size], values[second, :size], totals[first, :size], totals[second, :size])
+        for model in range(n):
+            divisor = f64(n) if of_rescaled else 1.0
+            _weigh_agreement(values[model, :size], totals[model, :size], f64(n), divisor, out[model, begin:behind])
+
+
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], types.float64[:, ::1], _floats, _wide_rows)
+def combine_rows(base, finetuned, shares, total, out):
+    """Write each row's shares of the models, [n, rows], and the rest of the base, if it has any rows, added up.
+
+    total: [width], memory.
+    """
+    n, n_rows, width = finetuned.shape
     for i in range(n_rows):
-        row = rows[i]
-        half = _rank(row, order, counts)
-        for rank in range(width):
-            column = i64(order[half, rank] & u64(0xFFFF_FFFF))
-            kept = f32(row[column] * f32(_draw(index + i * width + column, key) < behinds[rank]))
-            row[column] = f32(f64(kept) / divisors[rank])
+        total[:] = 0.0
+        rest = 1.0
+        for model in range(n):
+            row, share = finetuned[model, i], shares[model, i]
+            rest -= share
+            for j in range(width):
+                total[j] = total[j] + share * f64(row[j])
+        if len(base) > 0:
+            for j in range(width):
+                total[j] = total[j] + rest * f64(base[i, j])
+        for j in range(width):
+            out[i, j] = f32(total[j])
+
+
+@_called(types.void, _wide_rows, types.float32[:, :, ::1], _wide_rows, _floats, types.float64[:, :, ::1])
+def row_products(base, finetuned, vectors, tree, out):
+    """Write the inner products of all pairs of rows of n task vectors, [n, rows, width], to `out`, [rows, n, n].
+
+    vectors: [n, width], tree: [width], memory.
+    """
+    n, n_rows, width = finetuned.shape
+    for i in range(n_rows):
+        for model in range(n):
+            row = finetuned[model, i]
+            for j in range(width):
+                vectors[model, j] = f32(row[j] - base[i, j])
+        _multiply_pairs(vectors, tree, out[i])
 
 
 @_called(types.void, types.float32[:, :, ::1], _floats, types.float64[:, :, ::1])

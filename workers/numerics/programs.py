@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
+SOME = 256  # entries for which task vectors compete at a time
 BLOCK = 2048  # elements that are merged at a time, in the nearer caches
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
@@ -19,6 +20,11 @@ LOG2_E = 1.4426950408889634
 ROUNDS_TO_INTEGER = 1.5 * 2.0**52  # added and subtracted; its sum's lowest bits are the integer
 LN_2_HIGH, LN_2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # the first has bits to spare: k times it is exact
 EXP_SERIES = tuple(1.0 / factorial(n) for n in range(12, -1, -1))
+
+# tanh x, |x| <= 1, as x P(x²) / Q(x²) by Lambert's continued fraction x / (1 + x² / (3 + x² / (5 + …))), up to 15:
+# within 1e-14 of its size; the largest power first
+TANH_ABOVE = (36.0, 6930.0, 270270.0, 2027025.0)
+TANH_BELOW = (1.0, 630.0, 51975.0, 945945.0, 2027025.0)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -36,10 +36,10 @@ class RandomMask(Protocol):
     def of(self, model: int) -> "RandomMask":
         """Return the mask that drops a model's entries."""
 
-    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
-        """Return the task vector with the dropped entries set to zero, the others scaled; same shape, float32.
+    def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
+        """Write the task vector with the dropped entries set to zero, the others scaled by the mask, then the factor.
 
-        start: flat index of the first entry within its tensor.
+        delta, out: of one shape, float32; start: flat index of the first entry within its tensor.
         """
 
 
@@ -61,16 +61,16 @@ class UniformMask:
         """Return the mask that drops a model's entries."""
         return self.of_models[model] if self.of_models else self
 
-    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
-        """Return what is kept of a task vector of any shape."""
-        if self.density == 1.0:
-            return delta
-        if _is_fused(delta):
-            drawn = delta.clone(memory_format=torch.contiguous_format)
-            fused.draw(drawn.view(-1), self.fuse(key), start=start)
-            return drawn
-        kept = delta * _keep(delta, key, start, self.density)
-        return kept.double().div_(self.density).float() if self.rescale == "inverse_density" else kept
+    def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
+        """Write what is kept of a task vector of any shape."""
+        out.copy_(delta)
+        if self.density != 1.0 and fused.takes(delta):
+            fused.draw(out.view(-1), self.fuse(key), start=start)
+        elif self.density != 1.0:
+            kept = delta * _keep(delta, key, start, self.density)
+            out.copy_(kept.double().div_(self.density) if self.rescale == "inverse_density" else kept)
+        if factor != 1.0:
+            out.copy_(_scale(out, factor))
 
     def fuse(self, key: int, factor: float = 1.0) -> Draw:
         """Return what the mask does, fused. factor: on what is kept."""
@@ -106,22 +106,17 @@ class RankedMask:
         """Return the mask that drops a model's entries."""
         return self.of_models[model] if self.of_models else self
 
-    def __call__(self, delta: Tensor, key: int, *, start: int) -> Tensor:
-        """Return what is kept of a task vector, [rows, width]."""
-        if _is_fused(delta):
-            drawn = delta.clone(memory_format=torch.contiguous_format)
-            divides = self.rescale == "inverse_probability"
-            fused.draw_ranked(drawn, key, self._by_rank(delta), divides=divides, start=start)
-            return drawn
-        probabilities = self._probabilities(delta)
+    def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
+        """Write what is kept of a task vector, [rows, width]."""
+        by_rank = self._by_rank(delta)
+        divides = self.rescale == "inverse_probability"
+        if fused.takes(delta):
+            fused.draw_ranked(delta.contiguous(), out, key, by_rank, divides=divides, factor=factor, start=start)
+            return
+        order = sparsify.row_keys(delta).argsort(dim=-1)  # the smallest first
+        probabilities = torch.empty_like(delta, dtype=torch.float64).scatter_(-1, order, by_rank.expand(delta.shape))
         kept = delta * _keep(delta, key, start, probabilities)
-        return kept.double().div_(probabilities).float() if self.rescale == "inverse_probability" else kept
-
-    def _probabilities(self, rows: Tensor) -> Tensor:
-        # [rows, width] float64
-        by_rank = self._by_rank(rows)
-        order = sparsify.row_keys(rows).argsort(dim=-1)  # the smallest first
-        return torch.empty_like(rows, dtype=torch.float64).scatter_(-1, order, by_rank.expand(rows.shape))
+        out.copy_(_scale(kept.double().div_(probabilities).float() if divides else kept, factor))
 
     def _by_rank(self, rows: Tensor) -> Tensor:
         """Return [width] float64: density − spread for the smallest of a row, up to density + spread."""
@@ -137,15 +132,15 @@ def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: S
 
     deltas: [n, *shape], the piece that the context names; result: [n, *shape] float32.
     """
-    drawn = torch.empty_like(deltas)
-    for model, delta in enumerate(deltas):
-        kept = mask.of(model)(delta, context.random_key("mask", model), start=context.offset)
-        drawn[model] = kept.double().mul_(factors[model]) if factors else kept
+    drawn = torch.empty_like(deltas, memory_format=torch.contiguous_format)
+    for model, (delta, out) in enumerate(zip(deltas, drawn, strict=True)):
+        key, factor = context.random_key("mask", model), factors[model] if factors else 1.0
+        mask.of(model).draw(delta, key, start=context.offset, factor=factor, out=out)
     return drawn
 
 
-def _is_fused(delta: Tensor) -> bool:
-    return delta.device.type == "cpu" and fused.is_ready()
+def _scale(kept: Tensor, factor: float) -> Tensor:
+    return kept.double().mul_(factor).float()  # by 1 it stays as it is
 
 
 def _keep(delta: Tensor, key: int, start: int, probability: float | Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workers.numerics import precision
+from workers.fusion import Election, FusedMerge
+from workers.numerics import fused, precision, task_vectors
 from workers.numerics.programs import NUDGE
 
 Reduction = Literal["mean", "sum", "max"]
@@ -51,6 +52,31 @@ def merge_disjointly(
     votes = weigh_votes(weights, is_weighted=vote == "weighted")
     elected = elect(deltas, votes, balanced_sign=balanced_sign)
     return reduce_agreeing(deltas, elected, [abs(weight) for weight in weights], reduction=reduction)
+
+
+def merge_onto(  # noqa: PLR0913 task vectors, and how they are merged
+    base: Tensor,
+    deltas: Tensor,
+    weights: Sequence[float],
+    *,
+    vote: Vote,
+    reduction: Reduction,
+    balanced_sign: int,
+    scaling_coefficient: float,
+) -> Tensor:
+    """Return base + scaling_coefficient · the disjoint merge of task vectors, which `orient` has not seen.
+
+    base: [*shape]; deltas: [n, *shape]; result: [*shape] float32.
+    """
+    if fused.takes(base):
+        election = Election(tuple(weigh_votes(weights, is_weighted=vote == "weighted")), balanced_sign, reduction)
+        program = FusedMerge(tuple(weights), election=election, scaling=scaling_coefficient, base_share=1.0)
+        merged = fused.join(base, deltas, program)
+        if merged is not None:
+            return merged
+    oriented = orient(deltas, weights)
+    delta = merge_disjointly(oriented, weights, vote=vote, reduction=reduction, balanced_sign=balanced_sign)
+    return task_vectors.add(base, delta, scaling_coefficient=scaling_coefficient)
 
 
 def reduce_agreeing(deltas: Tensor, elected: Tensor, weights: Sequence[float], *, reduction: Reduction) -> Tensor:

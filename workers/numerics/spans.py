@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.fusion import FusedMerge
-from workers.numerics import precision, task_vectors
+from workers.numerics import fused, precision, task_vectors
 from workers.numerics.programs import PRODUCT_BLOCK
 
 Gram = Sequence[Sequence[float]]  # inner products of all pairs of n vectors, [n][n]
@@ -44,6 +44,13 @@ def cosines(gram: Gram) -> list[list[float]]:
     ]
 
 
+def row_cosines(grams: Tensor) -> Tensor:
+    """Return `cosines` of many. grams: [*batch, n, n] float64; result: the same shape."""
+    lengths = grams.diagonal(dim1=-2, dim2=-1).sqrt()
+    sizes = lengths.unsqueeze(-1) * lengths.unsqueeze(-2)
+    return torch.where(sizes > 0, (grams / sizes).clamp(-1.0, 1.0), 0.0)
+
+
 def mean_direction(gram: Gram, weights: Sequence[float]) -> list[float] | None:
     """Return the weighted mean of the vectors' directions, scaled to length 1, as a share of each vector.
 
@@ -67,8 +74,11 @@ def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
 
     finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64; no row's bits depend on others.
     """
-    vectors = finetuned if base is None else task_vectors.subtract(finetuned, base)
-    return precision.inner_products(vectors)
+    if base is None:
+        return precision.inner_products(finetuned)
+    if base.numel() and fused.takes(base):
+        return fused.row_products(base, finetuned)
+    return precision.inner_products(task_vectors.subtract(finetuned, base))
 
 
 def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> Tensor:
@@ -92,6 +102,8 @@ def combine_rows(base: Tensor | None, finetuned: Tensor, shares: Tensor) -> Tens
 
     base: [rows, width]; finetuned: [n, rows, width]; shares: [n, rows, 1 or width] float64; result: [rows, width].
     """
+    if shares.shape[-1] == 1 and fused.takes(finetuned):
+        return fused.combine_rows(base, finetuned, shares.squeeze(-1))
     total = torch.zeros_like(finetuned[0], dtype=torch.float64)
     rest = torch.ones_like(shares[0])
     for share, vector in zip(shares, finetuned, strict=True):

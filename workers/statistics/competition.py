@@ -64,7 +64,7 @@ def _find_bounds(source: PieceSource, ranks: tuple[int, int]) -> list[Bounds]:
     n = sum(prod(shape) for _, shape, _ in source.tensors)
     if ranks[1] >= n:
         return _find_extremes(source)
-    found = MagnitudeBoundaries("ranks", "global", lambda _: ranks).collect(source)
+    found = MagnitudeBoundaries("ranks", "global", lambda _: ranks, is_placed=False).collect(source)
     per_model = found.everywhere or ()
     return [Bounds(low.magnitude, high.magnitude) for high, low in per_model]
 

@@ -95,19 +95,22 @@ class DrawnStatistic:
         return replace(rows, draws=fuse_draws(self.mask, context, factors.get(rows.tensor, ())))
 
     def _sum_norms(self, piece: Piece) -> tuple[str, ExponentSums]:
-        drawn = self._draw(piece, {}).finetuned
-        both = [[exact_sums.sum_magnitudes(delta) for delta in deltas] for deltas in (_deltas(piece), drawn)]
-        return piece.tensor, np.array(both)
+        deltas = _deltas(piece)
+        both = (deltas, self._left_of(deltas, piece, {}))
+        return piece.tensor, np.array([[exact_sums.sum_magnitudes(delta) for delta in some] for some in both])
 
     def _draw(self, piece: Piece, factors: Factors) -> Piece:
         """Return the piece with the task vectors that are left as its models, and no base model."""
+        return replace(piece, base=None, models=self._left_of(_deltas(piece), piece, factors))
+
+    def _left_of(self, deltas: Tensor, piece: Piece, factors: Factors) -> Tensor:
+        """Return what is drawn of a piece's task vectors, [n, m]."""
         if self.context is None:
             raise JobInternal("a random mask was drawn without seed and keys; report this fault.")
-        deltas = _deltas(piece)
         shape = piece_shape(self.mask.granularity, piece.shape, deltas.shape[1])
         context = replace(self.context, tensor=piece.tensor, shape=piece.shape, offset=piece.offset)
         drawn = draw_all(self.mask, deltas.view(len(deltas), *shape), context, factors.get(piece.tensor, ()))
-        return replace(piece, base=None, models=drawn.view(deltas.shape))
+        return drawn.view(deltas.shape)
 
 
 def _deltas(piece: Piece) -> Tensor:

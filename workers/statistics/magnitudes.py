@@ -46,6 +46,7 @@ class MagnitudeBoundaries:
     ranks: Ranks
     effort: Effort = USUAL_EFFORT
     of_models: tuple[Ranks, ...] = ()
+    is_placed: bool = True  # False: magnitudes alone are asked for, which is less to read
 
     @property
     def n_passes(self) -> int:
@@ -76,7 +77,7 @@ class MagnitudeBoundaries:
 
     def _select(self, source: PieceSource, scopes: Sequence[Scope]) -> list[ModelBoundaries]:
         """Return the boundaries of each scope: of each model those of its own ranks."""
-        found = select(source, scopes, self.effort)
+        found = select(source, scopes, self.effort, is_placed=self.is_placed)
         if not self.of_models:
             return found
         return [

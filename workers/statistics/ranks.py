@@ -126,15 +126,18 @@ class _Tie:
     block: Block
 
 
-def select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
+def select(
+    source: PieceSource, scopes: Sequence[Scope], effort: Effort, *, is_placed: bool = True
+) -> list[ModelBoundaries]:
     """Return, for each scope, the boundary of each of its ranks for each model.
 
-    Of equal magnitudes the one with the smaller index within the scope ranks first.
+    Of equal magnitudes the one with the smaller index within the scope ranks first. is_placed: False where nobody asks
+    for the indices of boundaries; they mean nothing then.
     """
-    return source.once(lambda: _select(source, scopes, effort))
+    return source.once(lambda: _select(source, scopes, effort, is_placed=is_placed))
 
 
-def _select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> list[ModelBoundaries]:
+def _select(source: PieceSource, scopes: Sequence[Scope], effort: Effort, *, is_placed: bool) -> list[ModelBoundaries]:
     searched = [index for index, scope in enumerate(scopes) if scope.searched_ranks]
     small = [index for index in searched if scopes[index].n_elements <= effort.small_scope]
     found: dict[tuple[int, int, int], Boundary] = {}  # (scope, model, rank)
@@ -154,7 +157,8 @@ def _select(source: PieceSource, scopes: Sequence[Scope], effort: Effort) -> lis
                 else:
                     open_windows.setdefault(index, []).append(settled)
         windows = open_windows
-    for (index, tie), behind in zip(ties, _find_ties(source, scopes, ties), strict=True):
+    places = _find_ties(source, scopes, ties) if is_placed else [0] * len(ties)
+    for (index, tie), behind in zip(ties, places, strict=True):
         found[index, tie.model, tie.rank] = Boundary(_magnitude(tie.key), behind)
     return [_boundaries(index, scope, source.n_models, found) for index, scope in enumerate(scopes)]
 

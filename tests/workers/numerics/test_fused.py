@@ -1,6 +1,7 @@
 """The fused kernels give, to the last bit, what the methods' torch functions give."""
 
 import logging
+import math
 from dataclasses import replace
 from math import prod
 from types import ModuleType
@@ -18,7 +19,7 @@ from workers import fusion, patches
 from workers.catalog import load_method
 from workers.contract import Piece
 from workers.fusion import Band, Draw, Election, FusedMasks, FusedMerge, Rows
-from workers.numerics import exact_sums, fused, precision, randomness, signs, sparsify, task_vectors
+from workers.numerics import competition, exact_sums, fused, precision, randomness, signs, spans, sparsify, task_vectors
 from workers.numerics.programs import Windows
 from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
@@ -185,6 +186,36 @@ def test_masks_elections_and_sums_are_those_of_numerics(  # noqa: PLR0913
     assert fused.count_signs(piece.rows, program) == int(elected.sum(dtype=torch.float64))
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("della", {}),
+        ("della", {"rescale": "l1", "vote": "weighted", "reduce": "sum"}),
+        ("della", {"rescale": "none", "density_spread": 0.3, "reduce": "max"}),
+        ("della_linear", {"scaling_coefficient": -0.7}),
+        ("della_linear", {"rescale": "l1", "density_spread": 0.0}),
+        ("model_stock", {"scope": "row"}),
+        ("model_stock", {"scope": "row", "mean": "cosine", "clamp": False}),
+        ("nuslerp", {"scope": "row"}),
+        ("pcb", {"density": 0.4}),
+        ("pcb", {"density": 0.4, "variant": "script"}),
+    ],
+)
+def test_a_method_with_kernels_within_gives_the_bits_that_it_gives_without(
+    method: str, parameters: dict[str, Any], weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge() -> list[Tensor]:
+        source, program = draw_merge(method, parameters, weights)
+        pieces = [source.read(name, 0, prod(shape)) for name, shape, _ in source.tensors if prod(shape)]
+        merged = [(program.merge(piece), piece.base) for piece in pieces]
+        return [one if base is None else keep_negative_zeros(one, base) for one, base in merged]
+
+    found = merge()
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert all(same_bits(one, other) for one, other in zip(found, merge(), strict=True))
+
+
 def test_draws_are_those_of_randomness() -> None:
     base, finetuned = torch.zeros(5000), torch.ones(1, 5000)
     piece = Piece("w", (9000,), 1234, 0, base, finetuned)
@@ -195,23 +226,41 @@ def test_draws_are_those_of_randomness() -> None:
     assert torch.equal(out, (draws < 0.3).float())
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 48, 49, 700])
-@pytest.mark.parametrize("rescale", ["inverse_probability", "none"])
-def test_masks_by_rank_are_those_of_torch(width: int, rescale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def draw_rows(width: int) -> Tensor:
+    """Return rows that are hard to rank: ties, equal entries, zeros of both signs, any magnitude, a few that differ."""
     generator = torch.Generator().manual_seed(width)
-    rows = torch.randint(-40, 41, (9, width), generator=generator) / 8  # many ties
+    rows = torch.randn(9, width, generator=generator)
+    rows[:3] = torch.randint(-40, 41, (3, width), generator=generator) / 8
     rows[0] *= 1e-40
-    mask = RankedMask(0.4, 0.4, rescale)
-    found = mask(rows, -3, start=11 * width)
+    rows[3] = 0.25
+    rows[4] *= 0.0
+    rows[5] = 10.0 ** (rows[5] * 12)
+    rows[6] = rows[6] * 1e-7 + 1.0
+    rows[7, width // 2] = 3e38
+    return rows
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 48, 49, 700, 5000])
+@pytest.mark.parametrize("rescale", ["inverse_probability", "none"])
+@pytest.mark.parametrize("spread", [0.0, 0.07, 0.4, 0.9])
+def test_masks_by_rank_are_those_of_torch(
+    width: int, rescale: Any, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, found, expected = draw_rows(width), torch.empty(9, width), torch.empty(9, width)
+    mask = RankedMask(0.4, spread, rescale)
+    mask.draw(rows, -3, start=11 * width, factor=0.7, out=found)
     monkeypatch.setattr(fused, "_loaded", [])
-    assert same_bits(found, mask(rows, -3, start=11 * width))
+    mask.draw(rows, -3, start=11 * width, factor=0.7, out=expected)
+    assert same_bits(found, expected)
 
 
 def test_uniform_masks_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     vector, mask = torch.linspace(-1, 1, 999).view(3, 333), UniformMask(0.3, "inverse_density")
-    found = mask(vector, 7, start=5)
+    found, expected = torch.empty(3, 333), torch.empty(3, 333)
+    mask.draw(vector, 7, start=5, factor=0.7, out=found)
     monkeypatch.setattr(fused, "_loaded", [])
-    assert same_bits(found, mask(vector, 7, start=5))
+    mask.draw(vector, 7, start=5, factor=0.7, out=expected)
+    assert same_bits(found, expected)
 
 
 def test_sums_of_magnitudes_are_exact_and_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +277,13 @@ def test_norms_before_and_after_masks() -> None:
     sums = fused.sum_norms(replace(Piece("w", (9000,), 99, 0, base, finetuned).rows, draws=masks))
     deltas = task_vectors.subtract(finetuned, base)
     for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
-        left = UniformMask(mask.probability, "none")(delta, mask.key, start=99)
+        left = torch.empty_like(delta)
+        UniformMask(mask.probability, "none").draw(delta, mask.key, start=99, factor=1.0, out=left)
         for found, vector in zip(sums[:, model], (delta, left), strict=True):
             assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(vector))
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 8, 1000, 4096])
+@pytest.mark.parametrize("m", [1, 2, 3, 6, 8, 12, 768, 1000, 4096])
 def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.randn(3, 2, m, generator=torch.Generator().manual_seed(m))
     found = precision.inner_products(vectors)
@@ -241,6 +291,39 @@ def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(fused, "_loaded", [])
     assert same_bits(found, precision.inner_products(vectors))
+
+
+@pytest.mark.parametrize("width", [1, 3, 32, 768, 1000])
+def test_products_and_sums_of_rows_are_those_of_torch(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, *models = torch.randn(4, 5, width, generator=torch.Generator().manual_seed(width))
+    base[0], finetuned = -0.0, torch.stack(models)
+    finetuned[0, 1] = base[1]
+    shares = torch.randn(3, 5, 1, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+
+    def work() -> list[Tensor]:
+        products = [spans.row_products(finetuned, one) for one in (base, None)]
+        return products + [spans.combine_rows(one, finetuned, shares) for one in (base, None)]
+
+    found = work()
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert all(same_bits(one, other) for one, other in zip(found, work(), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["vision", "script"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 255), (3, 256), (8, 1000)])
+def test_scores_are_those_of_torch(n: int, m: int, variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = torch.randn(n, m, generator=torch.Generator().manual_seed(m)) * 3
+    deltas[0, ::5] *= -0.0
+    clips = [competition.Bounds(0.0, 2.0), competition.Bounds(0.5, 0.5), *[competition.Bounds(0.25, 4.0)] * 6][:n]
+    found = competition.score(deltas, clips, variant)
+    monkeypatch.setattr(fused, "_loaded", [])
+    assert torch.equal(found, competition.score(deltas, clips, variant))
+
+
+def test_what_is_not_finite_is_left_to_torch() -> None:
+    base, vectors = torch.zeros(2), torch.tensor([[3.0e38, 1.0], [3.0e38, 1.0]])
+    assert fused.join(base, vectors, FusedMerge((1.0, 1.0), base_share=1.0)) is None
+    assert task_vectors.add_weighted(base, vectors, (1.0, 1.0), scaling_coefficient=1.0).tolist() == [math.inf, 2.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
