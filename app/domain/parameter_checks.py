@@ -32,23 +32,32 @@ def fill_defaults(
 
 def is_gradient(schema: Mapping[str, Any], name: str, value: object) -> bool:
     """Tell whether a value is a list where the schema has one number: a gradient, interpolated over the depth."""
-    return isinstance(value, list) and schema.get("properties", {}).get(name, {}).get("type") == "number"
+    return isinstance(value, list) and number_of(schema.get("properties", {}).get(name, {})) is not None
+
+
+def number_of(rule: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the schema of the number that a parameter is, or may be beside null; None: it is something else."""
+    options = rule.get("anyOf", [rule])
+    numbers = [option for option in options if option.get("type") == "number"]
+    is_number = len(numbers) == 1 and all(option.get("type") in ("number", "null") for option in options)
+    return numbers[0] if is_number else None
 
 
 def with_gradients(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a method's parameters as a request may hold them: a number may also be a gradient."""
     properties = {
-        name: _or_gradient(rule) if rule.get("type") == "number" else rule
+        name: rule if (number := number_of(rule)) is None else _or_gradient(rule, number)
         for name, rule in schema.get("properties", {}).items()
     }
     return {**schema, "properties": properties}
 
 
-def _or_gradient(rule: Mapping[str, Any]) -> dict[str, Any]:
+def _or_gradient(rule: Mapping[str, Any], number: Mapping[str, Any]) -> dict[str, Any]:
     about = {key: rule[key] for key in ("title", "description", "default") if key in rule}
-    number = {key: value for key, value in rule.items() if key not in about}
-    gradient = {"type": "array", "items": number, "minItems": 2, "maxItems": MAX_GRADIENT}
-    return {**about, "anyOf": [number, gradient]}
+    plain = {key: value for key, value in number.items() if key not in about}
+    beside = [option for option in rule.get("anyOf", []) if option != number]
+    gradient = {"type": "array", "items": plain, "minItems": 2, "maxItems": MAX_GRADIENT}
+    return {**about, "anyOf": [plain, *beside, gradient]}
 
 
 def parameter_faults(schema: Mapping[str, Any], values: Mapping[str, JsonValue], *, pointer: str) -> list[FieldProblem]:
@@ -62,8 +71,9 @@ def parameter_faults(schema: Mapping[str, Any], values: Mapping[str, JsonValue],
             found = f"found a list of {len(steps)}; expected a number, or 2 to {MAX_GRADIENT} to interpolate over depth"
             faults.append(FieldProblem(f"{pointer}/{name}", found))
             continue
+        number = {"properties": {name: number_of(schema["properties"][name])}}
         for at, value in enumerate(steps):
-            found_here = schema_faults(schema, {name: value}, pointer=pointer)
+            found_here = schema_faults(number, {name: value}, pointer=pointer)
             faults += [FieldProblem(f"{fault.pointer}/{at}", fault.message, fault.did_you_mean) for fault in found_here]
     return sorted(faults, key=lambda fault: fault.pointer)
 
@@ -105,13 +115,13 @@ def _number_faults(document: object, pointer: str) -> list[FieldProblem]:
 
 def _one_form(rule: Mapping[str, Any], value: JsonValue) -> JsonValue:
     """Return the value as its type has it, so that equal requests have equal digests: 1 and 1.0 are one number."""
-    kind = rule.get("type")
-    if isinstance(value, list) and kind == "number":  # a gradient
+    takes_number = number_of(rule) is not None
+    if isinstance(value, list) and takes_number:  # a gradient
         return [_one_form(rule, step) for step in value]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and kind == "number":
+    if is_number and takes_number:
         return float(value)  # type: ignore[arg-type]  # it is a number
-    if is_number and kind == "integer":
+    if is_number and rule.get("type") == "integer":
         return int(value)  # type: ignore[arg-type]  # JSON Schema takes 3.0 for an integer
     return value
 

@@ -21,6 +21,13 @@ nothing**. The tasks are small, the encoder too; this says that the methods work
 
 """
 
+ALIKE = """
+Some rows agree in every count. `dare_linear` and `della_linear` drop entries at random and scale up what is left: the
+sum of `task_arithmetic`, but for noise that mostly averages out within a layer. `awd_task_arithmetic` is task
+arithmetic with slightly other weights, since these task vectors are nearly orthogonal already. `karcher` and
+`multislerp` are two means on one sphere. The models differ, too little to show among 256 items of a task.
+"""
+
 
 def render(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], *, seed: int) -> str:
     """Return the page."""
@@ -36,7 +43,7 @@ def render(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], *, se
         f"|---|{'---:|' * len(tasks)}---:|---:|---|",
         *(_row(row, tasks, individual) for row in _ordered(rows)),
     ]
-    kinds = "\nMethods marked *per task* keep a patch for each task, and each task is measured with its own.\n"
+    kinds = "\nMethods marked *per task* keep a patch for each task, and each task is measured with its own.\n" + ALIKE
     rest = "".join(f"- `{name}`: {reason}\n" for name, reason in sorted(left_out.items()))
     head = HEAD.format(seed=seed, stderr=stderr, settings=_tell_settings(), short=_join(sorted(SHORT_GRIDS)))
     return head + "\n".join(lines) + "\n" + kinds + f"\nNot in the table:\n\n{rest}"

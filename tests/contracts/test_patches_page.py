@@ -27,7 +27,9 @@ def _code() -> dict[str, Any]:  # of the page: functions by name
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_code_on_the_page_gives_the_bits_of_a_materialization(method: str, dtype: str, tmp_path: Path) -> None:
+def test_the_code_on_the_page_gives_the_bits_of_a_materialization_and_takes_them_back(
+    method: str, dtype: str, tmp_path: Path
+) -> None:
     base, models = draw_normal(9, 3)
     for index, tensors in enumerate((base, *models)):
         tensors["square"] = torch.randn(16, 16, generator=torch.Generator().manual_seed(index))
@@ -39,13 +41,17 @@ def test_the_code_on_the_page_gives_the_bits_of_a_materialization(method: str, d
     materialize(LocalCheckpoint(id="artifact", path=out, manifest=manifest), "model-1", tmp_path / "task", ignore)
     page = _code()
     _, shared, dtypes = page["read_safetensors"](out / "model.safetensors")
+    found = {name: tensor.copy() for name, tensor in shared.items()}
     metadata, patch, _ = page["read_safetensors"](out / "patches" / "model-1.safetensors")
-    found = page["apply_patch"](shared, dtypes, patch, _base_of(page, out))
+    page["apply_patch"](found, dtypes, patch, _base_of(page, out))
     _, expected, _ = page["read_safetensors"](tmp_path / "task" / "model.safetensors")
     assert (metadata["format"], metadata["version"], metadata["task"]) == ("amalgam-patch", "1", "model-1")
     assert metadata["applies_to"] == manifest.weights_digest
     for name, tensor in expected.items():
         _assert_alike(page, found[name], tensor, dtypes[name], is_exact=f"{name}::a" not in patch)
+    page["remove_patch"](found, shared, patch)
+    for name, tensor in shared.items():
+        np.testing.assert_array_equal(found[name], tensor)
 
 
 def _base_of(page: dict[str, Any], folder: Path) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.domain.parameter_checks import fill_defaults
-from app.domain.recipes import PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
+from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from workers.catalog import load_method
 from workers.contract import MergeMethod, PostStep, RecipeCode, Transform
 from workers.granularity import step_elements
@@ -45,6 +45,7 @@ class MemoryMerge:
     transforms: Sequence[tuple[Transform, Values]] = ()
     post_steps: Sequence[tuple[PostStep, Values]] = ()
     of_models: Sequence[Values] = ()  # each model's own parameters
+    overrides: Sequence[Override] = ()
 
     def __call__(self, base: StateDict | None, models: Sequence[StateDict]) -> dict[str, Tensor]:
         """Return the merged state dict, float32."""
@@ -76,6 +77,7 @@ class MemoryMerge:
             parameters=fill_defaults(self.method.card.parameters, self.parameters, n_models=source.n_models),
             seed=self.seed,
             shard_bytes=1 << 40,
+            overrides=tuple(self.overrides),
             transforms=tuple(_pin(step, values) for step, values in self.transforms),
             post_steps=tuple(_pin(step, values) for step, values in self.post_steps),
         )

@@ -206,6 +206,18 @@ def test_one_task_vector_of_zero_among_others_is_no_trouble(
 
 
 @every_method
+@pytest.mark.parametrize("pattern", ["AA", "AAA", "AAAAA", "ABA"])
+def test_identical_task_vectors_are_no_trouble(method: MergeMethod, pattern: str) -> None:
+    if not method.card.min_models <= len(pattern) <= (method.card.max_models or 5):
+        pytest.skip("the card takes another number of models")
+    base, (one, other) = draw_normal(17, 2)
+    models = [one if letter == "A" else other for letter in pattern]
+    # AWD's objective has an edge where a cosine is 0, over which its descent jumps to and fro
+    tolerance = 5e-5 if method.card.name == "awd_task_arithmetic" else 2e-6
+    assert_close(MemoryMerge(method)(base, models), _by_hand(method, base, models), rtol=1e-6, atol=tolerance)
+
+
+@every_method
 @quickly
 @given(data=st.data(), seed=seeds, piece_elements=st.integers(1, 40))
 def test_pieces_of_any_length_give_the_same_bits(

@@ -48,7 +48,59 @@ def test_float64_worked_by_hand_agrees(method: MergeMethod, seed: int, n_models:
 
 @every_method
 @quickly
-@given(seed=seeds, n_models=st.integers(1, 4))
+@given(seed=seeds, n_models=st.integers(1, 5))
+def test_bfloat16_models_give_tasks_within_one_rounding_of_float64(
+    method: MergeMethod, seed: int, n_models: int
+) -> None:
+    base, models = draw_normal(seed, n_models)
+    halved = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *models)]
+    eps = torch.finfo(torch.bfloat16).eps
+    found = merge_tasks(MemoryMerge(method), halved[0], halved[1:])
+    for task, expected in zip(found, _by_hand(method, halved[0], halved[1:], {}), strict=True):
+        assert_close({name: tensor.bfloat16() for name, tensor in task.items()}, expected, rtol=eps, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("pattern", ["A0", "0", "AB0", "AAA", "ABA", "AAAAA"])
+def test_task_vectors_of_zero_and_identical_ones_are_no_trouble(method: MergeMethod, pattern: str) -> None:
+    base, (one, other) = draw_normal(17, 2)
+    models = [{"A": one, "B": other, "0": base}[letter] for letter in pattern]
+    found = merge_tasks(MemoryMerge(method), base, models)
+    for task, expected in zip(found, _by_hand(method, base, models, {}), strict=True):
+        assert_close(task, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+@quickly
+@given(seed=seeds)
+def test_t1_one_model_with_neutral_parameters_comes_back(method: MergeMethod, seed: int) -> None:
+    if method.card.neutral_parameters is None:
+        pytest.skip("the card names no neutral parameters")
+    base, models = draw_normal(seed, 1)
+    [task] = merge_tasks(MemoryMerge(method, method.card.neutral_parameters), base, models)
+    assert_close(task, to_arrays(models[0]), rtol=1e-6, atol=1e-6)
+
+
+@every_method
+@quickly
+@given(seed=seeds, n_models=st.integers(1, 5), exponent=st.integers(-3, 3))
+def test_t8_scaled_task_vectors_give_scaled_changes(
+    method: MergeMethod, seed: int, n_models: int, exponent: int
+) -> None:
+    if not method.card.is_scale_equivariant:
+        pytest.skip("the card says that scale matters")
+    factor = 2.0**exponent  # exact in binary
+    _, models = draw_normal(seed, n_models)
+    base = {name: torch.zeros_like(tensor) for name, tensor in models[0].items()}  # so that scaling rounds nothing
+    once = merge_tasks(MemoryMerge(method), base, models)
+    then = merge_tasks(MemoryMerge(method), base, [{name: factor * model[name] for name in base} for model in models])
+    for scaled, task in zip(then, once, strict=True):
+        assert_close(scaled, to_arrays({name: factor * task[name] for name in base}), rtol=2e-6, atol=2e-6)
+
+
+@every_method
+@quickly
+@given(seed=seeds, n_models=st.integers(1, 5))
 def test_t2_models_equal_to_the_base_give_the_base_exactly(method: MergeMethod, seed: int, n_models: int) -> None:
     base, _ = draw_normal(seed, 0)
     for task in merge_tasks(MemoryMerge(method), base, [base] * n_models):
@@ -57,7 +109,7 @@ def test_t2_models_equal_to_the_base_give_the_base_exactly(method: MergeMethod, 
 
 @every_method
 @quickly
-@given(seed=seeds, n_models=st.integers(1, 4), piece_elements=st.integers(1, 40))
+@given(seed=seeds, n_models=st.integers(1, 5), piece_elements=st.integers(1, 40))
 def test_pieces_of_any_length_give_the_same_bits(
     method: MergeMethod, seed: int, n_models: int, piece_elements: int
 ) -> None:
@@ -70,9 +122,9 @@ def test_pieces_of_any_length_give_the_same_bits(
 
 @every_method
 @quickly
-@given(seed=seeds, order=st.permutations(range(4)))
+@given(seed=seeds, order=st.permutations(range(5)))
 def test_t3_the_order_of_models_does_not_matter(method: MergeMethod, seed: int, order: list[int]) -> None:
-    base, models = draw_normal(seed, 4)
+    base, models = draw_normal(seed, 5)
     forward = merge_tasks(MemoryMerge(method), base, models)
     shuffled = merge_tasks(MemoryMerge(method), base, [models[index] for index in order])
     for index, task in zip(order, shuffled, strict=True):

@@ -180,6 +180,19 @@ def test_pruning_over_a_merge_is_peru_with_that_merge_shared(house: House) -> No
         assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
+def test_signs_over_a_merge_are_those_of_what_the_merge_has_lost(house: House) -> None:
+    house.family()
+    models = [{"checkpoint": "model-0"}, {"checkpoint": "model-1"}]
+    shared = {"method": "task_arithmetic", "parameters": {"scaling_coefficient": 0.4}}
+    dense = house.finish("/v1/merges", {**shared, "base_model": "base", "models": models, "output": {"name": "shared"}})
+    one = house.finish("/v1/merges", {"method": "bitdelta", "base_model": "shared", "models": models})
+
+    before, after = (download(house, artifact_of(job), "model.safetensors") for job in (dense, one))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    patch = download(house, artifact_of(one), "patches/model-0.safetensors")
+    assert any(name.endswith("::signs") for name in patch)
+
+
 def test_a_multitask_checkpoint_is_no_input_of_a_merge(house: House, merged: Document) -> None:
     body = {"method": "average", "models": [{"checkpoint": "merged"}, {"checkpoint": "model-0"}]}
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from app.domain.catalog import Catalog, MethodCard, StepCard, load_catalog
 from app.domain.errors import Invalid, InvalidParameters
-from app.domain.parameter_checks import fill_defaults, parameter_faults
+from app.domain.parameter_checks import fill_defaults, parameter_faults, with_gradients
 from app.domain.parameters import Density, NestedMethod, Parameters, ScalingCoefficient, schema_of
 from app.domain.recipes import PinnedStep
 from tests.app.domain.plan_inputs import card_of, recipe_of
@@ -23,6 +23,7 @@ class OuterParameters(Parameters):
     """A method's that takes another method."""
 
     density: Density = 0.1
+    share: Annotated[float | None, Field(gt=0, le=1)] = None
     steps: Annotated[int, Field(ge=1)] = 3
     shared: NestedMethod = NestedMethod(method="sum")
 
@@ -50,6 +51,23 @@ def test_a_schema_holds_what_it_refers_to() -> None:
 def test_a_number_may_be_a_list_over_the_depth() -> None:
     _, effective = _check({"density": [1, 0.5]})
     assert effective["density"] == [1.0, 0.5]
+
+
+def test_a_number_or_null_may_be_a_list_too() -> None:
+    assert _check({"share": [1, 0.5]})[1]["share"] == [1.0, 0.5]
+    assert _check({"share": None})[1]["share"] is None
+    schema = with_gradients(OUTER.parameters)["properties"]["share"]
+    number = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    gradient = {"type": "array", "items": number, "minItems": 2, "maxItems": 1000}
+    assert schema["anyOf"] == [number, {"type": "null"}, gradient]
+
+
+def test_null_is_no_step_of_a_gradient() -> None:
+    (fault,) = parameter_faults(OUTER.parameters, {"share": [0.5, None]}, pointer="/parameters")
+    assert (fault.pointer, fault.message) == (
+        "/parameters/share/1",
+        "None is not of type 'number'; expected a number > 0 and <= 1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,4 +171,4 @@ def test_the_cards_beside_a_method_are_those_that_see_the_merge_set() -> None:
 
 
 def test_defaults_are_filled_in_by_name() -> None:
-    assert list(fill_defaults(OUTER.parameters, {"steps": 5.0})) == ["density", "shared", "steps"]
+    assert list(fill_defaults(OUTER.parameters, {"steps": 5.0})) == ["density", "share", "shared", "steps"]

@@ -57,9 +57,7 @@ def test_one_adapter_comes_back(method: str, base: LocalCheckpoint, tmp_path: Pa
 
 @both
 @pytest.mark.parametrize("inside", DENSE)
-def test_any_method_runs_inside_and_equal_adapters_give_what_it_gives_of_equal_models(
-    method: str, inside: str, base: LocalCheckpoint, tmp_path: Path
-) -> None:
+def test_any_method_runs_inside(method: str, inside: str, base: LocalCheckpoint, tmp_path: Path) -> None:
     adapters = [write_adapter(tmp_path / f"{index}", draw_modules(index)) for index in range(2)]
     merged = AdapterMerge(method, {"merge": {"method": inside}})(base, adapters, tmp_path / "out")
     again = AdapterMerge(method, {"merge": {"method": inside}})(base, adapters, tmp_path / "again")
