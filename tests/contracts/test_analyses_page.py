@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from app.domain.analyses import check_analysis
 from app.domain.catalog import AnalysisCard, load_catalog
@@ -55,5 +56,5 @@ def test_a_merge_that_learns_is_refused_with_a_way_out(method: str, way_out: str
 
 
 def test_a_merge_with_what_was_learned_before_is_accepted() -> None:
-    merge = {"method": "adamerging", "parameters": {"coefficients": {"*": [0.3, 0.4]}}}
+    merge: JsonValue = {"method": "adamerging", "parameters": {"coefficients": {"*": [0.3, 0.4]}}}
     check_analysis(CATALOG, "feature_distance", {"merge": merge}, n_models=2, n_tasks=2)
