@@ -90,16 +90,16 @@ parity: setup ## compare the methods with mergekit and fusion-bench (in a venv o
 	$(BIN)/python -m benchmarks.parity
 
 .PHONY: suite
-suite: setup ## merge five real models by every method, measure them, write docs/suite.md (an hour or more)
+suite: suite-train ## measure what the papers claim on five real tasks, write docs/evidence.md
+	$(BIN)/python -m benchmarks.evidence
+
+.PHONY: suite-methods
+suite-methods: setup ## merge five real models by every method, write docs/suite.md (an hour or more)
 	$(BIN)/python -m benchmarks.suite
 
 .PHONY: suite-train
-suite-train: setup ## train what the suite and the evidence need; an interrupted training goes on
+suite-train: setup ## train what both need; an interrupted training goes on
 	$(BIN)/python -m benchmarks.evidence --train
-
-.PHONY: evidence
-evidence: suite-train ## measure what the papers claim on five real tasks, write docs/evidence.md
-	$(BIN)/python -m benchmarks.evidence
 
 # redis needs async-timeout on Python before 3.11.3 only, so a newer interpreter does not list it.
 .PHONY: constraints

@@ -8,6 +8,8 @@ from rich.text import Text
 
 from app.cli.client import Document
 
+MARK = "*"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -17,6 +19,7 @@ class Row:
     values: tuple[float | None, ...]
     errors: tuple[float | None, ...] = ()
     normalized: float | None = None
+    learned_on: tuple[bool, ...] = ()  # by task: a merge behind the model had seen these inputs; (): none had
 
     @property
     def average(self) -> float | None:
@@ -63,7 +66,9 @@ def individual_row(rows: Mapping[str, Row], tasks: Sequence[str], experts: Mappi
 def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split: str, scale: Scale = Scale()) -> Table:
     """Return the table of the rows, fractions in percent, with standard errors; the best average stands out."""
     title = f"{metric}{' in %' if scale.is_fraction else ''} on {split} (± standard error)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    has_marks = any(any(row.learned_on) for row in rows)
+    caption = f"{MARK} learned on these inputs (transductive)" if has_marks else None
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None, pad_edge=False)
     table.add_column("model", header_style="bold")
     for task in tasks:
         table.add_column(task, justify="right", header_style="bold")
@@ -73,7 +78,11 @@ def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split:
         table.add_column("of individual", justify="right", header_style="bold")
     best = min((scale.order(row) for row in rows if row.average is not None), default=None)
     for row in rows:
-        cells = [_cell(value, error, scale) for value, error in zip(row.values, row.errors, strict=True)]
+        marks = row.learned_on or (False,) * len(row.values)
+        cells = [
+            _cell(value, error, scale) + MARK * is_marked
+            for value, error, is_marked in zip(row.values, row.errors, marks, strict=True)
+        ]
         is_best = row.average is not None and scale.order(row) == best
         mean = Text(scale.show(row.average), style="bold" if is_best else "")
         ending = [percent(row.normalized)] if has_normalized else []
@@ -114,7 +123,8 @@ def _read_row(row: Document, tasks: Sequence[str], label: str) -> Row:
     cells = [row["values"].get(task) or {} for task in tasks]
     values = tuple(cell.get("value") for cell in cells)
     errors = tuple(cell.get("stderr") for cell in cells)
-    return Row(label, values, errors, row.get("normalized_average"))
+    learned_on = tuple(bool(cell.get("transductive")) for cell in cells)
+    return Row(label, values, errors, row.get("normalized_average"), learned_on)
 
 
 def _cell(value: float | None, error: float | None, scale: Scale) -> str:

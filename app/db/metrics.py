@@ -1,10 +1,10 @@
 """Rows of metrics: measured numbers, the newest of a kind first."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.db import tasks
 from app.db.tables import Artifact, Checkpoint, Metric, Task
@@ -60,7 +60,7 @@ def newest(  # noqa: PLR0913 (one filter each)
 def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
     """Return what a caller sees of metrics, in this order."""
     names = tasks.names(session, [row.task_id for row in rows])
-    seen = _looked_at(session, rows)
+    seen = looked_at(session, rows)
     return [
         MetricView(
             id=row.id,
@@ -76,45 +76,74 @@ def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
             n=row.n,
             stderr=row.stderr,
             step=row.step,
-            transductive=(row.checkpoint_id, row.task_id, row.split) in seen,
+            transductive=row.id in seen,
             at=row.at,
         )
         for row in rows
     ]
 
 
-def _looked_at(session: Session, rows: Sequence[Metric]) -> set[tuple[str, str, str]]:
-    """Return (checkpoint, task, split) of the metrics on test inputs that the checkpoint's merge had learned on."""
-    wanted = Artifact.checkpoint_id.in_({row.checkpoint_id for row in rows if row.split == "test"})
-    fields = (Artifact.checkpoint_id, Artifact.recipe["data"], Artifact.recipe["statistics"])
-    learned = session.execute(select(*fields).where(wanted)).all()
-    sources = {one["content_digest"] for _, _, used in learned for one in used or ()}
-    earlier = _data_of(session, sources)
-    digests = {
-        (checkpoint_id, task["digest"])
-        for checkpoint_id, data, used in learned
-        for one in (data, *(earlier.get(source["content_digest"]) for source in used or ()))
-        if isinstance(one, dict) and one["transductive"]
-        for task in one["tasks"]
-    }
-    if not digests:
+def looked_at(session: Session, rows: Sequence[Metric]) -> set[str]:
+    """Return the ids of those metrics that are of test inputs which a merge behind the checkpoint had learned on."""
+    on_test = [row for row in rows if row.split == "test"]
+    seen = _seen_by(session, {row.checkpoint_id for row in on_test})
+    if not any(seen.values()):
         return set()
-    of_task = {
-        row.id: row.digest for row in session.scalars(select(Task).where(Task.id.in_({row.task_id for row in rows})))
-    }
-    return {
-        (row.checkpoint_id, row.task_id, row.split)
-        for row in rows
-        if row.split == "test" and (row.checkpoint_id, of_task.get(row.task_id)) in digests
-    }
-
-
-def _data_of(session: Session, content_digests: set[str]) -> dict[str, Any]:
-    """Return what the merges looked at that made these checkpoints, by content digest; JSON of a recipe's data."""
-    if not content_digests:
-        return {}
-    made = select(Checkpoint.content_digest, Artifact.recipe["data"]).join(
-        Artifact, Artifact.checkpoint_id == Checkpoint.id
+    of_task = dict(
+        session.execute(select(Task.id, Task.digest).where(Task.id.in_({row.task_id for row in on_test}))).all()
     )
-    found = session.execute(made.where(Checkpoint.content_digest.in_(content_digests)))
-    return {str(digest): data for digest, data in found}
+    return {row.id for row in on_test if of_task.get(row.task_id) in seen[row.checkpoint_id]}
+
+
+def _seen_by(session: Session, checkpoint_ids: set[str]) -> dict[str, set[str]]:
+    """Return the digests of the tasks whose test inputs went into each checkpoint: its own merge, and all before it.
+
+    Inputs are followed by content, so a copy of a checkpoint carries what the checkpoint carries.
+    """
+    start = dict(
+        session.execute(select(Checkpoint.id, Checkpoint.content_digest).where(Checkpoint.id.in_(checkpoint_ids))).all()
+    )
+    origins: dict[str, _Origin] = {}
+    pending = {str(digest) for digest in start.values()}
+    while pending:
+        found = _origins_of(session, pending)
+        origins.update(found)
+        pending = {digest for one in found.values() for digest in one.inputs} - origins.keys()
+    return {checkpoint_id: _gather(str(digest), origins) for checkpoint_id, digest in start.items()}
+
+
+@dataclass
+class _Origin:
+    """What checkpoints of one content were made from."""
+
+    inputs: set[str] = field(default_factory=set)  # content digests
+    tasks: set[str] = field(default_factory=set)  # digests of those whose test inputs were looked at
+
+
+def _gather(digest: str, origins: Mapping[str, _Origin]) -> set[str]:
+    """Return the tasks of a checkpoint and of everything that it was made from."""
+    reached, pending = set[str](), [digest]
+    while pending:
+        if (at := pending.pop()) not in reached:
+            reached.add(at)
+            pending += origins[at].inputs
+    return {task for at in reached for task in origins[at].tasks}
+
+
+def _origins_of(session: Session, digests: set[str]) -> dict[str, _Origin]:
+    """Return what made the checkpoints of these contents: their merges' recipes, and the bases of what was trained."""
+    origins = {digest: _Origin() for digest in digests}
+    base = aliased(Checkpoint)
+    recipe = [Artifact.recipe[name] for name in ("base_model", "onto", "models", "statistics", "data")]
+    made = (
+        select(Checkpoint.content_digest, base.content_digest, *recipe)
+        .outerjoin(base, base.id == Checkpoint.base_checkpoint_id)
+        .outerjoin(Artifact, Artifact.checkpoint_id == Checkpoint.id)
+        .where(Checkpoint.content_digest.in_(digests))
+    )
+    for digest, trained_from, base_model, onto, models, statistics, data in session.execute(made):
+        pinned = [base_model, onto, *(models or ()), *(statistics or ())]
+        origins[digest].inputs |= {one["content_digest"] for one in pinned if one} | {trained_from} - {None}
+        if data and data["transductive"]:
+            origins[digest].tasks |= {task["digest"] for task in data["tasks"]}
+    return origins

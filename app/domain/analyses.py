@@ -15,7 +15,8 @@ def check_analysis(
     """Return the card and the effective parameters (defaults filled in) of an analysis request.
 
     Raises: UnknownAnalysis with the nearest name; Invalid for a number of models or tasks that the kind cannot use;
-        InvalidParameters naming every fault at once; for a merge method among the parameters as Catalog.check.
+        InvalidParameters naming every fault at once, and for a merge that learns; for a merge method among the
+        parameters as Catalog.check.
     """
     card = catalog.analysis(kind)
     faults = [*_model_faults(card, n_models), *_task_faults(card, n_models, n_tasks)]
@@ -26,10 +27,20 @@ def check_analysis(
         raise InvalidParameters(f"{card.name}: {faults[0].message}", errors=faults)
     effective = fill_defaults(card.parameters, parameters)
     for name in card.nested:
-        effective[name] = catalog.check_nested(
-            name, effective[name], has_base_model=True, weights=[1.0] * min(n_models, 2)
-        )
+        merge = catalog.check_nested(name, effective[name], has_base_model=True, weights=[1.0] * min(n_models, 2))
+        _refuse_learning(catalog, card, name, merge)
+        effective[name] = merge
     return card, effective
+
+
+def _refuse_learning(catalog: Catalog, card: AnalysisCard, name: str, merge: Mapping[str, JsonValue]) -> None:
+    """Refuse a merge that would learn: an analysis gives it no data. Raises: InvalidParameters."""
+    method, parameters = catalog.method(str(merge["method"])), merge["parameters"]
+    if not method.learns(parameters if isinstance(parameters, dict) else {}):
+        return
+    given = f"give it `{method.learned}`, as an earlier merge learned them, or name" if method.learned else "name"
+    fault = f"{method.name} learns from data, and an analysis has only weights; {given} a method that does not learn"
+    raise InvalidParameters(f"{card.name}: {fault}.", errors=[FieldProblem(f"/parameters/{name}/method", fault)])
 
 
 def _model_faults(card: AnalysisCard, n_models: int) -> list[FieldProblem]:

@@ -3,7 +3,7 @@
 Only what was measured is compared; what never was is null. The newest metric of a kind counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -16,6 +16,7 @@ from app.db.engine import Sessions
 from app.db.tables import Checkpoint, Job, Metric, Task
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.jobs import JobKind, JobState
+from app.domain.tasks import Interval
 from app.domain.views.metrics import ComparedValue, ComparisonRow, ComparisonView
 from app.services.actors import Actor
 
@@ -23,6 +24,14 @@ COSINES = "task_vector_cosines"  # the kind of analysis that finds them
 MAX_ANALYSES = 200  # newest analyses that are looked through for cosines
 
 Measured = Mapping[tuple[str, str], Metric]  # (checkpoint id, task id) -> its newest metric
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What else is known of metrics, by their ids."""
+
+    transductive: Set[str]
+    intervals: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
             split=request.split,
         )
         measures = {(metric.higher_is_better, metric.unit) for metric in measured.values()}
+        standing = Standing(
+            metric_rows.looked_at(session, list(measured.values())), _intervals(session, measured.values())
+        )
         direction, unit = measures.pop() if len(measures) == 1 else (None, None)
         return ComparisonView(
             metric=request.metric,
@@ -68,7 +80,7 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
             tasks=[task.name for task in tasks],
             individual={task.name: individual[task.id].id if task.id in individual else None for task in tasks},
             rows=[
-                _row(ref, row, tasks, measured, individual)
+                _row(ref, row, tasks, measured, individual, standing)
                 for ref, row in zip(request.checkpoints, compared, strict=True)
             ],
             cosines=_cosines(session, actor, [row.id for row in compared]) if request.has_cosines else None,
@@ -96,10 +108,23 @@ def _individual(
     return found
 
 
-def _row(
-    ref: str, row: Checkpoint, tasks: Sequence[Task], measured: Measured, individual: Mapping[str, Checkpoint]
+def _intervals(session: Session, rows: Iterable[Metric]) -> dict[str, Interval]:
+    """Return the intervals of metrics by their ids, from the results of the jobs that measured them."""
+    results = session.scalars(select(Job.result).where(Job.id.in_({row.job_id for row in rows})))
+    measured = [metric for result in results for metric in (result or {}).get("metrics", ())]
+    found = {metric["id"]: metric["details"].get("interval") for metric in measured}
+    return {metric_id: Interval.model_validate(interval) for metric_id, interval in found.items() if interval}
+
+
+def _row(  # noqa: PLR0913 (a row, and what is known of its cells)
+    ref: str,
+    row: Checkpoint,
+    tasks: Sequence[Task],
+    measured: Measured,
+    individual: Mapping[str, Checkpoint],
+    standing: Standing,
 ) -> ComparisonRow:
-    values = {task.name: _value(row, task, measured, individual.get(task.id)) for task in tasks}
+    values = {task.name: _value(row, task, measured, individual.get(task.id), standing) for task in tasks}
     return ComparisonRow(
         ref=ref,
         checkpoint=row.id,
@@ -109,7 +134,9 @@ def _row(
     )
 
 
-def _value(row: Checkpoint, task: Task, measured: Measured, own: Checkpoint | None) -> ComparedValue | None:
+def _value(
+    row: Checkpoint, task: Task, measured: Measured, own: Checkpoint | None, standing: Standing
+) -> ComparedValue | None:
     metric = measured.get((row.id, task.id))
     if metric is None:
         return None
@@ -118,6 +145,8 @@ def _value(row: Checkpoint, task: Task, measured: Measured, own: Checkpoint | No
         value=metric.value,
         n=metric.n,
         stderr=metric.stderr,
+        interval=standing.intervals.get(metric.id),
+        transductive=metric.id in standing.transductive,
         normalized=_normalized(metric, reference) if reference is not None else None,
         job=metric.job_id,
     )

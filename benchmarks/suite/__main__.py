@@ -1,4 +1,4 @@
-"""`make suite`: merge five fine-tuned encoders by every method, measure them, write docs/suite.md."""
+"""`make suite-methods`: merge five fine-tuned encoders by every method, measure them, write docs/suite.md."""
 
 import argparse
 import json

@@ -8,7 +8,7 @@ from benchmarks.suite.recipes import COEFFICIENT, SETTINGS, SHORT_GRIDS
 
 HEAD = """# All methods on five real tasks
 
-Written by `make suite`; do not edit. MiniLM (22.7M parameters) is fine-tuned on each of the five tasks of
+Written by `make suite-methods`; do not edit. MiniLM (22.7M parameters) is fine-tuned on each of the five tasks of
 `examples/tasks` (technique `full`, its defaults, seed {seed}), the five models are merged by every method that takes
 them, and each result is measured on 256 test items per task. A `scaling_coefficient`, where there is one, is chosen on
 the validation splits (128 items per task) by walking uphill over a grid; all other parameters are the defaults,

@@ -46,10 +46,11 @@ class MergeSet:
 def can_hold(recipe: Recipe, card: MethodCard, plan: MergePlan, *, room_bytes: int) -> bool:
     """Tell whether the result is one dense model that fits into memory, all of its tensors of a dtype that torch has.
 
+    A method that learns, or takes what it learned from earlier results, runs models on tasks: it is merged into files.
     Twice: as the merge writes it, and in float32 as it is run.
     """
     is_dense = card.produces == "dense" and not writes_adapter(recipe, card)
-    is_plain = recipe.onto is None and not card.copies and card.data == "none"
+    is_plain = recipe.onto is None and not card.copies and not card.learns(recipe.parameters)
     elements = sum(tensor.spec.n_elements for tensor in plan.tensors)
     written = sum(tensor.end - tensor.begin for tensor in plan.tensors)
     has_dtypes = all(tensor.dtype in DTYPES for tensor in plan.tensors)

@@ -12,20 +12,22 @@ from app.domain.recipes import Recipe
 from app.domain.sweeps import MeasuredPoint
 from app.domain.work import SweepWork
 from workers.checkpoints.companions import write_file
-from workers.pipelines.curve import Figure, Line, draw_curve
+from workers.figures import style
+from workers.pipelines.curve import Curve, draw_curve
 
 REPORT_FORMAT_VERSION = 1
 DATA_FILE = "sweep.json"
-FIGURE_FILE = "sweep.svg"
+SVG_FILE = "sweep.svg"
+PNG_FILE = "sweep.png"
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """The report in its two lengths, and its figure."""
+    """The report in its two lengths, and what its figure shows."""
 
     summary: dict[str, JsonValue]  # for the job's result: a point has its mean
     data: dict[str, JsonValue]  # the same, and each task's number at each point
-    figure: str
+    curve: Curve
 
 
 def describe(work: SweepWork, points: Sequence[MeasuredPoint], best: MeasuredPoint, recipe: Recipe) -> SweepReport:
@@ -46,16 +48,19 @@ def describe(work: SweepWork, points: Sequence[MeasuredPoint], best: MeasuredPoi
         "points": [_told(point) for point in points],
     }
     detailed: list[JsonValue] = [{**_told(point), "tasks": _by_task(point, names)} for point in points]
-    return SweepReport(summary, {**summary, "points": detailed}, draw_curve(_figure(work, points, best)))
+    return SweepReport(summary, {**summary, "points": detailed}, _curve(work, points, best))
 
 
 def write_curve(report: SweepReport, output: Path) -> tuple[FileEntry, ...]:
     """Write data and figure into a folder and return their entries."""
     text = json.dumps(report.data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (
-        write_file(output, DATA_FILE, f"{text}\n".encode()),
-        write_file(output, FIGURE_FILE, report.figure.encode()),
-    )
+    with style.applied():
+        figure = draw_curve(report.curve)
+        return (
+            write_file(output, DATA_FILE, f"{text}\n".encode()),
+            write_file(output, PNG_FILE, style.to_png(figure, report.curve.title)),
+            write_file(output, SVG_FILE, style.to_svg(figure, report.curve.title)),
+        )
 
 
 def _told(point: MeasuredPoint) -> dict[str, JsonValue]:
@@ -73,20 +78,21 @@ def _by_task(point: MeasuredPoint, names: dict[str, str]) -> dict[str, JsonValue
     return {names[one.task]: {"value": one.value, "stderr": one.stderr, "n": one.n} for one in point.measurements}
 
 
-def _figure(work: SweepWork, points: Sequence[MeasuredPoint], best: MeasuredPoint) -> Figure:
-    """Return the figure: over the value of the one parameter that is swept, or over the points by number."""
+def _curve(work: SweepWork, points: Sequence[MeasuredPoint], best: MeasuredPoint) -> Curve:
+    """Return what is drawn: over the value of the one parameter that is swept, or over the points by number."""
     metric, split = work.selection.metric, work.selection.split
     path = work.space.paths[0]
     along = [_number(point.parameters[path]) for point in points]
     numbers = [value for value in along if value is not None]
     is_curve = len(work.space.paths) == 1 and len(numbers) == len(points)
-    return Figure(
+    return Curve(
         title=f"{work.merge.recipe.method}: {metric} on {split}",
         x_label=path if is_curve else f"point ({', '.join(work.space.paths)})",
         y_label=metric,
         x=numbers if is_curve else [float(point.index) for point in points],
-        mean=Line("mean", [point.mean for point in points], [point.stderr for point in points]),
-        tasks=[Line(task.spec.name, [_value(point, task.id) for point in points]) for task in work.tasks],
+        mean=[point.mean for point in points],
+        errors=[point.stderr for point in points],
+        tasks={task.spec.name: [_value(point, task.id) for point in points] for task in work.tasks},
         best=best.index,
     )
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from app.domain.tasks import MeasurementDetails
+from app.domain.tasks import Interval, MeasurementDetails
 from app.domain.views.jobs import Instant, View
 
 
@@ -24,7 +24,9 @@ class MetricView(View):
     step: int | None = Field(
         default=None, description="Of a validation during the training: after which step. Null: of the checkpoint."
     )
-    transductive: bool = Field(description="Whether the merge had looked at these inputs: it learned on this split.")
+    transductive: bool = Field(
+        description="Whether the merge, or one behind its inputs, had looked at these inputs: it learned on this split."
+    )
     at: Instant
 
 
@@ -40,6 +42,10 @@ class ComparedValue(View):
     value: float | None
     n: int
     stderr: float | None
+    interval: Interval | None = Field(
+        default=None, description="95 %; null for a single example, or where the job's result is gone."
+    )
+    transductive: bool = Field(default=False, description="As of the metric: these inputs had been learned on.")
     normalized: float | None = Field(description="Relative to the individual model of the task; null without one.")
     job: str
 

@@ -196,6 +196,24 @@ def test_what_was_measured_on_test_stays_transductive(shared: House) -> None:
     assert (metric["split"], metric["transductive"]) == ("test", True)
 
 
+def test_a_merge_of_what_had_looked_at_test_is_transductive_too(shared: House) -> None:
+    shared.finish("/v1/merges", body(seed=6, data={"split": "test"}, output={"name": "seen"}))
+    models = [{"checkpoint": "near-0"}, {"checkpoint": "seen"}]
+    shared.finish("/v1/merges", {"method": "average", "models": models, "output": {"name": "of-seen"}})
+    again = [{"checkpoint": "near-1"}, {"checkpoint": "of-seen"}]
+    asked = {"method": "average", "models": again, "output": {"name": "later"}, "evaluate": ["kind"]}
+    job = shared.finish("/v1/merges", asked)
+    shared.finish("/v1/evaluations", {"checkpoint": "near-0", "tasks": ["kind"]})
+
+    (metric,) = shared.read(f"/v1/metrics?checkpoint={job['result']['checkpoint']}")["items"]
+    table = shared.read("/v1/comparisons?checkpoints=later,near-0&tasks=kind")
+    cells = [row["values"]["kind"] for row in table["rows"]]
+
+    assert metric["transductive"] is True
+    assert [cell["transductive"] for cell in cells] == [True, False]
+    assert all(cell["interval"]["low"] <= cell["value"] <= cell["interval"]["high"] for cell in cells)
+
+
 @pytest.mark.parametrize(
     ("changes", "pointer", "message"),
     [

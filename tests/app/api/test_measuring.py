@@ -576,6 +576,11 @@ def test_the_kinds_of_analyses_are_listed_with_their_schemas(house: House) -> No
             "unknown_method",
             "/parameters/merge/method",
         ),
+        (
+            {"kind": "task_trend", "tasks": ["kind", "other"], "parameters": {"merge": {"method": "fisher"}}},
+            "invalid_parameters",
+            "/parameters/merge/method",
+        ),
     ],
 )
 def test_a_faulty_analysis_is_refused_with_the_place(house: House, changes: Document, code: str, pointer: str) -> None:

@@ -62,7 +62,7 @@ def test_the_curve_is_a_report(sweeping: House) -> None:
 
     report = sweeping.read(f"/v1/artifacts/{job['result']['artifacts'][1]}")
     assert report["kind"] == "report"
-    assert [file["path"] for file in report["files"]] == ["sweep.json", "sweep.svg"]
+    assert [file["path"] for file in report["files"]] == ["sweep.json", "sweep.png", "sweep.svg"]
     data = sweeping.read(f"/v1/artifacts/{report['id']}/files/sweep.json")
     assert [point["parameters"]["scaling_coefficient"] for point in data["points"]] == [0.0, 0.5, 1.0]
     assert all(point["tasks"]["kind"]["n"] == 6 for point in data["points"])

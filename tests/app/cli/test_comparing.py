@@ -97,3 +97,13 @@ def test_where_lower_is_better_the_lowest_leads_and_nothing_is_percent() -> None
         "merged is best on the mean of 2 tasks: 7.25.",
         "merged is better than base.",
     ]
+
+
+def test_what_was_learned_on_the_inputs_is_marked_and_explained() -> None:
+    plain = drawn([Row("merged", (0.5, 0.8), (None, None))])
+    marked = drawn([Row("merged", (0.5, 0.8), (None, None), learned_on=(True, False))])
+
+    assert "*" not in plain
+    assert "50.0*" in marked
+    assert "80.0*" not in marked
+    assert "* learned on these inputs" in marked

@@ -6,18 +6,22 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from pydantic import JsonValue
 
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import JobError
 from app.domain.jobs import Progress
+from app.domain.planning import plan_merge
 from app.domain.recipes import Recipe, RecipeModel, pin
 from app.domain.sweep_requests import Choices, NumberRange
 from app.domain.sweeps import MeasuredPoint, Search, Selection, Space, make_grid, recipe_at
 from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, SweepOutcome, SweepWork
 from tests.workers import tiny_bert
+from tests.workers.learning.world import make_world
 from workers import catalog
 from workers.pipelines.evaluate import evaluate
+from workers.pipelines.held_merge import can_hold
 from workers.pipelines.sweep import Workshop, sweep
 from workers.runner import WorkOrder, perform
 
@@ -130,6 +134,40 @@ def test_what_is_measured_in_memory_is_what_a_stored_merge_measures(
     assert evaluate(order, {KIND: catalog.load_evaluator(KIND)}, tiny_bert.ignore) == held.best.measurements
 
 
+def test_a_method_that_learns_learns_at_every_point(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "world")
+    sweeps = Sweeps([world.base, *world.models], tmp_path)
+    merge = world.work(tmp_path / "learned" / "output", {}, method="regmean")
+    work = sweeps.work(make_grid({"non_diagonal_scale": [0.0, 0.9]})).model_copy(update={"merge": merge})
+
+    outcome = sweeps.run(work)
+
+    assert all(point.mean is not None for point in sweeps.told)
+    plain = world.merge(tmp_path / "plain", dict(outcome.best.parameters), method="regmean")
+    assert outcome.manifest == plain.manifest
+    assert any(file.path.startswith("statistics/gram-") for file in outcome.manifest.files)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "place"),
+    [
+        ("adamerging", {"coefficients": {"*": [0.3, 0.3]}}, "memory"),
+        ("adamerging", {}, "files"),
+        ("fisher", {}, "files"),
+    ],
+)
+def test_a_merge_stays_in_memory_unless_it_learns(
+    sweeps: Sweeps, method: str, parameters: dict[str, JsonValue], place: str
+) -> None:
+    base, models = sweeps.base.manifest, [model.manifest for model in sweeps.models]
+    card, effective = load_catalog().check(method, parameters, has_base_model=True, weights=[1.0, 1.0])
+    recipe = sweeps.work(GRID).merge.recipe.model_copy(update={"method": card.name, "parameters": effective})
+
+    found = can_hold(recipe, card, plan_merge(recipe, base, models, card), room_bytes=ROOM)
+
+    assert found is (place == "memory")
+
+
 def test_a_multitask_result_is_measured_with_each_task_s_patch(sweeps: Sweeps) -> None:
     work = sweeps.work(make_grid({"density": [0.5, 1.0]}), "peru_fft", labels={"task_kind": "a", "task_b": "b"})
     labeled = zip(work.merge.recipe.models, "ab", strict=True)
@@ -194,8 +232,8 @@ def test_the_report_holds_every_task_and_a_figure(sweeps: Sweeps) -> None:
     assert [point["parameters"]["models.0.weight"] for point in data["points"]] == [0.0, 1.0]
     assert list(data["points"][0]["tasks"]) == ["kind", "other"]
     assert {**data, "points": outcome.curve["points"]} == outcome.curve
-    figure = ElementTree.fromstring((work.merge.output / "sweep.svg").read_text())
-    assert len(figure.findall("{http://www.w3.org/2000/svg}polyline")) == 3
+    ElementTree.fromstring((work.merge.output / "sweep.svg").read_text())
+    assert (work.merge.output / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_search_proposes_the_same_points_each_time(sweeps: Sweeps) -> None:
