@@ -30,8 +30,7 @@ SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
 COEFFICIENTS = (0.2, 0.35, 0.5, 0.8)
 TIES_COEFFICIENTS = (1.0, 2.0)
-TREND_COEFFICIENTS = (0.5, 0.8)
-N_SUBSETS = 2
+COEFFICIENTS_OF_FEWER = (0.5, 0.8)
 LORAHUB: Mapping[str, Any] = {"budget": 40}
 LORAHUB_EXAMPLES = 8
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
@@ -64,8 +63,10 @@ def train(laboratory: Laboratory, run: Callable[[Sequence[Part]], None]) -> None
 
 def parts() -> Sequence[Part]:
     """Return what can be measured at once, what takes longest first."""
-    runs = [partial(_measure_run, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED]
-    return [*runs, *(partial(_measure_trend, technique=name) for name in SEARCHED)]
+    return [
+        *(partial(_measure_run, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED),
+        *(partial(_measure_fewer, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED),
+    ]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
@@ -73,8 +74,8 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
     searched = _search(laboratory)
     chosen = {name: _best(searched, name) for name in SEARCHED}
     runs = [_run(laboratory, name, chosen[name], seed) for seed in SEEDS for name in SEARCHED]
-    trend = [_trend(laboratory, name, chosen[name]) for name in SEARCHED]
-    return {"searched": searched, "chosen": chosen, "runs": runs, "trend": trend}
+    fewer = [run for seed in SEEDS for name in SEARCHED for run in _fewer(laboratory, name, chosen[name], seed)]
+    return {"searched": searched, "chosen": chosen, "runs": runs, "fewer": fewer}
 
 
 def _train_one(laboratory: Laboratory, *, technique: str, setting: Mapping[str, Any], seed: int, task: int) -> None:
@@ -85,8 +86,8 @@ def _measure_run(laboratory: Laboratory, *, technique: str, seed: int) -> None:
     _run(laboratory, technique, _best(_search(laboratory), technique), seed)
 
 
-def _measure_trend(laboratory: Laboratory, *, technique: str) -> None:
-    _trend(laboratory, technique, _best(_search(laboratory), technique))
+def _measure_fewer(laboratory: Laboratory, *, technique: str, seed: int) -> None:
+    _fewer(laboratory, technique, _best(_search(laboratory), technique), seed)
 
 
 def _search(laboratory: Laboratory) -> list[dict[str, Any]]:
@@ -113,32 +114,46 @@ def _best(searched: Sequence[Mapping[str, Any]], technique: str) -> dict[str, An
     return dict(max(settings, key=lambda one: accuracy.mean(one["validation"]))["parameters"])
 
 
-def _merges(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> Merges:
-    return laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
-
-
 def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return what one seed's adapters score alone and merged, all of them."""
     print(f"measuring {technique}, seed {seed}", flush=True)
-    merges = _merges(laboratory, technique, setting, seed)
-    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
-    ties, ties_counts = _ties(merges, technique)
-    lesson = Lesson("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed, space=SPACES[technique])
-    hub = merges.learn(lesson)
+    merges = laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
     return {
         "technique": technique,
         "seed": seed,
         "individual": plain(merges.individual("test")),
-        "merged": {
-            "average": {"test": plain(merges.merge("average", {}, "test"))},
-            "task_arithmetic": {
-                "parameters": arithmetic.parameters,
-                "test": plain(merges.merge("task_arithmetic", arithmetic.parameters, "test")),
-            },
-            "ties": {"parameters": ties, "test": plain(ties_counts)},
-            "lorahub": {"coefficients": _coefficients(hub.told), "test": plain(hub.test)},
-        },
+        "merged": _merge(merges, technique, seed, COEFFICIENTS),
         **({"of_factors": _merge_factors(merges)} if technique == "lora" else {}),
+    }
+
+
+def _fewer(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return what 2, 3 and 4 of one seed's adapters score merged, on their own tasks; each seed takes other ones."""
+    print(f"measuring {technique}, seed {seed}, fewer tasks", flush=True)
+    models = [one.checkpoint for one in _train(laboratory, technique, setting, seed)]
+    found = []
+    for size in range(2, len(models)):
+        places = round_robin(len(models), size, len(SEEDS))[SEEDS.index(seed)]
+        merges = laboratory.merges([models[place] for place in places], places)
+        merged = _merge(merges, technique, seed, COEFFICIENTS_OF_FEWER)
+        found.append({"technique": technique, "seed": seed, "models": list(places), "merged": merged})
+    return found
+
+
+def _merge(merges: Merges, technique: str, seed: int, coefficients: Sequence[float]) -> dict[str, Any]:
+    """Return what all that can be merged scores by each of the paper's four ways. coefficients: of task arithmetic."""
+    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in coefficients])
+    ties, ties_counts = _ties(merges, technique)
+    lesson = Lesson("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed, space=SPACES[technique])
+    hub = merges.learn(lesson)
+    return {
+        "average": {"test": plain(merges.merge("average", {}, "test"))},
+        "task_arithmetic": {
+            "parameters": arithmetic.parameters,
+            "test": plain(merges.merge("task_arithmetic", arithmetic.parameters, "test")),
+        },
+        "ties": {"parameters": ties, "test": plain(ties_counts)},
+        "lorahub": {"coefficients": _coefficients(hub.told), "test": plain(hub.test)},
     }
 
 
@@ -172,23 +187,3 @@ def _ties(merges: Merges, technique: str) -> tuple[dict[str, Any], Counts]:
 
 def _coefficients(learned: Any) -> Any:  # Any: the report of a job
     return learned["mean_coefficients"]
-
-
-def _trend(laboratory: Laboratory, technique: str, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Return merges of 2, 3 and 4 adapters of the first seed, on their own tasks."""
-    print(f"measuring {technique}, fewer tasks", flush=True)
-    merges = _merges(laboratory, technique, setting, SEARCH_SEED)
-    found: list[dict[str, Any]] = []
-    for size in range(2, len(merges.all)):
-        for models in round_robin(len(merges.all), size, N_SUBSETS):
-            candidates = [{"scaling_coefficient": one} for one in TREND_COEFFICIENTS]
-            choice = choose(merges, "task_arithmetic", candidates, models)
-            found.append(
-                {
-                    "models": list(models),
-                    "coefficient": choice.parameters["scaling_coefficient"],
-                    "task_arithmetic": plain(merges.merge("task_arithmetic", choice.parameters, "test", models)),
-                    "average": plain(merges.merge("average", {}, "test", models)),
-                }
-            )
-    return {"technique": technique, "subsets": found}
