@@ -20,17 +20,25 @@ from benchmarks.evidence.merging import Lesson, Merges
 from benchmarks.evidence.processes import Part
 from benchmarks.evidence.training import Trained, Training
 
-STEPS = 75
-RANK_16: Mapping[str, Any] = {"rank": 16, "alpha": 32.0, "steps": STEPS}
+RATES: Mapping[str, Sequence[float]] = {"lora": (1e-3, 2e-3, 4e-3), "linearized_lora": (2e-3, 5e-3, 1e-2)}
+SHAPES = (
+    (16, 75),
+    (8, 75),
+    (16, 150),
+)  # rank and steps; the first with every learning rate, the others with the middle
 SEARCHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "lora": tuple({**RANK_16, "learning_rate": rate} for rate in (1e-3, 2e-3)),
-    "linearized_lora": tuple({**RANK_16, "learning_rate": rate} for rate in (5e-3, 1e-2)),
+    technique: tuple(
+        {"rank": rank, "alpha": 2.0 * rank, "steps": steps, "learning_rate": rate}
+        for place, (rank, steps) in enumerate(SHAPES)
+        for rate in (rates if place == 0 else rates[1:2])
+    )
+    for technique, rates in RATES.items()
 }
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
-COEFFICIENTS = (0.2, 0.35, 0.5, 0.8)
-TIES_COEFFICIENTS = (1.0, 2.0)
-COEFFICIENTS_OF_FEWER = (0.5, 0.8)
+COEFFICIENTS = (0.2, 0.35, 0.5, 0.8, 1.2)
+COEFFICIENTS_OF_FEWER = (0.35, 0.5, 0.8, 1.2)
+TIES_COEFFICIENTS = (0.35, 0.7, 1.4, 2.8)
 LORAHUB: Mapping[str, Any] = {"budget": 40}
 LORAHUB_EXAMPLES = 8
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
@@ -39,8 +47,10 @@ SPACES: Mapping[str, AdapterSpace] = {"lora": "factors", "linearized_lora": "del
 
 def train(laboratory: Laboratory, run: Callable[[Sequence[Part]], None]) -> None:
     """Train every adapter that the experiment needs: a search, then the best settings with each seed."""
-    n_models = (sum(map(len, SEARCHED.values())) + len(SEARCHED) * (len(SEEDS) - 1)) * len(laboratory.suite.tasks)
-    print(f"{n_models} adapters of {STEPS} steps, about half a minute each on one core; those that are there stay")
+    n_models = (sum(len(settings) for settings in SEARCHED.values()) + len(SEARCHED) * (len(SEEDS) - 1)) * len(
+        laboratory.suite.tasks
+    )
+    print(f"{n_models} adapters, about half a minute each on one core; those that are there stay", flush=True)
     places = range(len(laboratory.suite.tasks))
     run(
         [

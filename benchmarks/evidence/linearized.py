@@ -17,7 +17,6 @@ from benchmarks.evidence.adapter_runs import (
     METHODS,
     SEARCH_SEED,
     SEARCHED,
-    STEPS,
     find,
     parts,
 )
@@ -102,17 +101,18 @@ def tell(found: Mapping[str, Any]) -> str:
     """Return the section's text."""
     n_seeds = len(_runs(found, "lora"))
     searched = "\n".join(
-        f"| {LABELS[one['technique']]} | {one['parameters']['rank']} | {one['parameters']['learning_rate']:g} "
+        f"| {LABELS[one['technique']]} | {one['parameters']['rank']} | {one['parameters']['steps']} "
+        f"| {one['parameters']['learning_rate']:g} "
         f"| {accuracy.percent(accuracy.mean(one['validation']))} |"
         for one in found["searched"]
     )
     gap = 100 * (_best_validation(found, "linearized_lora") - _best_validation(found, "lora"))
     rows = "\n".join(_row(found, method) for method in ("alone", *METHODS))
-    return f"""Adapters on query and value, {STEPS} steps of 16 texts, AdamW. The setting is found on
+    return f"""Adapters on query and value, batches of 16 texts, AdamW. The setting is found on
 validation, with seed {SEARCH_SEED}:
 
-| technique | rank | learning rate | validation, mean |
-|---|---:|---:|---:|
+| technique | rank | steps | learning rate | validation, mean |
+|---|---:|---:|---:|---:|
 {searched}
 
 The best setting of each is trained ({_seeds(n_seeds)}) and merged; there L-LoRA is {gap:+.1f} points from LoRA on
