@@ -1,4 +1,4 @@
-"""`make evidence`: run the experiments, each number once, and write docs/evidence.md."""
+"""`make suite`: run the experiments, each number once, and write docs/evidence.md."""
 
 import argparse
 import os

@@ -47,12 +47,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
 
 HEAD = """# The evidence: what the papers claim, measured here
 
-Written by `make evidence`; do not edit. The numbers behind it lie in docs/evidence/*.json. MiniLM (22.7M parameters)
+Written by `make suite`; do not edit. The numbers behind it lie in docs/evidence/*.json. MiniLM (22.7M parameters)
 and the five tasks of `examples/tasks`: 128 validation and 256 test texts each. Parameters are chosen on validation,
 reported is test. Where nothing else is said, the models are those of the [suite](suite.md): fine-tuned in full, seed 0.
 
     make suite-train    # trains what the evidence needs: resumable
-    make evidence       # measures what is not known yet, and writes this page
+    make suite          # measures what is not known yet, and writes this page
 
 The tasks are small and so is the encoder. Intervals are of the texts that were drawn, 95 %; merges are measured on the
 same texts, so the interval of a difference is narrower than two intervals make it look, by an amount not measured here.
