@@ -5,6 +5,8 @@ Every transaction that may write begins IMMEDIATE on SQLite: a deferred one that
 """
 
 import contextlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +17,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.domain.errors import Unavailable
 
+SQLITE_BUSY_SECONDS = 30.0
 SQLITE_PRAGMAS = (
-    "journal_mode=WAL",
+    f"busy_timeout={SQLITE_BUSY_SECONDS * 1000:.0f}",  # milliseconds
     "synchronous=NORMAL",
     "foreign_keys=ON",
-    "busy_timeout=30000",  # milliseconds
     "journal_size_limit=67108864",  # bytes
 )
 UNDEFINED = ("42P01", "42703")  # PostgreSQL's states for a table or a column that is not there
@@ -87,7 +89,22 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:  # Any: a DBAPI co
     cursor = connection.cursor()
     for pragma in SQLITE_PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
+    _write_ahead(cursor)
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:  # Any: a DBAPI cursor
+    """Put the database into WAL mode. SQLite does not wait where others are doing the same to a new file; this does."""
+    give_up_at = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -124,6 +124,28 @@ def test_a_database_that_is_away_is_unavailable(begin: bool) -> None:  # noqa: F
         _touch(session)
 
 
+def test_a_new_sqlite_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def connect(engine: Engine) -> None:
+        try:
+            engine.connect().close()
+        except Exception as error:  # noqa: BLE001 (collected for the assertion)
+            errors.append(error)
+
+    for place in range(20):
+        engines = [make_engine(f"sqlite:///{tmp_path}/{place}.db") for _ in range(8)]
+        threads = [threading.Thread(target=connect, args=(engine,)) for engine in engines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for engine in engines:
+            engine.dispose()
+
+    assert errors == []
+
+
 def test_a_sqlite_file_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     sessions = Sessions(make_engine(f"sqlite:///{tmp_path / 'missing' / 'x.db'}"))
     with pytest.raises(Unavailable) as refused, sessions.read() as session:
