@@ -133,6 +133,10 @@ class PieceSource(Protocol):
         """(name, shape, position) of each tensor, sorted by name; positions are cumulative element counts."""
 
     @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+
+    @property
     def n_models(self) -> int:
         """How many models are merged."""
 

@@ -6,6 +6,7 @@ Departs from source: one mask threshold for all tasks, where the authors choose 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from app.domain.parameters import (
     ZeroVote,
 )
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.fusion import Election, FusedMerge, Needed
+from workers.fusion import FusedMerge, Needed
 from workers.numerics import consensus, signs, sparsify, task_vectors
 from workers.statistics import trims
 
@@ -46,18 +47,8 @@ def collect(parameters: ConsensusTiesParameters) -> Sequence[StatisticRequest]:
 
 def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMerge:
     """Return what `merge` computes, fused."""
-    trim, balanced_sign = trims.read_trim(context.statistics[trims.TRIM])
-    origin = context.position if parameters.trim_scope == "global" else 0
-    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
-    return FusedMerge(
-        context.weights,
-        of_deltas=True,
-        masks=sparsify.fuse_trim([boundaries[0] for boundaries in trim.of(context.tensor)], origin=origin),
-        election=Election(tuple(votes), balanced_sign, parameters.reduce),
-        needed=Needed(parameters.mask_threshold, parameters.min_tasks),
-        scaling=parameters.scaling_coefficient,
-        base_share=1.0,
-    )
+    needed = Needed(parameters.mask_threshold, parameters.min_tasks)
+    return replace(trims.fuse_ties(parameters, context), needed=needed)
 
 
 @merge_method(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import Density, Parameters, Reduce, ScalingCoefficient, TrimScope, Vote, ZeroVote
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.fusion import Election, FusedMerge
+from workers.fusion import FusedMerge
 from workers.numerics import signs, sparsify, task_vectors
 from workers.statistics import trims
 
@@ -34,17 +34,7 @@ def collect(parameters: TiesParameters) -> Sequence[StatisticRequest]:
 
 def fuse(parameters: TiesParameters, context: MergeContext) -> FusedMerge:
     """Return what `merge` computes, fused."""
-    trim, balanced_sign = trims.read_trim(context.statistics[trims.TRIM])
-    origin = context.position if parameters.trim_scope == "global" else 0
-    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
-    return FusedMerge(
-        context.weights,
-        of_deltas=True,
-        masks=sparsify.fuse_trim([boundaries[0] for boundaries in trim.of(context.tensor)], origin=origin),
-        election=Election(tuple(votes), balanced_sign, parameters.reduce),
-        scaling=parameters.scaling_coefficient,
-        base_share=1.0,
-    )
+    return trims.fuse_ties(parameters, context)
 
 
 @merge_method(

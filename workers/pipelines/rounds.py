@@ -75,6 +75,11 @@ class ReplayedSource:
         return self.source.tensors
 
     @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+        return self.source.threads
+
+    @property
     def n_models(self) -> int:
         """How many models are merged."""
         return self.source.n_models

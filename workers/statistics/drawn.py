@@ -148,11 +148,7 @@ def request_ranks(choices: trims.TrimChoices, mask: RandomMask, trim_density: fl
 def fuse_trim(choices: trims.TrimChoices, context: MergeContext) -> tuple[tuple[Band, ...], int]:
     """Return the masks of the trim, and the sign that balanced votes elect, as `trim_drawn` has them."""
     found: Drawn = context.statistics.get(DRAWN, Drawn())
-    if found.beyond is None:
-        return (), 1
-    table, balanced_sign = trims.read_trim(found.beyond)
-    origin = context.position if choices.trim_scope == "global" else 0
-    return sparsify.fuse_trim([one[0] for one in table.of(context.tensor)], origin=origin), balanced_sign
+    return ((), 1) if found.beyond is None else trims.fuse_trim(choices, found.beyond, context)
 
 
 def trim_drawn(deltas: Tensor, choices: trims.TrimChoices, context: MergeContext) -> tuple[Tensor, int]:

@@ -204,14 +204,13 @@ def _guess(
     """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
     runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
     sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
-
     margin = effort.margin if len(indices) < effort.many_scopes else effort.margin_of_many
 
     def guess(found: tuple[int, Iterator[Keys]]) -> tuple[int, list[_Window]]:
         index, keys = found
         return index, _guess_windows(list(keys), scopes[index], source.n_models, margin)
 
-    return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=parallel.n_cores()))
+    return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=source.threads))
 
 
 def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, margin: float) -> list[_Window]:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from workers.numerics import sparsify
+from workers.contract import MergeContext
+from workers.fusion import Band, Election, FusedMerge
+from workers.numerics import signs, sparsify
 from workers.statistics.magnitudes import BoundaryTable, MagnitudeBoundaries
 from workers.statistics.majority import TrimmedElection, TrimmedMajority
 
@@ -25,6 +27,18 @@ class TrimChoices(Protocol):
     @property
     def zero_vote(self) -> Literal["majority", "positive"]:
         """What balanced votes elect."""
+
+
+class TiesChoices(TrimChoices, Protocol):
+    """The parameters of TIES."""
+
+    @property
+    def reduce(self) -> Literal["mean", "sum", "max"]:
+        """What is made of the entries that agree."""
+
+    @property
+    def scaling_coefficient(self) -> float:
+        """How far the result goes along what they make."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +69,26 @@ def request_trim(
 def read_trim(found: BoundaryTable | TrimmedElection) -> tuple[BoundaryTable, int]:
     """Return where the trim cuts, and the sign that balanced votes elect."""
     return (found.boundaries, found.majority) if isinstance(found, TrimmedElection) else (found, 1)
+
+
+def fuse_trim(
+    choices: TrimChoices, found: BoundaryTable | TrimmedElection, context: MergeContext
+) -> tuple[tuple[Band, ...], int]:
+    """Return the masks of the trim, and the sign that balanced votes elect. found: the answer; context: of a tensor."""
+    table, balanced_sign = read_trim(found)
+    origin = context.position if choices.trim_scope == "global" else 0
+    return sparsify.fuse_trim([boundaries[0] for boundaries in table.of(context.tensor)], origin=origin), balanced_sign
+
+
+def fuse_ties(choices: TiesChoices, context: MergeContext) -> FusedMerge:
+    """Return TIES, fused: the trim that `request_trim` asked for, the election, and the merge of those that agree."""
+    masks, balanced_sign = fuse_trim(choices, context.statistics[TRIM], context)
+    votes = signs.weigh_votes(context.weights, is_weighted=choices.vote == "weighted")
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        masks=masks,
+        election=Election(tuple(votes), balanced_sign, choices.reduce),
+        scaling=choices.scaling_coefficient,
+        base_share=1.0,
+    )

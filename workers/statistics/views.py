@@ -35,6 +35,11 @@ class ChangedSource:
         return self.source.tensors
 
     @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+        return self.source.threads
+
+    @property
     def n_models(self) -> int:
         """How many models are merged."""
         return self.source.n_models
@@ -117,6 +122,11 @@ class PartOfSource:
         return found
 
     @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+        return self.source.threads
+
+    @property
     def n_models(self) -> int:
         """How many models are merged."""
         return self.source.n_models
@@ -188,6 +198,11 @@ class TensorSource:
             found.append((name, shape, position))
             position += prod(shape)
         return found
+
+    @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+        return 1
 
     @property
     def n_models(self) -> int:
