@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.parameter_checks import fill_defaults
@@ -81,8 +82,13 @@ def _neutral(method: MergeMethod) -> dict[str, Any]:
     return dict(method.card.neutral_parameters)
 
 
-def _by_hand(method: MergeMethod, base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> Any:
-    effective = fill_defaults(method.card.parameters, {}, n_models=len(models))
+def _by_hand(
+    method: MergeMethod,
+    base: Mapping[str, Tensor],
+    models: Sequence[Mapping[str, Tensor]],
+    parameters: Mapping[str, JsonValue] = {},
+) -> Any:
+    effective = fill_defaults(method.card.parameters, parameters, n_models=len(models))
     return load_reference(method.card.name)(
         to_arrays(base), [to_arrays(model) for model in models], [1.0] * len(models), effective
     )
@@ -174,10 +180,12 @@ def test_bfloat16_models_merge_within_one_rounding_of_float64(
 ) -> None:
     base, models = draw_normal(seed, data.draw(_counts(method)))
     halved = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *models)]
-    merged = MemoryMerge(method)(halved[0], halved[1:])
+    # bfloat16 task vectors often add up to nothing; where each is divided first, rounding decides such a vote
+    parameters: dict[str, JsonValue] = {"rescale": "none"} if method.card.name == "della" else {}
+    merged = MemoryMerge(method, parameters)(halved[0], halved[1:])
     written = {name: tensor.bfloat16() for name, tensor in merged.items()}
     eps = torch.finfo(torch.bfloat16).eps
-    assert_close(written, _by_hand(method, halved[0], halved[1:]), rtol=eps, atol=1e-6)
+    assert_close(written, _by_hand(method, halved[0], halved[1:], parameters), rtol=eps, atol=1e-6)
 
 
 @every_method
