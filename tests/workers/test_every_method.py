@@ -26,6 +26,12 @@ from workers.contract import MergeMethod
 METHODS = find_methods()
 seeds = st.integers(0, 10_000)
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.card.name)
+# bfloat16 task vectors lie on a coarse grid: they add up to nothing, or meet a threshold, exactly and often. Where they
+# are divided or multiplied before, rounding decides then, and not the same in float64.
+OFF_THE_GRID: dict[str, dict[str, JsonValue]] = {
+    "della": {"rescale": "none"},
+    "arcee_fusion": {"interquartile_ranges": 1.3717},
+}
 quickly = settings(max_examples=25, deadline=None)
 
 
@@ -180,8 +186,7 @@ def test_bfloat16_models_merge_within_one_rounding_of_float64(
 ) -> None:
     base, models = draw_normal(seed, data.draw(_counts(method)))
     halved = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *models)]
-    # bfloat16 task vectors often add up to nothing; where each is divided first, rounding decides such a vote
-    parameters: dict[str, JsonValue] = {"rescale": "none"} if method.card.name == "della" else {}
+    parameters = OFF_THE_GRID.get(method.card.name, {})
     merged = MemoryMerge(method, parameters)(halved[0], halved[1:])
     written = {name: tensor.bfloat16() for name, tensor in merged.items()}
     eps = torch.finfo(torch.bfloat16).eps
