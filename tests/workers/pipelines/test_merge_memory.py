@@ -72,4 +72,5 @@ def test_a_method_of_matrices_holds_no_copy_of_each_model(tmp_path: Path) -> Non
     two = peak_bytes(tmp_path, "iso_c")
     shutil.rmtree(tmp_path / "out")
     eight = peak_bytes(tmp_path, "iso_c", n_models=8)
-    assert eight - two < 2 * weights.nbytes  # six more models
+    # six more models would be six copies; which temporaries meet varies by nearly three from run to run
+    assert eight - two < 4 * weights.nbytes
