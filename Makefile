@@ -50,6 +50,10 @@ serve: setup ## start the service on http://127.0.0.1:8000: API, reaper and one 
 test: setup ## run every test (PostgreSQL, Valkey and S3 come from wheels: no root, no Docker)
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
+.PHONY: test-random
+test-random: setup ## run the property tests with examples that no run has had
+	AMALGAM_TEST_RANDOM=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
+
 .PHONY: check
 check: setup ## lint, types, layers, containers, and whether what is generated is up to date
 	$(BIN)/ruff check

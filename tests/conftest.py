@@ -6,6 +6,9 @@ turn): one with the tables. `redis_url`: a flushed Valkey. `s3_bucket`: an empty
 
 AMALGAM_TEST_POSTGRESQL_URL, AMALGAM_TEST_REDIS_URL and AMALGAM_TEST_S3_ENDPOINT point the tests at servers that already
 run. Under xdist each worker process starts its own servers, when a test first asks.
+
+Property tests draw the same examples in every run, so that a red run is red again. AMALGAM_TEST_RANDOM=1 draws others
+(`make test-random`).
 """
 
 import os
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from app.db import migrate
 from tests import servers
@@ -24,6 +28,11 @@ from tests.s3_proxy import S3Proxy, run_proxy
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Before any test module names settings of its own, which start from the profile that is loaded.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("random", derandomize=False, deadline=None)
+settings.load_profile("random" if os.environ.get("AMALGAM_TEST_RANDOM") else "repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.jobs import JobState
+from tests.faults.harness import freeze
 from tests.faults.merging import MergingPlant, open_merging_plant
 from tests.servers import S3Bucket
 from tests.waiting import wait_until
@@ -80,7 +81,7 @@ def test_a_worker_frozen_past_its_lease_does_no_harm(plant: MergingPlant) -> Non
     plant.register_family(SQUARES)
     job = plant.merge("tsv_m", parallelism=4)
     wait_until(lambda: plant.running_part(job.id), deadline_seconds=60, reason="a part that runs")
-    frozen.send_signal(signal.SIGSTOP)
+    freeze(frozen, plant.wiring.sessions)
     plant.start_worker("second")
     whole = plant.merge("tsv_m", parallelism=1)
     split, whole = plant.end([job.id, whole.id])

@@ -13,7 +13,7 @@ import redis
 
 from app.domain.jobs import JobState
 from tests import servers
-from tests.faults.harness import DidNotStart, Plant, is_alive, open_plant
+from tests.faults.harness import DidNotStart, Plant, freeze, is_alive, open_plant
 from tests.faults.work import PRELOADED
 from tests.waiting import wait_until
 
@@ -72,7 +72,7 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(plant: Plan
     frozen = plant.start_worker()
     job = plant.add(sleep_seconds=60)
     pid = job.until_working()
-    frozen.send(signal.SIGSTOP)
+    freeze(frozen.process, plant.sessions)
     job.behave()
     plant.start_worker()
     view = job.until_final()

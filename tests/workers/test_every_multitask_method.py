@@ -26,6 +26,9 @@ METHODS = [method for method in find_methods() if method.patch is not None]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.card.name)
 seeds = st.integers(0, 10_000)
 quickly = settings(max_examples=20, deadline=None)
+# bfloat16 task vectors lie on a coarse grid: residuals tie exactly and often, and the rounding of float32, which float64
+# has not, decides which of them is kept. At this density all are.
+OFF_THE_GRID: dict[str, dict[str, Any]] = {"peru_fft": {"density": 1.0}}
 
 
 def _by_hand(
@@ -55,8 +58,9 @@ def test_bfloat16_models_give_tasks_within_one_rounding_of_float64(
     base, models = draw_normal(seed, n_models)
     halved = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *models)]
     eps = torch.finfo(torch.bfloat16).eps
-    found = merge_tasks(MemoryMerge(method), halved[0], halved[1:])
-    for task, expected in zip(found, _by_hand(method, halved[0], halved[1:], {}), strict=True):
+    parameters = OFF_THE_GRID.get(method.card.name, {})
+    found = merge_tasks(MemoryMerge(method, parameters), halved[0], halved[1:])
+    for task, expected in zip(found, _by_hand(method, halved[0], halved[1:], parameters), strict=True):
         assert_close({name: tensor.bfloat16() for name, tensor in task.items()}, expected, rtol=eps, atol=1e-5)
 
 
