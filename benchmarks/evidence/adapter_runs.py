@@ -40,7 +40,7 @@ SEARCH_SEED = 0
 COEFFICIENTS = (0.35, 0.5, 0.8)
 TIES_COEFFICIENTS = (0.7, 1.4)
 LORAHUB: Mapping[str, Any] = {"budget": 40}
-LORAHUB_EXAMPLES = 8
+LORAHUB_EXAMPLES = 5
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
 SPACES: Mapping[str, AdapterSpace] = {"lora": "factors", "linearized_lora": "delta"}  # of LoraHub, as in the paper
 

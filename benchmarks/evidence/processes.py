@@ -2,9 +2,9 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -21,17 +21,31 @@ def open_laboratory(folder: Path, *, say: bool = False) -> Laboratory:
 
 
 def run(parts: Sequence[Part], folder: Path, processes: int) -> None:
-    """Run every part once, begun in the order given, and raise what any of them raises; say how far it is."""
+    """Run every part once, begun in the order given, and raise what any of them raises; say what each took."""
     began_at = time.monotonic()
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawning, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done, job in enumerate(as_completed([pool.submit(_run, part, folder) for part in parts]), start=1):
-            job.result()
-            print(f"{done} of {len(parts)} done, {time.monotonic() - began_at:.0f} s", flush=True)
+        jobs = {pool.submit(_run, part, folder): part for part in parts}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            print(
+                f"{done} of {len(parts)} done, {time.monotonic() - began_at:.0f} s: "
+                f"{_tell(jobs[job])}, {job.result():.0f} s of a core",
+                flush=True,
+            )
 
 
-def _run(part: Part, folder: Path) -> None:
-    part(_open_once(folder))
+def _run(part: Part, folder: Path) -> float:
+    """Run a part, and return the seconds of a core that it took."""
+    laboratory, began_at = _open_once(folder), time.process_time()
+    part(laboratory)
+    return time.process_time() - began_at
+
+
+def _tell(part: Part) -> str:
+    """Return a part's name and what it is asked."""
+    function, asked = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
+    name = f"{function.__module__.rpartition('.')[2]}{function.__name__}"
+    return " ".join([name, *(f"{key}={value}" for key, value in asked.items() if not isinstance(value, Mapping))])
 
 
 _open_once = cache(open_laboratory)  # in each process
