@@ -138,15 +138,24 @@ def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], see
 
 
 def _fewer(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return what 2, 3 and 4 of one seed's adapters score merged, on their own tasks; each seed takes other ones."""
+    """Return what 2, 3 and 4 of one seed's adapters score merged, on fewer texts; each seed takes other ones."""
     print(f"measuring {technique}, seed {seed}, fewer tasks", flush=True)
     models = [one.checkpoint for one in _train(laboratory, technique, setting, seed)]
+    alone = laboratory.merges_in_brief(models).individual("test")
+    names = [task.spec.name for task in laboratory.suite.tasks]
     found = []
     for size in range(2, len(models)):
         places = round_robin(len(models), size, len(SEEDS))[SEEDS.index(seed)]
-        merges = laboratory.merges([models[place] for place in places], places)
-        merged = _merge(merges, technique, seed)
-        found.append({"technique": technique, "seed": seed, "models": list(places), "merged": merged})
+        merges = laboratory.merges_in_brief([models[place] for place in places], places)
+        found.append(
+            {
+                "technique": technique,
+                "seed": seed,
+                "models": list(places),
+                "individual": plain({names[place]: alone[names[place]] for place in places}),
+                "merged": _merge(merges, technique, seed),
+            }
+        )
     return found
 
 

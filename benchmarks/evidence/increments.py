@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
+from benchmarks.evidence.brief import N_TEXTS
 from benchmarks.evidence.laboratory import Laboratory, choose
 from benchmarks.evidence.processes import Part
 from workers.figures import lines, style
@@ -36,7 +37,7 @@ def parts() -> Sequence[Part]:
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
     """Tune on the first tasks, freeze, add; and tune again at every step. Return everything as JSON."""
-    merges = laboratory.experts
+    merges = laboratory.experts_in_brief
     return {
         "tasks": [task.spec.name for task in laboratory.suite.tasks],
         "individual": plain(merges.individual("test")),
@@ -45,7 +46,7 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _curve(laboratory: Laboratory, method: str) -> dict[str, Any]:
-    merges = laboratory.experts
+    merges = laboratory.experts_in_brief
     names, grid = list(GRIDS[method]), GRIDS[method].values()
     candidates = [dict(zip(names, values, strict=True)) for values in product(*grid)]
     first = choose(merges, method, candidates, merges.all[:N_FIRST]).parameters
@@ -99,7 +100,7 @@ def tell(found: Mapping[str, Any]) -> str:
     return f"""Parameters are chosen on the validation splits of the first two tasks ({first}): density
 and coefficient of Breadcrumbs and TIES, the coefficient of task arithmetic. Tasks are added in one order, that of
 their names; frozen parameters stay as they are, or the coefficient is tuned again on all tasks so far. Normalized
-accuracy on the test splits of the merged tasks:
+accuracy on the first {N_TEXTS} test texts of the merged tasks:
 
 | method | {" | ".join(f"{size} tasks" for size in sizes)} |
 |---|{"---:|" * len(sizes)}

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from app.domain.checkpoints import LocalCheckpoint
 from benchmarks.evidence import accuracy
+from benchmarks.evidence.brief import shorten
 from benchmarks.evidence.ledger import Ledger
 from benchmarks.evidence.merging import Merges
 from benchmarks.evidence.training import Trainer
@@ -35,13 +36,27 @@ class Laboratory:
         return Ledger(self.folder / "measured.jsonl")
 
     @cached_property
+    def brief(self) -> Suite:
+        """The suite with fewer test texts."""
+        return shorten(self.suite, self.folder / "brief")
+
+    @cached_property
     def experts(self) -> Merges:
         """Merges of the suite's own models, fine-tuned in full."""
         return self.merges(self.suite.models)
 
-    def merges(self, models: Sequence[LocalCheckpoint], places: Sequence[int] | None = None) -> Merges:
-        """Return the merges of one model per task. places: of the models' tasks among the suite's; default: all."""
-        return Merges(self.suite if places is None else self.suite.only(places), models, self.ledger)
+    @cached_property
+    def experts_in_brief(self) -> Merges:
+        """The same, measured on fewer test texts."""
+        return self.merges_in_brief(self.suite.models)
+
+    def merges(self, models: Sequence[LocalCheckpoint]) -> Merges:
+        """Return the merges of one model per task."""
+        return Merges(self.suite, models, self.ledger)
+
+    def merges_in_brief(self, models: Sequence[LocalCheckpoint], places: Sequence[int] | None = None) -> Merges:
+        """Return them measured on fewer test texts. places: of the models' tasks among the suite's; default: all."""
+        return Merges(self.brief if places is None else self.brief.only(places), models, self.ledger)
 
 
 @dataclass(frozen=True)

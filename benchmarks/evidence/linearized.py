@@ -20,6 +20,7 @@ from benchmarks.evidence.adapter_runs import (
     find,
     parts,
 )
+from benchmarks.evidence.brief import N_TEXTS
 from workers.figures import bars, lines, style
 
 __all__ = ["NAME", "TITLE", "draw", "find", "parts", "tell"]
@@ -82,9 +83,8 @@ def _scores(
     found: Mapping[str, Any], technique: str, method: str, size: int, *, is_normalized: bool = False
 ) -> list[float]:
     """Return the mean accuracy over the tasks, or over that of the models alone, seed by seed."""
-    alone = {run["seed"]: run["individual"] for run in _runs(found, technique)}
     return [
-        accuracy.normalized(_of(run, method), alone[run["seed"]]) if is_normalized else accuracy.mean(_of(run, method))
+        accuracy.normalized(_of(run, method), run["individual"]) if is_normalized else accuracy.mean(_of(run, method))
         for run in _runs(found, technique, size)
     ]
 
@@ -130,8 +130,8 @@ in points, seed by seed.
 
 {_tell_factors(found)}
 
-Fewer tasks: each seed merges other ones, the same of both techniques. Means over seeds, LoRA → L-LoRA; behind them the
-difference in points, seed by seed.
+Fewer tasks: each seed merges other ones, the same of both techniques; below five they are measured on the first
+{N_TEXTS} test texts of each. Means over seeds, LoRA → L-LoRA; behind them the difference in points, seed by seed.
 
 Absolute, %:
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from app.domain.catalog import load_catalog
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
+from benchmarks.evidence.brief import N_TEXTS
 from benchmarks.evidence.disentanglement import COEFFICIENTS
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
 from benchmarks.evidence.processes import Part
@@ -79,14 +80,16 @@ def _scaled(coefficient: float) -> dict[str, Any]:
 
 def _trend(laboratory: Laboratory) -> list[dict[str, Any]]:
     """Return merges of fewer models on their own tasks; the coefficient is the one of all five."""
-    merges = laboratory.experts
-    parameters = choose(merges, "task_arithmetic", [_scaled(one) for one in COEFFICIENTS]).parameters
+    merges = laboratory.experts_in_brief
+    parameters = choose(laboratory.experts, "task_arithmetic", [_scaled(one) for one in COEFFICIENTS]).parameters
+    own, names = merges.individual("test"), [task.spec.name for task in laboratory.suite.tasks]
     subsets = [
         models for size in range(2, len(merges.all) + 1) for models in round_robin(len(merges.all), size, N_SUBSETS)
     ]
     return [
         {
             "models": list(models),
+            "individual": plain({names[place]: own[names[place]] for place in models}),
             "task_arithmetic": plain(merges.merge("task_arithmetic", parameters, "test", models)),
             "average": plain(merges.merge("average", {}, "test", models)),
         }
@@ -130,8 +133,7 @@ def _band(values: list[list[float]]) -> Band:
 
 
 def _relative(found: Mapping[str, Any], method: str, size: int) -> list[float]:
-    own = _row(found, "individual")["counts"]
-    return [accuracy.normalized(one[method], own) for one in found["trend"] if len(one["models"]) == size]
+    return [accuracy.normalized(one[method], one["individual"]) for one in found["trend"] if len(one["models"]) == size]
 
 
 def _row(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -154,7 +156,7 @@ test texts that were drawn; one seed of training). Accuracy on test in %:
 
 The sweep of task arithmetic has its top at {peak["coefficient"]:g}. The trend keeps the
 coefficient that is best for all five, over at most {_count_subsets(found)} subsets
-of a size.
+of a size, and is measured on the first {N_TEXTS} test texts of each task.
 """
 
 
