@@ -127,7 +127,7 @@ def _best(searched: Sequence[Mapping[str, Any]], technique: str) -> dict[str, An
 def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return what one seed's adapters score alone and merged, all of them."""
     print(f"measuring {technique}, seed {seed}", flush=True)
-    merges = laboratory.merges([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
+    merges = laboratory.merges_in_brief([one.checkpoint for one in _train(laboratory, technique, setting, seed)])
     return {
         "technique": technique,
         "seed": seed,
@@ -138,7 +138,7 @@ def _run(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], see
 
 
 def _fewer(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return what 2, 3 and 4 of one seed's adapters score merged, on fewer texts; each seed takes other ones."""
+    """Return what 2, 3 and 4 of one seed's adapters score merged; each seed takes other ones."""
     print(f"measuring {technique}, seed {seed}, fewer tasks", flush=True)
     models = [one.checkpoint for one in _train(laboratory, technique, setting, seed)]
     alone = laboratory.merges_in_brief(models).individual("test")

@@ -22,6 +22,6 @@ def _shorten(task: LocalTask, place: Path) -> LocalTask:
     own = place.with_suffix(f".{os.getpid()}")  # processes that run at once write the same
     own.write_bytes(content)
     own.replace(place)
-    file = DataFile(uri=place.as_uri(), sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    file = DataFile(uri=place.resolve().as_uri(), sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     spec = task.spec.model_copy(update={"dataset": {**task.spec.dataset, "test": file}})
     return task.model_copy(update={"spec": spec, "files": {**task.files, "test": place}})

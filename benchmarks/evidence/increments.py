@@ -21,7 +21,7 @@ NAME = "breadcrumbs"
 TITLE = "Breadcrumbs: tasks added one by one"
 
 N_FIRST = 2
-COEFFICIENTS = (0.5, 0.8, 1.2, 1.8)
+COEFFICIENTS = (0.5, 0.8, 1.2)
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "breadcrumbs": {"density": (0.15, 0.85), "scaling_coefficient": COEFFICIENTS},
     "ties": {"density": (0.1, 0.3), "scaling_coefficient": (1.0, 1.5, 2.0)},

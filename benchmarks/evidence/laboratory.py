@@ -43,19 +43,18 @@ class Laboratory:
     @cached_property
     def experts(self) -> Merges:
         """Merges of the suite's own models, fine-tuned in full."""
-        return self.merges(self.suite.models)
+        return Merges(self.suite, self.suite.models, self.ledger)
 
     @cached_property
     def experts_in_brief(self) -> Merges:
         """The same, measured on fewer test texts."""
         return self.merges_in_brief(self.suite.models)
 
-    def merges(self, models: Sequence[LocalCheckpoint]) -> Merges:
-        """Return the merges of one model per task."""
-        return Merges(self.suite, models, self.ledger)
-
     def merges_in_brief(self, models: Sequence[LocalCheckpoint], places: Sequence[int] | None = None) -> Merges:
-        """Return them measured on fewer test texts. places: of the models' tasks among the suite's; default: all."""
+        """Return the merges of one model per task, measured on fewer test texts.
+
+        places: of the models' tasks among the suite's; default: all.
+        """
         return Merges(self.brief if places is None else self.brief.only(places), models, self.ledger)
 
 

@@ -23,7 +23,7 @@ from workers.figures import style
 NAME = "learned"
 TITLE = "Learning against not learning"
 
-SURGERY: Mapping[str, Any] = {"rank": 16, "steps": 1000, "learning_rate": 1e-3, "batch_size": 16}
+SURGERY: Mapping[str, Any] = {"rank": 16, "steps": 500, "learning_rate": 1e-3, "batch_size": 16}
 OVER = ("task arithmetic", "the best without data")
 
 

@@ -119,8 +119,8 @@ The best setting of each is trained ({_seeds(n_seeds)}) and merged; there L-LoRA
 validation. The coefficients of task arithmetic and TIES are chosen on validation; LoraHub tries
 {LORAHUB["budget"]} sets of coefficients on {LORAHUB_EXAMPLES} examples of each task, and composes LoRA's factors and
 L-LoRA's change of them, as the paper does. TIES sees LoRA's updates of the weights, and L-LoRA's change of the factors.
-Accuracy on test in %, means over seeds; behind them L-LoRA minus LoRA,
-in points, seed by seed.
+Accuracy in % on the first {N_TEXTS} test texts of each task, means over seeds; behind them L-LoRA minus LoRA, in
+points, seed by seed.
 
 | merged by | LoRA | L-LoRA | difference | LoRA, normalized | L-LoRA, normalized | difference |
 |---|---:|---:|---|---:|---:|---|
@@ -130,8 +130,8 @@ in points, seed by seed.
 
 {_tell_factors(found)}
 
-Fewer tasks: each seed merges other ones, the same of both techniques; below five they are measured on the first
-{N_TEXTS} test texts of each. Means over seeds, LoRA → L-LoRA; behind them the difference in points, seed by seed.
+Fewer tasks: each seed merges other ones, the same of both techniques. Means over seeds, LoRA → L-LoRA; behind them the
+difference in points, seed by seed.
 
 Absolute, %:
 

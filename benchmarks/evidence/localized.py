@@ -22,8 +22,8 @@ from workers.figures import lines, style
 NAME = "localize_and_stitch"
 TITLE = "Localize-and-stitch: how freely masks learn"
 
-BIASES = (0.5, 1.0, 2.0, 5.0)
-EXAMPLES = 64
+BIASES = (1.0, 5.0)
+EXAMPLES = 32
 START: Mapping[str, Any] = {"density": 0.01}  # as masks begin by default
 
 

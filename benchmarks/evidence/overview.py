@@ -31,7 +31,7 @@ SHOWN = (
     "average", "task_arithmetic", "awd_task_arithmetic", "ties", "breadcrumbs", "consensus_ta", "tsv_m", "iso_c", "pcb",
     "peru_fft",
 )  # fmt: skip
-N_SUBSETS = 3
+N_SUBSETS = 2
 
 
 def rows() -> Sequence[Part]:

@@ -26,12 +26,16 @@ def run(parts: Sequence[Part], folder: Path, processes: int) -> None:
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawning, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = {pool.submit(_run, part, folder): part for part in parts}
-        for done, job in enumerate(as_completed(jobs), start=1):
-            print(
-                f"{done} of {len(parts)} done, {time.monotonic() - began_at:.0f} s: "
-                f"{_tell(jobs[job])}, {job.result():.0f} s of a core",
-                flush=True,
-            )
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                print(
+                    f"{done} of {len(parts)} done, {time.monotonic() - began_at:.0f} s: "
+                    f"{_tell(jobs[job])}, {job.result():.0f} s of a core",
+                    flush=True,
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has begun ends, nothing else begins
+            raise
 
 
 def _run(part: Part, folder: Path) -> float:
@@ -44,7 +48,7 @@ def _run(part: Part, folder: Path) -> float:
 def _tell(part: Part) -> str:
     """Return a part's name and what it is asked."""
     function, asked = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
-    name = f"{function.__module__.rpartition('.')[2]}{function.__name__}"
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__name__.removeprefix('_')}"
     return " ".join([name, *(f"{key}={value}" for key, value in asked.items() if not isinstance(value, Mapping))])
 
 
