@@ -52,6 +52,8 @@ class Trainable:
     embeddings: frozenset[str]  # names of the parameters that embed the input
     n_examples: int
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
+    head: frozenset[str] = frozenset()  # names of the parameters of a classification head of its own, if it has one
+    unreached: frozenset[str] = frozenset()  # names of the parameters that the loss does not depend on
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class LoraResult:
     updates: tuple[LoraUpdate, ...]
     alpha: float
     use_rslora: bool
+    whole: Mapping[str, Tensor] = field(default_factory=dict)  # what learned beside, by name in memory: the head
 
 
 @dataclass(frozen=True)
