@@ -99,6 +99,7 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     make_trainable=make_trainable,
     trainable_heads=("label_prompts", "prototypes", "linear", "own"),
     open_probe=open_probe,
+    has_class_logits=True,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

@@ -79,5 +79,5 @@ def _contents(work: FinetuneWork, *, is_adapter: bool) -> str:
         holds = "an adapter on the base model, for PEFT" if is_adapter else "the whole model"
         return f"The task has the head `own`, which lies in each model; this checkpoint holds\n{holds}."
     holds = "an adapter on the encoder of the base model, for PEFT" if is_adapter else "the encoder"
-    return f"""The task has {len(spec.classes)} classes and the head `{spec.head.kind}`, which stays with the task; this checkpoint
-holds {holds}."""
+    head = f"The task has {len(spec.classes)} classes and the head `{spec.head.kind}`, which stays with the task"
+    return f"{head}; this checkpoint\nholds {holds}."

@@ -60,7 +60,9 @@ both_kinds = pytest.mark.parametrize(
 MakeModel, MakeTask = Callable[[Path], Path], Callable[[Path], LocalTask]
 
 
-def make_work(folder: Path, make_model: MakeModel, make_task: MakeTask, technique: str, **parameters: Any) -> FinetuneWork:
+def make_work(
+    folder: Path, make_model: MakeModel, make_task: MakeTask, technique: str, **parameters: Any
+) -> FinetuneWork:
     base = tiny_bert.local(make_model(folder / "base"))
     (folder / "out").mkdir()
     return FinetuneWork(
