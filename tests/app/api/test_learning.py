@@ -208,9 +208,14 @@ def test_tasks_that_nothing_is_learned_on_are_refused(languages: House) -> None:
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("fisher", {"labels": "sampled"}), ("regmean", {}), ("regmean_plus_plus", {}), ("localize_and_stitch", {"steps": 1}),
-     ("greedy_soup", {"metric": "loss"})],
-)  # fmt: skip
+    [
+        ("fisher", {"labels": "sampled"}),
+        ("regmean", {}),
+        ("regmean_plus_plus", {}),
+        ("localize_and_stitch", {"steps": 1}),
+        ("greedy_soup", {"metric": "loss"}),
+    ],
+)
 def test_a_merge_of_language_models_learns_on_their_texts(languages: House, method: str, parameters: Document) -> None:
     models = [{"checkpoint": f"gpt2-{seed}"} for seed in (1, 2)]
     data = {"tasks": ["prose", "prose"], "split": "validation"}
