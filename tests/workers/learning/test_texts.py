@@ -88,7 +88,8 @@ def log_likelihood(world: World, module: Any, index: int) -> Tensor:
         tokenizer(text, return_tensors="pt")["input_ids"]
         for text in (str(row["text"]), world.tasks[0].spec.classes[int(str(row["label"]))])
     )
-    answered: Tensor = -module(input_ids=ids, labels=wanted).loss * wanted.shape[1]
+    shifted = torch.cat([torch.zeros(1, 1, dtype=torch.long), wanted[:, :-1]], dim=1)
+    answered: Tensor = -module(input_ids=ids, decoder_input_ids=shifted, labels=wanted).loss * wanted.shape[1]
     return answered
 
 
@@ -242,14 +243,16 @@ def test_plus_plus_goes_through_all_blocks_and_measures_behind_what_is_merged(
     merged, plain = read_tensors(tmp_path / "out"), read_tensors(tmp_path / "plain")
     learned = outcome.report["learned"]
     assert isinstance(learned, dict)
-    assert (learned["n_stages"], learned["n_tensors"]) == ((2, 14) if name == "t5" else (1, 4))
+    assert (learned["n_stages"], learned["n_tensors"]) == ((2, 16) if name == "t5" else (1, 4))
     if name == "t5":  # its cross-attention sees an encoder that is merged already
         assert not torch.allclose(merged[LAYERS["t5"]], plain[LAYERS["t5"]], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["regmean", "regmean_plus_plus", "localize_and_stitch"])
 def test_one_model_comes_back_where_it_is_kept_whole(texts: World, method: str, tmp_path: Path) -> None:
-    parameters = {"density": 1.0, "l1": 0.0, "steps": 1} if method == "localize_and_stitch" else {}
+    parameters = (
+        {"density": 1.0, "l1": 0.0, "steps": 1, "learning_rate": 1e-6} if method == "localize_and_stitch" else {}
+    )
     World(texts.base, texts.models[:1], texts.tasks[:1]).merge(tmp_path / "out", parameters, method=method)
     kept = read_tensors(texts.models[0].path)
     for tensor, value in read_tensors(tmp_path / "out").items():

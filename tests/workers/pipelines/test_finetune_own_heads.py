@@ -97,7 +97,7 @@ def changed(folder: Path) -> set[str]:
 def test_the_head_learns_along_and_the_result_is_measured(
     tmp_path: Path, make_model: MakeModel, make_task: MakeTask
 ) -> None:
-    _, report, measurements = run(make_work(tmp_path, make_model, make_task, "full", validate_every=20))
+    _, report, measurements = run(make_work(tmp_path, make_model, make_task, "full", steps=120, validate_every=120))
     names = changed(tmp_path)
     assert {"classifier.weight", "classifier.bias"} < names
     assert not [name for name in names if "embeddings" in name]
