@@ -117,7 +117,7 @@ def test_there_are_no_probabilities_of_classes(texts: World) -> None:
 def test_a_weight_under_several_paths_has_one_place(texts: World, name: str) -> None:
     module = open_probe(texts).module
     places = find_places(module, texts.base.manifest)
-    table = module.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    table = module.get_input_embeddings().weight  # type: ignore[operator]
     paths = [path for path, value in module.named_parameters(remove_duplicate=False) if value is table]
     assert len(paths) > 1
     assert {places[path] for path in paths} == {EMBEDDINGS[name]}

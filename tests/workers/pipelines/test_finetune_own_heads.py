@@ -57,7 +57,8 @@ both_kinds = pytest.mark.parametrize(
     [(make_text_classifier, make_texts), (make_image_classifier, make_images)],
     ids=["text", "image"],
 )
-MakeModel, MakeTask = Callable[[Path], Path], Callable[[Path], LocalTask]
+MakeModel = Callable[[Path], Path]
+MakeTask = Callable[[Path], LocalTask]
 
 
 def make_work(
