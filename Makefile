@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := api,worker,demo,dev
+HARNESS := .harness
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -49,6 +50,19 @@ serve: setup ## start the service on http://127.0.0.1:8000: API, reaper and one 
 .PHONY: test
 test: setup ## run every test (PostgreSQL, Valkey and S3 come from wheels: no root, no Docker)
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+.PHONY: harness
+harness: $(HARNESS)/.installed ## run the tests of tasks of kind lm-eval with the EleutherAI harness (in a venv of their own)
+	$(HARNESS)/bin/python -m pytest tests/workers/evaluators/test_lm_eval.py tests/contracts/test_tasks_page.py \
+	  tests/contracts/test_constraints.py
+
+$(HARNESS)/.installed: pyproject.toml constraints.txt
+	@test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
+	@echo "installing torch, everything else and the harness into $(HARNESS) (about 2.5 GB, some minutes)"
+	@$(HARNESS)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch==2.13.0
+	@$(HARNESS)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),harness]'
+	@$(HARNESS)/bin/python -m pip check --disable-pip-version-check
+	@touch $@
 
 .PHONY: test-random
 test-random: setup ## run the property tests with examples that no run has had
@@ -110,7 +124,7 @@ suite-train: setup ## train what both need; an interrupted training goes on
 constraints: ## pin anew: install the newest allowed versions into a fresh venv and write constraints.txt
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
 	  && "$$fresh/bin/pip" install -qq $(TORCH_ARGS) torch==2.13.0 \
-	  && "$$fresh/bin/pip" install -qq -e '.[$(EXTRAS)]' async-timeout \
+	  && "$$fresh/bin/pip" install -qq -e '.[$(EXTRAS),harness]' async-timeout \
 	  && { echo "# Every distribution of all extras, pinned: what the tests ran with. Made by \`make constraints\`."; \
 	       "$$fresh/bin/pip" freeze --all --exclude pip --exclude-editable \
 	         | sed 's/^\(torch==[0-9.]*\).*/\1/' | sort --ignore-case; } > constraints.txt

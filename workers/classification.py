@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.domain.errors import HeadMismatch, NotFinite
+from app.domain.errors import NotFinite
 from app.domain.tasks import LocalTask, Measurement
+from workers.checkpoints.model import head_parameters
 from workers.heads import OfExamples
 from workers.model_contract import Probe, Trainable
 from workers.scoring import classes
@@ -28,6 +29,7 @@ class Opened:
     batches: Callable[[], Sequence[Sequence[int]]]  # -> every example once, as they are best run together
     logits: OfExamples  # -> [n, n_classes]
     features: OfExamples | None  # -> [n, width], before the head; None under the checkpoint's own head
+    unreached: frozenset[str] = frozenset()  # names of its parameters that no logit depends on
 
 
 def measure(opened: Opened, on_examples: Callable[[int, int], None]) -> Measurement:
@@ -50,13 +52,23 @@ def measure(opened: Opened, on_examples: Callable[[int, int], None]) -> Measurem
 
 
 def make_trainable(opened: Opened) -> Trainable:
-    """Return the model for training on the split's labels, by cross-entropy under the task's frozen head."""
+    """Return the model for training on the split's labels, by cross-entropy under the task's head.
+
+    Raises: ModelNotRunnable for a head of the checkpoint's own that cannot be told from its body.
+    """
     labels = torch.tensor(opened.labels, device=next(opened.module.parameters()).device)
 
     def loss(batch: Sequence[int]) -> Tensor:
         return torch.nn.functional.cross_entropy(opened.logits(batch), labels[list(batch)])
 
-    return Trainable(module=opened.module, embeddings=opened.embeddings, n_examples=len(opened.labels), loss=loss)
+    return Trainable(
+        module=opened.module,
+        embeddings=opened.embeddings,
+        n_examples=len(opened.labels),
+        loss=loss,
+        head=head_parameters(opened.module) if opened.features is None else frozenset(),
+        unreached=opened.unreached,
+    )
 
 
 def make_probe(opened: Opened) -> Probe:
@@ -75,15 +87,6 @@ def make_probe(opened: Opened) -> Probe:
         labels=opened.labels,
         order=[index for batch in opened.batches() for index in batch],
     )
-
-
-def refuse_own_head(task: LocalTask) -> None:
-    """Refuse to train under the checkpoint's own head. Raises: HeadMismatch."""
-    if task.spec.head.kind == "own":
-        raise HeadMismatch(
-            f"Task {task.spec.name!r} has head 'own', which lies in each checkpoint; fine-tuning keeps heads frozen. "
-            "Make a task with head 'label_prompts' or 'linear'."
-        )
 
 
 def _refuse_not_finite(logits: Tensor, task: LocalTask) -> None:

@@ -22,7 +22,16 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.adapters import AdapterSpace
-from app.domain.catalog import Granularity, MethodCard, NestedScope, PatchCodec, Preset, StepCard, TaskAddition
+from app.domain.catalog import (
+    ClassesNeed,
+    Granularity,
+    MethodCard,
+    NestedScope,
+    PatchCodec,
+    Preset,
+    StepCard,
+    TaskAddition,
+)
 from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, NO_FILE, FusedMasks, FusedMerge, Rows
 from workers.patches import Measured, Patch
@@ -254,6 +263,7 @@ class Learning:
     parameter: str | None = None  # given in a request, nothing is learned
     data_of: Literal["models", "merge"] = "models"
     statistics: str | None = None  # kind of the files that it learns, one per model; given, nothing is learned
+    needs_classes: ClassesNeed | None = None  # where it looks at probabilities of classes, and why
 
 
 @dataclass(frozen=True)
@@ -418,6 +428,7 @@ def merge_method(
         data_of="models" if learning is None else learning.data_of,
         learned=None if learning is None else learning.parameter,
         statistics=None if learning is None else learning.statistics,
+        needs_classes=None if learning is None else learning.needs_classes,
         produces="dense" if patch is None else "multitask",
         patch_codec=patch_codec,
         task_addition=task_addition,

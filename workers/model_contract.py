@@ -52,6 +52,8 @@ class Trainable:
     embeddings: frozenset[str]  # names of the parameters that embed the input
     n_examples: int
     loss: Callable[[Sequence[int]], Tensor]  # indices of training examples -> mean loss, 0-d, with its graph
+    head: frozenset[str] = frozenset()  # names of the parameters of a classification head of its own, if it has one
+    unreached: frozenset[str] = frozenset()  # names of the parameters that the loss does not depend on
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,20 @@ class Probe:
 
     module: torch.nn.Module
     n_examples: int
-    logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph
-    losses: Callable[[Sequence[int]], Tensor]  # indices of examples -> loss of each under its label, [n]; likewise
+    logits: Callable[[Sequence[int]], Tensor]  # indices of examples -> [n, n_classes], with its graph; or HeadMismatch
+    losses: Callable[[Sequence[int]], Tensor]  # indices -> −log p of each label, of tokens the mean, [n]; likewise
     features: Callable[[Sequence[int]], Tensor] | None  # -> what the head sees, [n, width]; None: a head of its own
-    labels: Sequence[int]  # class of each example
+    labels: Sequence[int]  # class of each example; empty where there are no classes
     order: Sequence[int]  # all examples, those of like length together: batches of neighbors carry little padding
+    tokens: "TokenLogits | None" = None  # where labels are texts; None: where they are classes
+
+
+@dataclass(frozen=True)
+class TokenLogits:
+    """What a model says of the tokens of an example's text, each given those before it."""
+
+    of_example: Callable[[int], Tensor]  # index -> [t, vocabulary], with its graph
+    counts: Sequence[int]  # t of each example
 
 
 class OpenProbe(Protocol):
@@ -121,6 +132,7 @@ def evaluator(
     make_trainable: MakeTrainable | None = None,
     trainable_heads: tuple[str, ...] = (),
     open_probe: OpenProbe | None = None,
+    has_class_logits: bool = False,
 ) -> Callable[[Measure], Evaluator]:
     """Turn `measure(subject, split, models, on_examples)` into an evaluator with its card.
 
@@ -140,6 +152,7 @@ def evaluator(
         data_formats=data_formats,
         parameters=schema_of(parameters),
         is_learnable=open_probe is not None,
+        has_class_logits=has_class_logits,
     )
 
     def decorate(function: Measure) -> Evaluator:
@@ -206,6 +219,7 @@ class LoraResult:
     updates: tuple[LoraUpdate, ...]
     alpha: float
     use_rslora: bool
+    whole: Mapping[str, Tensor] = field(default_factory=dict)  # what learned beside, by name in memory: the head
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ class Preset(Value):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class ClassesNeed(Value):
+    """That a method looks at probabilities of classes: always, or under some parameters."""
+
+    why: str  # what it does with them, as a predicate of the method, and the way out where there is one
+    where: dict[str, JsonValue] = Field(default_factory=dict)  # the parameters under which it does
+
+
 class MethodCard(Value):
     """What a caller and the pipeline need to know about a merge method."""
 
@@ -82,6 +89,7 @@ class MethodCard(Value):
     data_of: Literal["models", "merge"] = "models"  # each model's own task, or tasks that the whole merge is tried on
     learned: str | None = None  # parameter that takes what the method learns; where it is given, nothing is learned
     statistics: str | None = None  # kind of the files, one per model, that its results hold and other merges take
+    needs_classes: ClassesNeed | None = None  # of its tasks' evaluators: `has_class_logits`
     granularity: Granularity  # the smallest piece the method may be given
     working_copies: int = 4  # of a whole tensor, float32, that it holds at most beside the models' (their result's too)
     order_matters: bool = False
@@ -105,6 +113,13 @@ class MethodCard(Value):
     def learns(self, parameters: Mapping[str, JsonValue]) -> bool:
         """Tell whether a merge with these effective parameters looks at data."""
         return self.data != "none" and (self.learned is None or parameters.get(self.learned) is None)
+
+    def why_classes(self, parameters: Mapping[str, JsonValue]) -> str | None:
+        """Return what a merge with these effective parameters does with probabilities of classes; None: nothing."""
+        need = self.needs_classes
+        if need is None or any(parameters.get(name) != value for name, value in need.where.items()):
+            return None
+        return need.why
 
 
 class StepCard(Value):
@@ -139,6 +154,7 @@ class EvaluatorCard(Value):
     data_formats: tuple[DataFormat, ...] = ("jsonl",)
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
     is_learnable: bool = False  # whether merge methods that look at data can learn on its tasks
+    has_class_logits: bool = False  # whether its models give one logit per class, which some of these methods need
 
 
 class FinetunerCard(Value):
@@ -169,7 +185,7 @@ class AnalysisCard(Value):
     min_models: int = Field(ge=1)
     max_models: int | None = None
     tasks: TasksNeeded = "none"
-    observes: bool = False  # it looks at logits or features: its tasks' evaluators must be learnable
+    observes: bool = False  # it looks at logits or features: its tasks' evaluators must have those of classes
     tunes: bool = False  # something is chosen on the tasks' validation split, whatever split is measured on
     nested: tuple[str, ...] = ()  # parameters that name a merge method
     parameters: dict[str, Any]  # JSON Schema of the parameters object

@@ -143,13 +143,13 @@ def _check_observable(catalog: Catalog, card: AnalysisCard, tasks: Sequence[Task
     faults = [
         FieldProblem(
             f"/tasks/{index}",
-            f"task {row.name!r} is of kind {row.kind!r}, whose models give no logits of single examples",
+            f"task {row.name!r} is of kind {row.kind!r}, whose models give no logits of classes",
         )
         for index, row in enumerate(tasks)
-        if not catalog.evaluator(row.kind).is_learnable
+        if not catalog.evaluator(row.kind).has_class_logits
     ]
     if faults:
-        known = ", ".join(one.name for one in catalog.evaluators if one.is_learnable)
+        known = ", ".join(one.name for one in catalog.evaluators if one.has_class_logits)
         raise Invalid(f"{card.name}: {faults[0].message}; expected tasks of a kind among {known}.", errors=faults)
 
 

@@ -40,11 +40,12 @@ def expand(catalog: Catalog, request: MergeRequest) -> MergeRequest:
 
 @dataclass(frozen=True)
 class Learner:
-    """A method with its effective parameters, and the kinds of tasks that anything can be learned on."""
+    """A method with its effective parameters, and the kinds of tasks that it can learn on."""
 
     card: MethodCard
     parameters: Mapping[str, JsonValue]
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # on which anything can be learned
+    class_kinds: tuple[str, ...]  # of these, those with probabilities of classes
     is_given_statistics: bool = False
 
     @property
@@ -58,7 +59,8 @@ def learner_of(
 ) -> Learner:
     """Return what decides whether and on what a merge learns."""
     kinds = tuple(one.name for one in catalog.evaluators if one.is_learnable)
-    return Learner(card, parameters, kinds, bool(request.statistics))
+    class_kinds = tuple(one.name for one in catalog.evaluators if one.is_learnable and one.has_class_logits)
+    return Learner(card, parameters, kinds, class_kinds, bool(request.statistics))
 
 
 def check(learner: Learner, request: MergeRequest) -> None:
@@ -151,10 +153,14 @@ def describe(session: Session, request: MergeRequest, items: Sequence[PinnedItem
 
 
 def _kind_fault(pointer: str, row: Task, learner: Learner) -> FieldProblem | None:
-    if row.kind in learner.kinds:
+    why = learner.card.why_classes(learner.parameters)
+    known = learner.kinds if why is None else learner.class_kinds
+    if row.kind in known:
         return None
-    known = ", ".join(learner.kinds)
-    return FieldProblem(pointer, f"task {row.name!r} is of kind {row.kind}; methods learn on tasks of kind {known}")
+    found = f"task {row.name!r} is of kind {row.kind}"
+    if row.kind in learner.kinds:
+        found += f", whose models give no probabilities of classes, and {learner.card.name} {why}"
+    return FieldProblem(pointer, f"{found}; name tasks of kind {', '.join(known)}")
 
 
 def _asked(

@@ -43,6 +43,17 @@ class TextToText(Encoder):
         answers: list[str] = self.tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
         return answers
 
+    def predict(
+        self, texts: Sequence[str], answers: Sequence[str], *, max_tokens: int, max_new_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits of each token of wanted answers given those before it, and these tokens.
+
+        Logits [n, t, vocabulary] float32; tokens [n, t], padding IGNORED.
+        """
+        targets = self.targets(answers, max_tokens=max_new_tokens)
+        found = self.module(**self.tokenize(texts, max_tokens=max_tokens), labels=targets, use_cache=False)
+        return found.logits.float(), targets
+
     def targets(self, answers: Sequence[str], *, max_tokens: int) -> Tensor:
         """Return the tokens of wanted answers, [n, t], padding IGNORED; longer ones are cut."""
         batch = self.tokenizer(
@@ -61,16 +72,23 @@ class CausalModel(Encoder):
 
         windows: token ids, each at least two.
         """
+        logits, targets = self.predict(windows)
+        return torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED
+        )
+
+    def predict(self, windows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return the logits of each token but the first given those before it, and these tokens.
+
+        Logits [n, t - 1, vocabulary] float32; tokens [n, t - 1], padding IGNORED. windows: as above.
+        """
         length = max(map(len, windows))
         padded = [[*window, *[0] * (length - len(window))] for window in windows]
         mask = [[1] * len(window) + [0] * (length - len(window)) for window in windows]
         ids = torch.tensor(padded, device=self.module.device)  # [n, t]
         kept = torch.tensor(mask, device=self.module.device)
         logits: Tensor = self.module(input_ids=ids, attention_mask=kept, use_cache=False).logits  # [n, t, vocabulary]
-        targets = ids.masked_fill(kept == 0, IGNORED)[:, 1:]
-        return torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED
-        )
+        return logits[:, :-1].float(), ids.masked_fill(kept == 0, IGNORED)[:, 1:]
 
 
 def load_text_to_text(checkpoint: LocalCheckpoint, device: torch.device) -> TextToText:

@@ -37,6 +37,7 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 Loaded = TypeVar("Loaded")
 
 _UNUSED_PREFIXES = ("pooler.",)  # features are taken before the pooler, so a file without one is complete
+_HEADS = frozenset({"classifier", "score"})  # as architectures call the head of a classifier
 _MANY = 5  # how many names a message lists
 _COUNTED_AT_ONCE = 1024  # texts whose tokens are in memory while they are counted
 
@@ -137,6 +138,25 @@ def class_names(module: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of a classifier's logits, in order."""
     names = {int(index): str(name) for index, name in (module.config.id2label or {}).items()}
     return tuple(name for _, name in sorted(names.items()))
+
+
+def head_parameters(module: torch.nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of a classifier's own head.
+
+    Raises: ModelNotRunnable for a model whose head cannot be told from its body.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    if getattr(module, "base_model", module) is module:  # CLIP and its kin keep the parts of the body beside the head
+        found = frozenset(name for name in names if name.split(".", 1)[0] in _HEADS)
+    else:
+        prefix = f"{getattr(module, 'base_model_prefix', '')}."
+        found = frozenset(name for name in names if not name.startswith(prefix))
+    if not found:
+        raise ModelNotRunnable(
+            f"The checkpoint is a {type(module).__name__}, whose head cannot be told from its body; expected one named "
+            f"{' or '.join(sorted(_HEADS))}. Make a task with another head."
+        )
+    return found
 
 
 def count_embedded(module: PreTrainedModel) -> int:

@@ -26,9 +26,12 @@ def find_places(module: nn.Module, manifest: Manifest) -> dict[str, str]:
     names = {tensor.name: first.get(tensor.name, tensor.name) for tensor in manifest.tensors}
     places: dict[str, str] = {}
     homeless: list[str] = []
-    weights = [path for path, _ in module.named_parameters(remove_duplicate=False)]
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    held = {id(weights[path]): found for path in weights if (found := _find(path, prefix, names)) is not None}
     for path in (*weights, *(path for path, _ in module.named_buffers(remove_duplicate=False))):
         found = _find(path, prefix, names)
+        if found is None and path in weights:
+            found = held.get(id(weights[path]))  # one weight under several paths, of which the files name one
         is_in_body = path.startswith(prefix) if has_head else not path.startswith(_UNUSED_PREFIXES)
         if found is not None:
             places[path] = found

@@ -54,4 +54,11 @@ def _output(result: LoraResult, base_names: Mapping[str, str]) -> AdapterOutput:
         )
         for one in result.updates
     ]
-    return AdapterOutput(modules=modules, alpha=result.alpha, use_rslora=result.use_rslora, base_names=dict(base_names))
+    return AdapterOutput(
+        modules=modules,
+        full=result.whole,
+        modules_to_save=tuple(sorted({name.split(".", 1)[0] for name in result.whole})),
+        alpha=result.alpha,
+        use_rslora=result.use_rslora,
+        base_names=dict(base_names),
+    )

@@ -48,6 +48,14 @@ class ImageEncoder:
         names = (name for name, _ in self.module.named_parameters())
         return frozenset(name for name in names if _EMBEDDINGS & set(name.split(".")))
 
+    @property
+    def text_parameters(self) -> frozenset[str]:
+        """Names of the parameters that no feature of an image depends on: the text side of CLIP and its kin."""
+        if not hasattr(self.module, "get_image_features"):
+            return frozenset()
+        names = (name for name, _ in self.module.named_parameters())
+        return frozenset(name for name in names if name.startswith("text_") or "." not in name)
+
 
 @dataclass(frozen=True)
 class ImageClassifier(ImageEncoder):

@@ -83,15 +83,15 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
         batches=lambda: batches,
         logits=logits,
         features=features,
+        unreached=model.text_parameters,
     )
 
 
 def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
-    """Open a checkpoint's image encoder for training on the task's train split, under the task's frozen head.
+    """Open a checkpoint's image encoder, with its own head where the task has that, for training on the train split.
 
-    Raises: HeadMismatch for a task with the checkpoint's own head; InvalidDataset, ModelNotRunnable.
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
     """
-    classification.refuse_own_head(subject.task)
     return classification.make_trainable(open_(subject, "train", models))
 
 
@@ -113,8 +113,9 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     parameters=ImagePreprocessing,
     data_formats=("jsonl", "npz", "zip"),
     make_trainable=make_trainable,
-    trainable_heads=("label_prompts", "prototypes", "linear"),
+    trainable_heads=("label_prompts", "prototypes", "linear", "own"),
     open_probe=open_probe,
+    has_class_logits=True,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

@@ -19,9 +19,10 @@ from torch import Tensor
 from app.domain.errors import InvalidDataset, InvalidParameters, NotFinite
 from app.domain.parameters import Parameters
 from app.domain.tasks import LocalTask, Measurement, MeasurementDetails
+from workers import predictions
 from workers.checkpoints.language import CausalModel, load_causal
 from workers.datasets.text import batches_by_length, read_texts
-from workers.model_contract import ModelSource, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.scoring.intervals import Floats, Integers, resample_examples
 
 _LARGEST = 700.0  # exp() of more leaves the range of numbers
@@ -56,18 +57,29 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     An example is a window; windows do not overlap here. The loss is the mean over the tokens of a batch.
     Raises: InvalidDataset, InvalidParameters, ModelNotRunnable.
     """
-    preprocessing = PerplexityPreprocessing.model_validate(subject.task.spec.preprocessing)
-    model = _open(subject, models, preprocessing)
-    apart = preprocessing.model_copy(update={"stride": preprocessing.max_tokens})
-    windows = _cut(model, read_texts(subject.task, "train"), apart)
-    if not windows:
-        raise InvalidDataset(f"Task {subject.task.spec.name!r}, train split: no text has two tokens, nothing to learn.")
+    model, windows = _open_apart(subject, "train", models)
 
     def loss(batch: Sequence[int]) -> Tensor:
         losses = model.token_losses([windows[index].tokens for index in batch])
         return losses.sum() / sum(len(windows[index]) - 1 for index in batch)
 
     return Trainable(module=model.module, embeddings=model.embedding_parameters, n_examples=len(windows), loss=loss)
+
+
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a causal language model for learning on the texts of one split, in the windows of a training.
+
+    Raises: InvalidDataset, InputChanged, InvalidParameters, ModelNotRunnable.
+    """
+    model, windows = _open_apart(subject, split, models)
+    size = PerplexityPreprocessing.model_validate(subject.task.spec.preprocessing).batch_size
+    return predictions.make_probe(
+        subject.task,
+        model.module,
+        lambda batch: model.predict([windows[index].tokens for index in batch]),
+        counts=[len(window) - 1 for window in windows],
+        order=[index for batch in batches_by_length([len(one) for one in windows], size) for index in batch],
+    )
 
 
 @evaluator(
@@ -81,6 +93,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     classes="none",
     make_trainable=make_trainable,
     trainable_heads=("own",),
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]
@@ -158,6 +171,18 @@ def _open(subject: Subject, models: ModelSource, preprocessing: PerplexityPrepro
             "tokens between two windows would not be scored. Make a task with a smaller stride."
         )
     return model
+
+
+def _open_apart(subject: Subject, split: str, models: ModelSource) -> tuple[CausalModel, list[_Window]]:
+    """Return the model, and the texts of a split in windows that do not overlap, so that each token counts once."""
+    preprocessing = PerplexityPreprocessing.model_validate(subject.task.spec.preprocessing)
+    model = _open(subject, models, preprocessing)
+    apart = preprocessing.model_copy(update={"stride": preprocessing.max_tokens})
+    windows = _cut(model, read_texts(subject.task, split), apart)
+    if not windows:
+        task = subject.task.spec.name
+        raise InvalidDataset(f"Task {task!r}, {split} split: no text has two tokens, nothing to learn.")
+    return model, windows
 
 
 def _cut(model: CausalModel, texts: Sequence[str], preprocessing: PerplexityPreprocessing) -> list[_Window]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from app.domain.errors import HeadMismatch, InvalidParameters
 from app.domain.parameters import Parameters
 from app.domain.tasks import LocalTask, Measurement
+from workers import predictions
 from workers.checkpoints.language import TextToText, load_text_to_text
 from workers.datasets.text import AnsweredTexts, batches_by_length, read_answered_texts
-from workers.model_contract import ModelSource, Subject, Trainable, evaluator
+from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.scoring import answers
 
 
@@ -46,6 +47,28 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     return Trainable(module=model.module, embeddings=model.embedding_parameters, n_examples=len(examples), loss=loss)
 
 
+def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
+    """Open a text-to-text model for learning on the answers of one split.
+
+    Raises: InvalidDataset, InputChanged, InvalidParameters, ModelNotRunnable.
+    """
+    preprocessing, examples = _read(subject.task, split)
+    model = _open(subject, models, preprocessing)
+
+    def predict(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return model.predict(
+            [examples.texts[index] for index in batch],
+            [examples.answers[index] for index in batch],
+            max_tokens=preprocessing.max_tokens,
+            max_new_tokens=preprocessing.max_new_tokens,
+        )
+
+    counts = model.count_tokens(examples.answers, max_tokens=preprocessing.max_new_tokens)
+    lengths = model.count_tokens(examples.texts, max_tokens=preprocessing.max_tokens)
+    order = [index for batch in batches_by_length(lengths, preprocessing.batch_size) for index in batch]
+    return predictions.make_probe(subject.task, model.module, predict, counts, order)
+
+
 @evaluator(
     name="text2text",
     title="Text to text",
@@ -57,6 +80,7 @@ def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
     classes="optional",
     make_trainable=make_trainable,
     trainable_heads=("own",),
+    open_probe=open_probe,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

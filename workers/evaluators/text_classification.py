@@ -73,11 +73,10 @@ def open_(subject: Subject, split: str, models: ModelSource) -> Opened:
 
 
 def make_trainable(subject: Subject, models: ModelSource) -> Trainable:
-    """Open a checkpoint's encoder for training on the task's train split, under the task's frozen head.
+    """Open a checkpoint's encoder, with its own head where the task has that, for training on the train split.
 
-    Raises: HeadMismatch for a task with the checkpoint's own head; InvalidDataset, ModelNotRunnable.
+    Raises: HeadMismatch, InvalidDataset, InputChanged, ModelNotRunnable.
     """
-    classification.refuse_own_head(subject.task)
     return classification.make_trainable(open_(subject, "train", models))
 
 
@@ -98,8 +97,9 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     metrics=("accuracy", "f1", "matthews"),
     parameters=TextPreprocessing,
     make_trainable=make_trainable,
-    trainable_heads=("label_prompts", "prototypes", "linear"),
+    trainable_heads=("label_prompts", "prototypes", "linear", "own"),
     open_probe=open_probe,
+    has_class_logits=True,
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

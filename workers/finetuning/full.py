@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter beside the embeddings learns, the head is frozen.
+"""Full fine-tuning: every parameter beside the embeddings learns, a head of the checkpoint's own along with them.
 
 By default AdamW with a linear warm-up and a cosine decay to zero; the gradient's norm is clipped; there is no dropout.
 
@@ -22,7 +22,7 @@ class FullParameters(TrainingParameters):
 @finetuner(
     name="full",
     title="Full fine-tuning",
-    summary="Trains the whole encoder under a frozen head; the input embeddings stay unless asked otherwise.",
+    summary="Trains the whole model, a head of its own included; the input embeddings stay unless asked otherwise.",
     source="Ilharco et al. 2023, arXiv:2212.04089, appendix B",
     parameters=FullParameters,
 )
@@ -31,7 +31,9 @@ def train(trainable: Trainable, parameters: FullParameters, run: Run) -> Trained
 
     Raises: as `optimize`.
     """
-    frozen = trainable.embeddings if parameters.freeze_embeddings else frozenset()
+    frozen = trainable.unreached
+    frozen |= trainable.embeddings if parameters.freeze_embeddings else frozenset()
+    frozen |= trainable.head if parameters.freeze_head else frozenset()
     chosen = {name: value for name, value in trainable.module.named_parameters() if name not in frozen}
     for value in chosen.values():
         value.requires_grad = True

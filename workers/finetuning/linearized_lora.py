@@ -29,6 +29,7 @@ class LinearizedLoraParameters(LoraParameters):
     summary="Trains LoRA as its first-order expansion around a start that all adapters of a base share, so that what "
     "they learn adds up; gives an adapter with its start.",
     source="Tang et al. 2023, arXiv:2310.04742",
+    version=2,
     parameters=LinearizedLoraParameters,
     produces="adapter",
     keeps_start=True,

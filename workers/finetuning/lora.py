@@ -13,6 +13,7 @@ from workers.training.parameters import LoraParameters
     title="LoRA",
     summary="Trains low-rank updates of the attention's query and value, or of the modules named; gives an adapter.",
     source="Hu et al. 2022, arXiv:2106.09685",
+    version=2,
     parameters=LoraParameters,
     produces="adapter",
 )

@@ -27,8 +27,9 @@ def measure_fisher(
     Without the weights that no output depends on.
 
     weights: by tensor name; the module's other parameters are held. labels: y runs over all classes with the model's
-    own probability, is drawn once from it (`generator`), or is the example's label. on_example: how many are done.
-    Raises: NotFinite naming a tensor.
+    own probability, is drawn once from it (`generator`), or is the example's label. Of a text, which has no list of all
+    outcomes, each token is drawn given those of the example before it. on_example: how many are done.
+    Raises: NotFinite naming a tensor; HeadMismatch for all outcomes of a text.
     """
     probe.module.requires_grad_(requires_grad=False)
     for weight in weights.values():
@@ -55,7 +56,13 @@ def measure_fisher(
 def _outcomes(probe: Probe, index: int, labels: Labels, generator: torch.Generator) -> Iterator[tuple[float, Tensor]]:
     """Yield (how much it counts, log p(y|x) as 0-d with its graph) of the outcomes of one example."""
     if labels == "given":
-        yield 1.0, -probe.losses([index]).sum()
+        n_tokens = 1 if probe.tokens is None else probe.tokens.counts[index]
+        yield 1.0, -probe.losses([index]).sum() * n_tokens
+        return
+    if probe.tokens is not None and labels == "sampled":
+        log_p = probe.tokens.of_example(index).log_softmax(dim=-1)  # [t, vocabulary]
+        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)  # [t, 1]
+        yield 1.0, log_p.gather(1, drawn.to(log_p.device)).sum()
         return
     log_p = probe.logits([index])[0].log_softmax(dim=-1)  # [n_classes]
     p = log_p.detach().exp().cpu()

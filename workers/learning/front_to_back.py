@@ -63,7 +63,7 @@ def find_stages(probe: Probe) -> list[str]:
     ]
     try:
         with torch.no_grad():
-            probe.logits([0])
+            probe.losses([0])
     finally:
         for handle in handles:
             handle.remove()
@@ -199,7 +199,7 @@ def _measure(probe: Probe, path: str, layers: Sequence[LinearLayer]) -> dict[str
         with sums.watching(layers):
             for index in range(probe.n_examples):
                 try:
-                    probe.logits([index])
+                    probe.losses([index])
                 except _Reached:
                     continue
     finally:

@@ -94,6 +94,6 @@ def measure_grams(probe: Probe, layers: Sequence[LinearLayer], on_example: Calla
     sums = GramSums()
     with torch.no_grad(), sums.watching(layers):
         for index in range(probe.n_examples):
-            probe.logits([index])
+            probe.losses([index])
             on_example(index + 1)
     return sums.means()

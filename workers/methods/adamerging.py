@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.catalog import Preset
+from app.domain.catalog import ClassesNeed, Preset
 from app.domain.parameters import AdamLearningRate, Parameters
 from workers.contract import Learning, MergeContext, merge_method
 from workers.fusion import FusedMerge
@@ -82,7 +82,12 @@ def fuse(parameters: AdamergingParameters, context: MergeContext) -> FusedMerge:
     weights="unused",
     granularity="element",
     neutral_parameters={"initial_coefficient": 1.0},
-    learning=Learning(learn, data="unlabelled", parameter="coefficients"),
+    learning=Learning(
+        learn,
+        data="unlabelled",
+        parameter="coefficients",
+        needs_classes=ClassesNeed(why="minimizes the entropy of predictions over classes"),
+    ),
     fused=fuse,
     adapter_spaces=("delta",),
 )

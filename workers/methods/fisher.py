@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import ClassesNeed
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.parameters import Parameters
 from workers.contract import Learning, MergeContext, merge_method
@@ -63,7 +64,15 @@ def learn(parameters: FisherParameters, session: LearningSession) -> StatisticsO
     weights="non_negative",
     granularity="element",
     neutral_parameters={},
-    learning=Learning(learn, data="fisher", statistics=KIND),
+    learning=Learning(
+        learn,
+        data="fisher",
+        statistics=KIND,
+        needs_classes=ClassesNeed(
+            why="sums over all classes with labels 'expected' (with 'sampled' or 'given' it takes texts)",
+            where={"labels": "expected"},
+        ),
+    ),
     adapter_spaces=("delta",),
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: FisherParameters, context: MergeContext) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 from torch import Tensor
 
+from app.domain.catalog import ClassesNeed
 from app.domain.coefficients import OTHERS
 from app.domain.errors import InvalidParameters
 from app.domain.parameters import Parameters
@@ -78,7 +79,15 @@ class _Score:
     weights="unused",
     granularity="element",
     neutral_parameters={},
-    learning=Learning(learn, data="labelled", data_of="merge", parameter="coefficients"),
+    learning=Learning(
+        learn,
+        data="labelled",
+        data_of="merge",
+        parameter="coefficients",
+        needs_classes=ClassesNeed(
+            why="counts what is right with metric 'accuracy' (with 'loss' it takes texts)", where={"metric": "accuracy"}
+        ),
+    ),
     adapter_spaces=("delta",),
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: GreedySoupParameters, context: MergeContext) -> Tensor:

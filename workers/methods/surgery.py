@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from app.domain.catalog import ClassesNeed
 from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.surgery import SHARED, LearnedModules, SurgeryParameters, learn_features
 from workers.learning_contract import LearningSession
@@ -40,7 +41,11 @@ def patch(
     nested={SHARED: "merge_set"},
     patch=patch,
     patch_codec="module",
-    learning=Learning(learn, data="unlabelled"),
+    learning=Learning(
+        learn,
+        data="unlabelled",
+        needs_classes=ClassesNeed(why="corrects the features that a head of classes sees"),
+    ),
 )
 def merge(base: Tensor, finetuned: Tensor, _parameters: SurgeryParameters, context: MergeContext) -> Tensor:
     """Return θ*, the merge that all tasks share. base: [m]; finetuned: [n, m]; result: [m]."""

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import ClassesNeed
 from workers.contract import Learning, MergeContext, merge_method
 from workers.learning.surgery import SHARED, LearnedModules, SurgeryParameters, learn_blocks
 from workers.learning_contract import LearningSession
@@ -50,7 +51,11 @@ def patch(
     nested={SHARED: "merge_set"},
     patch=patch,
     patch_codec="module",
-    learning=Learning(learn, data="unlabelled"),
+    learning=Learning(
+        learn,
+        data="unlabelled",
+        needs_classes=ClassesNeed(why="leaves modules that evaluations of classification alone run with"),
+    ),
 )
 def merge(base: Tensor, finetuned: Tensor, _parameters: SurgeryV2Parameters, context: MergeContext) -> Tensor:
     """Return θ*, the merge that all tasks share. base: [m]; finetuned: [n, m]; result: [m]."""

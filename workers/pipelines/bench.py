@@ -190,9 +190,9 @@ class _HeldMerge:
         """Return the model on the task's split, and the examples that are looked at."""
         subject = self._subject(task)
         evaluator = self.evaluators[subject.task.spec.kind]
-        if evaluator.open_probe is None:
+        if evaluator.open_probe is None or not evaluator.card.has_class_logits:
             raise InvalidParameters(
-                f"Tasks of kind {subject.task.spec.kind!r} give no logits of single examples, which "
+                f"Tasks of kind {subject.task.spec.kind!r} give no logits of classes, which "
                 f"{self.work.analysis} looks at. Analyze on tasks of another kind."
             )
         probe = evaluator.open_probe(subject, self.work.split, self.models)

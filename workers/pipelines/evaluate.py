@@ -43,7 +43,7 @@ def evaluate(
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
         with _model_of(work, runnable, task.id, report.prepare) as checkpoint:
             evaluator, modules = evaluators[task.spec.kind], _modules_of(work, task.id)
-            if modules and evaluator.open_probe is None:
+            if modules and not evaluator.card.has_class_logits:
                 raise HeadMismatch(
                     f"The patch of task {task.spec.name!r} holds surgery modules, which tasks of kind "
                     f"{task.spec.kind!r} cannot be measured with; use the kind of task that they were learned on."

@@ -62,8 +62,7 @@ Made by Amalgam with the technique `{card.name}` (version {card.version}): {card
 | base model of the head | `{work.head_base_model.manifest.digest}` |
 | task `{spec.name}` | `{spec.digest}` |{family}
 
-The task has {len(spec.classes)} classes and the head `{spec.head.kind}`, which stays with the task; this checkpoint
-holds {"an adapter on the encoder of the base model, for PEFT" if is_adapter else "the encoder"}.
+{_contents(work, is_adapter=is_adapter)}
 
 | parameter | value |
 | --- | --- |
@@ -72,3 +71,13 @@ holds {"an adapter on the encoder of the base model, for PEFT" if is_adapter els
 
 `{RECIPE_FILE}` says the same for programs. Source of the recipe: {card.source}.
 """
+
+
+def _contents(work: FinetuneWork, *, is_adapter: bool) -> str:
+    spec = work.task.spec
+    if spec.head.kind == "own":
+        holds = "an adapter on the base model, for PEFT" if is_adapter else "the whole model"
+        return f"The task has the head `own`, which lies in each model; this checkpoint holds\n{holds}."
+    holds = "an adapter on the encoder of the base model, for PEFT" if is_adapter else "the encoder"
+    head = f"The task has {len(spec.classes)} classes and the head `{spec.head.kind}`, which stays with the task"
+    return f"{head}; this checkpoint\nholds {holds}."

@@ -25,7 +25,7 @@ from workers.checkpoints.places import find_places
 from workers.contract import MergeContext, MergeMethod, PieceSource
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import Factors, Learned
-from workers.model_contract import Evaluator, Probe, Step, Subject
+from workers.model_contract import Evaluator, Probe, Step, Subject, TokenLogits
 from workers.pipelines.fusing import fuse_adapter
 
 LEARNING_BEGINS, LEARNING_ENDS = 0.03, 0.95  # of the job's progress
@@ -209,13 +209,18 @@ class Session:
 def _restrict(probe: Probe, chosen: Sequence[int]) -> Probe:
     """Return the probe of some of its examples. chosen: their indices, which count from 0 in what is returned."""
     place = {index: at for at, index in enumerate(chosen)}
-    features = probe.features
+    features, tokens = probe.features, probe.tokens
     return replace(
         probe,
         n_examples=len(chosen),
         logits=lambda batch: probe.logits([chosen[index] for index in batch]),
         losses=lambda batch: probe.losses([chosen[index] for index in batch]),
         features=None if features is None else lambda batch: features([chosen[index] for index in batch]),
-        labels=[probe.labels[index] for index in chosen],
+        labels=[probe.labels[index] for index in chosen] if probe.labels else (),
         order=[place[index] for index in probe.order if index in place],
+        tokens=None if tokens is None else _restrict_tokens(tokens, chosen),
     )
+
+
+def _restrict_tokens(tokens: TokenLogits, chosen: Sequence[int]) -> TokenLogits:
+    return TokenLogits(lambda index: tokens.of_example(chosen[index]), [tokens.counts[index] for index in chosen])

@@ -29,12 +29,15 @@ _ADAPTABLE = (torch.nn.Linear, Conv1D, torch.nn.Conv2d)
 Layers = Mapping[str, LoraLayer]
 
 
-def inject(module: torch.nn.Module, parameters: LoraParameters) -> dict[str, LoraLayer]:
+def inject(
+    module: torch.nn.Module, parameters: LoraParameters, *, held: frozenset[str] = frozenset()
+) -> dict[str, LoraLayer]:
     """Put LoRA on the target modules; return the layers by their paths in memory, sorted.
 
+    held: names of parameters whose modules are no targets.
     Raises: InvalidParameters for a target that names no module, or one that cannot be adapted.
     """
-    targets = choose_targets(module, parameters.target_modules)
+    targets = choose_targets(module, parameters.target_modules, held=held)
     config = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # a number with a fraction works as well
@@ -48,13 +51,18 @@ def inject(module: torch.nn.Module, parameters: LoraParameters) -> dict[str, Lor
     return {name: layer for name, layer in sorted(module.named_modules()) if isinstance(layer, LoraLayer)}
 
 
-def choose_targets(module: torch.nn.Module, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+def choose_targets(
+    module: torch.nn.Module, asked: tuple[str, ...] | None, *, held: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """Return the full paths of the modules to adapt, sorted.
 
-    asked: paths, or ends of paths; None: what PEFT adapts by default in such a model, mostly query and value.
+    asked: paths, or ends of paths; None: what PEFT adapts by default in such a model, mostly query and value. held: as
+    `inject` has it.
     Raises: InvalidParameters.
     """
-    adaptable = sorted(name for name, layer in module.named_modules() if _is_adaptable(layer))
+    adaptable = sorted(
+        name for name, layer in module.named_modules() if _is_adaptable(layer) and f"{name}.weight" not in held
+    )
     if asked is None:
         asked = _default_targets(module, adaptable)
     faults = [fault for index, target in enumerate(asked) for fault in _faults(module, target, index, adaptable)]
@@ -131,6 +139,9 @@ def _faults(module: torch.nn.Module, target: str, index: int, adaptable: list[st
         return []
     pointer = f"/parameters/target_modules/{index}"
     there = [layer for name, layer in module.named_modules() if name and _fits(name, target)]
+    if any(_is_adaptable(layer) for layer in there):
+        message = f"{target!r} lies in the head, or where no output of this task depends on it; name other modules"
+        return [FieldProblem(pointer, message)]
     if there:
         message = f"{target!r} is a {type(there[0]).__name__}, which cannot be adapted; name linear modules"
         return [FieldProblem(pointer, message)]

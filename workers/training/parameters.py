@@ -38,6 +38,9 @@ class TrainingParameters(Parameters):
     keep: Literal["last", "best"] = Field(
         default="last", description="Which weights are kept: of the last step, or of the best validation."
     )
+    freeze_head: bool = Field(
+        default=False, description="Leave the checkpoint's own classification head; heads of other kinds always stay."
+    )
 
     @model_validator(mode="after")
     def _has_validations(self) -> "TrainingParameters":
@@ -50,6 +53,10 @@ class LoraParameters(TrainingParameters):
     """What techniques that train an adapter have beside it."""
 
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Highest learning rate, after the warm-up.")
+    freeze_head: bool = Field(
+        default=True,
+        description="Leave the checkpoint's own classification head; false: the adapter holds the trained one, whole.",
+    )
     rank: int = Field(default=8, ge=1, le=65_536, description="Rank of each update.")
     alpha: float = Field(
         default=16.0, gt=0, le=1e6, description="Scaling of each update: alpha / rank, with use_rslora alpha / √rank."

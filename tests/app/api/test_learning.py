@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.app.api.house import Document, House, open_house
+from tests.workers import tiny_language
 
 PARAMETERS = {"steps": 2, "batch_size": 2}
 MODELS = [{"checkpoint": "near-0"}, {"checkpoint": "near-1", "task": "other"}]
@@ -26,6 +27,21 @@ def _furnish(house: House) -> None:
     house.made("/v1/tasks", house.task_body("other"))
     house.bert("near-0", seed=1, base_checkpoint="bert", task="kind")
     house.bert("near-1", seed=2, base_checkpoint="bert")
+
+
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The same with tasks of texts, and three GPT-2s."""
+    with open_house(tmp_path_factory.mktemp("languages")) as house:
+        _furnish(house)
+        own: Document = {"head": {"kind": "own"}, "preprocessing": {}}
+        house.made("/v1/tasks", house.task_body("answers", kind="text2text", **own))
+        house.made("/v1/tasks", house.task_body("trivia", kind="lm-eval", classes=[], **own))
+        cut = {"preprocessing": {"max_tokens": 8, "stride": 4}}
+        house.made("/v1/tasks", house.task_body("prose", kind="perplexity", classes=[], **{**own, **cut}))
+        for seed in range(3):
+            house.register_folder(f"gpt2-{seed}", tiny_language.make_gpt2(house.data / f"gpt2-{seed}", seed=seed))
+        yield house
 
 
 def body(**changes: Any) -> Document:
@@ -146,6 +162,81 @@ def test_what_cannot_be_learned_is_refused_with_its_place(
     else:
         assert response.status_code == 422, response.text
     assert (problem["code"], problem["errors"][0]["pointer"]) == (code, pointer)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "why"),
+    [
+        ("adamerging", {}, "adamerging minimizes the entropy of predictions over classes"),
+        ("awd_adamerging", {}, "adamerging minimizes the entropy of predictions over classes"),
+        ("surgery", {}, "surgery corrects the features that a head of classes sees"),
+        ("surgery_v2", {}, "surgery_v2 leaves modules that evaluations of classification alone run with"),
+        (
+            "fisher",
+            {},
+            "fisher sums over all classes with labels 'expected' (with 'sampled' or 'given' it takes texts)",
+        ),
+        ("greedy_soup", {}, "greedy_soup counts what is right with metric 'accuracy' (with 'loss' it takes texts)"),
+    ],
+)
+def test_what_needs_classes_is_refused_on_tasks_of_texts(
+    languages: House, method: str, parameters: Document, why: str
+) -> None:
+    for kind, task in (("text2text", "answers"), ("perplexity", "prose")):
+        asked = body(method=method, parameters=parameters, data={"tasks": ["kind", task]})
+
+        response = languages.post("/v1/merges", asked)
+
+        problem = response.json()
+        assert (response.status_code, problem["errors"][0]["pointer"]) == (422, "/data/tasks/1")
+        assert problem["errors"][0]["message"] == (
+            f"task {task!r} is of kind {kind}, whose models give no probabilities of classes, and {why}; "
+            "name tasks of kind image-classification, text-classification"
+        )
+
+
+def test_tasks_that_nothing_is_learned_on_are_refused(languages: House) -> None:
+    problem = languages.post(
+        "/v1/merges", body(method="regmean", parameters={}, data={"tasks": ["kind", "trivia"]})
+    ).json()
+
+    assert problem["errors"][0]["message"] == (
+        "task 'trivia' is of kind lm-eval; name tasks of kind image-classification, perplexity, text-classification, "
+        "text2text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("fisher", {"labels": "sampled"}),
+        ("regmean", {}),
+        ("regmean_plus_plus", {}),
+        ("localize_and_stitch", {"steps": 1}),
+        ("greedy_soup", {"metric": "loss"}),
+    ],
+)
+def test_a_merge_of_language_models_learns_on_their_texts(languages: House, method: str, parameters: Document) -> None:
+    models = [{"checkpoint": f"gpt2-{seed}"} for seed in (1, 2)]
+    data = {"tasks": ["prose", "prose"], "split": "validation"}
+    asked = {"method": method, "base_model": "gpt2-0", "models": models, "parameters": parameters, "data": data}
+
+    job = languages.finish("/v1/merges", {**asked, "evaluate": ["prose"]})
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert [one["n_examples"] for one in job["result"]["data"]["learned"]["tasks"]] == [6, 6]
+
+
+def test_an_analysis_of_logits_is_refused_on_tasks_of_texts(languages: House) -> None:
+    asked = {"kind": "disentanglement_error", "base_model": "gpt2-0", "models": ["gpt2-1", "gpt2-2"],
+             "tasks": ["prose", "answers"]}  # fmt: skip
+
+    problem = languages.post("/v1/analyses", asked).json()
+
+    assert (
+        problem["errors"][0]["message"]
+        == "task 'prose' is of kind 'perplexity', whose models give no logits of classes"
+    )
 
 
 def test_a_split_that_a_task_has_not_is_refused(shared: House) -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from app.domain.catalog import Catalog, load_catalog
+from app.services import measuring
 from tests.app.api.house import Document, House, draw
 from tests.workers import tiny_bert, tiny_language
 
@@ -161,6 +163,30 @@ def test_equal_weights_are_measured_once(any_house: House) -> None:
         {"checkpoint": "twin", "tasks": ["kind"], "force": True},
     ):
         assert house.made("/v1/evaluations", body)["state"] == "queued"
+
+
+def test_what_an_older_evaluator_measured_is_measured_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    first = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+    catalog = load_catalog()
+
+    def at_next_version(kind: str) -> Catalog:
+        cards = [
+            card.model_copy(update={"version": card.version + 1}) if card.name == kind else card
+            for card in catalog.evaluators
+        ]
+        return catalog.model_copy(update={"evaluators": tuple(cards)})
+
+    monkeypatch.setattr(measuring, "load_catalog", lambda: at_next_version("perplexity"))  # of other tasks
+    same = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+    monkeypatch.setattr(measuring, "load_catalog", lambda: at_next_version("text-classification"))
+    newer = house.finish("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+    again = house.made("/v1/evaluations", {"checkpoint": "bert", "tasks": ["kind"]})
+
+    assert same["deduplicated_from"] == first["id"]
+    assert (newer["state"], newer["deduplicated_from"]) == ("succeeded", None)
+    assert again["deduplicated_from"] == newer["id"]
 
 
 def test_only_what_is_not_known_is_measured(house: House) -> None:
@@ -513,6 +539,20 @@ def test_a_faulty_fine_tuning_is_refused(house: House, changes: Document, code: 
     problem = refused(house, "/v1/finetunes", {"base_model": "bert", "task": "kind", **changes}, 422, code)
 
     assert problem["errors"][0]["pointer"] == pointer
+
+
+@pytest.mark.parametrize("technique", ["full", "lora"])
+def test_a_classifier_is_fine_tuned_under_its_own_head_and_measured(house: House, technique: str) -> None:
+    house.register_folder("classifier", tiny_bert.make_classifier(house.data / "classifier", tiny_bert.CLASSES))
+    house.made("/v1/tasks", house.task_body(head={"kind": "own"}))
+    body = {"base_model": "classifier", "task": "kind", "technique": technique, "output": {"name": "expert"},
+            "parameters": {"steps": 3, "batch_size": 4, "freeze_head": False}}  # fmt: skip
+
+    job = house.finish("/v1/finetunes", body)
+
+    assert job["state"] == "succeeded", job["problem"]
+    evaluation = house.finish("/v1/evaluations", {"checkpoint": "expert", "tasks": ["kind"], "split": "validation"})
+    assert evaluation["result"]["metrics"][0]["value"] == job["result"]["metrics"][0]["value"]
 
 
 def test_a_task_without_training_data_is_refused(house: House) -> None:

@@ -175,3 +175,13 @@ def test_trainable_trains_the_image_tower_alone(tmp_path: Path, base: Path) -> N
     assert {name.split(".")[0] for name in learned} == {"vision_model", "visual_projection"}
     assert "vision_model.embeddings.class_embedding" in trainable.embeddings
     assert trainable.n_examples == 12
+    assert trainable.unreached == {name for name, value in trainable.module.named_parameters() if value.grad is None}
+
+
+def test_a_model_of_images_alone_is_reached_whole(tmp_path: Path, vit: Path) -> None:
+    task = tiny_vision.make_task(tmp_path / "task", head=PrototypesHead(kind="prototypes", shots=2))
+    tower = tiny_vision.make_clip_tower(tmp_path / "tower", is_projected=True)
+    for folder in (vit, tower):
+        checkpoint = tiny_bert.local(folder)
+        trainable = image_classification.make_trainable(Subject(task, checkpoint, checkpoint), Models())
+        assert trainable.unreached == frozenset()

@@ -250,8 +250,14 @@ def test_trainable_loss_is_the_mean_cross_entropy_of_the_batch(tmp_path: Path, b
     torch.testing.assert_close(trainable.loss([0, 7, 3]), wanted)
 
 
-def test_a_task_with_the_checkpoint_s_own_head_is_not_trained_on(tmp_path: Path) -> None:
-    checkpoint = tiny_bert.local(tiny_bert.make_classifier(tmp_path / "own", ("a", "b")))
+def test_under_an_own_head_the_loss_is_of_its_logits_in_the_order_of_the_class_names(tmp_path: Path) -> None:
+    folder = tiny_bert.make_classifier(tmp_path / "own", ("animal", "color"), seed=5)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), BertForSequenceClassification.from_pretrained(folder)
+    checkpoint = tiny_bert.local(folder)
     task = tiny_bert.make_task(tmp_path, head=OWN, preprocessing={"max_tokens": 16})
-    with pytest.raises(HeadMismatch, match="fine-tuning keeps heads frozen"):
-        text_classification.make_trainable(Subject(task, checkpoint, checkpoint), Models())
+    trainable = text_classification.make_trainable(Subject(task, checkpoint, checkpoint), Models())
+    rows = [tiny_bert.make_rows()[index] for index in (0, 7)]
+    logits = torch.cat([model(**tokenizer(str(row["text"]), return_tensors="pt")).logits for row in rows])
+    wanted = torch.nn.functional.cross_entropy(logits[:, [1, 0]], torch.tensor([row["label"] for row in rows]))
+    torch.testing.assert_close(trainable.loss([0, 7]), wanted)
+    assert trainable.head == {"classifier.weight", "classifier.bias"}

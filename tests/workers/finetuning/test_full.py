@@ -25,6 +25,7 @@ def test_defaults_are_the_recipe() -> None:
         "early_stopping_patience": None,
         "keep": "last",
         "freeze_embeddings": True,
+        "freeze_head": False,
     }
 
 

@@ -56,6 +56,16 @@ def test_a_target_that_is_none_is_refused_by_name(targets: tuple[str, ...], mess
         choose_targets(make_bert(), targets)
 
 
+def test_modules_that_are_held_are_no_targets() -> None:
+    held = frozenset({f"{QUERY}.weight", "pooler.dense.weight"})
+    found = choose_targets(make_bert(), ("dense",), held=held)
+    assert found == (
+        "encoder.layer.0.attention.output.dense", "encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense"
+    )  # fmt: skip
+    with pytest.raises(InvalidParameters, match=r"/0: 'query' lies in the head, or where no output of this task"):
+        choose_targets(make_bert(), ("query", "value"), held=held)
+
+
 def test_a_model_without_attention_needs_targets() -> None:
     with pytest.raises(InvalidParameters, match=r"which it has: a\. Name some"):
         choose_targets(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), None)
