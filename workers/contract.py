@@ -254,6 +254,7 @@ class Learning:
     parameter: str | None = None  # given in a request, nothing is learned
     data_of: Literal["models", "merge"] = "models"
     statistics: str | None = None  # kind of the files that it learns, one per model; given, nothing is learned
+    reads: tuple[str, ...] | None = None  # the parameters that such statistics depend on; None: all
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,7 @@ class MergeMethod:
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
     sums: Callable[..., Sums | None] | None = None  # of a method whose result keeps them
     learn: Callable[..., Any] | None = None  # workers/learning_contract.py: Learner, of a method that looks at data
+    reads: tuple[str, ...] | None = None  # see Learning
 
 
 @dataclass(frozen=True)
@@ -436,6 +438,7 @@ def merge_method(
             coefficients,
             sums,
             None if learning is None else learning.learn,
+            None if learning is None else learning.reads,
         )
 
     return decorate

@@ -63,7 +63,7 @@ def learn(parameters: FisherParameters, session: LearningSession) -> StatisticsO
     weights="non_negative",
     granularity="element",
     neutral_parameters={},
-    learning=Learning(learn, data="fisher", statistics=KIND),
+    learning=Learning(learn, data="fisher", statistics=KIND, reads=("labels",)),
     adapter_spaces=("delta",),
 )
 def merge(base: Tensor | None, finetuned: Tensor, parameters: FisherParameters, context: MergeContext) -> Tensor:
