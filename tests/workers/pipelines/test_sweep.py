@@ -25,9 +25,9 @@ from workers import catalog
 from workers.figures import style
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.held_merge import can_hold
+from workers.pipelines.surface import Side, Surface, draw_surface
 from workers.pipelines.sweep import Workshop, sweep
 from workers.pipelines.sweep_report import find_surface
-from workers.pipelines.surface import Side, Surface, draw_surface
 from workers.runner import WorkOrder, perform
 
 KIND = "text-classification"
@@ -338,7 +338,9 @@ def test_any_other_number_of_axes_makes_a_curve(sweeps: Sweeps, grid: dict[str, 
 
 @pytest.mark.parametrize("means", [[[0.5, 0.5]], [[None, 0.5]], [[12.5, 3.0]]])
 def test_a_surface_is_drawn_whatever_the_means(means: list[list[float | None]]) -> None:
-    surface = Surface("title", Side("a", ["1"]), Side("b", ["x", "y"]), means, "perplexity", False, (0, 1))
+    surface = Surface(
+        "title", Side("a", ["1"]), Side("b", ["x", "y"]), means, "perplexity", higher_is_better=False, best=(0, 1)
+    )
 
     with style.applied():
         svg = style.to_svg(draw_surface(surface), "title")
