@@ -43,7 +43,7 @@ class Classified:
 
 
 class Merged(Protocol):
-    """A merge that lies in memory, to be measured on the bench's tasks while its block lasts. task: index."""
+    """A merge, to be measured on the bench's tasks while its block lasts. task: index."""
 
     def measure(self, task: int, split: str | None = None) -> Measurement:
         """Return the task's metric over a whole split; None: the one that was asked for."""
@@ -78,6 +78,9 @@ class Bench(Protocol):
     def merge(self, method: NestedMethod, models: Sequence[int]) -> AbstractContextManager[Merged]:
         """Merge some models, by index, with weights of 1."""
 
+    def take(self, method: NestedMethod) -> AbstractContextManager[Merged]:
+        """Take the merge that was named to be looked at; where none was, merge all models."""
+
     def combine(self, coefficients: Sequence[float]) -> AbstractContextManager[Merged]:
         """Give θ₀ + Σᵢ cᵢ τᵢ, one coefficient for each model; zeros alone give the base model, to the bit."""
 
@@ -89,7 +92,7 @@ class Analysis:
     card: AnalysisCard
     parameters: type[Parameters]
     found: type[Found]
-    examine: Callable[..., Found]  # (source of pieces, parameters); with tasks (bench, parameters)
+    examine: Callable[..., Found]  # (source of pieces, parameters), see `steps`; with tasks (bench, parameters)
     draw: Callable[..., Any]  # (found, names) -> matplotlib's Figure, which this module need not know
     count_passes: Callable[[Any], int]  # of its parameters: how often it reads the task vectors, for the progress
 
@@ -108,13 +111,19 @@ def analysis(
     observes: bool = False,
     tunes: bool = False,
     nested: Sequence[str] = (),
+    merges_subsets: bool = False,
+    takes_merged: bool = False,
+    steps: Sequence[str] = (),
     version: int = 1,
     count_passes: Callable[[Any], int] | None = None,
 ) -> Callable[[Callable[..., Found]], Analysis]:
     """Turn `examine(subject, parameters) -> Found` into an analysis with its card.
 
     subject: a contract.PieceSource with a base model, or where tasks are needed a Bench.
-    nested: parameters of type NestedMethod. version: raised whenever the same input gives other data.
+    nested: parameters of type NestedMethod; merges_subsets: by which some of the models are merged, too.
+    takes_merged: it looks at what Bench.take gives, which may be a merge that was there before.
+    steps: parameters that are lists of NestedStep; `examine` is given a third argument, the source through them, None
+    where there are none. version: raised whenever the same input gives other data.
     """
     card = AnalysisCard(
         name=name,
@@ -128,6 +137,9 @@ def analysis(
         observes=observes,
         tunes=tunes,
         nested=tuple(nested),
+        merges_subsets=merges_subsets,
+        takes_merged=takes_merged,
+        steps=tuple(steps),
         parameters=schema_of(parameters),
         data=schema_of(found),
     )

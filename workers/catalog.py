@@ -137,6 +137,11 @@ def load_method(name: str) -> MergeMethod:
     return _load(methods, load_catalog().method(name).name, MergeMethod)
 
 
+def load_transform(name: str) -> Transform:
+    """Return a transform by name, loading its file alone."""
+    return _load(transforms, name, Transform)
+
+
 def load_evaluator(name: str) -> Evaluator:
     """Return an evaluator by name, loading its file alone.
 

@@ -264,6 +264,7 @@ class Learning:
     data_of: Literal["models", "merge"] = "models"
     statistics: str | None = None  # kind of the files that it learns, one per model; given, nothing is learned
     needs_classes: ClassesNeed | None = None  # where it looks at probabilities of classes, and why
+    reads: tuple[str, ...] | None = None  # the parameters that such statistics depend on; None: all
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,7 @@ class MergeMethod:
     coefficients: Callable[..., Sequence[float]] | None = None  # of the task vectors, if it is a linear combination
     sums: Callable[..., Sums | None] | None = None  # of a method whose result keeps them
     learn: Callable[..., Any] | None = None  # workers/learning_contract.py: Learner, of a method that looks at data
+    reads: tuple[str, ...] | None = None  # see Learning
 
 
 @dataclass(frozen=True)
@@ -447,6 +449,7 @@ def merge_method(
             coefficients,
             sums,
             None if learning is None else learning.learn,
+            None if learning is None else learning.reads,
         )
 
     return decorate

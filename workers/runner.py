@@ -177,13 +177,17 @@ def _import(work: ImportWork, order: WorkOrder, on_progress: OnProgress) -> Outc
 
 
 def _merge(
-    work: MergeWork, order: WorkOrder, on_progress: OnProgress, on_written: OnWritten = lambda _path, _n_bytes: None
+    work: MergeWork,
+    order: WorkOrder,
+    on_progress: OnProgress,
+    on_written: OnWritten = lambda _path, _n_bytes: None,
+    kept: Any = None,  # KeptStatistics of a sweep
 ) -> CheckpointOutcome:
     if writes_adapter(work.recipe, load_catalog().method(work.recipe.method)):
         return _merge_adapters(work, order, on_progress)
     merge = import_module("workers.pipelines.merge")
     plan, code = _plan(work)
-    learn, on_progress = _learner(work, order, on_progress)
+    learn, on_progress = _learner(work, order, on_progress, kept)
     manifest, report = merge.merge_checkpoints(
         plan,
         code,
@@ -201,14 +205,14 @@ def _merge(
     return _outcome(manifest, report, learn)
 
 
-def _learner(work: MergeWork, order: WorkOrder, on_progress: OnProgress) -> tuple[Any, OnProgress]:
+def _learner(work: MergeWork, order: WorkOrder, on_progress: OnProgress, kept: Any = None) -> tuple[Any, OnProgress]:
     """Return a MergeLearner, or None where nothing is learned, and what hears of the whole job's progress."""
     if not (work.learning or work.statistics):
         return None, on_progress
     catalog, learning = import_module("workers.catalog"), import_module("workers.pipelines.learning")
     evaluators = {one.task.spec.kind: catalog.load_evaluator(one.task.spec.kind) for one in work.learning}
     phases = learning.Phases(on_progress)
-    return learning.MergeLearner(work, evaluators, phases, order.device), phases
+    return learning.MergeLearner(work, evaluators, phases, order.device, kept=kept), phases
 
 
 def _outcome(manifest: Any, report: Any, learn: Any) -> CheckpointOutcome:  # as the pipelines give them
@@ -300,7 +304,14 @@ def _analyze(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) -> Ou
     analysis = import_module("workers.catalog").load_analysis(work.analysis)  # brings matplotlib, which no merge needs
     pipeline = import_module("workers.pipelines.analyze")
     bench = _open_bench(work, order, on_progress) if work.tasks else None
-    outcome: Outcome = pipeline.analyze(work, analysis, on_progress, threads=order.threads, bench=bench)
+    outcome: Outcome = pipeline.analyze(
+        work,
+        analysis,
+        on_progress,
+        threads=order.threads,
+        bench=bench,
+        load_transform=import_module("workers.catalog").load_transform,
+    )
     return outcome
 
 
@@ -319,10 +330,11 @@ def _open_bench(work: AnalyzeWork, order: WorkOrder, on_progress: OnProgress) ->
 def _sweep(work: SweepWork, order: WorkOrder, on_progress: OnProgress, on_point: OnPoint) -> Outcome:
     catalog = import_module("workers.catalog")
     pipeline = import_module("workers.pipelines.sweep")
+    kept = import_module("workers.learning.kept").KeptStatistics(work.scratch / "statistics")
     workshop = pipeline.Workshop(
         evaluators={task.spec.kind: catalog.load_evaluator(task.spec.kind) for task in work.tasks},
         load_code=catalog.load_recipe,
-        merge=lambda merge, report: _merge(merge, order, report),
+        merge=lambda merge, report: _merge(merge, order, report, kept=kept),
         device=order.device,
         threads=order.threads,
     )

@@ -148,6 +148,9 @@ def analyze(
         list[str] | None, typer.Option("--task", metavar="TASK", help="A task, for kinds that measure; repeatable.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    merged: Annotated[
+        str | None, typer.Option(metavar="REF", help="A merge that is there already, for kinds that take it.")
+    ] = None,
     parameters: Parameters = None,
     wait: Wait = False,
     url: Url = DEFAULT_PLACE,
@@ -158,6 +161,7 @@ def analyze(
         "kind": kind,
         "base_model": base,
         "models": models,
+        "merged": merged,
         "tasks": tasks or [],
         "split": split,
         "parameters": read_parameters(parameters),

@@ -82,7 +82,9 @@ def sweep(
             job = follow_one(client, "sweep", job["id"])
         print_job(job, as_json=as_json)
         if not as_json:
-            _print_points(((job.get("result") or {}).get("data") or {}).get("points") or [])
+            data = (job.get("result") or {}).get("data") or {}
+            _print_points(data.get("points") or [])
+            _print_area(data.get("area"))
     if wait:
         leave_by_end(job, as_json=as_json, is_told=True)
 
@@ -124,3 +126,8 @@ def _print_points(points: Sequence[Document]) -> None:
         else:
             error = f" ± {point['stderr']:.4f}" if point["stderr"] is not None else ""
             out.print(f"  {values}: {point['mean']:.4f}{error}")
+
+
+def _print_area(area: Document | None) -> None:
+    if area is not None and area["mean"] is not None:
+        out.print(f"area under the curve, {area['path']} from {area['low']} to {area['high']}: {area['mean']:.4f}")

@@ -7,16 +7,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from app.db import tasks
-from app.db.tables import Artifact, Checkpoint, Metric, Task
+from app.db.tables import Artifact, Checkpoint, Job, Metric, Task
 from app.domain.identifiers import new_id
-from app.domain.tasks import Measurement
-from app.domain.views.metrics import MeasuredView, MetricView
+from app.domain.tasks import Measurement, MeasurementDetails
+from app.domain.views.metrics import MetricView
 
 
 def add(
     session: Session, project_id: str, *, job_id: str, checkpoint_id: str, measurements: Sequence[Measurement]
-) -> list[MeasuredView]:
-    """Add what a job measured of a checkpoint; the details stay in the job's result."""
+) -> list[MetricView]:
+    """Add what a job measured of a checkpoint; the details stay in the job's result, which takes what is returned."""
     rows = [
         Metric(
             id=new_id("met"),
@@ -37,8 +37,8 @@ def add(
     ]
     session.add_all(rows)
     session.flush()
-    made = zip(views(session, rows), measurements, strict=True)
-    return [MeasuredView(**view.model_dump(), details=measured.details) for view, measured in made]
+    found = {row.id: measured.details for row, measured in zip(rows, measurements, strict=True)}
+    return views(session, rows, found, has_details=True)
 
 
 def newest(  # noqa: PLR0913 (one filter each)
@@ -57,8 +57,23 @@ def newest(  # noqa: PLR0913 (one filter each)
     return {(row.checkpoint_id, row.task_id): row for row in ordered}
 
 
-def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
-    """Return what a caller sees of metrics, in this order."""
+def find_details(session: Session, rows: Iterable[Metric]) -> dict[str, MeasurementDetails]:
+    """Return what stands behind metrics by their ids, from the results of the jobs that measured them."""
+    of_jobs = session.scalars(select(Job.result["metrics"]).where(Job.id.in_({row.job_id for row in rows})))
+    return {
+        metric["id"]: MeasurementDetails.model_validate(metric["details"])
+        for metrics in of_jobs
+        for metric in metrics or ()
+    }
+
+
+def views(
+    session: Session, rows: Sequence[Metric], details: Mapping[str, MeasurementDetails], *, has_details: bool
+) -> list[MetricView]:
+    """Return what a caller sees of metrics, in this order. details: by their ids; has_details: whether all are shown.
+
+    The interval always is.
+    """
     names = tasks.names(session, [row.task_id for row in rows])
     seen = looked_at(session, rows)
     return [
@@ -75,9 +90,11 @@ def views(session: Session, rows: Sequence[Metric]) -> list[MetricView]:
             split=row.split,
             n=row.n,
             stderr=row.stderr,
+            interval=details[row.id].interval if row.id in details else None,
             step=row.step,
             transductive=row.id in seen,
             at=row.at,
+            details=details.get(row.id) if has_details else None,
         )
         for row in rows
     ]

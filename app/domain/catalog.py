@@ -188,6 +188,9 @@ class AnalysisCard(Value):
     observes: bool = False  # it looks at logits or features: its tasks' evaluators must have those of classes
     tunes: bool = False  # something is chosen on the tasks' validation split, whatever split is measured on
     nested: tuple[str, ...] = ()  # parameters that name a merge method
+    merges_subsets: bool = False  # by that method it merges some of the models at a time, too
+    steps: tuple[str, ...] = ()  # parameters that name transforms, through which it looks at the task vectors, too
+    takes_merged: bool = False  # it looks at an existing merge of the models, too, in place of one that it makes
     parameters: dict[str, Any]  # JSON Schema of the parameters object
     data: dict[str, Any]  # JSON Schema of what it finds: the report's data beside its heading
 

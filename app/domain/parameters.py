@@ -58,6 +58,16 @@ class NestedMethod(BaseModel):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class NestedStep(BaseModel):
+    """A transform inside an analysis, as a request writes it; version and defaults are filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=128)
+    version: int | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 Density = Annotated[
     float,
     Field(gt=0.0, le=1.0, description="Fraction of entries kept, by magnitude, in (0, 1]; 1 keeps all."),

@@ -378,6 +378,11 @@ class AnalysisRequest(WorkRequest):
     kind: str = Field(min_length=1, max_length=128, description="A kind of GET /v1/analyses/kinds.")
     base_model: ReferenceText
     models: list[ReferenceText] = Field(min_length=1, max_length=MAX_MODELS)
+    merged: ReferenceText | None = Field(
+        default=None,
+        description="For kinds that take it (`takes_merged`): a merge of the models that is there already, to be "
+        "looked at instead of one that the analysis makes.",
+    )
     tasks: list[TaskReference] = Field(
         default_factory=list,
         max_length=MAX_TASKS,

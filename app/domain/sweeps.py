@@ -5,7 +5,7 @@ varying fastest; points of a search in the order in which they were proposed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from math import prod, sqrt
 from typing import Annotated, Any, Literal
 
@@ -128,6 +128,19 @@ def find_best(points: Sequence[MeasuredPoint]) -> MeasuredPoint | None:
         return None
     sign = 1 if measured[0].measurements[0].higher_is_better else -1
     return max(measured, key=lambda point: (sign * (point.mean or 0.0), -point.index))
+
+
+def find_area(x: Sequence[float], y: Sequence[float | None]) -> float | None:
+    """Return the area under a curve by trapezoids over its range of x: its mean height; None where a value is missing.
+
+    x: at least two values that differ, in any order; of equal ones the first counts.
+    """
+    if None in y:
+        return None
+    height = {at: value for at, value in reversed(list(zip(x, y, strict=True))) if value is not None}
+    ends = sorted(height)
+    area = sum((high - low) * (height[low] + height[high]) / 2 for low, high in pairwise(ends))
+    return area / (ends[-1] - ends[0])
 
 
 def put(document: dict[str, Any], values: Mapping[str, JsonValue]) -> None:

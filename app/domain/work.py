@@ -119,6 +119,7 @@ class AnalyzeWork(Value):
     tasks: tuple[LocalTask, ...] = ()
     head_bases: dict[str, LocalCheckpoint] = Field(default_factory=dict)  # task id -> base model of its head
     split: str = "test"
+    merged: EvaluateWork | None = None  # the merge to look at, as it is measured on the tasks; None: one that is made
     scratch: Path | None = None  # a folder that may be made, where there are tasks
     output: Path  # an empty folder
 

@@ -1,6 +1,6 @@
 """Analyses: looking at models without changing them. The result is a report artifact and its data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, JsonValue
@@ -9,15 +9,16 @@ from sqlalchemy.orm import Session
 from app.db import artifacts
 from app.db import checkpoints as checkpoint_rows
 from app.db.tables import Task
-from app.domain.analyses import check_analysis
+from app.domain.analyses import check_analysis, check_merges
 from app.domain.catalog import AnalysisCard, Catalog
-from app.domain.checkpoints import Manifest, Value, check_mergeable
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint, Manifest, Value, check_mergeable
 from app.domain.errors import FieldProblem, IncompatibleCheckpoints, Invalid
 from app.domain.jobs import JobKind, ResourceClass
 from app.domain.merge_sets import view_adapters
 from app.domain.requests import AnalysisRequest
+from app.domain.tasks import LocalTask
 from app.domain.views.jobs import JobInputRef, JobView
-from app.domain.work import AnalyzeOutcome, AnalyzeWork, Outcome
+from app.domain.work import AnalyzeOutcome, AnalyzeWork, EvaluateWork, Outcome, PatchedTasks
 from app.services import inputs, jobs, measuring, task_files
 from app.services.actors import Actor
 from app.services.idempotency import IdempotentRequest, replay, store_answer
@@ -37,6 +38,8 @@ class AnalysisSpec(Value):
     labels: tuple[str, ...]  # the models' names, for people
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # effective
     tasks: tuple[PinnedItem, ...] = ()
+    merged: str | None = None  # the merge to look at; None: one that is made
+    merged_base: str | None = None  # what it lies on, if it is an adapter
 
 
 def submit(
@@ -49,18 +52,27 @@ def submit(
     """
     with wiring.sessions.begin() as session:
         replay(session, actor, idempotency)
-        _, parameters = check_analysis(
+        card, parameters = check_analysis(
             wiring.catalog,
             request.kind,
             request.parameters,
             n_models=len(request.models),
             n_tasks=len(request.tasks),
+            has_merged=request.merged is not None,
         )
         refs = [(f"/models/{index}", ref) for index, ref in enumerate(request.models)]
-        base, *models = checkpoint_rows.resolve(session, actor.project_id, [("/base_model", request.base_model), *refs])
+        named = [("/base_model", request.base_model), *refs]
+        named += [] if request.merged is None else [("/merged", request.merged)]
+        base, *others = checkpoint_rows.resolve(session, actor.project_id, named)
+        models, merged = others[: len(refs)], next(iter(others[len(refs) :]), None)
         manifests = checkpoint_rows.load_manifests(session, list({row.id for row in (base, *models)}))
-        _check_comparable(manifests[base.id], [manifests[row.id] for row in models])
+        of_models = [manifests[row.id] for row in models]
+        _check_comparable(manifests[base.id], of_models)
+        check_merges(wiring.catalog, card, parameters, base=manifests[base.id], models=of_models)
         tasks = _pin_tasks(session, actor, wiring.catalog, request, base.id)
+        if merged is not None:
+            measuring.check_runnable(merged, str(request.merged), pointer="/merged")
+            tasks = measuring.pin_patches_of(session, merged, tasks, pointer="/tasks")
         spec = AnalysisSpec(
             kind=request.kind,
             base_model=base.id,
@@ -68,6 +80,10 @@ def submit(
             labels=tuple(f"{row.name}@{row.version}" for row in models),
             parameters=parameters,
             tasks=tasks,
+            merged=None if merged is None else merged.id,
+            merged_base=merged.base_checkpoint_id
+            if merged is not None and merged.kind == CheckpointKind.ADAPTER
+            else None,
         )
         job = jobs.add(
             session,
@@ -76,7 +92,7 @@ def submit(
             spec=spec.model_dump(mode="json"),
             inputs=[
                 JobInputRef(role="base_model", position=0, checkpoint_id=base.id),
-                *(JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(models)),
+                *(JobInputRef(role="model", position=index, checkpoint_id=row.id) for index, row in enumerate(others)),
                 *measuring.head_inputs(tasks),
             ],
             resource_class=ResourceClass.GPU if tasks else None,
@@ -96,17 +112,22 @@ class AnalysisSteps:
         heads = {item.task_id: item.base_model or spec.base_model for item in spec.tasks}
         here = {
             checkpoint_id: inputs.local(keepers, checkpoint_id)
-            for checkpoint_id in dict.fromkeys([spec.base_model, *spec.models, *heads.values()])
+            for checkpoint_id in dict.fromkeys(
+                [spec.base_model, *spec.models, *heads.values(), *filter(None, (spec.merged, spec.merged_base))]
+            )
         }
+        tasks = tuple(task_files.fetch(keepers, item.task_id, [item.split, TUNED_ON]) for item in spec.tasks)
+        head_bases = {task_id: here[base] for task_id, base in heads.items()}
         return AnalyzeWork(
             analysis=spec.kind,
             base_model=here[spec.base_model],
             models=tuple(here[checkpoint_id] for checkpoint_id in spec.models),
             labels=spec.labels,
             parameters=spec.parameters,
-            tasks=tuple(task_files.fetch(keepers, item.task_id, [item.split, TUNED_ON]) for item in spec.tasks),
-            head_bases={task_id: here[base] for task_id, base in heads.items()},
+            tasks=tasks,
+            head_bases=head_bases,
             split=spec.tasks[0].split if spec.tasks else "test",
+            merged=_look_at(spec, here, tasks, head_bases, scratch / "merged"),
             output=scratch / "output",
             scratch=scratch / "bench",
         )
@@ -124,6 +145,28 @@ class AnalysisSteps:
 
 
 steps = AnalysisSteps()
+
+
+def _look_at(
+    spec: AnalysisSpec,
+    here: Mapping[str, LocalCheckpoint],
+    tasks: tuple[LocalTask, ...],
+    head_bases: dict[str, LocalCheckpoint],
+    scratch: Path,
+) -> EvaluateWork | None:
+    """Return the merge that is named, as an evaluation takes it."""
+    if spec.merged is None:
+        return None
+    labels = {item.task_id: item.patch for item in spec.tasks if item.patch is not None}
+    return EvaluateWork(
+        checkpoint=here[spec.merged],
+        tasks=tasks,
+        base_models=head_bases,
+        split={item.task_id: item.split for item in spec.tasks},
+        patched=PatchedTasks(labels=labels, scratch=scratch / "tasks") if labels else None,
+        adapter_base=here[spec.merged_base] if spec.merged_base is not None else None,
+        scratch=scratch / "fused",
+    )
 
 
 def _pin_tasks(

@@ -3,7 +3,7 @@
 Only what was measured is compared; what never was is null. The newest metric of a kind counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -16,7 +16,7 @@ from app.db.engine import Sessions
 from app.db.tables import Checkpoint, Job, Metric, Task
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.jobs import JobKind, JobState
-from app.domain.tasks import Interval
+from app.domain.tasks import MeasurementDetails
 from app.domain.views.metrics import ComparedValue, ComparisonRow, ComparisonView
 from app.services.actors import Actor
 
@@ -31,7 +31,7 @@ class Standing:
     """What else is known of metrics, by their ids."""
 
     transductive: Set[str]
-    intervals: Mapping[str, Interval]
+    details: Mapping[str, MeasurementDetails]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
         )
         measures = {(metric.higher_is_better, metric.unit) for metric in measured.values()}
         standing = Standing(
-            metric_rows.looked_at(session, list(measured.values())), _intervals(session, measured.values())
+            metric_rows.looked_at(session, list(measured.values())),
+            metric_rows.find_details(session, measured.values()),
         )
         direction, unit = measures.pop() if len(measures) == 1 else (None, None)
         return ComparisonView(
@@ -108,14 +109,6 @@ def _individual(
     return found
 
 
-def _intervals(session: Session, rows: Iterable[Metric]) -> dict[str, Interval]:
-    """Return the intervals of metrics by their ids, from the results of the jobs that measured them."""
-    results = session.scalars(select(Job.result).where(Job.id.in_({row.job_id for row in rows})))
-    measured = [metric for result in results for metric in (result or {}).get("metrics", ())]
-    found = {metric["id"]: metric["details"].get("interval") for metric in measured}
-    return {metric_id: Interval.model_validate(interval) for metric_id, interval in found.items() if interval}
-
-
 def _row(  # noqa: PLR0913 (a row, and what is known of its cells)
     ref: str,
     row: Checkpoint,
@@ -141,11 +134,12 @@ def _value(
     if metric is None:
         return None
     reference = measured.get((own.id, task.id)) if own is not None else None
+    details = standing.details.get(metric.id)
     return ComparedValue(
         value=metric.value,
         n=metric.n,
         stderr=metric.stderr,
-        interval=standing.intervals.get(metric.id),
+        interval=details.interval if details is not None else None,
         transductive=metric.id in standing.transductive,
         normalized=_normalized(metric, reference) if reference is not None else None,
         job=metric.job_id,

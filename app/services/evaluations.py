@@ -32,14 +32,11 @@ def submit(
         replay(session, actor, idempotency)
         checkpoint = checkpoint_rows.resolve(session, actor.project_id, [("/checkpoint", request.checkpoint)])[0]
         found = measuring.pin_items(session, actor.project_id, request.tasks, pointer="/tasks", split=request.split)
-        _check_kind(checkpoint, request.checkpoint)
+        measuring.check_runnable(checkpoint, request.checkpoint, pointer="/checkpoint")
         base = bases.root(session, checkpoint.id)
         items = measuring.pin_bases(session, found, default=base, pointer="/tasks")
         _check_once([item.task for item in items])
-        if checkpoint.kind == CheckpointKind.MULTITASK:
-            labels = [patch.task for patch in checkpoint_rows.load_manifest(session, checkpoint.id).patches]
-            what = f"{checkpoint.name}@{checkpoint.version}"
-            items = measuring.pin_patches(items, labels, what=what, pointer="/tasks")
+        items = measuring.pin_patches_of(session, checkpoint, items, pointer="/tasks")
         spec = EvaluationSpec(checkpoint=checkpoint.id, tasks=items)
         job = measuring.add_evaluation(
             session, actor, spec, measuring.terms(wiring.defaults, request), is_forced=request.force
@@ -85,12 +82,6 @@ class EvaluationSteps:
 
 
 steps = EvaluationSteps()
-
-
-def _check_kind(row: Checkpoint, ref: str) -> None:
-    if row.kind == CheckpointKind.ADAPTER and row.base_checkpoint_id is None:
-        message = f"{ref!r} is an adapter without a base_checkpoint, so there is no model to run; register it with one"
-        raise Invalid(f"/checkpoint: {message}.", errors=[FieldProblem("/checkpoint", message)])
 
 
 def _base_of(keepers: Keepers, checkpoint_id: str) -> str:

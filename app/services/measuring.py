@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue
 from sqlalchemy.orm import Session
 
+from app.db import checkpoints as checkpoint_rows
 from app.db import equal_evaluations, metrics
 from app.db import tasks as task_rows
-from app.db.tables import Task
+from app.db.tables import Checkpoint, Task
 from app.domain.catalog import load_catalog
-from app.domain.checkpoints import Value, digest_json
+from app.domain.checkpoints import CheckpointKind, Value, digest_json
 from app.domain.errors import FieldProblem, Invalid, UnknownBaseModel, near_match
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind
@@ -110,6 +111,23 @@ def pin_bases(
             raise UnknownBaseModel(f"{pointer}: {message}", errors=[FieldProblem(pointer, message)])
         pinned.append(PinnedItem(task=row.name, task_id=row.id, split=split, base_model=base))
     return tuple(pinned)
+
+
+def check_runnable(row: Checkpoint, ref: str, *, pointer: str) -> None:
+    """Refuse a checkpoint that is no model by itself and lies on none. Raises: Invalid."""
+    if row.kind == CheckpointKind.ADAPTER and row.base_checkpoint_id is None:
+        message = f"{ref!r} is an adapter without a base_checkpoint, so there is no model to run; register it with one"
+        raise Invalid(f"{pointer}: {message}.", errors=[FieldProblem(pointer, message)])
+
+
+def pin_patches_of(
+    session: Session, row: Checkpoint, items: tuple[PinnedItem, ...], *, pointer: str
+) -> tuple[PinnedItem, ...]:
+    """Return the items with their patches of a checkpoint, where it is a multitask one. Raises: as pin_patches."""
+    if row.kind != CheckpointKind.MULTITASK:
+        return items
+    labels = [patch.task for patch in checkpoint_rows.load_manifest(session, row.id).patches]
+    return pin_patches(items, labels, what=f"{row.name}@{row.version}", pointer=pointer)
 
 
 def pin_patches(

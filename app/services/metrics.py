@@ -29,7 +29,9 @@ class MetricFilters:
     created_before: datetime | None = None
 
 
-def list_(sessions: Sessions, actor: Actor, filters: MetricFilters, page: PageRequest) -> Page[MetricView]:
+def list_(
+    sessions: Sessions, actor: Actor, filters: MetricFilters, page: PageRequest, *, has_details: bool = False
+) -> Page[MetricView]:
     """Return a page of metrics. Raises: UnknownCheckpoint, CheckpointNotReady, UnknownTask, BadCursor."""
     with sessions.read() as session:
         between = made_between(Metric.at, filters.created_after, filters.created_before)
@@ -45,4 +47,5 @@ def list_(sessions: Sessions, actor: Actor, filters: MetricFilters, page: PageRe
             if value is not None:
                 statement = statement.where(column == value)
         found, cursor = paginate(session, statement, key=Metric.id, request=page, filters=vars(filters))
-        return Page(items=rows.views(session, found), next_cursor=cursor)
+        details = rows.find_details(session, found)
+        return Page(items=rows.views(session, found, details, has_details=has_details), next_cursor=cursor)

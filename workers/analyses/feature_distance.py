@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from app.domain.errors import HeadMismatch
 from app.domain.parameters import NestedMethod, Parameters
 from workers.analysis_contract import Bench, Found, Merged, Names, analysis
 from workers.figures import bars, style
@@ -82,15 +83,17 @@ def draw(found: FeatureDistanceFound, names: Names) -> Figure:
     tasks="one_per_model",
     observes=True,
     nested=("merge",),
+    takes_merged=True,
 )
 def examine(bench: Bench, parameters: FeatureDistanceParameters) -> FeatureDistanceFound:
     """Return the distances.
 
-    Raises: HeadMismatch for a task with the checkpoint's own head, under which models give no features.
+    Raises: HeadMismatch for a task with the checkpoint's own head, under which models give no features, or where the
+        merge gives others than the models.
     """
     tasks = range(bench.n_tasks)
     bench.expect(3 * bench.n_tasks)
-    with bench.merge(parameters.merge, range(bench.n_models)) as merged:
+    with bench.take(parameters.merge) as merged:
         of_merge = [_features(merged, task, parameters) for task in tasks]
     with bench.combine([0.0] * bench.n_models) as merged:
         of_base = [_features(merged, task, parameters) for task in tasks]
@@ -115,6 +118,11 @@ def _features(merged: Merged, task: int, parameters: FeatureDistanceParameters) 
 
 
 def _distance(features: Tensor, own: Tensor) -> Distance:
+    if features.shape != own.shape:
+        raise HeadMismatch(
+            f"The merge gives features of {features.shape[1]} dimensions, and the task's own model of {own.shape[1]}, "
+            "expected as many; name a merge of these models."
+        )
     difference = features - own
     length = difference.norm(dim=1).mean()
     return Distance(

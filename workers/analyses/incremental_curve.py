@@ -105,6 +105,7 @@ def draw(found: IncrementalFound, _names: Names) -> Figure:
     tasks="one_per_model",
     tunes=True,
     nested=("merge",),
+    merges_subsets=True,
 )
 def examine(bench: Bench, parameters: IncrementalParameters) -> IncrementalFound:
     """Return the curves; values are chosen on the validation split alone.

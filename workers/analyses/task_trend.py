@@ -109,6 +109,7 @@ def draw(found: TaskTrendFound, names: Names) -> Figure:
     models=(2, None),
     tasks="one_per_model",
     nested=("merge",),
+    merges_subsets=True,
 )
 def examine(bench: Bench, parameters: TaskTrendParameters) -> TaskTrendFound:
     """Return the scores: each subset is merged once and measured on every task."""

@@ -1,4 +1,4 @@
-"""Matrices of numbers as squares of color, with the numbers in them where there is room."""
+"""Matrices of numbers as cells of color, with the numbers in them where there is room."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap
+from matplotlib.patches import Rectangle
 
 from workers.figures import style
 
-MAX_WRITTEN = 10  # rows; beyond, squares carry no numbers
-MAX_LABELED = 16  # rows; beyond, every k-th one is labeled
-MAX_PATHS = 60  # rows; beyond, the SVG holds a picture of the squares
+MAX_WRITTEN = 10  # rows or columns; beyond, cells carry no numbers
+MAX_LABELED = 16  # rows or columns; beyond, every k-th one is labeled
+MAX_PATHS = 60  # rows or columns; beyond, the SVG holds a picture of the cells
 
 Cells = Sequence[Sequence[float | None]]
 Numbers = np.ma.MaskedArray[tuple[int, int], np.dtype[np.float64]]
@@ -27,6 +28,7 @@ class Scale:
     high: float
     colormap: str
     label: str
+    decimals: int = 2  # of the numbers in the cells
 
     @staticmethod
     def of(cells: Cells, colormap: str, label: str) -> "Scale":
@@ -41,36 +43,42 @@ class Scale:
 
     def ink(self, value: float) -> str:
         """Return the color of a text on the color of a value."""
-        red, green, blue, _ = self.colors((value - self.low) / (self.high - self.low))
+        red, green, blue, _ = self.colors((value - self.low) / (self.high - self.low or 1.0))
         return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else style.INK
 
 
-def draw_matrix(axes: Axes, cells: Cells, labels: Sequence[str], scale: Scale) -> None:
-    """Draw a square matrix, its first row on top. cells: [n, n], None is gray."""
+def draw_matrix(
+    axes: Axes, cells: Cells, rows: Sequence[str], scale: Scale, *, columns: Sequence[str] | None = None
+) -> None:
+    """Draw a matrix, its first row on top. cells: [n, m], None is gray; columns: m names; None: square, named as rows.
+
+    A square matrix has square cells; those of another fill the panel.
+    """
     values = to_numbers(cells)
-    n = len(values)
+    n_most = max(values.shape)
     mesh = axes.pcolormesh(
         values, cmap=scale.colors, vmin=scale.low, vmax=scale.high, edgecolors="white",
-        linewidth=2.0 if n <= MAX_WRITTEN else 0.0, rasterized=n > MAX_PATHS,
+        linewidth=2.0 if n_most <= MAX_WRITTEN else 0.0, rasterized=n_most > MAX_PATHS,
     )  # fmt: skip
-    axes.set_aspect("equal")
+    axes.set_aspect("equal" if columns is None else "auto")
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    places = range(0, n, -(-n // MAX_LABELED))
-    shown = [style.shorten(labels[place], 18) for place in places]
-    axes.set_xticks([place + 0.5 for place in places], shown, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks([place + 0.5 for place in places], shown)
-    if n <= MAX_WRITTEN:
+    axes.set_xticks(*_ticks(rows if columns is None else columns), rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(*_ticks(rows))
+    if n_most <= MAX_WRITTEN:
         for row, column in np.ndindex(*values.shape):
-            _write_number(
-                axes,
-                (row, column),
-                None if np.ma.getmaskarray(values)[row, column] else float(values[row, column]),
-                scale,
-            )
+            value = None if np.ma.getmaskarray(values)[row, column] else float(values[row, column])
+            _write_number(axes, (row, column), value, scale)
     draw_scale(axes, mesh, scale)
+
+
+def frame(axes: Axes, row: int, column: int) -> None:
+    """Frame one cell of a matrix."""
+    axes.add_patch(
+        Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=style.INK, linewidth=3.0, zorder=3)
+    )
 
 
 def to_numbers(cells: Cells) -> Numbers:
@@ -84,7 +92,13 @@ def draw_scale(axes: Axes, mesh: QuadMesh, scale: Scale) -> None:
     bar.outline.set_visible(False)
 
 
+def _ticks(labels: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Return where labels stand, and as much of them as there is room for."""
+    places = range(0, len(labels), -(-len(labels) // MAX_LABELED))
+    return [place + 0.5 for place in places], [style.shorten(labels[place], 18) for place in places]
+
+
 def _write_number(axes: Axes, cell: tuple[int, int], value: float | None, scale: Scale) -> None:
-    text, ink = ("–", style.INK) if value is None else (f"{value:z.2f}", scale.ink(value))
+    text, ink = ("–", style.INK) if value is None else (f"{value:z.{scale.decimals}f}", scale.ink(value))
     row, column = cell
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=13.0)

@@ -5,6 +5,7 @@ One model's statistics are in memory while they are counted; then they lie on th
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from app.domain.checkpoints import CheckpointKind, FileEntry, LocalCheckpoint, Manifest, TensorSpec
-from app.domain.errors import IncompatibleCheckpoints
+from app.domain.errors import IncompatibleCheckpoints, JobInternal
 from app.domain.headers import make_header
 from app.domain.statistics_files import FOLDER
 from workers import patches
@@ -97,11 +98,31 @@ class StatisticsOfModels:
         n_tensors = len({name for one in self.of_model for name in one.tensors})
         return {"files": paths, "n_tensors": n_tensors, **self._told}
 
+    def link_to(self, folder: Path) -> "StatisticsOfModels":
+        """Return the same statistics, new in another folder, to which the new files are linked."""
+        linked: dict[str, StatisticsFile] = {}
+        for path in dict.fromkeys(one.path for one in self.of_model):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(self._new_file(path), target)
+            linked[path] = _open(folder, path)
+        return StatisticsOfModels([linked[one.path] for one in self.of_model], new_in=folder, told=self._told)
+
+    def close(self) -> None:
+        """Close the files."""
+        for one in self.of_model:
+            one.close()
+
+    def remove(self) -> None:
+        """Remove the new files."""
+        for path in {one.path for one in self.of_model}:
+            self._new_file(path).unlink()
+
     def write(self, folder: Path) -> Sequence[FileEntry]:
         """Move new files into the artifact's folder."""
+        self.close()
         entries: list[FileEntry] = []
         for one in {one.path: one for one in self.of_model}.values():
-            one.close()
             if self._new_in is not None:
                 target = folder / one.path
                 target.parent.mkdir(exist_ok=True)
@@ -109,6 +130,11 @@ class StatisticsOfModels:
                 sha256 = hashing.hash_file(target, lambda _: None)
                 entries.append(FileEntry(path=one.path, size_bytes=target.stat().st_size, sha256=sha256))
         return entries
+
+    def _new_file(self, path: str) -> Path:
+        if self._new_in is None:
+            raise JobInternal(f"{path} belongs to an earlier result and cannot be kept; report this fault.")
+        return self._new_in / path
 
 
 def write_statistics(scratch: Path, path: str, tensors: Mapping[str, Tensor]) -> StatisticsFile:
@@ -127,8 +153,19 @@ def write_statistics(scratch: Path, path: str, tensors: Mapping[str, Tensor]) ->
         stream.write(make_header(described, metadata))
         for _, tensor in ordered:
             stream.write(tensor.numpy().data)
+    return _open(scratch, path)
+
+
+def _open(folder: Path, path: str) -> StatisticsFile:
     empty = Manifest(kind=CheckpointKind.DENSE, files=(), tensors=(), weights_digest="")
-    return StatisticsFile(LocalCheckpoint(id=FOLDER, path=scratch, manifest=empty), path)
+    return StatisticsFile(LocalCheckpoint(id=FOLDER, path=folder, manifest=empty), path)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without hard links; whatever else is wrong keeps a copy from being made, too
+        shutil.copyfile(source, target)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def learn(parameters: FisherParameters, session: LearningSession) -> StatisticsO
         learn,
         data="fisher",
         statistics=KIND,
+        reads=("labels",),
         needs_classes=ClassesNeed(
             why="sums over all classes with labels 'expected' (with 'sampled' or 'given' it takes texts)",
             where={"labels": "expected"},

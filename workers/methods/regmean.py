@@ -44,7 +44,7 @@ def learn(_parameters: RegmeanParameters, session: LearningSession) -> Statistic
     weights="non_negative",
     granularity="matrix",
     neutral_parameters={},
-    learning=Learning(learn, data="gram", statistics=KIND),
+    learning=Learning(learn, data="gram", statistics=KIND, reads=()),
     adapter_spaces=("delta",),
 )
 def merge(base: Tensor | None, finetuned: Models, parameters: RegmeanParameters, context: MergeContext) -> Tensor:

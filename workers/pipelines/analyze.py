@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from app.domain.adapters import as_dense
 from app.domain.checkpoints import (
     MERGEABLE_DTYPES,
@@ -16,9 +18,9 @@ from app.domain.checkpoints import (
     check_mergeable,
     distinct_tensors,
 )
-from app.domain.errors import IncompatibleCheckpoints
+from app.domain.errors import IncompatibleCheckpoints, JobInternal
 from app.domain.jobs import Progress
-from app.domain.parameters import Parameters
+from app.domain.parameters import NestedStep, Parameters
 from app.domain.work import AnalyzeOutcome, AnalyzeWork
 from workers.analysis_contract import Analysis, Bench, Found, Names, summarize
 from workers.checkpoints import parallel
@@ -26,7 +28,9 @@ from workers.checkpoints.adapters import open_model
 from workers.checkpoints.companions import write_file
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
+from workers.contract import PieceSource, Transform
 from workers.figures import style
+from workers.pipelines import program
 from workers.pipelines.progress import ProgressMeter
 
 REPORT_FORMAT_VERSION = 2
@@ -37,17 +41,18 @@ PNG_FILE = "figure.png"
 _PIECE_ELEMENTS = 1 << 18  # of one model: pieces of all models stay in the cache
 
 
-def analyze(
+def analyze(  # noqa: PLR0913 (what is looked at, and with what)
     work: AnalyzeWork,
     analysis: Analysis,
     on_progress: Callable[[Progress], None],
     *,
     threads: int | None = None,
     bench: Bench | None = None,
+    load_transform: Callable[[str], Transform] | None = None,
 ) -> AnalyzeOutcome:
     """Write the report's data and figure into the work's output folder and return them.
 
-    bench: of an analysis with tasks, over the work's models and tasks.
+    bench: of an analysis with tasks, over the work's models and tasks. load_transform: of one that takes any.
 
     Raises: IncompatibleCheckpoints naming a tensor; NotFinite; InputChanged; whatever the analysis raises.
     """
@@ -55,8 +60,15 @@ def analyze(
     if bench is not None:
         found = analysis.examine(bench, parameters)
     else:
-        with _open_source(work, on_progress, analysis.count_passes(parameters), parallel.n_threads(threads)) as source:
-            found = analysis.examine(source, parameters)
+        steps = _list_steps(analysis, parameters, load_transform)
+        n_passes = analysis.count_passes(parameters) * (2 if steps else 1) + sum(
+            s.card.statistic_passes for s, _ in steps
+        )
+        with _open_source(work, on_progress, n_passes, parallel.n_threads(threads)) as source:
+            if not analysis.card.steps:
+                found = analysis.examine(source, parameters)
+            else:
+                found = analysis.examine(source, parameters, _look_through(work, steps, source))
     on_progress(Progress(stage="drawing", fraction=1.0))
     labels = work.labels or tuple(f"models[{index}]" for index in range(len(work.models)))
     names = Names(labels, tuple(task.spec.name for task in work.tasks))
@@ -68,6 +80,27 @@ def analyze(
     return AnalyzeOutcome(data={**heading, **summarize(found)}, files=files)
 
 
+Steps = Sequence[tuple[Transform, Mapping[str, Any]]]  # each with its parameters, JSON values by name
+
+
+def _list_steps(analysis: Analysis, parameters: Parameters, load_transform: Callable[[str], Transform] | None) -> Steps:
+    """Return the transforms that the parameters name, with theirs."""
+    named: list[NestedStep] = [step for name in analysis.card.steps for step in getattr(parameters, name)]
+    if not named:
+        return []
+    if load_transform is None:
+        raise JobInternal(f"{analysis.card.name} was given transforms and no way to load them; report this fault.")
+    return [(load_transform(step.name), step.parameters) for step in named]
+
+
+def _look_through(work: AnalyzeWork, steps: Steps, source: PieceSource) -> PieceSource | None:
+    """Return the source through the transforms; None where there are none."""
+    if not steps:
+        return None
+    keys = [model.manifest.weights_digest for model in work.models]
+    return program.look_through(steps, source, model_keys=keys, device=torch.device("cpu"))
+
+
 def _heading(work: AnalyzeWork, analysis: Analysis, names: Names, parameters: Parameters) -> Mapping[str, Any]:
     return {
         "format_version": REPORT_FORMAT_VERSION,
@@ -76,12 +109,18 @@ def _heading(work: AnalyzeWork, analysis: Analysis, names: Names, parameters: Pa
         "base_model": work.base_model.manifest.digest,
         "models": [model.manifest.digest for model in work.models],
         "labels": list(names.models),
-        "parameters": parameters.model_dump(mode="json"),
+        "merged": None if work.merged is None else work.merged.checkpoint.manifest.digest,
+        "parameters": parameters.model_dump(mode="json", exclude=_unused(work, analysis)),
         "tasks": [
             {"name": task.spec.name, "digest": task.spec.digest, "split": work.split, "metric": task.spec.metric}
             for task in work.tasks
         ],
     }
+
+
+def _unused(work: AnalyzeWork, analysis: Analysis) -> set[str]:
+    """Return the parameters that say how to merge, where the merge was there before."""
+    return set() if work.merged is None else set(analysis.card.nested)
 
 
 def _write_figure(work: AnalyzeWork, analysis: Analysis, found: Found, names: Names) -> Sequence[FileEntry]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.errors import HeadMismatch, ModelNotRunnable
 from app.domain.jobs import Progress
-from app.domain.tasks import Measurement
+from app.domain.tasks import LocalTask, Measurement
 from app.domain.work import EvaluateWork
 from workers.checkpoints.model import Models
 from workers.checkpoints.patch_files import PatchReader
@@ -37,22 +37,37 @@ def evaluate(
     Raises: InvalidDataset, InputChanged, ModelNotRunnable, HeadMismatch, InvalidParameters.
     """
     models = models or Models(device)
-    runnable = _runnable(work, on_progress)
+    runnable = make_runnable(work, on_progress)
     measurements: list[Measurement] = []
     for index, task in enumerate(work.tasks):
         report = _Report(on_progress, index, len(work.tasks), task.spec.name)
-        with _model_of(work, runnable, task.id, report.prepare) as checkpoint:
-            evaluator, modules = evaluators[task.spec.kind], _modules_of(work, task.id)
-            if modules and not evaluator.card.has_class_logits:
+        with open_subject(work, runnable, task, models, report.prepare) as subject:
+            evaluator = evaluators[task.spec.kind]
+            if subject.modules and not evaluator.card.has_class_logits:
                 raise HeadMismatch(
                     f"The patch of task {task.spec.name!r} holds surgery modules, which tasks of kind "
                     f"{task.spec.kind!r} cannot be measured with; use the kind of task that they were learned on."
                 )
-            subject = Subject(task, checkpoint, work.base_models[task.id], modules)
             measurements += evaluator.measure(subject, work.split[task.id], models, report)
-            if work.patched is not None:
-                models.forget(checkpoint)  # the next task has another
     return tuple(measurements)
+
+
+@contextmanager
+def open_subject(
+    work: EvaluateWork,
+    runnable: LocalCheckpoint,
+    task: LocalTask,
+    models: Models,
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Subject]:
+    """Yield what is measured on one of the work's tasks: the checkpoint, or the task's model out of it.
+
+    runnable: as `make_runnable` gives it.
+    """
+    with _model_of(work, runnable, task.id, on_progress) as checkpoint:
+        yield Subject(task, checkpoint, work.base_models[task.id], _modules_of(work, task.id))
+        if work.patched is not None:
+            models.forget(checkpoint)  # the next task has another
 
 
 def _modules_of(work: EvaluateWork, task_id: str) -> Modules:
@@ -72,7 +87,7 @@ def _model_of(
         yield runnable
         return
     folder = work.patched.scratch / task_id
-    folder.mkdir()
+    folder.mkdir(parents=True)
     try:
         manifest = materialize(work.checkpoint, work.patched.labels[task_id], folder, on_progress)
         yield LocalCheckpoint(id=work.checkpoint.id, path=folder, manifest=manifest)
@@ -80,7 +95,7 @@ def _model_of(
         shutil.rmtree(folder)
 
 
-def _runnable(work: EvaluateWork, on_progress: Callable[[Progress], None]) -> LocalCheckpoint:
+def make_runnable(work: EvaluateWork, on_progress: Callable[[Progress], None]) -> LocalCheckpoint:
     """Return the checkpoint; an adapter as the dense model that it makes of its base."""
     if work.checkpoint.manifest.kind is not CheckpointKind.ADAPTER:
         return work.checkpoint

@@ -5,6 +5,7 @@ the same, to the bit.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,14 @@ from torch import nn
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.errors import HeadMismatch, JobInternal, ModelNotRunnable
 from app.domain.jobs import Progress
-from app.domain.recipes import RecipeData
+from app.domain.parameters import Parameters
+from app.domain.recipes import Recipe, RecipeData
 from app.domain.statistics_files import find_statistics, statistics_file
 from app.domain.work import MergeWork
 from workers.checkpoints.model import Models
 from workers.checkpoints.places import find_places
 from workers.contract import MergeContext, MergeMethod, PieceSource
+from workers.learning.kept import Kept, KeptStatistics
 from workers.learning.statistics_files import StatisticsFile, StatisticsOfModels
 from workers.learning_contract import Factors, Learned
 from workers.model_contract import Evaluator, Probe, Step, Subject, TokenLogits
@@ -37,17 +40,21 @@ class Phases:
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self._on_progress = on_progress
         self._began_at = time.monotonic()
-        self._has_begun = False
+        self._span = (0.0, LEARNING_BEGINS)  # of the job's progress, that the pipeline fills
         self._reached = LEARNING_BEGINS
 
     def __call__(self, progress: Progress) -> None:
         """Report what the pipeline does before or after learning."""
-        first, last = (LEARNING_ENDS, 1.0) if self._has_begun else (0.0, LEARNING_BEGINS)
+        first, last = self._span
         self._on_progress(progress.model_copy(update={"fraction": first + (last - first) * progress.fraction}))
+
+    def skip(self) -> None:
+        """Hear that nothing is to be learned: it was before."""
+        self._span = (LEARNING_BEGINS, 1.0)
 
     def begin(self, task: str) -> None:
         """Report that a task is opened for learning."""
-        self._has_begun = True
+        self._span = (LEARNING_ENDS, 1.0)
         if self._reached == LEARNING_BEGINS:  # a later model is opened within the time that is counted
             self._began_at = time.monotonic()
         self._on_progress(Progress(stage=f"opening {task}", fraction=self._reached))
@@ -83,18 +90,32 @@ class MergeLearner:
     device: str = "cpu"
     factors: Mapping[str, Factors] = field(default_factory=dict)  # where adapters are merged as factors
     n_examples: dict[int, int] = field(default_factory=dict)  # of each task that was opened
+    kept: KeptStatistics | None = None  # of merges of the same models on the same data
 
-    def __call__(self, method: MergeMethod, parameters: object, source: PieceSource, context: MergeContext) -> Learned:
+    def __call__(
+        self, method: MergeMethod, parameters: Parameters, source: PieceSource, context: MergeContext
+    ) -> Learned:
         """Learn, and return what was found, or what an earlier merge has found."""
         if self.work.statistics:
+            self.phases.skip()
             return _restore(method, self.work, context)
         data = self.work.recipe.data
         if method.learn is None or data is None:
             raise JobInternal(f"{method.card.name} was to learn without a learner or without data; report this fault.")
         is_of_models = method.card.data_of == "models"
         session = Session(self, data, source, context, torch.device(self.device), is_of_models, self.factors)
-        learned: Learned = method.learn(parameters, session)
-        return learned
+        if self.kept is None or method.card.statistics is None:
+            learned: Learned = method.learn(parameters, session)
+            return learned
+        key = _key(method, parameters, self.work.recipe)
+        found = self.kept.find(key, session.scratch)
+        if found is not None:
+            self.phases.skip()
+            self.n_examples.update(found.n_examples)
+            return found.statistics
+        measured: StatisticsOfModels = method.learn(parameters, session)
+        self.kept.add(key, Kept(measured, self.n_examples))
+        return measured
 
     def on_factors(self, factors: Mapping[str, Factors]) -> "MergeLearner":
         """Return the learner of a merge set that is made of these factors; what it looks at is reported by this one."""
@@ -110,6 +131,13 @@ class MergeLearner:
             for index, one in enumerate(self.work.learning)
         ]
         return {"split": data.split, "transductive": data.transductive, "tasks": tasks}
+
+
+def _key(method: MergeMethod, parameters: Parameters, recipe: Recipe) -> str:
+    """Return what statistics depend on, beside models, data and seed."""
+    read = parameters.model_dump(mode="json", include=None if method.reads is None else set(method.reads))
+    steps = [step.model_dump(mode="json") for step in recipe.transforms]
+    return json.dumps([method.card.name, read, steps], sort_keys=True)
 
 
 def _restore(method: MergeMethod, work: MergeWork, context: MergeContext) -> Learned:

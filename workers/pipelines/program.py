@@ -282,10 +282,8 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
     """
     blank = _blank_context(recipe)
-    transforms: list[BoundStep] = []
-    for step, pinned in zip(code.transforms, recipe.transforms, strict=True):
-        seen = _through(source, transforms)
-        transforms.append(_bind_step(step, pinned.parameters, blank, device, seen, on_request))
+    asked = [pinned.parameters for pinned in recipe.transforms]
+    transforms = _bind_transforms(list(zip(code.transforms, asked, strict=True)), source, blank, device, on_request)
     seen = _through(source, transforms)
     names = [name for name, _, _ in source.tensors]
     is_alone = not recipe.post_steps and not code.nested  # nothing else needs what the method finds, of other tensors
@@ -296,12 +294,24 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     if learn is not None:
         groups = tuple(_learn(group, seen, learn) for group in groups)
     granularity = coarsest([card.granularity for card in (code.method.card, *code.cards_beside)])
-    program = MergeProgram(groups, tuple(transforms), (), granularity)
+    program = MergeProgram(groups, transforms, (), granularity)
     for post_step, pinned in zip(code.post_steps, recipe.post_steps, strict=True):
         so_far = ChangedSource(seen, program.complete, granularity)
         bound = _bind_step(post_step, pinned.parameters, blank, device, so_far, on_request)
         program = replace(program, post_steps=(*program.post_steps, bound))
     return program
+
+
+def look_through(
+    steps: Sequence[tuple[Transform, Mapping[str, Any]]],  # each with its parameters, JSON values by name
+    source: PieceSource,
+    *,
+    model_keys: Sequence[str],
+    device: torch.device,
+) -> PieceSource:
+    """Return a source of models as transforms leave them, which a method would see; their statistics are collected."""
+    blank = MergeContext("", (), 0, 0, weights=tuple(source.weights), model_keys=tuple(model_keys))
+    return _through(source, _bind_transforms(steps, source, blank, device, lambda _: None))
 
 
 def _placed(context: MergeContext, piece: Piece) -> MergeContext:
@@ -352,6 +362,20 @@ def _learn(group: ProgramGroup, source: PieceSource, learn: Learn) -> ProgramGro
         raise JobInternal(f"{bound.method.card.name} learns for all tensors at once; report this fault.")
     learned = learn(bound.method, bound.parameters, source, bound.context)
     return replace(group, bound=replace(bound, context=replace(bound.context, learned=learned)))
+
+
+def _bind_transforms(
+    steps: Sequence[tuple[Transform, Mapping[str, Any]]],
+    source: PieceSource,
+    blank: MergeContext,
+    device: torch.device,
+    on_request: OnRequest,
+) -> tuple[BoundStep, ...]:
+    """Bind transforms, the statistics of each over what the ones before it leave."""
+    bound: tuple[BoundStep, ...] = ()
+    for step, values in steps:
+        bound = (*bound, _bind_step(step, values, blank, device, _through(source, bound), on_request))
+    return bound
 
 
 def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs on

@@ -40,10 +40,11 @@ def list_metrics(
     name: Annotated[str | None, Query(max_length=64, description="accuracy, ….")] = None,
     job: Annotated[str | None, Query(max_length=64)] = None,
     split: Annotated[Split | None, Query()] = None,
+    details: Annotated[bool, Query(description="With the counts, of each class too, behind each number.")] = False,
 ) -> Page[MetricView]:
     """List measured numbers."""
     filters = MetricFilters(checkpoint, task, name, job, split, created_after, created_before)
-    return metrics.list_(sessions, actor, filters, page)
+    return metrics.list_(sessions, actor, filters, page, has_details=details)
 
 
 @router.get(

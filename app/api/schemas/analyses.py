@@ -31,6 +31,7 @@ class AnalysisBody(AnalysisRequest):
                     **_TASKS,
                     "parameters": {"merge": {"method": "ties", "parameters": {"density": 0.2}}, "max_subsets": 20},
                 },
+                {"kind": "feature_distance", **_MODELS, **_TASKS, "merged": "helpdesk"},
                 {
                     "kind": "negation",
                     "base_model": "minilm",

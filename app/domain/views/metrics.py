@@ -21,6 +21,11 @@ class MetricView(View):
     split: str
     n: int
     stderr: float | None
+    interval: Interval | None = Field(
+        default=None,
+        description="95 %; null for one example, for a validation during a training, and where the job's result is "
+        "gone.",
+    )
     step: int | None = Field(
         default=None, description="Of a validation during the training: after which step. Null: of the checkpoint."
     )
@@ -28,12 +33,9 @@ class MetricView(View):
         description="Whether the merge, or one behind its inputs, had looked at these inputs: it learned on this split."
     )
     at: Instant
-
-
-class MeasuredView(MetricView):
-    """A number with what stands behind it, as the result of the job that measured it has it."""
-
-    details: MeasurementDetails
+    details: MeasurementDetails | None = Field(
+        default=None, description="Counts, those of each class among them, and other numbers; a list has it on request."
+    )
 
 
 class ComparedValue(View):
@@ -42,9 +44,7 @@ class ComparedValue(View):
     value: float | None
     n: int
     stderr: float | None
-    interval: Interval | None = Field(
-        default=None, description="95 %; null for a single example, or where the job's result is gone."
-    )
+    interval: Interval | None = Field(default=None, description="As of the metric.")
     transductive: bool = Field(default=False, description="As of the metric: these inputs had been learned on.")
     normalized: float | None = Field(description="Relative to the individual model of the task; null without one.")
     job: str

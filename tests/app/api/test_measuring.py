@@ -135,8 +135,10 @@ def test_an_evaluation_makes_metrics(any_house: House) -> None:
     assert (metric["checkpoint"], metric["task"], metric["task_id"]) == (bert, "kind", task["id"])
     assert (metric["name"], metric["split"], metric["n"], metric["unit"]) == ("accuracy", "validation", 6, "fraction")
     assert metric["stderr"] == pytest.approx((metric["value"] * (1 - metric["value"]) / 6) ** 0.5)
-    details = metric.pop("details")
-    assert house.read("/v1/metrics")["items"] == [metric]
+    assert house.read("/v1/metrics?details=true")["items"] == [metric]
+    details = metric["details"]
+    assert house.read("/v1/metrics")["items"] == [metric | {"details": None}]
+    assert metric["interval"] == details["interval"]
     assert details["n_correct"] == round(metric["value"] * 6)
     assert details["interval"]["low"] <= metric["value"] <= details["interval"]["high"]
     assert [(row["name"], row["n"]) for row in details["per_class"]] == [("color", 3), ("animal", 3)]
@@ -480,6 +482,7 @@ def test_validations_become_metrics_with_their_steps_and_leave_comparisons_alone
         (step, "accuracy", "validation") for step in (2, 4, 5, 99)
     ]
     assert [metric["step"] for metric in job["result"]["metrics"]] == [None]
+    assert [row["interval"] is None for row in found] == [row["step"] is not None for row in found]
     assert [one["step"] for one in job["result"]["data"]["validations"]] == [2, 4, 5]
     house.finish("/v1/evaluations", {"checkpoint": "expert", "tasks": ["kind"], "split": "validation"})
     compared = house.read("/v1/comparisons?checkpoints=expert&tasks=kind&split=validation")
@@ -600,6 +603,16 @@ def test_the_kinds_of_analyses_are_listed_with_their_schemas(house: House) -> No
     assert house.get("/v1/analyses/kinds/spectra").status_code == 404
 
 
+DISTANCE: Document = {"kind": "feature_distance", "tasks": ["kind", "other"]}
+COSINES: Document = {"kind": "task_vector_cosines"}
+COEFFICIENTS = "/parameters/merge/parameters/coefficients"
+
+
+def given(*coefficients: float) -> Document:
+    """Return a merge with what an earlier one learned."""
+    return {"method": "adamerging", "parameters": {"coefficients": {"*": list(coefficients)}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "pointer"),
     [
@@ -620,6 +633,39 @@ def test_the_kinds_of_analyses_are_listed_with_their_schemas(house: House) -> No
             {"kind": "task_trend", "tasks": ["kind", "other"], "parameters": {"merge": {"method": "fisher"}}},
             "invalid_parameters",
             "/parameters/merge/method",
+        ),
+        ({"kind": "task_trend", "tasks": ["kind", "other"], "merged": "bert"}, "validation_failed", "/merged"),
+        (
+            {**COSINES, "parameters": {"transforms": [{"name": "adw"}]}},
+            "validation_failed",
+            "/parameters/transforms/0/name",
+        ),
+        (
+            {**COSINES, "parameters": {"transforms": [{"name": "awd", "parameters": {"step": 3}}]}},
+            "invalid_parameters",
+            "/parameters/transforms/0/parameters/step",
+        ),
+        (
+            {**COSINES, "parameters": {"transforms": [{"name": "awd", "version": 99}]}},
+            "invalid_parameters",
+            "/parameters/transforms/0/version",
+        ),
+        (
+            {**DISTANCE, "merged": "bert", "parameters": {"merge": {"method": "ties"}}},
+            "validation_failed",
+            "/parameters/merge",
+        ),
+        ({**DISTANCE, "merged": "nothing"}, "checkpoint_not_found", "/merged"),
+        ({**DISTANCE, "parameters": {"merge": given(0.3)}}, "invalid_parameters", f"{COEFFICIENTS}/*"),
+        (
+            {"kind": "task_trend", "tasks": ["kind", "other"], "parameters": {"merge": given(0.3, 0.4)}},
+            "invalid_parameters",
+            COEFFICIENTS,
+        ),
+        (
+            {"kind": "incremental_curve", "tasks": ["kind", "other"], "parameters": {"merge": given(0.3, 0.4)}},
+            "invalid_parameters",
+            COEFFICIENTS,
         ),
     ],
 )
@@ -650,6 +696,78 @@ def test_an_analysis_on_tasks_merges_in_memory_and_measures(house: House) -> Non
     assert [task["name"] for task in data["tasks"]] == ["kind", "other"]
     house.finish("/v1/evaluations", {"checkpoint": "root", "tasks": ["kind"]})
     assert data["base"]["target"] == value(house, "root", "kind")
+
+
+@pytest.fixture
+def merged(house: House) -> Document:
+    """Two experts and their tasks; the body of an analysis of them."""
+    house.bert("root")
+    for seed, name in enumerate(("kind", "other"), start=1):
+        house.bert(f"of-{name}", seed=seed, base_checkpoint="root")
+        house.made("/v1/tasks", house.task_body(name))
+    return {**DISTANCE, "base_model": "root", "models": ["of-kind", "of-other"]}
+
+
+def merge_experts(house: House, method: str, parameters: Document) -> None:
+    models = [{"checkpoint": f"of-{name}", "task": name} for name in ("kind", "other")]
+    body = {"method": method, "base_model": "root", "models": models, "parameters": parameters}
+    job = house.finish("/v1/merges", {**body, "output": {"name": "merged"}})
+    assert job["state"] == "succeeded", job["problem"]
+
+
+def test_a_merge_that_is_there_is_looked_at_as_one_that_is_made(house: House, merged: Document) -> None:
+    parameters = {"density": 0.5}
+    merge_experts(house, "ties", parameters)
+
+    there = house.finish("/v1/analyses", {**merged, "merged": "merged"})
+    asked = {"merge": {"method": "ties", "parameters": parameters}}
+    made = house.finish("/v1/analyses", {**merged, "parameters": asked})
+
+    assert there["state"] == "succeeded", there["problem"]
+    data = there["result"]["data"]
+    assert data["distances"] == made["result"]["data"]["distances"]
+    assert data["merged"] == house.read("/v1/checkpoints/merged")["content_digest"]
+    assert "merge" not in data["parameters"]
+    assert made["result"]["data"]["merged"] is None
+
+
+def test_of_a_multitask_merge_each_task_s_model_is_looked_at(house: House, merged: Document) -> None:
+    merge_experts(house, "peru_fft", {"density": 1.0})  # nothing is pruned: each task's model is its own
+
+    job = house.finish("/v1/analyses", {**merged, "merged": "merged"})
+    strange = refused(
+        house,
+        "/v1/analyses",
+        {**merged, "models": ["of-kind"], "tasks": [house.made("/v1/tasks", house.task_body("third"))["name"]],
+         "merged": "merged"},
+        422,
+        "validation_failed",
+    )  # fmt: skip
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert [one["merged"]["l1"] for one in job["result"]["data"]["distances"]] == [0.0, 0.0]
+    assert all(one["base"]["l1"] > 0 for one in job["result"]["data"]["distances"])
+    assert strange["errors"][0]["pointer"] == "/tasks/0"
+
+
+def test_a_merged_adapter_is_looked_at_on_its_base(house: House) -> None:
+    house.bert()
+    house.made("/v1/tasks", house.task_body())
+    train_adapter(house, "adapter")
+    body = {"kind": "feature_distance", "base_model": "bert", "models": ["adapter"], "tasks": ["kind"]}
+
+    job = house.finish("/v1/analyses", {**body, "merged": "adapter"})
+
+    assert job["state"] == "succeeded", job["problem"]
+    (distance,) = job["result"]["data"]["distances"]
+    assert distance["merged"]["l1"] == pytest.approx(0.0, abs=1e-6)
+    assert distance["base"]["l1"] > 0
+
+
+def test_coefficients_that_fit_the_models_need_no_learning(house: House, merged: Document) -> None:
+    job = house.finish("/v1/analyses", {**merged, "parameters": {"merge": given(0.3, 0.4)}})
+
+    assert job["state"] == "succeeded", job["problem"]
 
 
 def test_what_is_tuned_on_validation_needs_that_split(house: House) -> None:
@@ -749,6 +867,15 @@ def test_the_individual_model_can_be_named(measured: House) -> None:
 
     root = table["rows"][0]
     assert root["normalized_average"] == 1.0
+
+
+def test_a_cell_has_the_interval_of_its_metric(measured: House) -> None:
+    (metric,) = measured.read("/v1/metrics?checkpoint=root&task=kind")["items"]
+
+    cell = compared(measured)["rows"][0]["values"]["kind"]
+
+    assert metric["interval"]["low"] <= metric["value"] <= metric["interval"]["high"]
+    assert (cell["interval"], cell["stderr"]) == (metric["interval"], metric["stderr"])
 
 
 def test_the_newest_measurement_counts(measured: House) -> None:

@@ -87,6 +87,62 @@ def test_a_second_attempt_knows_what_the_first_has_measured(sweeping: House) -> 
     assert [event["data"]["parameters"] for event in events if event["type"] == POINT_EVENT] == [point["parameters"]]
 
 
+SEARCHED: Document = {
+    "merge": {**MERGE, "method": "ties"},
+    "search": {
+        "parameters": {
+            "density": {"low": 0.1, "high": 1.0, "log": True},
+            "vote": {"choices": ["unweighted", "weighted"]},
+        },
+        "n_trials": 12,  # two beyond those that are drawn at random
+        "seed": 5,
+    },
+}
+
+
+def test_a_search_finds_the_same_again_and_goes_on_where_it_was_interrupted(sweeping: House) -> None:
+    pytest.importorskip("optuna")
+    whole = sweeping.finish("/v1/sweeps", SEARCHED)
+    assert whole["state"] == "succeeded", whole["problem"]
+    told = points_told(sweeping, whole)
+    again = sweeping.made("/v1/sweeps", SEARCHED)
+    sessions = sweeping.wiring.sessions
+    claim = running.claim(sessions, sweeping.worker, lease_seconds=600)
+    assert claim is not None
+    running.heartbeat(sessions, claim, told=[(POINT_EVENT, point) for point in told[:11]])
+    running.release(sessions, claim, "its worker was stopped")
+
+    sweeping.work()
+
+    resumed = sweeping.read(f"/v1/jobs/{again['id']}")
+    assert resumed["state"] == "succeeded", resumed["problem"]
+    assert resumed["result"]["data"] == whole["result"]["data"]
+    assert points_told(sweeping, resumed) == told
+    reports = [sweeping.read(f"/v1/artifacts/{job['result']['artifacts'][1]}")["files"] for job in (whole, resumed)]
+    assert reports[0] == reports[1]
+    data = whole["result"]["data"]
+    assert (data["kind"], data["n_points"], data["n_failed"]) == ("search", 12, 0)
+    assert all(0.1 <= point["parameters"]["density"] <= 1.0 for point in data["points"])
+    assert data["best"]["mean"] == max(point["mean"] for point in data["points"])
+
+
+def test_another_seed_searches_elsewhere(sweeping: House) -> None:
+    pytest.importorskip("optuna")
+    found = [
+        sweeping.finish("/v1/sweeps", {**SEARCHED, "search": {**SEARCHED["search"], "n_trials": 2, "seed": seed}})
+        for seed in (0, 1)
+    ]
+
+    first, second = (job["result"]["data"]["points"] for job in found)
+    assert [point["parameters"] for point in first] != [point["parameters"] for point in second]
+
+
+def points_told(sweeping: House, job: Document) -> list[Document]:
+    """Return the points in a job's log."""
+    events = sweeping.read(f"/v1/jobs/{job['id']}/events?limit=200")["items"]
+    return [event["data"] for event in events if event["type"] == POINT_EVENT]
+
+
 def test_jobs_are_found_by_method_and_task(sweeping: House) -> None:
     job = sweeping.made("/v1/sweeps", GRID)
 

@@ -246,6 +246,7 @@ def test_a_sweep_keeps_the_best_merge_and_tells_every_point(registered: Serve) -
 
     assert "task 'animals' has no validation split" in refusal
     assert [f"scaling_coefficient {value}: 0." in told for value in (0.0, 0.5, 1.0)] == [True] * 3
+    assert "area under the curve, scaling_coefficient from 0.0 to 1.0: 0." in told
     (job,) = httpx.get(f"{registered.url}/v1/jobs?kind=sweep").json()["items"]
     assert answered(registered, "checkpoints", "show", "swept")["id"] == job["result"]["checkpoint"]
     assert len(job["result"]["evaluations"]) == 1

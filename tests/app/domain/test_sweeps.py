@@ -7,7 +7,7 @@ from app.domain.catalog import load_catalog
 from app.domain.errors import InvalidParameters
 from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.sweep_requests import SearchRequest, SweepRequest
-from app.domain.sweeps import MeasuredPoint, find_best, make_grid, make_search, recipe_at
+from app.domain.sweeps import MeasuredPoint, find_area, find_best, make_grid, make_search, recipe_at
 from app.domain.tasks import Measurement
 
 CATALOG = load_catalog()
@@ -52,6 +52,12 @@ def test_corners_of_a_search_are_its_ends_and_choices() -> None:
     search = make_search(SearchRequest.model_validate({"parameters": asked}))
 
     assert list(search.corners()) == [{"c": c, "k": k} for c in ("x", "y") for k in (1, 5)]
+
+
+def test_the_area_is_the_mean_height_over_the_range() -> None:
+    assert find_area([0.0, 3.0, 1.0], [0.0, 1.0, 1.0]) == pytest.approx((0.5 * 1 + 1.0 * 2) / 3)
+    assert find_area([1.0, 0.0, 1.0], [0.5, 0.5, 9.0]) == 0.5  # of two at 1 the first
+    assert find_area([0.0, 1.0], [0.5, None]) is None
 
 
 def test_the_best_has_the_highest_mean_and_of_equal_ones_the_first() -> None:

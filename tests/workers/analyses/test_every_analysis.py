@@ -24,7 +24,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "incremental_curve": {"values": [0.3, 1.0]},
     "negation": {"coefficients": [0.5, 1.0]},
 }
-HEADING = {"format_version", "kind", "version", "base_model", "models", "labels", "parameters", "tasks"}
+HEADING = {"format_version", "kind", "version", "base_model", "models", "labels", "merged", "parameters", "tasks"}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The analyses of weights alone, against brute force in NumPy over whole flattened models."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from app.domain.errors import IncompatibleCheckpoints, InvalidParameters, NotFin
 from app.domain.parameters import DENSE_PATTERNS
 from tests.workers import tiny_bert
 from tests.workers.analyses.works import Vectors, make_models, make_work, open_source, read_vectors, run, source_of
+from tests.workers.references.awd_task_arithmetic import find_redundant
 from workers.catalog import load_analysis
+from workers.pipelines.analyze import DATA_FILE
 from workers.statistics import singular_values
 from workers.statistics.layers import Layer, list_layers
 from workers.statistics.views import TensorSource
@@ -85,6 +88,30 @@ def test_cosines_are_those_of_flattened_task_vectors(models: list[LocalCheckpoin
     first = flat(vectors, tensor["name"])
     if first.any(axis=1).all():
         np.testing.assert_allclose(tensor["cosines"], cosines(first), rtol=0, atol=1e-7)
+
+
+def test_transforms_show_the_cosines_before_and_after_them(
+    models: list[LocalCheckpoint], vectors: Vectors, tmp_path: Path
+) -> None:
+    asked = {"norm_penalty": 0.1, "learning_rate": 0.05, "steps": 40, "scope": "global", "normalize": True}
+    steps = [{"name": "awd", "parameters": asked}]
+    work = make_work("task_vector_cosines", models, tmp_path, parameters={"transforms": steps})
+
+    data = run(work).data
+
+    before, after = data["cosines"], data["changed"]
+    assert isinstance(after, dict)
+    expected = cosines(flat(vectors) - find_redundant(flat(vectors), asked))
+    np.testing.assert_allclose(np.array(after["cosines"]), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.array(before), cosines(flat(vectors)), rtol=0, atol=1e-7)
+    file = json.loads((work.output / DATA_FILE).read_text())
+    assert [one["layer"] for one in file["changed_layers"]] == [one["layer"] for one in file["layers"]]
+    assert len(file["changed_tensors"]) == len(file["tensors"])
+
+
+def test_without_transforms_nothing_is_changed(models: list[LocalCheckpoint]) -> None:
+    found = report("task_vector_cosines", models)
+    assert (found["changed"], found["changed_layers"], found["changed_tensors"]) == (None, [], [])
 
 
 def test_a_model_equal_to_the_base_has_no_cosine(models: list[LocalCheckpoint]) -> None:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -20,9 +22,12 @@ from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, SweepOut
 from tests.workers import tiny_bert
 from tests.workers.learning.world import make_world
 from workers import catalog
+from workers.figures import style
 from workers.pipelines.evaluate import evaluate
 from workers.pipelines.held_merge import can_hold
+from workers.pipelines.surface import Side, Surface, draw_surface
 from workers.pipelines.sweep import Workshop, sweep
+from workers.pipelines.sweep_report import find_surface
 from workers.runner import WorkOrder, perform
 
 KIND = "text-classification"
@@ -149,6 +154,47 @@ def test_a_method_that_learns_learns_at_every_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "grid", "n_sets"),
+    [
+        ("regmean", {"non_diagonal_scale": [0.0, 0.5, 0.9], "models.0.weight": [1.0, 0.5]}, 1),
+        ("fisher", {"floor": [0.0, 1e-3], "labels": ["given", "expected"]}, 2),
+    ],
+)
+def test_statistics_are_measured_once_for_all_points_that_need_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, grid: dict[str, list[JsonValue]], n_sets: int
+) -> None:
+    world = make_world(tmp_path / "world")
+    measured = count_measuring(monkeypatch, method)
+    merge = world.work(tmp_path / "swept" / "output", {}, method=method)
+    work = Sweeps([world.base, *world.models], tmp_path).work(make_grid(grid)).model_copy(update={"merge": merge})
+
+    outcome = perform(WorkOrder(work=work), tiny_bert.ignore)
+
+    assert isinstance(outcome, SweepOutcome)
+    assert len(measured) == n_sets * len(world.models)
+    order = merge.model_copy(update={"recipe": outcome.recipe, "output": tmp_path / "plain" / "output"})
+    order.output.mkdir(parents=True)
+    plain = merge_to(order)
+    assert (outcome.manifest, outcome.report) == (plain.manifest, plain.report)
+    for file in plain.manifest.files:
+        assert (merge.output / file.path).read_bytes() == (order.output / file.path).read_bytes()
+
+
+def count_measuring(monkeypatch: pytest.MonkeyPatch, method: str) -> list[str]:
+    """Return a list that grows by one whenever the method measures a model."""
+    module = import_module(f"workers.methods.{method}")
+    name = {"regmean": "measure_grams", "fisher": "measure_fisher"}[method]
+    measure, seen = getattr(module, name), list[str]()
+
+    def counted(*arguments: Any) -> Any:
+        seen.append(method)
+        return measure(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return seen
+
+
+@pytest.mark.parametrize(
     ("method", "parameters", "place"),
     [
         ("adamerging", {"coefficients": {"*": [0.3, 0.3]}}, "memory"),
@@ -234,6 +280,72 @@ def test_the_report_holds_every_task_and_a_figure(sweeps: Sweeps) -> None:
     assert {**data, "points": outcome.curve["points"]} == outcome.curve
     ElementTree.fromstring((work.merge.output / "sweep.svg").read_text())
     assert (work.merge.output / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_area_under_the_curve_of_one_number_is_in_the_report(sweeps: Sweeps) -> None:
+    outcome = sweeps.run(sweeps.work(make_grid({"scaling_coefficient": [1.0, 0.0, 0.5]})))
+
+    one, zero, half = (float(point.mean or 0.0) for point in sweeps.told)
+    area = outcome.curve["area"]
+    assert isinstance(area, dict)
+    assert (area["path"], area["low"], area["high"]) == ("scaling_coefficient", 0.0, 1.0)
+    assert area["mean"] == pytest.approx((zero + 2 * half + one) / 4)  # two trapezoids of width 1/2
+    assert set(area["tasks"]) == {"kind", "other"}  # type: ignore[arg-type]  # JSON
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"scaling_coefficient": [0.0, 1.0], "models.0.weight": [0.0, 1.0]},
+        {"scaling_coefficient": [0.5]},
+        {"scaling_coefficient": [0.5, 1e39]},  # a point without a number
+    ],
+)
+def test_where_no_curve_spans_a_range_there_is_no_area(sweeps: Sweeps, grid: dict[str, list[JsonValue]]) -> None:
+    area = sweeps.run(sweeps.work(make_grid(grid))).curve["area"]
+
+    assert area is None or (isinstance(area, dict) and area["mean"] is None)
+
+
+def test_two_axes_make_a_surface_with_the_best_point_framed(sweeps: Sweeps) -> None:
+    work = sweeps.work(make_grid({"scaling_coefficient": [1.0, 1e39, 0.0], "models.0.weight": [1.0, 0.0]}))
+    outcome = sweeps.run(work)
+
+    surface = find_surface(work, sweeps.told, outcome.best, "title")
+
+    assert surface is not None
+    assert (surface.rows.path, surface.rows.values) == ("models.0.weight", ["0.0", "1.0"])
+    assert (surface.columns.path, surface.columns.values) == ("scaling_coefficient", ["0.0", "1.0", "1e+39"])
+    row, column = surface.best
+    assert surface.means[row][column] == outcome.best.mean
+    assert [cells[2] for cells in surface.means] == [None, None]
+    told = {json.dumps(point.parameters): point.mean for point in sweeps.told}
+    assert surface.means[0][1] == told['{"models.0.weight": 0.0, "scaling_coefficient": 1.0}']
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"scaling_coefficient": [0.5], "models.0.weight": [0.0, 1.0]},
+        {"scaling_coefficient": [0.5, 1.0], "models.0.weight": [0.0, 1.0], "models.1.weight": [0.0, 1.0]},
+    ],
+)
+def test_any_other_number_of_axes_makes_a_curve(sweeps: Sweeps, grid: dict[str, list[JsonValue]]) -> None:
+    work = sweeps.work(make_grid(grid))
+
+    assert find_surface(work, sweeps.told, sweeps.run(work).best, "title") is None
+
+
+@pytest.mark.parametrize("means", [[[0.5, 0.5]], [[None, 0.5]], [[12.5, 3.0]]])
+def test_a_surface_is_drawn_whatever_the_means(means: list[list[float | None]]) -> None:
+    surface = Surface(
+        "title", Side("a", ["1"]), Side("b", ["x", "y"]), means, "perplexity", higher_is_better=False, best=(0, 1)
+    )
+
+    with style.applied():
+        svg = style.to_svg(draw_surface(surface), "title")
+
+    ElementTree.fromstring(svg)
 
 
 def test_a_search_proposes_the_same_points_each_time(sweeps: Sweeps) -> None:
