@@ -12,7 +12,9 @@ from app.domain.catalog import MethodCard
 from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec, Value
 
 PATCH_FORMAT = "amalgam-patch"
-PATCH_FORMAT_VERSION = 2  # with modules; a patch without them is written as version 1, which says the same
+PATCH_FORMAT_VERSION = (
+    3  # with bits for indices, 2 with modules; a patch is written as the first version that has all of it
+)
 PATCH_FOLDER = "patches"
 BASE_FILE = "base.safetensors"
 DENSE_RANK = 16  # that low-rank patches have where none is asked for,
@@ -115,7 +117,7 @@ def _bound(
         density = parameters.get("density")
         kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
         # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
-        return whole if kept == n else kept * (item + 4)
+        return whole if kept == n else kept * item + min(4 * kept, -(-n // 8))
     is_matrix = len(tensor.shape) == 2
     return min(whole, _rank(parameters, tensor, n_tasks, ranks) * sum(tensor.shape) * item) if is_matrix else whole
 

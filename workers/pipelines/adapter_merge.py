@@ -35,8 +35,8 @@ from workers.checkpoints.reader import TensorReader
 from workers.contract import MergeMethod
 from workers.patches import LowRank
 from workers.pipelines.adapter_program import LearnOnFactors, MergedModules, merge_modules
+from workers.pipelines.group_reports import report_groups
 from workers.pipelines.model_card import write_model_card
-from workers.pipelines.program import report_groups
 from workers.pipelines.progress import ProgressMeter
 
 

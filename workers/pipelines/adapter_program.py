@@ -23,7 +23,8 @@ from workers.learning_contract import Factors, Learn, Learned
 from workers.numerics import updates
 from workers.patches import LowRank
 from workers.pipelines import program
-from workers.pipelines.program import MergeProgram, join_reports
+from workers.pipelines.group_reports import join_reports
+from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 from workers.statistics.views import TensorSource
 

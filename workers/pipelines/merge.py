@@ -32,10 +32,11 @@ from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
 from workers.pipelines.beside import open_beside
+from workers.pipelines.group_reports import report_groups
 from workers.pipelines.merge_files import OnWritten, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Inputs, Merger
 from workers.pipelines.patching import label_tasks
-from workers.pipelines.program import MergeProgram, report_groups
+from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 
 

@@ -41,11 +41,10 @@ from workers.granularity import piece_shape
 from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Measured, Patch
+from workers.pipelines.group_reports import join_reports
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 from workers.stored import Models, hold
 from workers.sums import Sums
-
-MAX_REPORTED = 1000  # names of tensors in one group of the report
 
 OnRequest = Callable[[StatisticRequest], None]
 
@@ -302,32 +301,6 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
         bound = _bind_step(post_step, pinned.parameters, blank, device, so_far, on_request)
         program = replace(program, post_steps=(*program.post_steps, bound))
     return program
-
-
-def join_reports(groups: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
-    """Return what each group tells under one name: of several groups a list."""
-    joined: dict[str, JsonValue] = {}
-    for name in sorted({name for group in groups for name in group}):
-        values = [group[name] for group in groups if name in group]
-        joined[name] = values[0] if len(groups) == 1 else values
-    return joined
-
-
-def report_groups(groups: Sequence[TensorGroup]) -> dict[str, JsonValue]:
-    """Return what holds for each group of tensors, where there are several, or for each model, where they differ."""
-    if len(groups) <= 1 and not any(group.of_models for group in groups):
-        return {}
-    told: list[JsonValue] = [
-        {
-            "parameters": group.parameters,
-            "weights": list(group.weights),
-            **({"models": list(group.of_models)} if group.of_models else {}),
-            "n_tensors": len(group.names),
-            "tensors": list(group.names[:MAX_REPORTED]),
-        }
-        for group in groups
-    ]
-    return {"groups": told}
 
 
 def _placed(context: MergeContext, piece: Piece) -> MergeContext:
