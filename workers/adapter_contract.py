@@ -1,11 +1,11 @@
 """What an adapter method is: a function of adapters' factors, with a card, that gives an adapter.
 
-A file of workers/adapter_methods/ holds one such function, decorated with `adapter_method`. It is given all modules at
-once, since adapters are small, and may hand small tensors of its own making to the dense method that its parameter
-`merge` names: statistics over all of these are that method's "whole model".
+A file of workers/adapter_methods/ holds one such function, decorated with `adapter_method`. It is given all modules
+with equal parameters at once, since adapters are small, and may hand small tensors of its own making to the dense
+method that its parameter `merge` names: statistics over all of these are that method's "whole model".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,10 @@ class DenseChange:
 MergeCoordinates = Callable[[Sequence[Coordinates]], dict[str, Tensor]]
 
 
+def _ignore(_module: ModuleUpdates) -> None:
+    """Take note of nothing."""
+
+
 @dataclass(frozen=True)
 class AdapterContext:
     """What an adapter method may know beside its modules."""
@@ -65,6 +69,13 @@ class AdapterContext:
     model_keys: tuple[str, ...]  # identity of each adapter's content; keys random draws
     merge: MergeCoordinates  # of the method that the parameter `merge` names
     coefficients: tuple[float, ...] | None = None  # of that method, if it is a linear combination
+    on_module: Callable[[ModuleUpdates], None] = _ignore  # hears of each module that is done
+
+    def each(self, modules: Sequence[ModuleUpdates]) -> Iterator[ModuleUpdates]:
+        """Yield the modules one by one; each counts as done, for the progress, when the next one is asked for."""
+        for module in modules:
+            yield module
+            self.on_module(module)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class MergeContext:
     statistics: Mapping[str, Any] = field(default_factory=dict)  # request name -> what it collected
     nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
     learned: Any = None  # what the method's learner found, of a type of its own; None: nothing was learned
+    update_ranks: Mapping[str, Sequence[int | None]] = field(default_factory=dict)  # see app/domain/adapters.py
     tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
 
     def random(self, purpose: str, model: int) -> torch.Generator:

@@ -10,6 +10,7 @@ are, so that they come out to the bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -100,11 +101,12 @@ class Part:
     content: Tensor | Packed
     shape: tuple[int, ...] | None = None  # of the whole part; None: as many as the runs hold together
     is_repeated: bool = False  # every piece of a tensor has it, and the same
+    n_entries: int | None = None  # of indices: of the tensor; a file may then hold bits in their place
 
 
 def is_arithmetic(parts: Mapping[str, Tensor]) -> bool:
     """Tell whether applying the parts computes numbers, where others are copied as they are stored."""
-    return not parts.keys() <= {INDICES, VALUES}
+    return not parts.keys() <= {INDICES, MASK, VALUES}
 
 
 def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> list[Part]:
@@ -116,9 +118,9 @@ def encode(patch: Patch, dtype: torch.dtype, shape: tuple[int, ...], offset: int
     if isinstance(patch, Replacement):
         if patch.indices.numel() == 0:
             return []
-        wide = np.prod(shape, dtype=np.float64) > LARGEST_INT32
+        wide = prod(shape) > LARGEST_INT32
         indices = (patch.indices + offset).to(torch.int64 if wide else torch.int32).cpu()
-        return [Part(INDICES, indices), Part(VALUES, _stored(patch.values, dtype))]
+        return [Part(INDICES, indices, n_entries=prod(shape)), Part(VALUES, _stored(patch.values, dtype))]
     if isinstance(patch, Whole):
         return [Part(VALUES, _stored(patch.values.reshape(-1), dtype), shape)]
     if isinstance(patch, LowRank):
@@ -145,8 +147,9 @@ def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> N
     it is; base: [*shape], where a mask needs it.
     """
     flat = tensor.view(-1)
-    if INDICES in parts:
-        flat[parts[INDICES].long()] = parts[VALUES]
+    replaced = _find_replaced(parts, flat.numel())
+    if replaced is not None:
+        flat[replaced] = parts[VALUES]
     elif VALUES in parts:
         flat.copy_(parts[VALUES].view(-1))
     elif LEFT in parts:
@@ -161,11 +164,18 @@ def apply(tensor: Tensor, parts: Mapping[str, Tensor], base: Tensor | None) -> N
 
 def remove(tensor: Tensor, parts: Mapping[str, Tensor], shared: Tensor) -> None:
     """Turn a task's tensor back into the shared one, in place: what the patch has touched is taken from `shared`."""
-    if INDICES in parts:
-        touched = parts[INDICES].long()
-        tensor.view(-1)[touched] = shared.reshape(-1)[touched]
+    replaced = _find_replaced(parts, tensor.numel())
+    if replaced is not None:
+        tensor.view(-1)[replaced] = shared.reshape(-1)[replaced]
     elif parts:
         tensor.copy_(shared)
+
+
+def _find_replaced(parts: Mapping[str, Tensor], n: int) -> Tensor | None:
+    """Return which of n entries get values of their own, as indices or as bits; None where that is not what they do."""
+    if INDICES in parts:
+        return parts[INDICES].long()
+    return unpack(parts[MASK], n) if parts.keys() == {MASK, VALUES} else None
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:

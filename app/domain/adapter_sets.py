@@ -76,6 +76,12 @@ def gather(recipe: Recipe, base: Manifest, adapters: Sequence[Manifest]) -> tupl
     return tuple(_gather(stored[name], [one.get(name) for one in placed]) for name in kept)
 
 
+def name_factors(tensor: str) -> tuple[str, str]:
+    """Return what the factors A and B of one of the base's tensors are called where they are merged themselves."""
+    stem = tensor.removesuffix(".weight")
+    return f"{stem}.lora_A", f"{stem}.lora_B"
+
+
 def factor_names(module: str, kind: Kind) -> tuple[str, str]:
     """Return the names under which PEFT stores the factors A and B of a module."""
     if kind == "embedding":

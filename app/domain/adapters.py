@@ -161,6 +161,29 @@ def as_dense(manifest: Manifest, base: Manifest) -> Manifest:
     )
 
 
+def update_ranks(models: Sequence[Manifest], base: Manifest | None) -> dict[str, tuple[int | None, ...]]:
+    """Return the highest rank that each model's update of a tensor can have, by the base's names, where some has one.
+
+    0 where an adapter leaves the tensor as it is; None where it replaces it, or the model is dense.
+    Raises: as `place`.
+    """
+    if base is None:
+        return {}
+    placed = [None if model.adapter is None else place(model, base) for model in models]
+    names = sorted({name for one in placed if one is not None for name in one})
+    return {
+        name: tuple(None if one is None else _update_rank(one.get(name, Placed())) for one in placed) for name in names
+    }
+
+
+def _update_rank(placed: Placed) -> int | None:
+    if placed.full is not None:
+        return None
+    if placed.lora is None:
+        return 0
+    return placed.lora.rank * (2 if placed.lora.is_linearized else 1)  # B·A₀ + B₀·(A − A₀)
+
+
 def strip_prefix(name: str) -> str:
     """Return a tensor's name without PEFT's prefixes and wrappers: as the wrapped model would call it."""
     name = name.removeprefix(PREFIX)

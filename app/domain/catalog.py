@@ -272,23 +272,42 @@ class Catalog(Value):
         return card, effective
 
     def check_override(
-        self, card: MethodCard, parameters: Mapping[str, JsonValue], *, n_models: int, pointer: str
+        self,
+        card: MethodCard,
+        parameters: Mapping[str, JsonValue],
+        *,
+        n_models: int,
+        pointer: str,
+        elsewhere: Mapping[str, JsonValue],
     ) -> dict[str, JsonValue]:
         """Return the parameters that an override sets, in one form; nothing is filled in.
 
+        elsewhere: the effective parameters of all other tensors, which name the methods inside: these cannot differ
+            between tensors, their parameters can.
         Raises: InvalidParameters naming every fault at once.
         """
-        faults = parameter_faults(card.parameters, parameters, pointer=pointer)
+        plain = {name: value for name, value in parameters.items() if name not in card.nested}
+        inside = {name: _only_parameters(value) for name, value in parameters.items() if name in card.nested}
+        faults = parameter_faults(card.parameters, plain, pointer=pointer)
         faults += [
-            FieldProblem(f"{pointer}/{name}", f"{name} is a method; it cannot differ between tensors")
-            for name in card.nested
-            if name in parameters
+            FieldProblem(
+                f"{pointer}/{name}",
+                f"{name} is a method; it cannot differ between tensors, but its parameters can: give those alone, as "
+                '{"parameters": {…}}',
+            )
+            for name, own in inside.items()
+            if own is None
         ]
-        faults = faults or _model_count_faults(card, parameters, n_models, pointer=pointer)
+        faults = faults or _model_count_faults(card, plain, n_models, pointer=pointer)
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
-        filled = fill_defaults(card.parameters, parameters)
-        return {name: value for name, value in filled.items() if name in parameters}
+        filled = fill_defaults(card.parameters, plain)
+        checked: dict[str, JsonValue] = {name: value for name, value in filled.items() if name in plain}
+        for name, own in inside.items():
+            method, where = self.method(_method_in(elsewhere[name])), f"{pointer}/{name}/parameters"
+            values = self.check_override(method, own or {}, n_models=n_models, pointer=where, elsewhere={})
+            checked[name] = {"parameters": dict(values)}
+        return dict(sorted(checked.items()))
 
     def check_step(
         self, kind: StepKind, name: str, parameters: Mapping[str, JsonValue], *, pointer: str
@@ -332,6 +351,10 @@ class Catalog(Value):
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return {"method": card.name, "version": card.version, "parameters": dict(effective)}
+
+    def cards_inside(self, card: MethodCard, parameters: Mapping[str, JsonValue]) -> tuple[MethodCard, ...]:
+        """Return the cards of the methods that effective parameters name inside a method."""
+        return tuple(self.method(_method_in(parameters[name])) for name in card.nested)
 
     def cards_beside(self, recipe: Recipe) -> tuple[MethodCard | StepCard, ...]:
         """Return the cards of what sees the merge set beside a recipe's method: what is nested in it, and steps."""
@@ -420,6 +443,13 @@ def load_catalog() -> Catalog:
 
 def _method_in(nested: JsonValue) -> str:
     return str(nested["method"]) if isinstance(nested, dict) else ""
+
+
+def _only_parameters(nested: JsonValue) -> dict[str, JsonValue] | None:
+    """Return the parameters that are given of a method inside; None where they are not given, or not alone."""
+    is_alone = isinstance(nested, dict) and nested.keys() == {"parameters"}
+    own = nested["parameters"] if is_alone and isinstance(nested, dict) else None
+    return own if isinstance(own, dict) else None
 
 
 def _nesting_faults(card: MethodCard, version: JsonValue) -> list[str]:

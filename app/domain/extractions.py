@@ -13,6 +13,7 @@ from app.domain.checkpoints import Manifest, TensorSpec
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.merge_sets import find_merge_set
 from app.domain.recipes import Recipe
+from app.domain.tensor_parameters import TensorGroup, group_tensors
 
 WEIGHT = ".weight"
 EMBEDDINGS = ("wte", "wpe", "shared")  # modules that embed, beside those with "embed" in their name
@@ -56,6 +57,7 @@ class Extraction:
     modules: tuple[ExtractedModule, ...]
     full: tuple[TensorSpec, ...]  # the base's
     skipped: tuple[str, ...]  # names of tensors that stay the base's, whatever the model has
+    groups: tuple[TensorGroup, ...]  # of all of these, by their parameters
     warnings: tuple[str, ...]
 
 
@@ -65,6 +67,8 @@ def find_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) 
     Raises: IncompatibleCheckpoints, Invalid: as a merge of these models; Invalid where no matrix is among them.
     """
     merge_set = find_merge_set(recipe, base, models)
+    groups = group_tensors(recipe, list(merge_set.merged))
+    parameters = {name: group.parameters for group in groups for name in group.names}
     modules: list[ExtractedModule] = []
     full: list[TensorSpec] = []
     skipped: list[str] = []
@@ -72,9 +76,9 @@ def find_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) 
         kind = _kind_of(tensor)
         choice = "lora" if kind in ("linear", "conv") else "modules_to_save"
         if kind == "embedding":
-            choice = str(recipe.parameters.get("embeddings", choice))
+            choice = str(parameters[name].get("embeddings", choice))
         elif kind is None:
-            choice = str(recipe.parameters.get("vectors", choice))
+            choice = str(parameters[name].get("vectors", choice))
         if choice == "lora" and kind is not None:
             modules.append(ExtractedModule(tensor, kind, _is_transposed(tensor, kind, base.model_type)))
         elif choice == "skip":
@@ -87,7 +91,8 @@ def find_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) 
             "least one whose change becomes a low-rank update; include one, or let embeddings be 'lora'.",
             errors=[FieldProblem("/exclude", "nothing is left that becomes a low-rank update")],
         )
-    return Extraction(tuple(modules), tuple(full), tuple(skipped), _warn(base, [tensor.name for tensor in full]))
+    warnings = _warn(base, [tensor.name for tensor in full])
+    return Extraction(tuple(modules), tuple(full), tuple(skipped), groups, warnings)
 
 
 def _kind_of(tensor: TensorSpec) -> Kind | None:

@@ -32,29 +32,37 @@ def check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, d
     return card, passthrough.pin_models(parameters, [model.checkpoint for model in request.models])
 
 
-def check_overrides(catalog: Catalog, card: MethodCard, request: MergeRequest) -> tuple[Override, ...]:
-    """Return a request's overrides as the recipe has them.
+def check_overrides(
+    catalog: Catalog, card: MethodCard, request: MergeRequest, parameters: Mapping[str, JsonValue]
+) -> tuple[Override, ...]:
+    """Return a request's overrides as the recipe has them. parameters: the effective ones of all other tensors.
 
     Raises: InvalidParameters, Invalid naming every fault of the first that has any.
     """
     n_models = len(request.models)
+    cards = (card, *catalog.cards_inside(card, parameters))
     overrides: list[Override] = []
     for index, one in enumerate(request.overrides):
         pointer = f"/overrides/{index}"
-        parameters = catalog.check_override(card, one.parameters, n_models=n_models, pointer=f"{pointer}/parameters")
+        own = catalog.check_override(
+            card, one.parameters, n_models=n_models, pointer=f"{pointer}/parameters", elsewhere=parameters
+        )
         weights = None if one.weights is None else tuple(_weight_of(weight) for weight in one.weights)
-        faults = _weights_faults(card, weights, n_models, pointer=f"{pointer}/weights")
+        faults = [
+            fault for user in cards for fault in _weights_faults(user, weights, n_models, pointer=f"{pointer}/weights")
+        ]
         if faults:
             raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
         models = None if one.models is None else _check_models(catalog, card, one.models, n_models, f"{pointer}/models")
-        overrides.append(Override(match=one.match, parameters=parameters, weights=weights, models=models))
+        overrides.append(Override(match=one.match, parameters=own, weights=weights, models=models))
     return tuple(overrides)
 
 
 def check_model(catalog: Catalog, card: MethodCard, request: MergeRequest, model: int) -> dict[str, JsonValue]:
     """Return a model's own parameters as the recipe has them. Raises: InvalidParameters."""
     pointer = f"/models/{model}/parameters"
-    return catalog.check_override(card, request.models[model].parameters, n_models=len(request.models), pointer=pointer)
+    own, n_models = request.models[model].parameters, len(request.models)
+    return catalog.check_override(card, own, n_models=n_models, pointer=pointer, elsewhere={})
 
 
 def check_steps(catalog: Catalog, kind: StepKind, request: MergeRequest) -> tuple[PinnedStep, ...]:
@@ -132,7 +140,9 @@ def _check_models(
     if faults:
         raise Invalid(f"{faults[0].pointer}: {faults[0].message}.", errors=faults)
     return tuple(
-        None if own is None else catalog.check_override(card, own, n_models=n_models, pointer=f"{pointer}/{index}")
+        None
+        if own is None
+        else catalog.check_override(card, own, n_models=n_models, pointer=f"{pointer}/{index}", elsewhere={})
         for index, own in enumerate(models)
     )
 

@@ -167,10 +167,6 @@ MinTasks = Annotated[
         json_schema_extra={"x-default-for-one-model": 1, "x-at-most-models": True},
     ),
 ]
-Rank = Annotated[
-    int,
-    Field(ge=1, le=65_536, description="Rank of what is kept of a matrix, at most."),
-]
 RankFraction = Annotated[
     float | None,
     Field(

@@ -12,10 +12,17 @@ from app.domain.catalog import MethodCard
 from app.domain.checkpoints import DTYPE_BYTES, Manifest, TensorSpec, Value
 
 PATCH_FORMAT = "amalgam-patch"
-PATCH_FORMAT_VERSION = 2  # with modules; a patch without them is written as version 1, which says the same
+PATCH_FORMAT_VERSION = (
+    3  # with bits for indices, 2 with modules; a patch is written as the first version that has all of it
+)
 PATCH_FOLDER = "patches"
 BASE_FILE = "base.safetensors"
+DENSE_RANK = 16  # that low-rank patches have where none is asked for,
+ADAPTER_SHARE = 4  # and of an adapter one part in four of its own rank
 MODULE_BYTES = DTYPE_BYTES["F32"]  # of a number in a surgery module
+
+
+UpdateRanks = Mapping[str, Sequence[int | None]]  # as adapters.update_ranks
 
 
 def patch_path(task: str) -> str:
@@ -71,19 +78,37 @@ def _ratio(part: int, whole: int) -> float | None:
     return round(part / whole, 6) if whole else None
 
 
+def default_rank(known: int | None) -> int:
+    """Return the rank that is kept of a model's matrix where none is asked for.
+
+    known: the highest that its update can have, where the model is an adapter.
+    """
+    return DENSE_RANK if known is None else max(1, known // ADAPTER_SHARE)
+
+
 def bound_patch_bytes(
-    card: MethodCard, parameters: Mapping[str, JsonValue], tensors: Sequence[TensorSpec], n_tasks: int
+    card: MethodCard,
+    parameters: Mapping[str, JsonValue],
+    tensors: Sequence[TensorSpec],
+    n_tasks: int,
+    ranks: UpdateRanks,
 ) -> int:
     """Return the most bytes that one task's patch of these tensors takes, headers aside; 0 for a dense result."""
     if card.patch_codec is None:
         return 0
     if card.patch_codec == "module":  # two matrices as wide as a block, which holds several square ones
         matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
-        return sum(_rank(parameters, tensor, n_tasks) * sum(tensor.shape) * MODULE_BYTES for tensor in matrices)
-    return sum(_bound(card, parameters, tensor, n_tasks) for tensor in tensors)
+        return sum(_rank(parameters, tensor, n_tasks, ()) * sum(tensor.shape) * MODULE_BYTES for tensor in matrices)
+    return sum(_bound(card, parameters, tensor, n_tasks, ranks.get(tensor.name, ())) for tensor in tensors)
 
 
-def _bound(card: MethodCard, parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int) -> int:
+def _bound(
+    card: MethodCard,
+    parameters: Mapping[str, JsonValue],
+    tensor: TensorSpec,
+    n_tasks: int,
+    ranks: Sequence[int | None],
+) -> int:
     item, n = DTYPE_BYTES[tensor.dtype], tensor.n_elements
     whole = n * item
     if card.patch_codec in ("mask", "sign"):
@@ -92,13 +117,15 @@ def _bound(card: MethodCard, parameters: Mapping[str, JsonValue], tensor: Tensor
         density = parameters.get("density")
         kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
         # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
-        return whole if kept == n else kept * (item + 4)
+        return whole if kept == n else kept * item + min(4 * kept, -(-n // 8))
     is_matrix = len(tensor.shape) == 2
-    return min(whole, _rank(parameters, tensor, n_tasks) * sum(tensor.shape) * item) if is_matrix else whole
+    return min(whole, _rank(parameters, tensor, n_tasks, ranks) * sum(tensor.shape) * item) if is_matrix else whole
 
 
-def _rank(parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int) -> int:
+def _rank(parameters: Mapping[str, JsonValue], tensor: TensorSpec, n_tasks: int, ranks: Sequence[int | None]) -> int:
     rank, fraction = parameters.get("rank"), parameters.get("rank_fraction")
     if isinstance(rank, int):
         return rank
+    if "rank" in parameters:
+        return max(map(default_rank, ranks or (None,)))
     return max(1, floor(min(tensor.shape) * (fraction if isinstance(fraction, float) else 1 / n_tasks)))

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from math import prod
 
-from app.domain.adapter_sets import AdaptedModule, extracts_adapter, factor_names, gather, writes_adapter
+from app.domain.adapter_sets import (
+    AdaptedModule,
+    extracts_adapter,
+    factor_names,
+    gather,
+    name_factors,
+    writes_adapter,
+)
 from app.domain.adapters import Kind
 from app.domain.catalog import MethodCard, StepCard
 from app.domain.checkpoints import DTYPE_BYTES, OUTPUT_DTYPES, Manifest
@@ -21,6 +28,7 @@ from app.domain.plans import (
     make_plan,
 )
 from app.domain.recipes import Recipe
+from app.domain.tensor_parameters import TensorGroup, group_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 COPIES = 6  # of all factors, float32, that an adapter method holds at a time
@@ -38,7 +46,8 @@ def plan_merge(
 ) -> MergePlan:
     """Return the plan of a recipe.
 
-    Raises: as plans.make_plan; for a result that is an adapter also Invalid for what such a merge cannot do.
+    Raises: as plans.make_plan; for a result that is an adapter also Invalid for what such a merge cannot do, as for
+        overrides and gradients over the adapted modules, each called like the base's tensor.
     """
     if not writes_adapter(recipe, card):
         return make_plan(recipe, base, models, card, beside)
@@ -46,24 +55,35 @@ def plan_merge(
     if base is None:
         message = f"{card.name} needs a base_model; name the one that the adapters lie on"
         raise IncompatibleCheckpoints(f"{message}.", errors=[FieldProblem("/base_model", message)])
-    return _plan_extraction(recipe, base, models) if extracts_adapter(card) else _plan_adapters(recipe, base, models)
+    if extracts_adapter(card):
+        return _plan_extraction(recipe, base, models)
+    return _plan_adapters(recipe, base, models, are_factors_merged=card.produces == "dense")
 
 
 def _refuse_steps(recipe: Recipe, card: MethodCard) -> None:
-    """Refuse overrides and steps around what sees no merge set of the base's tensors."""
+    """Refuse steps around what sees no merge set of the base's tensors."""
     if recipe.adapter_space == "factors" and card.produces == "dense":
         return
-    for name in ("overrides", "transforms", "post_steps"):
+    for name in ("transforms", "post_steps"):
         if getattr(recipe, name):
             message = f"{name} are not possible where the result is an adapter, save in the space 'factors'"
             raise Invalid(f"/{name}: {message}.", errors=[FieldProblem(f"/{name}", message)])
 
 
-def _plan_adapters(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> MergePlan:
+def _plan_adapters(
+    recipe: Recipe, base: Manifest, models: Sequence[Manifest], *, are_factors_merged: bool
+) -> MergePlan:
     modules = gather(recipe, base, models)
+    names = [one.tensor.name for one in modules]
+    if are_factors_merged and recipe.adapter_space == "factors":
+        group_tensors(recipe, [factor for name in names for factor in name_factors(name)])
+        asked = {}
+    else:
+        asked = _asked_ranks(group_tensors(recipe, names))
     sizes: list[Sizes] = []
     for one in modules:
-        sizes += _factor_sizes(one.module, one.kind, _rank(recipe, one.ranks), one.in_shape, one.n_out)
+        rank = asked.get(one.tensor.name) or (max if recipe.adapter_space == "factors" else sum)(one.ranks)
+        sizes += _factor_sizes(one.module, one.kind, rank, one.in_shape, one.n_out)
     bytes_read = sum(part.a.size_bytes + part.b.size_bytes for one in modules for part in one.parts if part is not None)
     partial = [one.module for one in modules if None in one.parts]
     warnings = [f"Some adapters leave {len(partial)} modules as they are: {', '.join(partial[:5])}."] if partial else []
@@ -82,9 +102,10 @@ def _learning_bytes(recipe: Recipe, base: Manifest, modules: Sequence[AdaptedMod
 
 def _plan_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest]) -> MergePlan:
     extraction = find_extraction(recipe, base, models)
+    asked = _asked_ranks(extraction.groups)
     sizes: list[Sizes] = [(tensor.name, tensor.shape) for tensor in extraction.full]
     for one in extraction.modules:
-        rank = min(_rank(recipe, ()), one.n_out, one.n_in)
+        rank = min(asked[one.tensor.name], one.n_out, one.n_in)
         sizes += _factor_sizes(one.module, one.kind, rank, one.in_shape, one.n_out)
     tensors = [*(one.tensor for one in extraction.modules), *extraction.full]
     largest = max((tensor.n_elements for tensor in tensors), default=0)
@@ -101,12 +122,10 @@ def _plan_extraction(recipe: Recipe, base: Manifest, models: Sequence[Manifest])
     return plan.model_copy(update={"estimated_seconds": seconds})
 
 
-def _rank(recipe: Recipe, ranks: Sequence[int]) -> int:
-    """Return the highest rank that a module of the result may have."""
-    asked = recipe.parameters.get("rank")
-    if isinstance(asked, int):
-        return asked
-    return max(ranks) if recipe.adapter_space == "factors" else sum(ranks)
+def _asked_ranks(groups: Sequence[TensorGroup]) -> dict[str, int]:
+    """Return the highest rank that a module of the result may have, by tensor, where its parameters say it."""
+    ranks = [(group.names, group.parameters.get("rank")) for group in groups]
+    return {name: rank for members, rank in ranks if isinstance(rank, int) for name in members}
 
 
 def _factor_sizes(module: str, kind: Kind, rank: int, in_shape: tuple[int, ...], n_out: int) -> list[Sizes]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from app.domain.adapters import update_ranks
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
 from app.domain.checkpoints import (
     DTYPE_BYTES,
@@ -23,7 +24,7 @@ from app.domain.errors import InvalidParameters
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
 from app.domain.passthrough import Copied, Layer, lay_out
-from app.domain.patches import bound_patch_bytes
+from app.domain.patches import UpdateRanks, bound_patch_bytes
 from app.domain.recipes import Recipe
 from app.domain.statistics_files import is_statistics_file
 from app.domain.sums import bound_sums_bytes
@@ -161,7 +162,7 @@ def make_plan(
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
-    bytes_beside, spooled = _bytes_beside(recipe, tensors, card)
+    bytes_beside, spooled = _bytes_beside(recipe, tensors, card, update_ranks(models, base))
     if recipe.data is not None and card.statistics is not None:
         bytes_beside += len(recipe.models) * _statistics_bytes(card, merge_set)
     bytes_written = sum(file.size_bytes for file in files) + bytes_beside + _companion_bytes(merge_set.reference)
@@ -336,7 +337,9 @@ def _statistics_bytes(card: MethodCard, merge_set: MergeSet) -> int:
     return sum(4 * tensor.shape[-1] ** 2 for tensor in merge_set.merged.values() if len(tensor.shape) == 2)
 
 
-def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard) -> tuple[int, int]:
+def _bytes_beside(
+    recipe: Recipe, tensors: Sequence[PlannedTensor], card: MethodCard, ranks: UpdateRanks
+) -> tuple[int, int]:
     """Return the most bytes of patches or sums that lie beside the weights, and those needed while they are written.
 
     Each file lies on the disk twice while it is joined; tensors that are not merged may travel in every patch.
@@ -348,7 +351,7 @@ def _bytes_beside(recipe: Recipe, tensors: Sequence[PlannedTensor], card: Method
         return (sums + header, sums) if sums else (0, 0)
     n_tasks = len(recipe.models)
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
-    patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks) + copied + header
+    patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks, ranks) + copied + header
     base = sum(tensor.size_bytes for tensor in merged) + header if card.patch_codec == "mask" else 0
     return n_tasks * patch + base, max(patch, base)
 

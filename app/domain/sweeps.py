@@ -182,7 +182,7 @@ def recipe_at(catalog: Catalog, recipe: Recipe, values: Mapping[str, JsonValue])
     for index, one in enumerate(document["overrides"]):
         pointer = f"/overrides/{index}/parameters"
         one["parameters"] = catalog.check_override(
-            card, one["parameters"], n_models=len(recipe.models), pointer=pointer
+            card, one["parameters"], n_models=len(recipe.models), pointer=pointer, elsewhere=parameters
         )
     return Recipe.model_validate({**document, "parameters": parameters})
 

@@ -1,13 +1,14 @@
 """Which parameters and weights hold for which tensors: overrides by glob, gradients over the depth.
 
 Tensors with the same parameters and weights form a group. What a method counts over the whole model ("global") it
-counts within a group; a recipe without overrides and gradients has one.
+counts within a group; a recipe without overrides and gradients has one. Of a method inside a method the parameters may
+differ likewise, not the method.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from pydantic import JsonValue
 
@@ -70,9 +71,10 @@ def _check_matches(overrides: Sequence[Override], names: Sequence[str]) -> None:
 def _has_gradients(recipe: Recipe) -> bool:
     own = [one for override in recipe.overrides for one in (override.parameters, *(override.models or ())) if one]
     own += [model.parameters for model in recipe.models]
-    values = [value for one in own for value in one.values()]
+    values = [value for one in (recipe.parameters, *own) for value in one.values()]
+    inside = [value for nested in values if _is_nested(nested) for value in nested["parameters"].values()]
     weights = [weight for one in recipe.overrides for weight in one.weights or () if weight is not None]
-    return any(_is_gradient(value) for value in (*recipe.parameters.values(), *values, *weights))
+    return any(_is_gradient(value) for value in (*values, *inside, *weights))
 
 
 def _of_tensor(recipe: Recipe, name: str, blocks: Mapping[str, Block]) -> _Values:
@@ -82,24 +84,47 @@ def _of_tensor(recipe: Recipe, name: str, blocks: Mapping[str, Block]) -> _Value
     weights: Sequence[float | tuple[float, ...]] = [model.weight for model in recipe.models]
     for override in recipe.overrides:
         if fnmatchcase(name, override.match):
-            parameters |= override.parameters
+            parameters = _put(parameters, override.parameters)
             changed = override.weights or [None] * len(weights)
             weights = [old if new is None else new for old, new in zip(weights, changed, strict=True)]
             own = [old | (new or {}) for old, new in zip(own, override.models or [None] * len(own), strict=True)]
     depth = depth_of(name, blocks)
 
-    def settle(values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        return {key: _at_depth(value, depth) for key, value in values.items()}
-
     return _Values(
-        settle(parameters),
+        _settle(parameters, depth),
         tuple(interpolate(weight, depth) if isinstance(weight, tuple) else weight for weight in weights),
-        tuple(settle({**parameters, **one}) for one in own) if any(own) else (),
+        tuple(_settle({**parameters, **one}, depth) for one in own) if any(own) else (),
     )
 
 
+def _put(parameters: Mapping[str, JsonValue], changed: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return parameters with changed ones in their place; of a method inside those of its parameters that differ."""
+    put = dict(parameters)
+    for name, value in changed.items():
+        old = put.get(name)
+        inside = value.get("parameters") if isinstance(value, dict) else None
+        if _is_nested(old) and isinstance(inside, dict):
+            put[name] = {**old, "parameters": {**old["parameters"], **inside}}
+        else:
+            put[name] = value
+    return put
+
+
+def _settle(values: Mapping[str, JsonValue], depth: float) -> dict[str, JsonValue]:
+    return {name: _at_depth(value, depth) for name, value in values.items()}
+
+
 def _at_depth(value: JsonValue, depth: float) -> JsonValue:
+    if _is_nested(value):
+        return {**value, "parameters": _settle(value["parameters"], depth)}
     return interpolate(value, depth) if _is_gradient(value) else value
+
+
+def _is_nested(value: object) -> TypeGuard[dict[str, Any]]:  # JSON values by name
+    """Tell whether a value is a method inside the method, with parameters of its own."""
+    if not isinstance(value, dict) or not isinstance(value.get("method"), str):
+        return False
+    return isinstance(value.get("parameters"), dict)
 
 
 def _is_gradient(value: object) -> TypeGuard[Sequence[float]]:

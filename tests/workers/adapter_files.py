@@ -1,6 +1,6 @@
 """Merging adapter folders into an adapter through the pipeline, and what the result makes of a base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 from app.domain.adapters import AdapterSpace, as_dense
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
+from app.domain.jobs import Progress
 from app.domain.planning import plan_merge
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe, RecipeModel, pin
@@ -31,6 +32,7 @@ class AdapterMerge:
     weights: Sequence[float] = ()
     space: AdapterSpace | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipe
+    on_progress: Callable[[Progress], None] = ignore
 
     def plan(self, base: LocalCheckpoint, models: Sequence[LocalCheckpoint]) -> tuple[Recipe, MergePlan]:
         """Return the recipe and its plan."""
@@ -65,7 +67,7 @@ class AdapterMerge:
             base=base,
             models=models,
             output=output,
-            on_progress=ignore,
+            on_progress=self.on_progress,
         )
         imported = import_checkpoint(output, ignore)
         beside = {"recipe.json", "README.md"}

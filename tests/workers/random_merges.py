@@ -165,7 +165,7 @@ def make_recipe(
         tensors=request.tensors,
         adapter_space=space,
         merge_buffers=request.merge_buffers,
-        overrides=merge_checks.check_overrides(catalog, card, request),
+        overrides=merge_checks.check_overrides(catalog, card, request, parameters),
         transforms=merge_checks.check_steps(catalog, "transforms", request),
         post_steps=merge_checks.check_steps(catalog, "post_steps", request),
     )

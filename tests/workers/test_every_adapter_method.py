@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from app.domain.catalog import load_catalog
-from app.domain.recipes import Recipe, RecipeModel
+from app.domain.recipes import Override, Recipe, RecipeModel
 from workers.adapter_contract import ModuleUpdates, Update
 from workers.adapter_methods.peft_combination import CombinationType
 from workers.catalog import load_adapter_recipe
-from workers.pipelines.adapter_merge import merge_modules
+from workers.pipelines.adapter_program import merge_modules
 
 CPU = torch.device("cpu")
 N_MODELS = 4
@@ -43,17 +43,23 @@ def _draw(method: str, factor: float = 1.0) -> list[ModuleUpdates]:
 
 
 def _merge(
-    method: str, parameters: dict[str, Any], modules: Sequence[ModuleUpdates], order: Sequence[int] = range(N_MODELS)
+    method: str,
+    parameters: dict[str, Any],
+    modules: Sequence[ModuleUpdates],
+    order: Sequence[int] = range(N_MODELS),
+    **changes: Any,
 ) -> dict[str, Tensor]:
-    """Return the merged updates, float64, of the adapters in some order."""
+    """Return the merged updates, float64, of the adapters in some order. changes: of the recipe."""
     weights = [WEIGHTS[index] for index in order]
     card, effective = load_catalog().check(method, parameters, has_base_model=True, weights=weights)
     models = tuple(
         RecipeModel(content_digest=f"{index}", weights_digest=f"{index}", weight=WEIGHTS[index]) for index in order
     )
-    recipe = Recipe(method=card.name, method_version=1, models=models, parameters=effective, shard_bytes=1 << 30)
+    recipe = Recipe(
+        method=card.name, method_version=1, models=models, parameters=effective, shard_bytes=1 << 30, **changes
+    )
     shuffled = [replace(module, updates=tuple(module.updates[index] for index in order)) for module in modules]
-    merged, _ = merge_modules(load_adapter_recipe(recipe), recipe, shuffled, CPU)
+    merged = merge_modules(load_adapter_recipe(recipe), recipe, shuffled, CPU).updates
     return {name: found.b.double() @ found.a.double() for name, found in merged.items()}
 
 
@@ -75,6 +81,25 @@ def test_t8_scaled_updates_give_a_scaled_update(method: str, parameters: dict[st
     once, then = (_merge(method, parameters, _draw(method, by)) for by in (1.0, factor))
     for name, update in once.items():
         torch.testing.assert_close(then[name], factor * update, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_a_group_of_modules_is_merged_as_it_would_be_alone(method: str, parameters: dict[str, Any]) -> None:
+    modules = _draw(method)
+    card = load_catalog().method(method)
+    inside = {"merge": {"method": "task_arithmetic", "parameters": {"scaling_coefficient": [0.5, 2.0]}}}
+    parameters = {**parameters, **(inside if card.nested else {})}
+    weights = (0.5, -1.0, 1.0, 0.0)
+    override = Override(match="layers.1.*", weights=weights)
+    together = _merge(method, parameters, modules, overrides=(override,))
+    for depth, scale, module in zip((0, 1), (0.5, 2.0), modules, strict=True):
+        own = {**parameters, **(_with_scale(scale) if card.nested else {})}
+        overrides = (Override(match="*", weights=weights),) if depth else ()
+        assert torch.equal(_merge(method, own, [module], overrides=overrides)[module.name], together[module.name])
+
+
+def _with_scale(scale: float) -> dict[str, Any]:
+    return {"merge": {"method": "task_arithmetic", "parameters": {"scaling_coefficient": scale}}}
 
 
 def test_every_method_of_adapters_is_here() -> None:

@@ -63,3 +63,18 @@ def test_a_group_is_merged_as_it_would_be_alone(method: MergeMethod, name: str) 
     for key, tensor in alone.items():
         assert torch.equal(overridden[key], tensor), key
         assert torch.equal(over_depth[key], tensor), key
+
+
+def test_a_method_inside_has_other_parameters_for_some_tensors() -> None:
+    method = next(one for one in find_methods() if one.card.name == "peru_fft")
+    models = _draw(3)
+    shared = {"method": "task_arithmetic", "parameters": {"scaling_coefficient": 0.5}, "version": None}
+    last: dict[str, Any] = {"shared": {"parameters": {"scaling_coefficient": 2.0}}}
+    found = MemoryMerge(method, {"shared": shared}, overrides=[Override(match="layers.1.*", parameters=last)])
+    over_depth = MemoryMerge(method, {"shared": {**shared, "parameters": {"scaling_coefficient": [0.5, 2.0]}}})
+    base, *others = models
+    for name, tensor in found(base, others).items():
+        scale = 2.0 if name.startswith("layers.1") else 0.5
+        expected = base[name] + scale * sum(other[name] - base[name] for other in others)
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(over_depth(base, others)[name], tensor)

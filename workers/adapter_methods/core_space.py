@@ -45,7 +45,7 @@ def merge(
     """Return U · merge(M₁ … M_K) · Vᵀ with Mᵢ = Uᵀ ΔWᵢ V; U and V span the columns of all Bᵢ and the rows of all Aᵢ."""
     frames: dict[str, tuple[Tensor, Tensor]] = {}
     cores: list[dict[str, Tensor]] = [{} for _ in context.weights]
-    for module in modules:
+    for module in context.each(modules):
         pairs = updates.all_factors(module)
         u = spectra.find_basis(torch.cat([b for _, b in pairs], dim=1), parameters.tolerance)  # [out, p]
         v = spectra.find_basis(torch.cat([a.T for a, _ in pairs], dim=1), parameters.tolerance)  # [in, q]

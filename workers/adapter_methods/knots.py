@@ -49,7 +49,7 @@ def merge(
     """Return U · merge(R₁ … R_K), where [ΔW₁ … ΔW_K] = U [R₁ … R_K] and U has orthonormal columns."""
     bases: dict[str, Tensor] = {}
     parts: list[dict[str, Tensor]] = [{} for _ in context.weights]
-    for module in modules:
+    for module in context.each(modules):
         pairs = updates.all_factors(module)
         bases[module.name] = _find_basis(pairs, parameters.tolerance)  # [out, k]
         for part, (a, b) in zip(parts, pairs, strict=True):

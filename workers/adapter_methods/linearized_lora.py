@@ -55,7 +55,7 @@ def merge(
     for module in modules:
         _check_one_start(module)
     changes: list[dict[str, Tensor]] = [{} for _ in context.weights]
-    for module in modules:
+    for module in context.each(modules):
         for change, update in zip(changes, module.updates, strict=True):
             if update is not None:
                 change |= _changes(module, update)
@@ -69,7 +69,7 @@ def _add_up(modules: Sequence[ModuleUpdates], context: AdapterContext) -> dict[s
             "linearized_lora: in dense_space the method in `merge` must be a linear combination (average, "
             "task_arithmetic). For any other, run it by itself on the adapters in the space 'delta'."
         )
-    return {module.name: updates.stack(module, context.coefficients) for module in modules}
+    return {module.name: updates.stack(module, context.coefficients) for module in context.each(modules)}
 
 
 def _changes(module: ModuleUpdates, update: Update) -> dict[str, Tensor]:

@@ -65,9 +65,9 @@ def merge(
 ) -> Mapping[str, LowRank]:
     """Return the combination of each module's updates."""
     if parameters.combination_type == "cat":
-        return {module.name: updates.stack(module, context.weights) for module in modules}
+        return {module.name: updates.stack(module, context.weights) for module in context.each(modules)}
     rank = parameters.rank or max(len(one.a) for module in modules for one in module.updates if one is not None)
-    return {module.name: _combine(module, parameters, context, rank) for module in modules}
+    return {module.name: _combine(module, parameters, context, rank) for module in context.each(modules)}
 
 
 def _combine(

@@ -18,7 +18,8 @@ from app.domain.patches import BASE_FILE, PATCH_FORMAT
 from app.domain.plans import PlannedTensor
 from workers import patches
 from workers.checkpoints.hashing import hash_file
-from workers.checkpoints.patch_files import SEPARATOR, bytes_of
+from workers.checkpoints.patch_files import bytes_of
+from workers.checkpoints.patch_spools import SEPARATOR
 from workers.checkpoints.writeback import start_writeback
 
 DIGEST = "0" * 64  # as long as any weights digest

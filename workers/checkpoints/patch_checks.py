@@ -9,18 +9,20 @@ from math import prod
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 
 from app.domain.checkpoints import DTYPE_BYTES, MERGEABLE_DTYPES, TaskPatch, TensorSpec
 from app.domain.errors import CheckpointInvalid
 from app.domain.identifiers import is_name
 from app.domain.patches import BASE_FILE, patch_path
-from workers.checkpoints.patch_files import SEPARATOR, WEIGHTLESS, read_part, read_patch_header
+from workers.checkpoints.patch_files import WEIGHTLESS, read_part, read_patch_header
+from workers.checkpoints.patch_spools import SEPARATOR
 from workers.patches import INDICES, LEFT, MASK, RIGHT, SCALE, SIGNS, VALUES
 from workers.surgery import DOWN, UP
 
 INDICES_AT_ONCE = 1 << 20
-_FORMS = ({VALUES}, {INDICES, VALUES}, {LEFT, RIGHT}, {MASK, SCALE}, {SIGNS, SCALE})
+_FORMS = ({VALUES}, {INDICES, VALUES}, {MASK, VALUES}, {LEFT, RIGHT}, {MASK, SCALE}, {SIGNS, SCALE})
 _MODULE = {DOWN, UP}
 
 Parts = Mapping[str, TensorSpec]  # of one tensor, by role
@@ -77,7 +79,7 @@ class _Patch:
     def check_base(self, base: "_Patch | None") -> None:
         """Check that there is a base's tensor under every mask."""
         for tensor, parts in self.parts.items():
-            if MASK not in parts or (base is not None and VALUES in base.parts.get(tensor, {})):
+            if MASK not in parts or VALUES in parts or (base is not None and VALUES in base.parts.get(tensor, {})):
                 continue
             self._refuse(f"found a mask and no {tensor}{SEPARATOR}{VALUES} in {BASE_FILE}, over which it lies", tensor)
 
@@ -102,14 +104,13 @@ class _Patch:
         if set(parts) not in forms:
             known = ", or ".join(" and ".join(sorted(form)) for form in forms)
             self._refuse(f"found the parts {', '.join(sorted(parts))}, expected {known}", name)
-        if not parts.keys() <= {INDICES, VALUES} and shared.dtype not in MERGEABLE_DTYPES:
+        if not parts.keys() <= {INDICES, MASK, VALUES} and shared.dtype not in MERGEABLE_DTYPES:
             self._refuse(f"found arithmetic on numbers of dtype {shared.dtype}, expected floating-point ones", name)
         for role, (dtypes, shape) in _expect(parts, shared).items():
             if parts[role].dtype not in dtypes or parts[role].shape != shape:
                 found = f"{parts[role].dtype} {list(parts[role].shape)}"
                 self._refuse(f"found {role} {found}, expected {' or '.join(dtypes)} {list(shape)}", name)
-        if INDICES in parts:
-            self._check_indices(name, parts[INDICES], shared.n_elements)
+        self._check_places(name, parts, shared.n_elements)
 
     def _check_module(self, place: str, parts: Parts) -> None:
         """Check the shapes of a surgery module; whether the model has its place shows when it is run."""
@@ -119,6 +120,13 @@ class _Patch:
         down, up = parts[DOWN].shape, parts[UP].shape
         if down != up[::-1]:
             self._refuse(f"found down {list(down)} and up {list(up)}, expected [rank, width] and [width, rank]", place)
+
+    def _check_places(self, name: str, parts: Parts, n_elements: int) -> None:
+        """Check what says where values belong."""
+        if INDICES in parts:
+            self._check_indices(name, parts[INDICES], n_elements)
+        elif parts.keys() == {MASK, VALUES}:
+            self._check_bits(name, parts[MASK], parts[VALUES].n_elements)
 
     def _check_indices(self, name: str, spec: TensorSpec, n_elements: int) -> None:
         """Check that indices ascend, without repeats, and lie within the tensor."""
@@ -137,6 +145,14 @@ class _Patch:
         if last >= n_elements:
             self._refuse(f"found the index {last}, expected indices below its {n_elements} entries", name)
 
+    def _check_bits(self, name: str, spec: TensorSpec, n_values: int) -> None:
+        """Check that there are as many bits as values."""
+        with self._path.open("rb") as file:
+            packed = read_part(file.fileno(), spec)
+        n_bits = int(np.bitwise_count(packed.numpy()).sum(dtype=np.int64))
+        if n_bits != n_values:
+            self._refuse(f"found {n_bits} bits in its mask, expected one for each of {n_values} values", name)
+
     def _refuse(self, what: str, tensor: str | None = None) -> NoReturn:
         where = f"{self._file}, tensor {tensor!r}" if tensor is not None else self._file
         raise CheckpointInvalid(f"{where}: {what}; copy the files of one artifact, all of them, again.")
@@ -148,6 +164,8 @@ def _expect(parts: Parts, shared: TensorSpec) -> dict[str, tuple[tuple[str, ...]
     if INDICES in parts:
         count = (prod(parts[INDICES].shape),)
         return {INDICES: (("I32", "I64"), count), VALUES: (own, count)}
+    if parts.keys() == {MASK, VALUES}:
+        return {MASK: (("U8",), (n_bytes,)), VALUES: (own, (parts[VALUES].n_elements,))}
     if VALUES in parts:
         return {VALUES: (own, shared.shape)}
     if LEFT in parts:

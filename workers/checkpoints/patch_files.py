@@ -2,18 +2,17 @@
 
 How large a patch becomes is known at its end only. While a merge runs, the parts of each kind go to a file of their own
 (a spool), one behind the other; then the header is known, and the spools are joined behind it. Memory is bounded by a
-piece, and neither pieces nor shards nor threads show in the bytes.
+piece, and neither pieces nor shards nor threads show in the bytes. Indices that are too many become bits on the way.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,99 +21,13 @@ from app.domain.errors import InputChanged, InvalidHeader
 from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_header_length
 from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches, surgery
-from workers.checkpoints.reader import TORCH_DTYPES, path_of
-from workers.patches import Packed, Part
-from workers.sums import DENOMINATOR, NUMERATOR
+from workers.checkpoints.patch_spools import ROLES, SEPARATOR, TORCH, Spool, Stored, StreamKey
+from workers.checkpoints.reader import path_of
+from workers.patches import Part
 from workers.surgery import SurgeryModule
 
-SEPARATOR = "::"
 SPOOL_FOLDER = ".patches"
-BUFFER_BYTES = 1 << 20
-TORCH: dict[str, torch.dtype] = {
-    **TORCH_DTYPES, "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-DTYPES = {dtype: name for name, dtype in TORCH.items()}
-_ROLES = (
-    patches.INDICES, patches.VALUES, patches.LEFT, patches.RIGHT, patches.SCALE, patches.MASK, patches.SIGNS,
-    NUMERATOR, DENOMINATOR, surgery.DOWN, surgery.UP,
-)  # fmt: skip
 WEIGHTLESS = (patches.INDICES, patches.MASK, patches.SIGNS)  # what holds no weights, as papers count
-
-
-@dataclass(frozen=True, order=True)
-class _StreamKey:
-    """Where the parts of one kind are spooled; streams are joined in this order, so that every tensor lies aligned."""
-
-    narrowness: int  # minus the bytes of an element
-    role: int
-    narrowness_of_tensor: int  # minus those of the tensor patched: within one, tensors come in the order of names
-
-
-@dataclass
-class _Growing:
-    """A part of one tensor that is being spooled."""
-
-    role: str
-    dtype: str
-    shape: tuple[int, ...] | None
-    n_bytes: int = 0
-
-    def described(self, tensor: str) -> tuple[str, str, tuple[int, ...], int]:
-        """Return it as a header lists it."""
-        shape = self.shape if self.shape is not None else (self.n_bytes // DTYPE_BYTES[self.dtype],)
-        return f"{tensor}{SEPARATOR}{self.role}", self.dtype, shape, self.n_bytes
-
-
-@dataclass(frozen=True)
-class _WaitingBits:
-    """Bits of a tensor that do not fill a byte yet."""
-
-    tensor: str
-    key: _StreamKey
-    bits: Packed
-
-
-@dataclass
-class _Spool:
-    """What has been spooled of one task."""
-
-    folder: Path
-    streams: dict[_StreamKey, dict[str, _Growing]] = field(default_factory=dict)
-    waiting: _WaitingBits | None = None
-
-    def path(self, key: _StreamKey) -> Path:
-        """Return where a stream lies."""
-        return self.folder / f"{-key.narrowness}-{key.role}-{-key.narrowness_of_tensor}"
-
-    def append(self, key: _StreamKey, tensor: str, part: Part, content: memoryview | bytes) -> None:
-        """Put bytes behind those that the tensor's part has so far."""
-        stream = self.streams.setdefault(key, {})
-        if tensor in stream and part.is_repeated:
-            return
-        dtype = DTYPES[part.content.dtype] if isinstance(part.content, Tensor) else "U8"
-        stream.setdefault(tensor, _Growing(part.role, dtype, part.shape)).n_bytes += len(content)
-        with self.path(key).open("ab") as file:
-            file.write(content)
-
-    def append_bits(self, key: _StreamKey, tensor: str, part: Part, bits: Packed) -> None:
-        """Put bits behind those that the tensor's part has so far."""
-        if self.waiting is not None and self.waiting.tensor == tensor:
-            bits = _join_bits(self.waiting.bits, bits)
-        else:
-            self.flush_bits()
-        n_whole = bits.n // 8
-        self.append(key, tensor, part, bits.content[:n_whole].data)
-        self.waiting = _WaitingBits(tensor, key, Packed(bits.content[n_whole:].copy(), bits.n % 8))
-
-    def flush_bits(self) -> None:
-        """Write the last byte of the tensor that came last."""
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None and waiting.bits.n:
-            self.streams[waiting.key][waiting.tensor].n_bytes += 1
-            with self.path(waiting.key).open("ab") as file:
-                file.write(waiting.bits.content.data)
 
 
 @dataclass(frozen=True)
@@ -141,7 +54,7 @@ class PatchWriter:
         self._files = tuple(files)
         self._root = output / SPOOL_FOLDER
         self._begun: list[Path] = []
-        self._spools = [_Spool(self._root / str(index)) for index in range(len(files))]
+        self._spools = [Spool(self._root / str(index)) for index in range(len(files))]
         for spool in self._spools:
             spool.folder.mkdir(parents=True)
 
@@ -151,7 +64,7 @@ class PatchWriter:
         for part in parts:
             content = part.content
             width = content.itemsize if isinstance(content, Tensor) else 1
-            key = _StreamKey(-width, _ROLES.index(part.role), -DTYPE_BYTES[dtype])
+            key = StreamKey(-width, ROLES.index(part.role), -DTYPE_BYTES[dtype])
             if isinstance(content, Tensor):
                 spool.append(key, tensor, part, bytes_of(content))
             else:
@@ -172,12 +85,10 @@ class PatchWriter:
     def _join(self, index: int, metadata: Mapping[str, str]) -> WrittenPatch:
         planned, spool = self._files[index], self._spools[index]
         spool.flush_bits()
-        streams = sorted(spool.streams)
-        grown = [(tensor, growing) for key in streams for tensor, growing in spool.streams[key].items()]
-        version = PATCH_FORMAT_VERSION if any(growing.role == surgery.UP for _, growing in grown) else 1
+        parts = spool.lay_out()
         header = make_header(
-            [growing.described(tensor) for tensor, growing in grown],
-            {"format": PATCH_FORMAT, "version": str(version), **metadata, **planned.metadata},
+            [stored.part.described(stored.tensor) for stored in parts],
+            {"format": PATCH_FORMAT, "version": str(_version_of(parts)), **metadata, **planned.metadata},
         )
         path = self._output / planned.path
         path.parent.mkdir(exist_ok=True)
@@ -185,13 +96,14 @@ class PatchWriter:
         with path.open("xb") as file:
             self._begun.append(path)
             file.write(header)
-            for content in (content for key in streams for content in _drain(spool.path(key))):
+            for content in (content for stored in parts for content in stored.content):
                 digest.update(content)
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
             entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
-        values = [growing for _, growing in grown if growing.role not in WEIGHTLESS]
+        shutil.rmtree(spool.folder)
+        values = [stored.part for stored in parts if stored.part.role not in WEIGHTLESS]
         return WrittenPatch(entry, sum(part.n_bytes // DTYPE_BYTES[part.dtype] for part in values))
 
 
@@ -271,17 +183,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
 
 
-def _join_bits(first: Packed, second: Packed) -> Packed:
-    if first.n == 0:
-        return second
-    return patches.pack(
-        np.concatenate([np.unpackbits(bits.content, count=bits.n, bitorder="little") for bits in (first, second)])
-    )
-
-
-def _drain(path: Path) -> Iterator[bytes]:
-    """Yield a spooled stream's bytes, then remove it."""
-    with path.open("rb") as file:
-        while content := file.read(BUFFER_BYTES):
-            yield content
-    path.unlink()
+def _version_of(parts: Sequence[Stored]) -> int:
+    """Return the first version of the format that has these parts."""
+    of_tensors: dict[str, set[str]] = {}
+    for stored in parts:
+        of_tensors.setdefault(stored.tensor, set()).add(stored.part.role)
+    if any(roles == {patches.MASK, patches.VALUES} for roles in of_tensors.values()):
+        return 3
+    return 2 if any(surgery.UP in roles for roles in of_tensors.values()) else 1

@@ -14,7 +14,8 @@ from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, Tens
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.recipes import Recipe
 from app.domain.sums import SUMS_FILE, SUMS_FORMAT, SUMS_FORMAT_VERSION
-from workers.checkpoints.patch_files import SEPARATOR, PatchFile, PatchWriter, read_part, read_patch_header
+from workers.checkpoints.patch_files import PatchFile, PatchWriter, read_part, read_patch_header
+from workers.checkpoints.patch_spools import SEPARATOR
 from workers.checkpoints.reader import path_of
 from workers.patches import INDICES, Part
 from workers.sums import DENOMINATOR, NUMERATOR, Sums

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.domain.parameters import ScalingCoefficient
 from workers.contract import MergeContext, merge_method
-from workers.numerics import precision, task_vectors
+from workers.numerics import precision
 from workers.statistics.redundancy import DisentanglementParameters, coefficients_of, request_redundancy
 
 
@@ -39,7 +39,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: AwdTaskArithmeticParamete
     base: [rows, width]; finetuned: [n, rows, width]; result: [rows, width]. Computed as task arithmetic with the
     weights wᵢ − aᵢ Σ w, in float64 and rounded once.
     """
-    redundancy = coefficients_of(task_vectors.subtract(finetuned, base), parameters, context)  # [n] or [rows, n]
+    redundancy = coefficients_of(len(base), context).to(base.device)  # [n] or [rows, n]
     weights = redundancy.new_tensor(context.weights)
     own = (weights - weights.sum() * redundancy) * parameters.scaling_coefficient
     total = base.double().mul_(_column(1.0 - own.sum(-1)))

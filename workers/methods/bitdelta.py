@@ -7,14 +7,13 @@ Departs from source: the scales are not distilled, which needs data; small tenso
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from app.domain.catalog import TaskAddition
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import residuals, task_vectors
-from workers.patches import Patch, Replacement, Signed
+from workers.numerics import task_vectors
+from workers.patches import UNCHANGED, Patch, Signed, Whole
 from workers.statistics.means import MeanMagnitudes
 
 SCALES = "scales"
@@ -33,14 +32,17 @@ def patch(
     base: Tensor, finetuned: Tensor, _shared: Tensor, _parameters: BitDeltaParameters, context: MergeContext
 ) -> Sequence[Patch]:
     """Return, per model, the signs of its task vector and their scale, mean |τ|; below two dimensions its values."""
-    if len(context.shape) < 2:
-        return residuals.replace_all(finetuned)
     scales = context.statistics[SCALES][context.tensor]
-    return [_compress(model, base, scale) for model, scale in zip(finetuned, scales, strict=True)]
+    is_vector = len(context.shape) < 2
+    return [
+        UNCHANGED if scale == 0 else Whole(model) if is_vector else _compress(model, base, scale)
+        for model, scale in zip(finetuned, scales, strict=True)
+    ]
 
 
 @merge_method(
     name="bitdelta",
+    version=2,
     title="BitDelta",
     summary="Keeps the base model and, per task, one sign bit per weight and one scale per tensor.",
     source="Liu et al. 2024, arXiv:2402.10193",
@@ -62,6 +64,4 @@ def merge(base: Tensor, _finetuned: Tensor, _parameters: BitDeltaParameters, _co
 
 
 def _compress(model: Tensor, base: Tensor, scale: float) -> Patch:
-    if scale == 0:  # nothing has moved
-        return Replacement(torch.empty(0, dtype=torch.int64), torch.empty(0))
     return Signed(task_vectors.subtract(model, base) >= 0, scale)  # 0 counts as +

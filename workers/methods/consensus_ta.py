@@ -1,14 +1,15 @@
 """Consensus task arithmetic: add task vectors up, then drop what only one task, or none, needs of the sum.
 
 Source: Wang et al. 2024, arXiv:2405.07813, section 5.
-Departs from source: one mask threshold for all tasks, where the authors choose one per task on validation data.
+Departs from source: mask thresholds are given, for all tasks or for each, where the authors choose them on validation
+    data.
 """
 
 from torch import Tensor
 
 from app.domain.parameters import MaskThreshold, MinTasks, Parameters, ScalingCoefficient
 from workers.contract import MergeContext, merge_method
-from workers.fusion import FusedMerge, Needed
+from workers.fusion import FusedMerge
 from workers.numerics import consensus, precision, task_vectors
 
 
@@ -20,12 +21,15 @@ class ConsensusTaParameters(Parameters):
     scaling_coefficient: ScalingCoefficient = 1.0
 
 
-def fuse(parameters: ConsensusTaParameters, context: MergeContext) -> FusedMerge:
-    """Return what `merge` computes, fused."""
+def fuse(parameters: ConsensusTaParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused; None where thresholds differ."""
+    needed = consensus.need(parameters, len(context.weights), parameters.min_tasks)
+    if needed is None:
+        return None
     return FusedMerge(
         context.weights,
         of_deltas=True,
-        needed=Needed(parameters.mask_threshold, parameters.min_tasks),
+        needed=needed,
         scaling=parameters.scaling_coefficient,
         base_share=1.0,
     )
@@ -42,6 +46,7 @@ def fuse(parameters: ConsensusTaParameters, context: MergeContext) -> FusedMerge
     models=(1, None),
     granularity="element",
     neutral_parameters={"mask_threshold": 0.0, "min_tasks": 1, "scaling_coefficient": 1.0},
+    per_model=("mask_threshold",),
     fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: ConsensusTaParameters, context: MergeContext) -> Tensor:
@@ -51,7 +56,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ConsensusTaParameters, co
         precision.weighted_sum(deltas, context.weights),
         deltas,
         context.weights,
-        mask_threshold=parameters.mask_threshold,
+        thresholds=consensus.thresholds_of(parameters, len(deltas)),
         min_tasks=parameters.min_tasks,
     )
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)

@@ -1,8 +1,8 @@
 """Consensus TIES: merge task vectors as TIES does, then drop what only one task, or none, needs of the result.
 
 Source: Wang et al. 2024, arXiv:2405.07813, section 5; Yadav et al. 2023, arXiv:2306.01708, Algorithm 1.
-Departs from source: one mask threshold for all tasks, where the authors choose one per task on validation data; trim
-    and balanced votes are those of `ties`.
+Departs from source: mask thresholds are given, for all tasks or for each, where the authors choose them on validation
+    data; trim and balanced votes are those of `ties`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from app.domain.parameters import (
     ZeroVote,
 )
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.fusion import FusedMerge, Needed
+from workers.fusion import FusedMerge
 from workers.numerics import consensus, signs, sparsify, task_vectors
 from workers.statistics import trims
 
@@ -45,10 +45,10 @@ def collect(parameters: ConsensusTiesParameters) -> Sequence[StatisticRequest]:
     return (trims.request_trim(parameters, parameters.density),)
 
 
-def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMerge:
-    """Return what `merge` computes, fused."""
-    needed = Needed(parameters.mask_threshold, parameters.min_tasks)
-    return replace(trims.fuse_ties(parameters, context), needed=needed)
+def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMerge | None:
+    """Return what `merge` computes, fused; None where thresholds differ."""
+    needed = consensus.need(parameters, len(context.weights), parameters.min_tasks)
+    return None if needed is None else replace(trims.fuse_ties(parameters, context), needed=needed)
 
 
 @merge_method(
@@ -63,6 +63,7 @@ def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMer
     granularity="element",
     statistic_passes=2,
     neutral_parameters={"density": 1.0, "mask_threshold": 0.0, "min_tasks": 1, "scaling_coefficient": 1.0},
+    per_model=("mask_threshold",),
     collect=collect,
     fused=fuse,
 )
@@ -83,7 +84,7 @@ def merge(base: Tensor, finetuned: Tensor, parameters: ConsensusTiesParameters, 
         merged,
         deltas,
         context.weights,
-        mask_threshold=parameters.mask_threshold,
+        thresholds=consensus.thresholds_of(parameters, len(deltas)),
         min_tasks=parameters.min_tasks,
     )
     return task_vectors.add(base, needed, scaling_coefficient=parameters.scaling_coefficient)

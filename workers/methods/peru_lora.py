@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from app.domain.catalog import TaskAddition
-from app.domain.parameters import Parameters, Rank, TaskArithmeticCoefficient
+from app.domain.parameters import Parameters, TaskArithmeticCoefficient
+from app.domain.patches import default_rank
 from workers.contract import MergeContext, merge_method
 from workers.numerics import low_rank, matrices, precision, residuals, task_vectors
 from workers.patches import Patch
@@ -22,7 +23,15 @@ from workers.patches import Patch
 class PeruLoraParameters(Parameters):
     """Parameters of `peru_lora`."""
 
-    rank: Rank = 16
+    rank: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65_536,
+            description="Rank of what is kept of a matrix, at most; null: of an adapter a quarter of the rank that its "
+            "update of the matrix has, at least 1, and 16 of a dense model.",
+        ),
+    ] = None
     energy: Annotated[
         float,
         Field(
@@ -45,15 +54,44 @@ class PeruLoraParameters(Parameters):
 def patch(
     _base: Tensor, finetuned: Tensor, shared: Tensor, parameters: PeruLoraParameters, context: MergeContext
 ) -> Sequence[Patch]:
-    """Return, per model, the truncated difference from the shared model, or its values where that is no smaller."""
-    if shared.dim() != 2 or not low_rank.pays(min(parameters.rank, *shared.shape), *shared.shape):
-        return residuals.replace_all(finetuned)
-    rank, energy = parameters.rank, parameters.energy
-    return low_rank.truncate_changes(finetuned, shared, rank=rank, energy=energy, tick=context.tick)
+    """Return, per model, the truncated difference from the shared model, or its values where that is no smaller.
+
+    A kernel [out, in, …] is a matrix of out rows. What is the shared one, to the bit, has no patch.
+    """
+    of_models = context.update_ranks.get(context.tensor, (None,) * len(finetuned))
+    made: list[Patch] = []
+    for model, rank in enumerate(_ranks(parameters, of_models)):
+        made.append(_truncate(finetuned[model], shared, rank, parameters.energy))
+        context.tick((model + 1) / len(finetuned))
+    return made
+
+
+def _truncate(model: Tensor, shared: Tensor, rank: int, energy: float) -> Patch:
+    rows, columns = (len(shared), shared[0].numel()) if shared.dim() > 1 and shared.numel() else (0, 0)
+    if not low_rank.pays(min(rank, rows, columns), rows, columns) or residuals.is_same(model, shared):
+        return residuals.replace_changed(model.unsqueeze(0), shared)[0]
+    matrices_of = model.reshape(1, rows, columns), shared.reshape(rows, columns)
+    return low_rank.truncate_changes(*matrices_of, rank=rank, energy=energy)[0]
+
+
+def _ranks(parameters: PeruLoraParameters, of_models: Sequence[int | None]) -> list[int]:
+    """Return the rank that is kept of each model, at most. of_models: the highest that its update can have, if known.
+
+    What a merge lost of an adapter holds the others' updates, too.
+    """
+    is_residual = parameters.mode == "residual"
+    highest = max((rank for rank in of_models if rank is not None), default=0)
+    found: list[int] = []
+    for own in of_models:
+        known = highest if is_residual and own is not None else own
+        asked = parameters.rank or default_rank(known)
+        found.append(asked if is_residual or own is None else min(asked, own))
+    return found
 
 
 @merge_method(
     name="peru_lora",
+    version=2,
     title="PERU-LoRA",
     summary="Keeps, per task, the largest singular components of its task vector, or of what a merge lost of it.",
     source="Jiang et al. 2023, arXiv:2310.01886",

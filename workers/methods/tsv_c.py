@@ -27,16 +27,17 @@ def patch(
 ) -> Sequence[Patch]:
     """Return, per model, the truncated task vector, or its values where that would be no smaller."""
     if base.dim() != 2:
-        return residuals.replace_all(finetuned)
+        return residuals.replace_changed(finetuned, base)
     rows, columns = base.shape
     rank = matrices.count_of_side(min(rows, columns), len(finetuned), parameters.rank_fraction)
     if not low_rank.pays(rank, rows, columns):
-        return residuals.replace_all(finetuned)
+        return residuals.replace_changed(finetuned, base)
     return low_rank.truncate_changes(finetuned, base, rank=rank, tick=context.tick)
 
 
 @merge_method(
     name="tsv_c",
+    version=2,
     title="TSV-Compress",
     summary="Keeps the base model and, per task, the largest singular components of its task matrices.",
     source="Gargiulo et al. 2024, arXiv:2412.00081",

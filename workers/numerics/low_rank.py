@@ -4,16 +4,19 @@ Source: Eckart, Young 1936, "The approximation of one matrix by another of lower
 """
 
 from functools import partial
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from workers.contract import Tick
+from workers.contract import Tick, ignore_tick
 from workers.numerics import spectra, thin_products
 from workers.numerics.matrices import TaskMatrices
 from workers.numerics.spectra import Singular
 from workers.patches import LowRank
 from workers.stored import Models
+
+ROUNDING = 2.0**-24  # of an entry, at most, to float32
 
 
 def truncate(matrix: Tensor, *, rank: int, energy: float = 1.0) -> LowRank:
@@ -31,10 +34,13 @@ def first(found: Singular, n: int) -> LowRank:
     return LowRank(*thin_products.balance(found.left[:, :n], found.values[:n], found.right[:n]))
 
 
-def truncate_changes(finetuned: Models, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick) -> list[LowRank]:
+def truncate_changes(
+    finetuned: Models, origin: Tensor, *, rank: int, energy: float = 1.0, tick: Tick = ignore_tick
+) -> list[LowRank]:
     """Return what each model has beyond the origin, truncated, in float32; it ticks after each.
 
-    finetuned: [n, rows, columns]; origin: [rows, columns], float32 both.
+    finetuned: [n, rows, columns]; origin: [rows, columns], float32 both. Components no larger than what rounding the
+    weights to float32 adds are left out: a model of a low rank has no others.
     """
     changes = TaskMatrices.of(origin, finetuned, (1.0,) * len(finetuned))
     made: list[LowRank] = []
@@ -52,8 +58,25 @@ def _truncate_change(changes: TaskMatrices, model: int, rank: int, energy: float
     square = torch.stack([run.square_().sum() for run in runs()]).sum() if energy < 1.0 else found.values.sum()
     if changes.is_tall:
         found = Singular(found.right.mT, found.values, found.left.mT)
-    factors = first(found, _count(found, energy, square))
+    n_above = int((found.values > _rounding(wide, model)).sum())
+    factors = first(found, min(n_above, _count(found, energy, square)))
     return LowRank(factors.a.float(), factors.b.float())
+
+
+def _rounding(wide: TaskMatrices, model: int) -> float:
+    """Return the largest singular value that rounding a model and its origin to float32 makes.
+
+    Errors that are independent of each other, of at most 2⁻²⁴ of an entry each, make a matrix whose norm is at most the
+    largest norm of its rows plus that of its columns: Bandeira, van Handel 2016, arXiv:1408.6185, theorem 1.1, whose
+    further term is small. Errors are uniform, so that these are √3 times too large.
+    """
+    of_rows = wide.base.new_zeros(wide.shape[0], dtype=torch.float64)
+    largest_column = 0.0
+    for columns in wide.columns():
+        squares = wide.stored(model, columns).double().square_().add_(wide.base[:, columns].double().square_())
+        of_rows += squares.sum(1)
+        largest_column = max(largest_column, float(squares.sum(0).max()))
+    return ROUNDING * (sqrt(float(of_rows.max())) + sqrt(largest_column))
 
 
 def _count(found: Singular, energy: float, square: Tensor) -> int:

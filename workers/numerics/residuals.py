@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from app.domain.parameters import TrimScope
 from workers.contract import MergeContext
 from workers.numerics import sparsify, task_vectors
 from workers.numerics.sparsify import Boundary
-from workers.patches import Patch, Replacement, Whole
+from workers.patches import UNCHANGED, Patch, Replacement, Whole
 from workers.stored import Models
 
 LARGEST = "largest"  # name of the statistic
@@ -42,6 +43,19 @@ class KeptRank:
 def replace_all(finetuned: Models) -> list[Patch]:
     """Return a patch per model that replaces everything. finetuned: [n, *shape]."""
     return [Whole(model.reshape(-1)) for model in finetuned]
+
+
+def replace_changed(finetuned: Models, shared: Tensor) -> list[Patch]:
+    """Return a patch per model that replaces everything, or nothing where it is what is shared, to the bit.
+
+    finetuned: [n, *shape], whole tensors; shared: [*shape].
+    """
+    return [UNCHANGED if is_same(model, shared) else Whole(model.reshape(-1)) for model in finetuned]
+
+
+def is_same(model: Tensor, shared: Tensor) -> bool:
+    """Tell whether two float32 tensors of one shape hold the same bits."""
+    return torch.equal(model.contiguous().view(torch.int32), shared.contiguous().view(torch.int32))
 
 
 def replace_largest(finetuned: Tensor, shared: Tensor, kept: Kept, context: MergeContext) -> list[Patch]:

@@ -26,6 +26,7 @@ from workers.checkpoints.adapters import open_model
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.patches import LowRank
 from workers.pipelines.adapter_merge import finish
+from workers.pipelines.adapter_program import MergedModules
 from workers.pipelines.progress import ProgressMeter
 
 
@@ -82,13 +83,17 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
         pair = _open(stack, base, models[0], recipe, meter)
         meter.enter("decomposing")
         norms: dict[str, float] = {}
-        changes = [_change_of(module, pair, norms) for module in extraction.modules]
-        parameters = code.method.parameters.model_validate(recipe.parameters)
-        merged = code.method.merge(changes, parameters, _context(recipe))
+        changes = {module.tensor.name: _change_of(module, pair, norms) for module in extraction.modules}
+        merged: dict[str, LowRank] = {}
+        for group in extraction.groups:
+            parameters = code.method.parameters.model_validate(group.parameters)
+            own = [changes[name] for name in group.names if name in changes]
+            merged |= code.method.merge(own, parameters, _context(recipe))
         full = _read_changed(extraction, pair)
     meter.enter("finishing")
     made = _output(extraction, merged, full)
-    manifest, report = finish(made, plan, code.method, recipe=recipe, output=output)
+    extracted = MergedModules(merged, extraction.groups)
+    manifest, report = finish(made, plan, code.method, recipe=recipe, output=output, merged=extracted)
     return manifest, report | {"captured_energy": _captured(merged, norms), "skipped": list(extraction.skipped)}
 
 

@@ -27,7 +27,8 @@ from workers.checkpoints import config
 from workers.checkpoints.companions import copy_companions, write_file, write_index
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import one_torch_thread
-from workers.checkpoints.patch_files import TORCH, PatchReader
+from workers.checkpoints.patch_files import PatchReader
+from workers.checkpoints.patch_spools import TORCH
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.writer import WeightsWriter
 from workers.pipelines.progress import ProgressMeter

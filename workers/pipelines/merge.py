@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from app.domain.adapters import as_dense
+from app.domain.adapters import as_dense, update_ranks
 from app.domain.checkpoints import LocalCheckpoint, Manifest, distinct_tensors
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
@@ -32,13 +32,12 @@ from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
 from workers.pipelines.beside import open_beside
+from workers.pipelines.group_reports import report_groups
 from workers.pipelines.merge_files import OnWritten, complete, ignore, write_weights
 from workers.pipelines.merge_steps import Inputs, Merger
 from workers.pipelines.patching import label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
-
-MAX_REPORTED = 1000  # names of tensors in one group of the report
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -83,7 +82,15 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
         told = Told(opened.meter)
         with opened.meter.silence() if learn is not None else nullcontext():
             ready = program.prepare(
-                recipe, code, opened.source, device=opened.device, on_request=told.begin, learn=learn
+                recipe,
+                code,
+                opened.source,
+                device=opened.device,
+                on_request=told.begin,
+                learn=learn,
+                update_ranks=update_ranks(
+                    [model.manifest for model in models], None if base is None else base.manifest
+                ),
             )
         opened.meter.enter("merging")
         opened.meter.expect(total_bytes(plan, opened.inputs))
@@ -169,7 +176,7 @@ class Told:
             "n_passes": 1 + sum(request.n_passes for request in self._requests),
             "statistics": [request.name for request in self._requests],
             "found": ready.report(),
-            **_report_groups(ready),
+            **report_groups([group.tensors for group in ready.groups]),
         }
 
 
@@ -192,23 +199,6 @@ def open_device(device: str) -> torch.device:
             f"The device {device!r} cannot be used ({str(error).partition(chr(10))[0]}), expected one that torch has "
             "here; set AMALGAM_DEVICE to auto or cpu, and retry the job."
         ) from error
-
-
-def _report_groups(ready: MergeProgram) -> dict[str, JsonValue]:
-    """Return what holds for each group of tensors, where there are several, or for each model, where they differ."""
-    if len(ready.groups) <= 1 and not any(group.tensors.of_models for group in ready.groups):
-        return {}
-    groups: list[JsonValue] = [
-        {
-            "parameters": group.parameters,
-            "weights": list(group.tensors.weights),
-            **({"models": list(group.tensors.of_models)} if group.tensors.of_models else {}),
-            "n_tensors": len(group.tensors.names),
-            "tensors": list(group.tensors.names[:MAX_REPORTED]),
-        }
-        for group in ready.groups
-    ]
-    return {"groups": groups}
 
 
 def open_inputs(

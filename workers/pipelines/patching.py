@@ -21,7 +21,8 @@ from app.domain.recipes import Recipe
 from workers import patches, surgery
 from workers.checkpoints.base_file import BaseFile
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.checkpoints.patch_files import TORCH, PatchFile, PatchWriter
+from workers.checkpoints.patch_files import PatchFile, PatchWriter
+from workers.checkpoints.patch_spools import TORCH
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.patches import Measured, Part, Patch
 from workers.pipelines.additions import copy_patches

@@ -41,6 +41,7 @@ from workers.granularity import piece_shape
 from workers.learning_contract import Learn, Learned
 from workers.numerics import fused
 from workers.patches import Measured, Patch
+from workers.pipelines.group_reports import join_reports
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
 from workers.stored import Models, hold
 from workers.sums import Sums
@@ -177,9 +178,9 @@ class MergeProgram:
     post_steps: tuple[BoundStep, ...]
     granularity: Granularity  # of the pieces it takes: the coarsest of its parts
 
-    def merge(self, piece: Piece) -> Tensor:
-        """Return the merged piece, [m] float32 on the CPU. piece: as the source reads it."""
-        changed = self.complete(self.prepare(piece))
+    def merge(self, piece: Piece, tick: Tick = ignore_tick) -> Tensor:
+        """Return the merged piece, [m] float32 on the CPU. piece: as the source reads it; the method ticks."""
+        changed = self.complete(self.prepare(piece), tick)
         if changed.merged is None:
             raise JobInternal(f"nothing was merged for tensor {piece.tensor!r}; report this fault.")
         return changed.merged
@@ -238,11 +239,7 @@ class MergeProgram:
         told: dict[str, JsonValue] = {}
         for step in (*self.transforms, *self.post_steps):
             told |= {f"{step.step.card.name}.{name}": value for name, value in _told(step.context).items()}
-        groups = [_told(group.bound.context) for group in self.groups]
-        for name in {name for group in groups for name in group}:
-            values = [group[name] for group in groups if name in group]
-            told[name] = values[0] if len(self.groups) == 1 else values
-        return dict(sorted(told.items()))
+        return dict(sorted((told | join_reports([_told(group.bound.context) for group in self.groups])).items()))
 
     def fuse(self, tensor: str, shape: tuple[int, ...]) -> Fused | None:
         """Return how the whole of a tensor's program is computed in one go, or None where it cannot be."""
@@ -250,7 +247,7 @@ class MergeProgram:
             return None
         group = self.group_of(tensor)
         bound = group.bound
-        if bound.context.nested or bound.device.type != "cpu":
+        if bound.device.type != "cpu":
             return None
         context = replace(bound.context, tensor=tensor, shape=shape, offset=0, position=group.positions[tensor])
         return bound.method.fused(bound.parameters, context)
@@ -273,15 +270,17 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     on_request: OnRequest = lambda _: None,
     learn: Learn | None = None,
     own: PieceSource | None = None,
+    update_ranks: Mapping[str, Sequence[int | None]] | None = None,
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
 
     learn: runs the method's learner, where the recipe names data to learn from. own: those tensors of the source that
-    are going to be merged, if not all are: the method's local statistics are collected of them alone.
+    are going to be merged, if not all are: the method's local statistics are collected of them alone. update_ranks: of
+    models that are adapters, as app/domain/adapters.py finds them.
 
     Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
     """
-    blank = _blank_context(recipe)
+    blank = replace(_blank_context(recipe), update_ranks=update_ranks or {})
     asked = [pinned.parameters for pinned in recipe.transforms]
     transforms = _bind_transforms(list(zip(code.transforms, asked, strict=True)), source, blank, device, on_request)
     seen = _through(source, transforms)
@@ -289,7 +288,7 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     is_alone = not recipe.post_steps and not code.nested  # nothing else needs what the method finds, of other tensors
     merged = _through(own, transforms) if own is not None and is_alone else seen
     groups = tuple(
-        _bind_group(recipe, code, group, (seen, merged), device, on_request) for group in group_tensors(recipe, names)
+        _bind_group(blank, code, group, (seen, merged), device, on_request) for group in group_tensors(recipe, names)
     )
     if learn is not None:
         groups = tuple(_learn(group, seen, learn) for group in groups)
@@ -327,7 +326,7 @@ def _given(piece: Piece, granularity: Granularity) -> Models:
 
 
 def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs on
-    recipe: Recipe,
+    blank: MergeContext,
     code: RecipeCode,
     group: TensorGroup,
     sources: tuple[PieceSource, PieceSource],  # of all tensors, and of those that are going to be merged
@@ -335,7 +334,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     on_request: OnRequest,
 ) -> ProgramGroup:
     part, merged = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
-    blank = replace(_blank_context(recipe), weights=group.weights)
+    blank = replace(blank, weights=group.weights)
     validate = code.method.parameters.model_validate
     parameters = validate(group.parameters).with_models([validate(one) for one in group.of_models])
     nested: dict[str, NestedMerge] = {}

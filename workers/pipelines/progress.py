@@ -37,7 +37,8 @@ class ProgressMeter:
         self._stage = ""
         self._lock = threading.Lock()
         self._is_silent = False
-        self._began_at = time.monotonic()
+        self._began_at = time.monotonic()  # with what the speed is measured on
+        self._before = 0  # units done by then
         self._reported_at = float("-inf")
 
     @contextmanager
@@ -58,6 +59,13 @@ class ProgressMeter:
         with self._lock:
             self._total = self._done + left
 
+    def turn_to(self, stage: str, *, left: int) -> None:
+        """Begin a stage of another kind of work, of `left` units: the speed is measured from here on."""
+        with self._lock:
+            self._stage, self._total = stage, self._done + left
+            self._before, self._began_at = self._done, time.monotonic()
+            self._report()
+
     def advance(self, n: int) -> None:
         """Count n more units; report if the last report is old enough."""
         with self._lock:
@@ -75,7 +83,8 @@ class ProgressMeter:
         now = time.monotonic()
         self._reported_at = now
         elapsed = now - self._began_at
-        rate = self._done / elapsed if elapsed > 0 and self._done else None
+        done = self._done - self._before
+        rate = done / elapsed if elapsed > 0 and done else None
         left = max(0, self._total - self._done)
         self._on_progress(
             Progress(

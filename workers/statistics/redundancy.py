@@ -1,10 +1,11 @@
-"""The redundant vector of AWD, as coefficients on the task vectors: one set for the whole merge set, or per tensor.
+"""The redundant vector of AWD, as coefficients on the task vectors: one set for the whole merge set, per tensor or row.
 
-Per row there is nothing to collect: the rows at hand are all that is needed.
+Of rows there are too many to tell of each: what is told of them is how they are distributed.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import fsum
 from typing import Annotated, Literal
 
 import torch
@@ -12,14 +13,16 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from app.domain.parameters import LearningRate, Parameters
-from workers.contract import MergeContext, PieceSource, StatisticRequest
-from workers.numerics import disentangle
+from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest
+from workers.granularity import piece_shape, width_of
+from workers.numerics import disentangle, task_vectors
 from workers.numerics.disentangle import Descent
 from workers.numerics.precision import inner_products
 from workers.statistics import gram
 
 REDUNDANCY = "redundancy"
 MAX_REPORTED = 1000  # tensors
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of rows, that are told of
 
 RedundancyScope = Literal["global", "tensor", "row"]
 
@@ -67,6 +70,83 @@ class RedundancyTable:
 
 
 @dataclass(frozen=True)
+class RowRedundancy:
+    """The coefficients of each row, and what rows of any length but 0 have in common."""
+
+    coefficients: Mapping[str, Tensor]  # by tensor, [n_rows, n] float64
+    cosines_before: Tensor  # [n_rows] float64: the mean |cosine| of each row of all tensors, in order
+    cosines_after: Tensor
+
+    def of_piece(self, context: MergeContext, n_rows: int) -> Tensor:
+        """Return the coefficients of the rows of a piece, [n_rows, n] float64."""
+        first = context.offset // max(1, width_of(context.shape))
+        return self.coefficients[context.tensor][first : first + n_rows]
+
+    def report(self) -> JsonValue:
+        """Return how many rows there are, their mean |cosine| before and after, and quantiles of the coefficients."""
+        n_rows = len(self.cosines_before)
+        is_separable = torch.logical_or(self.cosines_before == 0, self.cosines_after < self.cosines_before)
+        return {
+            "n_rows": n_rows,
+            "n_separable_rows": int(is_separable.sum()),
+            "mean_absolute_cosine_before": fsum(self.cosines_before.tolist()) / max(1, n_rows),
+            "mean_absolute_cosine_after": fsum(self.cosines_after.tolist()) / max(1, n_rows),
+            "coefficient_quantiles": self._quantiles() if n_rows else {},
+        }
+
+    def _quantiles(self) -> dict[str, JsonValue]:
+        """Return, for each share of the rows, the coefficient of each model that this share of them does not exceed."""
+        ordered = torch.cat(list(self.coefficients.values())).sort(dim=0).values  # [n_rows, n]
+        return {f"{share:g}": ordered[round(share * (len(ordered) - 1))].tolist() for share in QUANTILES}
+
+
+@dataclass(frozen=True)
+class RowRedundancyRequest:
+    """Asks for the coefficients of the redundant vector of each row."""
+
+    parameters: DisentanglementParameters
+    name: str = REDUNDANCY
+
+    @property
+    def n_passes(self) -> int:
+        """How often it reads the merge set."""
+        return 1
+
+    def collect(self, source: PieceSource) -> RowRedundancy:
+        """Collect the inner products of rows and solve."""
+        empty = torch.zeros(0, source.n_models, dtype=torch.float64)
+        found: dict[str, list[_SolvedRows]] = {name: [] for name, _, _ in source.tensors}
+        for rows in source.map(self._solve, granularity="row"):
+            found[rows.tensor].append(rows)
+        return RowRedundancy(
+            {name: torch.cat([empty, *(one.coefficients for one in rows)]) for name, rows in found.items()},
+            torch.cat([empty[:, 0], *(one.before for rows in found.values() for one in rows)]),
+            torch.cat([empty[:, 0], *(one.after for rows in found.values() for one in rows)]),
+        )
+
+    def _solve(self, piece: Piece) -> "_SolvedRows":
+        if piece.base is None:
+            raise ValueError("task vectors are differences from a base model")
+        shape = piece_shape("row", piece.shape, piece.n_elements)
+        deltas = task_vectors.subtract(piece.finetuned, piece.base).view(len(piece.models), *shape)
+        products = inner_products(deltas)
+        solved = disentangle.solve_redundancy(products, self.parameters.descent)
+        after = disentangle.subtract_redundancy(products, solved)
+        cosines = [disentangle.mean_absolute_cosine(one) for one in (products, after)]
+        return _SolvedRows(piece.tensor, solved, *cosines)
+
+
+@dataclass(frozen=True)
+class _SolvedRows:
+    """Some rows of a tensor: their coefficients, [n_rows, n], and mean |cosines|, [n_rows], all float64."""
+
+    tensor: str
+    coefficients: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
 class RedundancyRequest:
     """Asks for the coefficients of the redundant vector."""
 
@@ -88,18 +168,13 @@ class RedundancyRequest:
 
 def request_redundancy(parameters: DisentanglementParameters) -> tuple[StatisticRequest, ...]:
     """Return what must be collected beforehand."""
-    return () if parameters.scope == "row" else (RedundancyRequest(parameters),)
+    return ((RowRedundancyRequest if parameters.scope == "row" else RedundancyRequest)(parameters),)
 
 
-def coefficients_of(deltas: Tensor, parameters: DisentanglementParameters, context: MergeContext) -> Tensor:
-    """Return the coefficients for a piece: [n] float64, or in row scope [n_rows, n].
-
-    deltas: [n, n_rows, width] float32, whole rows of the task vectors.
-    """
-    if parameters.scope != "row":
-        table: RedundancyTable = context.statistics[REDUNDANCY]
-        return table.of(context.tensor).to(deltas.device)
-    return disentangle.solve_redundancy(inner_products(deltas), parameters.descent)
+def coefficients_of(n_rows: int, context: MergeContext) -> Tensor:
+    """Return the coefficients for a piece of so many rows: [n] float64, or in row scope [n_rows, n]."""
+    found: RedundancyTable | RowRedundancy = context.statistics[REDUNDANCY]
+    return found.of_piece(context, n_rows) if isinstance(found, RowRedundancy) else found.of(context.tensor)
 
 
 def _report_one(matrix: Tensor, coefficients: Tensor) -> JsonValue:

@@ -26,14 +26,14 @@ class AwdParameters(DisentanglementParameters):
     statistic_passes=1,
     collect=request_redundancy,
 )
-def apply(base: Tensor, finetuned: Tensor, parameters: AwdParameters, context: MergeContext) -> Tensor:
+def apply(base: Tensor, finetuned: Tensor, _parameters: AwdParameters, context: MergeContext) -> Tensor:
     """Return the models θᵢ − δ with the redundant vector δ = Σ aⱼ τⱼ.
 
     base: [rows, width]; finetuned: [n, rows, width]; result: [n, rows, width]. Rounded once, so a task vector of the
     result has the precision of the weights.
     """
     deltas = task_vectors.subtract(finetuned, base)
-    redundancy = coefficients_of(deltas, parameters, context)  # [n] or [rows, n]
+    redundancy = coefficients_of(len(base), context).to(base.device)  # [n] or [rows, n]
     redundant = torch.zeros_like(base, dtype=torch.float64)
     for model, delta in enumerate(deltas):
         redundant.add_(delta.double().mul_(redundancy[..., model].unsqueeze(-1)))

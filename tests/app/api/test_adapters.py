@@ -117,6 +117,36 @@ def test_lorahub_sums_factors_unless_another_space_is_named(house: House) -> Non
         np.testing.assert_allclose(array, fuse(BASE, summed)[name], rtol=1e-5, atol=1e-6)
 
 
+def test_some_modules_are_merged_with_other_parameters(house: House) -> None:
+    register_family(house)
+    inside = {"method": "task_arithmetic", "parameters": {"scaling_coefficient": 1.0}}
+    changed = {"merge": {"parameters": {"scaling_coefficient": 0.0}}}
+    body = request("knots", "adapter-0", "adapter-1", parameters={"merge": inside}, output={"name": "merged"})
+    override = {"match": "*.dense.*", "parameters": changed, "weights": [2, None]}
+    job = house.finish("/v1/merges", body | {"overrides": [override]})
+    assert job["state"] == "succeeded", job["problem"]
+    assert job["spec"]["recipe"]["overrides"][0]["parameters"] == changed
+    groups = {group["n_tensors"]: group for group in job["result"]["data"]["groups"]}
+    assert groups[1]["parameters"]["merge"]["parameters"]["scaling_coefficient"] == 0.0
+    assert (groups[1]["weights"], groups[4]["weights"]) == ([2.0, 1.0], [1.0, 1.0])
+    again = house.finish("/v1/merges", house.read(f"/v1/jobs/{job['id']}/recipe"))
+    assert again["deduplicated_from"] == job["id"]
+    fused = house.finish("/v1/merges", request("lora_fuse", "merged"))
+    both = [fuse(BASE, draw_modules(index)) for index in range(2)]
+    for name, array in weights_of(house, fused).items():
+        start = BASE[name].double().numpy()
+        added = 0 if name == "model.dense.weight" else sum(model[name] - start for model in both)
+        np.testing.assert_allclose(array, start + added, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_the_method_inside_cannot_use_is_refused(house: House) -> None:
+    register_family(house)
+    body = request("knots", "adapter-0", "adapter-1", parameters={"merge": {"method": "sce"}})
+    found = house.post("/v1/merges", body | {"overrides": [{"match": "*", "weights": [2, 1]}]})
+    assert found.status_code == 422
+    assert found.json()["errors"][0]["pointer"] == "/overrides/0/weights"
+
+
 @pytest.mark.parametrize("method", ["knots", "core_space", "peft_combination"])
 def test_methods_of_adapters_give_adapters(method: str, house: House) -> None:
     register_family(house)

@@ -119,9 +119,18 @@ def test_faults_of_a_nested_method_are_named_where_they_are(shared: Any, words: 
 
 
 def test_an_override_takes_some_parameters_and_no_defaults() -> None:
-    assert CATALOG.check_override(OUTER, {"density": 1}, n_models=2, pointer="/overrides/0/parameters") == {
-        "density": 1.0
-    }
+    assert CATALOG.check_override(
+        OUTER, {"density": 1}, n_models=2, pointer="/overrides/0/parameters", elsewhere={}
+    ) == {"density": 1.0}
+
+
+ELSEWHERE: dict[str, Any] = {"shared": {"method": "sum", "version": 4, "parameters": {"scaling_coefficient": 0.3}}}
+
+
+def test_an_override_takes_parameters_of_the_method_inside() -> None:
+    own: dict[str, Any] = {"shared": {"parameters": {"scaling_coefficient": [1, 2]}}, "density": 1}
+    found = CATALOG.check_override(OUTER, own, n_models=2, pointer="/overrides/0/parameters", elsewhere=ELSEWHERE)
+    assert found == {"density": 1.0, "shared": {"parameters": {"scaling_coefficient": [1.0, 2.0]}}}
 
 
 @pytest.mark.parametrize(
@@ -129,12 +138,15 @@ def test_an_override_takes_some_parameters_and_no_defaults() -> None:
     [
         ({"densty": 0.1}, "unknown parameter 'densty'"),
         ({"density": 2.0}, "expected a number"),
-        ({"shared": {"method": "sum"}}, "shared is a method; it cannot differ between tensors"),
+        ({"shared": {"method": "sum"}}, "shared is a method; it cannot differ between tensors, but its parameters can"),
+        ({"shared": {"method": "sum", "parameters": {}}}, "give those alone, as"),
+        ({"shared": 3}, "shared is a method"),
+        ({"shared": {"parameters": {"scale": 1}}}, "unknown parameter 'scale'"),
     ],
 )
 def test_faults_of_an_override_are_named(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidParameters, match=words) as caught:
-        CATALOG.check_override(OUTER, parameters, n_models=2, pointer="/overrides/0/parameters")
+        CATALOG.check_override(OUTER, parameters, n_models=2, pointer="/overrides/0/parameters", elsewhere=ELSEWHERE)
     assert caught.value.errors[0].pointer.startswith("/overrides/0/parameters/")
 
 
@@ -142,9 +154,9 @@ def test_an_override_counts_no_more_models_than_there_are() -> None:
     catalog = load_catalog()
     pointer = "/overrides/0/parameters"
     card = catalog.method("consensus_ta")
-    assert catalog.check_override(card, {"min_tasks": 2}, n_models=2, pointer=pointer) == {"min_tasks": 2}
+    assert catalog.check_override(card, {"min_tasks": 2}, n_models=2, pointer=pointer, elsewhere={}) == {"min_tasks": 2}
     with pytest.raises(InvalidParameters, match="min_tasks is 3, but 2 models are merged") as caught:
-        catalog.check_override(card, {"min_tasks": 3}, n_models=2, pointer=pointer)
+        catalog.check_override(card, {"min_tasks": 3}, n_models=2, pointer=pointer, elsewhere={})
     assert caught.value.errors[0].pointer == f"{pointer}/min_tasks"
 
 

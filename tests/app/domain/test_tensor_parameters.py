@@ -72,3 +72,35 @@ def test_a_glob_that_matches_nothing_is_refused() -> None:
 def test_a_gradient_without_blocks_is_refused() -> None:
     with pytest.raises(Invalid, match="no tensor's name numbers the model's blocks"):
         group_tensors(recipe_of(1, parameters={"scaling_coefficient": [0.0, 1.0]}), ["weight", "bias"])
+
+
+NESTED = {
+    "tolerance": 0.5,
+    "merge": {"method": "ties", "version": 1, "parameters": {"density": 0.2, "vote": "weighted"}},
+}
+
+
+def _inside(group: TensorGroup) -> Any:
+    assert isinstance(group.parameters["merge"], dict)
+    return group.parameters["merge"]["parameters"]
+
+
+def test_an_override_changes_parameters_of_a_method_inside_and_leaves_its_others() -> None:
+    groups = _groups(
+        parameters=NESTED,
+        overrides=(Override(match="*.mlp", parameters={"merge": {"parameters": {"density": 0.9}}}),),
+    )
+    assert groups["layers.1.mlp"].parameters["tolerance"] == 0.5
+    assert groups["layers.1.mlp"].parameters["merge"] == {
+        "method": "ties", "version": 1, "parameters": {"density": 0.9, "vote": "weighted"},
+    }  # fmt: skip
+    assert _inside(groups["layers.1.attention"]) == NESTED["merge"]["parameters"]  # type: ignore[index]
+
+
+def test_a_list_inside_a_method_inside_is_interpolated_over_the_depth() -> None:
+    merge = {"method": "ties", "parameters": {"density": [0.2, 0.6]}}
+    groups = _groups(parameters={"merge": merge})
+    found = [_inside(groups[name])["density"] for name in ("embed", "layers.0.mlp", "layers.1.mlp", "norm")]
+    assert found == pytest.approx([0.2, 0.2, 0.4, 0.6])
+    with pytest.raises(Invalid, match="no tensor's name numbers the model's blocks"):
+        group_tensors(recipe_of(1, parameters={"merge": merge}), ["weight", "bias"])

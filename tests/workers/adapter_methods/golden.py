@@ -10,7 +10,7 @@ from app.domain.catalog import load_catalog
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
 from workers.adapter_contract import AdapterContext, AdapterMethod, DenseChange, ModuleUpdates, Update
 from workers.catalog import load_adapter_recipe
-from workers.pipelines.adapter_merge import merge_modules
+from workers.pipelines.adapter_program import merge_modules
 
 Matrix = Sequence[Sequence[float]]
 
@@ -33,7 +33,7 @@ def merge_adapter_example(example: Mapping[str, Any]) -> list[list[float]]:
         return _extract(code.method, parameters, example["adapters"][0]["change"])
     updates = tuple(_read(one) for one in example["adapters"])
     module = ModuleUpdates("w", "linear", len(updates[0].b), updates[0].a.shape[1], updates)
-    result = merge_modules(code, recipe, [module], torch.device("cpu"))[0]["w"]
+    result = merge_modules(code, recipe, [module], torch.device("cpu")).updates["w"]
     return _round(result.b.double() @ result.a.double())
 
 

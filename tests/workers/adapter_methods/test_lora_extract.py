@@ -92,6 +92,29 @@ def test_a_model_that_is_its_base_has_an_update_of_zero(base: LocalCheckpoint, t
     assert all(torch.equal(tensor, BASE[name]) for name, tensor in read_fused(adapter, base).items())
 
 
+def test_tensors_may_have_a_rank_and_a_way_of_their_own(
+    base: LocalCheckpoint, model: LocalCheckpoint, tmp_path: Path
+) -> None:
+    changes = {
+        "overrides": (
+            {"match": "*.dense.weight", "parameters": {"rank": 3}},
+            {"match": "*.embed.*", "parameters": {"embeddings": "lora"}},
+            {"match": "*.norm.*", "parameters": {"vectors": "skip"}},
+        )
+    }
+    merge = AdapterMerge("lora_extract", {"rank": 1}, changes=changes)
+    adapter, report = merge.report(base, [model], tmp_path / "out")
+    ranks = {"model.conv": 1, "model.dense": 3, "model.embed": 1, "model.square": 1, "model.turned": 1}
+    assert report["ranks"] == ranks
+    assert report["skipped"] == ["model.norm.weight"]
+    assert [group["parameters"]["rank"] for group in report["groups"] if "model.dense.weight" in group["tensors"]] == [
+        3
+    ]
+    alone, _ = AdapterMerge("lora_extract", {"rank": 3}).report(base, [model], tmp_path / "alone")
+    name = "model.dense.weight"
+    assert torch.equal(read_fused(adapter, base)[name], read_fused(alone, base)[name])
+
+
 def test_gpt2_weights_are_turned(tmp_path: Path) -> None:
     weights = {"h.0.attn.c_attn.weight": torch.randn(4, 12), "h.0.attn.c_proj.weight": torch.randn(4, 4)}
     base = write_checkpoint(tmp_path / "base", {name: torch.zeros_like(tensor) for name, tensor in weights.items()})

@@ -16,13 +16,15 @@ from workers.pipelines.importing import import_checkpoint
 
 Parts = dict[str, torch.Tensor]
 FILE = "patches/model-0.safetensors"
-METHODS = {"post_pruning": {"density": 0.3}, "emr": {}, "tsv_c": {}, "bitdelta": {}, "peru_fft": {"density": 1.0}}
+METHODS = {"post_pruning": {"density": 0.03}, "emr": {}, "tsv_c": {}, "bitdelta": {}, "peru_fft": {"density": 1.0}}
 
 
-def merge(folder: Path, method: str = "post_pruning") -> tuple[Path, Manifest]:
+def merge(
+    folder: Path, method: str = "post_pruning", parameters: dict[str, float] | None = None
+) -> tuple[Path, Manifest]:
     """Return the folder of a multitask merge of two small models, and its manifest."""
     random = torch.Generator().manual_seed(0)
-    shapes = {"bias": (3,), "weight": (8, 6), "ids": (4,)}
+    shapes = {"bias": (3,), "weight": (32, 16), "ids": (4,)}
     drawn = [
         {name: torch.randn(shape, generator=random) if name != "ids" else torch.arange(4) + seed * (seed == 2)}
         for seed in range(3)
@@ -30,7 +32,7 @@ def merge(folder: Path, method: str = "post_pruning") -> tuple[Path, Manifest]:
     ]
     models = [{name: tensor for part in drawn[3 * n : 3 * n + 3] for name, tensor in part.items()} for n in range(3)]
     base, *rest = [write_checkpoint(folder / f"input-{n}", model) for n, model in enumerate(models)]
-    return folder / "merged", FileMerge(method, METHODS[method])(base, rest, folder / "merged")
+    return folder / "merged", FileMerge(method, parameters or METHODS[method])(base, rest, folder / "merged")
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -52,7 +54,7 @@ def swap(parts: Parts) -> None:
 
 
 def lead_out(parts: Parts) -> None:
-    parts["weight::indices"][-1] = 48
+    parts["weight::indices"][-1] = 512
 
 
 def shorten(parts: Parts) -> None:
@@ -96,7 +98,7 @@ def leave(parts: Parts) -> None:
     ("change", "metadata", "says"),
     [
         (swap, {}, "tensor 'weight': found indices that do not ascend at place 1"),
-        (lead_out, {}, "tensor 'weight': found the index 48, expected indices below its 48 entries"),
+        (lead_out, {}, "tensor 'weight': found the index 512, expected indices below its 512 entries"),
         (shorten, {}, "tensor 'weight': found values F32 [13], expected F32 [14]"),
         (narrow, {}, "tensor 'weight': found values F16 [14], expected F32 [14]"),
         (rename, {}, "tensor 'other': found parts of a tensor that the shared model has not"),
@@ -107,8 +109,12 @@ def leave(parts: Parts) -> None:
         (operate_on_a_tensor, {}, "tensor 'weight': found the parts down, up, expected values, or indices and values"),
         (leave, {"applies_to": "0" * 64}, "found that it applies to weights 000"),
         (leave, {"task": "other"}, "found the task 'other', expected a name, and its file to be called"),
-        (leave, {"version": "3"}, "found format 'amalgam-patch' version '3', expected 'amalgam-patch' version 1 or 2"),
-        (leave, {"format": "pt"}, "found format 'pt' version '1', expected 'amalgam-patch' version 1 or 2"),
+        (
+            leave,
+            {"version": "4"},
+            "found format 'amalgam-patch' version '4', expected 'amalgam-patch' version 1 or 2 or 3",
+        ),
+        (leave, {"format": "pt"}, "found format 'pt' version '1', expected 'amalgam-patch' version 1 or 2 or 3"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -118,6 +124,29 @@ def test_what_is_wrong_is_named(
     file = manifest.patches[1].file
     rewrite(folder / file, change, **metadata)
     with pytest.raises(CheckpointInvalid, match=re.escape(file) + ".*" + re.escape(says)):
+        import_checkpoint(folder, ignore)
+
+
+def test_bits_in_place_of_indices_are_as_many_as_the_values(tmp_path: Path) -> None:
+    folder, manifest = merge(tmp_path, "post_pruning", {"density": 0.3})
+    assert import_checkpoint(folder, ignore) == manifest
+    file = folder / manifest.patches[0].file
+    kept = load_file(file)
+    n_values = len(kept["weight::values"])
+
+    def drop_one(parts: Parts) -> None:
+        parts["weight::values"] = parts["weight::values"][:-1].clone()
+
+    rewrite(file, drop_one)
+    says = rf"tensor 'weight': found {n_values} bits in its mask, expected one for each of {n_values - 1} values"
+    with pytest.raises(CheckpointInvalid, match=says):
+        import_checkpoint(folder, ignore)
+
+    def cut(parts: Parts) -> None:
+        parts |= {**kept, "weight::mask": kept["weight::mask"][:-1].clone()}
+
+    rewrite(file, cut)
+    with pytest.raises(CheckpointInvalid, match=r"tensor 'weight': found mask U8 \[63\], expected U8 \[64\]"):
         import_checkpoint(folder, ignore)
 
 

@@ -8,6 +8,7 @@ from tests.workers.models import assert_close, draw_normal, to_arrays
 from tests.workers.multitask import merge_tasks
 from tests.workers.references.bitdelta import tasks as by_hand
 from workers.catalog import load_method
+from workers.patches import UNCHANGED
 
 METHOD = load_method("bitdelta")
 
@@ -42,3 +43,11 @@ def test_any_models_agree_with_the_reference(seed: int, n_models: int) -> None:
     arrays = [to_arrays(model) for model in models]
     for task, one in zip(found, by_hand(to_arrays(base), arrays, [1.0] * n_models, {}), strict=True):
         assert_close(task, one)
+
+
+def test_what_a_task_has_not_changed_takes_no_room() -> None:
+    base, (model,) = draw_normal(4, 1)
+    source, program = MemoryMerge(METHOD).prepare(base, [{**model, "bias": base["bias"], "weight": base["weight"]}])
+    bias, norm = (program.patch(program.complete(source.read(name, 0, n)))[0] for name, n in (("bias", 3), ("norm", 1)))
+    assert bias is UNCHANGED
+    assert norm is not UNCHANGED

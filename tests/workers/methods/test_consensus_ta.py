@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from app.domain.catalog import load_catalog
 from app.domain.errors import InvalidParameters
+from app.domain.parameter_checks import fill_defaults
 from tests.workers.memory import MemoryMerge
 from tests.workers.methods.golden import TASK_VECTORS, merge_example
 from tests.workers.models import assert_close, draw_integers, to_arrays
@@ -73,3 +74,16 @@ def test_agrees_with_the_algorithm_worked_by_hand(
     base, models = draw_integers(seed, len(weights))
     merged = MemoryMerge(load_method("consensus_ta"), parameters, weights, piece_elements=piece_elements)(base, models)
     assert_close(merged, by_hand(to_arrays(base), [to_arrays(model) for model in models], weights, parameters))
+
+
+def test_each_task_may_have_a_threshold_of_its_own() -> None:
+    base, models = draw_integers(11, 3)
+    thresholds = [0.0, 0.5, 1e6]
+    parameters = fill_defaults(load_method("consensus_ta").card.parameters, {"mask_threshold": 0.5})
+    own = [{"mask_threshold": 0.0}, {}, {"mask_threshold": 1e6}]
+    merged = MemoryMerge(load_method("consensus_ta"), parameters, (1.0, 0.5, 2.0), of_models=own)(base, models)
+    arrays = [to_arrays(model) for model in models]
+    expected = by_hand(to_arrays(base), arrays, [1.0, 0.5, 2.0], {**parameters, "thresholds": thresholds})
+    assert_close(merged, expected)
+    alike = MemoryMerge(load_method("consensus_ta"), parameters, (1.0, 0.5, 2.0))(base, models)
+    assert any(not torch.equal(alike[name], merged[name]) for name in base)

@@ -10,6 +10,7 @@ from tests.workers.models import assert_close, draw_normal, to_arrays
 from tests.workers.multitask import merge_tasks
 from tests.workers.references.tsv_c import tasks as by_hand
 from workers.catalog import load_method
+from workers.patches import UNCHANGED, LowRank
 
 METHOD = load_method("tsv_c")
 
@@ -46,6 +47,18 @@ def test_more_models_than_components_keep_one_each() -> None:
     models = [{"w": draw_matrix(seed, 1)} for seed in range(20)]
     for task, model in zip(merge_tasks(MemoryMerge(METHOD), {"w": ZERO}, models), models, strict=True):
         assert_close(task, to_arrays(model), rtol=1e-5, atol=1e-5)
+
+
+def test_what_did_not_change_and_directions_that_a_task_has_not_take_no_room() -> None:
+    generator = torch.Generator().manual_seed(3)
+    base = {"b": torch.randn(5, generator=generator), "w": torch.randn(40, 50, generator=generator)}
+    change = 0.1 * torch.randn(40, 2, generator=generator) @ torch.randn(2, 50, generator=generator)
+    source, program = MemoryMerge(METHOD, {"rank_fraction": 0.25}).prepare(base, [{**base, "w": base["w"] + change}])
+    (bias,) = program.patch(program.complete(source.read("b", 0, 5)))
+    (matrix,) = program.patch(program.complete(source.read("w", 0, 2000)))
+    assert bias is UNCHANGED
+    assert isinstance(matrix, LowRank)
+    assert matrix.rank == 2
 
 
 @settings(max_examples=30, deadline=None)

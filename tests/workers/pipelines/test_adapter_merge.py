@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.errors import IncompatibleCheckpoints, Invalid, NotFinite
+from app.domain.jobs import Progress
 from tests.workers.adapter_files import AdapterMerge, read_fused
 from tests.workers.files import write_checkpoint
 from tests.workers.memory import MemoryMerge
@@ -170,14 +171,89 @@ def test_a_nan_is_named_or_set_to_zero(base: LocalCheckpoint, tmp_path: Path) ->
     AdapterMerge("average", space="concat", changes={"nan_policy": "zero"})(base, adapters, tmp_path / "zeroed")
 
 
-def test_steps_and_overrides_work_on_factors_and_are_refused_elsewhere(base: LocalCheckpoint, tmp_path: Path) -> None:
+def test_overrides_in_the_space_factors_match_factors(base: LocalCheckpoint, tmp_path: Path) -> None:
     adapters = write_all(tmp_path)
     changes = {"overrides": ({"match": "*.lora_A", "weights": (1.0, 0.0)},)}
-    merged = AdapterMerge("average", space="factors", changes=changes)(base, adapters, tmp_path / "out")
+    merged, report = AdapterMerge("average", space="factors", changes=changes).report(base, adapters, tmp_path / "out")
     found = load_file(merged.path / "adapter_model.safetensors")
     assert torch.equal(found["base_model.model.model.dense.lora_A.weight"], draw_modules(0)["model.dense"].a)
-    with pytest.raises(Invalid, match="overrides are not possible"):
-        AdapterMerge("average", space="concat", changes=changes).plan(base, adapters)
+    assert [group["weights"] for group in report["groups"]] == [[1.0, 0.0], [1.0, 1.0]]
+    wrong = {"overrides": ({"match": "model.dense.weight", "weights": (1.0, 0.0)},)}
+    with pytest.raises(Invalid, match=r"'model.dense.weight' matches none of the 10 merged tensors"):
+        AdapterMerge("average", space="factors", changes=wrong).plan(base, adapters)
+
+
+def test_overrides_of_stacked_updates_are_the_sum_with_other_numbers_there(
+    base: LocalCheckpoint, tmp_path: Path
+) -> None:
+    adapters = write_all(tmp_path)
+    changes = {
+        "overrides": (
+            {"match": "model.d*", "parameters": {"scaling_coefficient": 2.0}},
+            {"match": "*.square.*", "weights": (0.0, -1.0)},
+        )
+    }
+    merge = AdapterMerge("task_arithmetic", {"scaling_coefficient": 0.5}, space="concat", changes=changes)
+    merged, report = merge.report(base, adapters, tmp_path / "out")
+    first, second = (fuse(BASE, draw_modules(index)) for index in range(2))
+    for name, tensor in read_fused(merged, base).items():
+        start = BASE[name].double().numpy()
+        one, other = {"model.dense.weight": (2.0, 2.0), "model.square.weight": (0.0, -0.5)}.get(name, (0.5, 0.5))
+        expected = start + one * (first[name] - start) + other * (second[name] - start)
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-6, err_msg=name)
+    assert [(group["parameters"], group["weights"], group["tensors"]) for group in report["groups"]] == [
+        ({"scaling_coefficient": 0.5}, [1.0, 1.0], ["model.conv.weight", "model.embed.weight", "model.turned.weight"]),
+        ({"scaling_coefficient": 2.0}, [1.0, 1.0], ["model.dense.weight"]),
+        ({"scaling_coefficient": 0.5}, [0.0, -1.0], ["model.square.weight"]),
+    ]
+
+
+def test_an_override_that_matches_no_adapted_tensor_is_refused_with_the_plan(
+    base: LocalCheckpoint, tmp_path: Path
+) -> None:
+    changes = {"overrides": ({"match": "model.norm.weight", "weights": (1.0, 0.0)},)}
+    with pytest.raises(Invalid, match=r"'model\.norm\.weight' matches none of the 5 merged tensors"):
+        AdapterMerge("average", space="concat", changes=changes).plan(base, write_all(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["transforms", "post_steps"])
+def test_steps_are_refused_where_no_merge_set_is_seen(field: str, base: LocalCheckpoint, tmp_path: Path) -> None:
+    changes = {field: ({"name": "awd", "version": 1, "parameters": {}},)}
+    with pytest.raises(Invalid, match=f"{field} are not possible where the result is an adapter"):
+        AdapterMerge("average", space="concat", changes=changes).plan(base, write_all(tmp_path))
+
+
+def test_the_report_tells_what_the_method_inside_has_found(base: LocalCheckpoint, tmp_path: Path) -> None:
+    adapters = write_all(tmp_path)
+    inside = {"merge": {"method": "awd_task_arithmetic"}}
+    _, report = AdapterMerge("core_space", inside).report(base, adapters, tmp_path / "out")
+    assert len(report["found"]["redundancy"]["coefficients"]) == 2
+    assert "groups" not in report
+    changes = {"overrides": ({"match": "*.dense.*", "parameters": {"tolerance": 0.5}},)}
+    _, report = AdapterMerge("core_space", inside, changes=changes).report(base, adapters, tmp_path / "again")
+    assert len(report["found"]["redundancy"]) == len(report["groups"]) == 2
+    assert [group["parameters"]["tolerance"] for group in report["groups"]] == [1e-5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("method", "n_times"), [("knots", 2), ("core_space", 2), ("peft_combination", 1), ("average", 1)]
+)
+def test_progress_moves_with_each_matrix(
+    method: str, n_times: int, base: LocalCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pipelines.progress.INTERVAL_SECONDS", 0.0)
+    reports: list[Progress] = []
+    merge = AdapterMerge(method, space="concat" if method == "average" else None, on_progress=reports.append)
+    merge(base, write_all(tmp_path), tmp_path / "out")
+    merging = [report for report in reports if report.stage == "merging"]
+    begin, total = merging[0].done, merging[0].total
+    n_bytes = 2 * sum(4 * (lora.a.numel() + lora.b.numel()) for lora in draw_modules(0).values())
+    assert (begin, total) == (n_bytes, (1 + n_times) * n_bytes)
+    assert len(merging) == 1 + 5 * n_times  # five modules, each decomposed and then merged
+    assert [report.done for report in merging] == sorted(report.done for report in merging)
+    assert (merging[-1].done, merging[-1].eta_seconds) == (total, 0.0)
+    assert merging[0].eta_seconds is None  # how fast they are decomposed, reading has not told
+    assert all(report.eta_seconds is not None for report in merging[1:])
 
 
 def test_an_adapter_of_zeros_keeps_a_module_for_peft(base: LocalCheckpoint, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from app.domain.jobs import Progress
 from app.domain.recipes import RecipeModel, pin
 from tests.workers.files import FileMerge, ignore, read_tensors, write_checkpoint
 from tests.workers.multitask import read_tasks
-from tests.workers.peft_folders import RANK, draw_base, draw_modules, fuse, write_adapter
+from tests.workers.peft_folders import RANK, Lora, draw_base, draw_modules, fuse, write_adapter
 from tests.workers.pipelines.merging import MergeOf, PlannedMerge
 from tests.workers.pipelines.test_merge_faults import largest_file
 from workers.catalog import load_method
@@ -253,3 +253,16 @@ def test_adapters_are_patched_as_the_dense_models_they_are(
         fused = fuse(draw_base(), draw_modules(index))
         for name, tensor in task.items():
             np.testing.assert_allclose(tensor.double().numpy(), fused[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_an_adapter_s_patch_holds_a_quarter_of_its_rank_and_nothing_that_it_leaves_alone(tmp_path: Path) -> None:
+    base = write_checkpoint(
+        tmp_path / "base", {"conv.weight": torch.randn(20, 10, 3, 3), "other.weight": torch.ones(9)}
+    )
+    loras = {"conv": Lora(torch.randn(8, 10, 3, 3), torch.randn(20, 8, 1, 1))}
+    adapter = write_adapter(tmp_path / "adapter", loras, r=8)
+    FileMerge("peru_lora")(base, [adapter], tmp_path / "out")
+    patch = load_file(tmp_path / "out" / "patches" / "model-0.safetensors")
+    assert {name: tuple(part.shape) for name, part in patch.items()} == {
+        "conv.weight::a": (2, 90), "conv.weight::b": (20, 2),
+    }  # fmt: skip

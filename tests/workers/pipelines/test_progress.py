@@ -41,3 +41,19 @@ def test_nothing_to_do_has_no_fraction() -> None:
     reports: list[Progress] = []
     ProgressMeter(reports.append, total=0).enter("reading")
     assert (reports[0].fraction, reports[0].eta_seconds) == (0.0, None)
+
+
+def test_the_speed_of_other_work_is_measured_from_its_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pipelines.progress.INTERVAL_SECONDS", 0.0)
+    clock = iter([0.0, 0.0, 1.0, 1.0, 11.0, 11.0, 11.0, 11.0])
+    monkeypatch.setattr("workers.pipelines.progress.time.monotonic", lambda: next(clock))
+    reports: list[Progress] = []
+    meter = ProgressMeter(reports.append, total=100)
+    meter.advance(100)  # read in a moment
+    meter.turn_to("merging", left=40)
+    meter.advance(10)  # in ten seconds
+    assert [(report.stage, report.done, report.total) for report in reports[1:]] == [
+        ("merging", 100, 140), ("merging", 110, 140),
+    ]  # fmt: skip
+    assert reports[1].eta_seconds is None
+    assert reports[2].eta_seconds == 30.0

@@ -12,5 +12,8 @@ def merge(
 ) -> dict[str, Vector]:
     own = [weight * vector for weight, vector in zip(weights, task_vectors(base, models), strict=True)]
     merged = np.sum(own, axis=0)
-    needs = [np.abs(vector) > parameters["mask_threshold"] * np.abs(merged - vector) for vector in own]
+    thresholds = parameters.get("thresholds", [parameters["mask_threshold"]] * len(own))  # of single models
+    needs = [
+        np.abs(vector) > threshold * np.abs(merged - vector) for vector, threshold in zip(own, thresholds, strict=True)
+    ]
     return add(base, parameters["scaling_coefficient"] * merged * (np.sum(needs, axis=0) >= parameters["min_tasks"]))

@@ -24,5 +24,8 @@ def merge(
         trimmed, weights, parameters["vote"], parameters["reduce"], is_positive=parameters["zero_vote"] == "positive"
     )
     own = [weight * vector for weight, vector in zip(weights, vectors, strict=True)]
-    needs = [np.abs(vector) > parameters["mask_threshold"] * np.abs(merged - vector) for vector in own]
+    thresholds = parameters.get("thresholds", [parameters["mask_threshold"]] * len(own))  # of single models
+    needs = [
+        np.abs(vector) > threshold * np.abs(merged - vector) for vector, threshold in zip(own, thresholds, strict=True)
+    ]
     return add(base, parameters["scaling_coefficient"] * merged * (np.sum(needs, axis=0) >= parameters["min_tasks"]))

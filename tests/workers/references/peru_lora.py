@@ -24,13 +24,16 @@ def tasks(
     base: Arrays, models: Sequence[Arrays], weights: Sequence[float], parameters: Parameters
 ) -> list[dict[str, Vector]]:
     def compress(tensor: Vector, model: Vector) -> Vector:
-        rank = min(parameters["rank"], *tensor.shape) if tensor.ndim == 2 else 0
-        if tensor.ndim != 2 or rank * sum(tensor.shape) >= tensor.size:
+        if tensor.ndim < 2 or tensor.size == 0:
             return model
-        values = np.linalg.svd(model - tensor, compute_uv=False)
+        change = (model - tensor).reshape(len(tensor), -1)  # a kernel's rows are its outputs
+        rank = min(parameters["rank"] or 16, *change.shape)
+        if rank * sum(change.shape) >= tensor.size:
+            return model
+        values = np.linalg.svd(change, compute_uv=False)
         share = np.cumsum(values**2) / max(np.sum(values**2), 1e-300)
         needed = int(np.searchsorted(share, parameters["energy"])) + 1 if parameters["energy"] < 1 else rank
-        return tensor + truncate(model - tensor, min(rank, needed))
+        return tensor + truncate(change, min(rank, needed)).reshape(tensor.shape)
 
     shared = merge(base, models, weights, parameters)
     return [{name: compress(shared[name], model[name]) for name in base} for model in models]

@@ -5,20 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.workers.references.arrays import Arrays, Parameters, Vector, add, task_vectors
+from tests.workers.references.find import load_reference
 
 
 def merge(
-    base: Arrays, models: Sequence[Arrays], _weights: Sequence[float], _parameters: Parameters
+    base: Arrays, models: Sequence[Arrays], weights: Sequence[float], parameters: Parameters
 ) -> dict[str, Vector]:
-    return add(base, np.sum(task_vectors(base, models), axis=0))
+    shared = parameters["shared"]
+    return load_reference(shared["method"])(base, models, weights, shared["parameters"])
 
 
 def tasks(
-    base: Arrays, models: Sequence[Arrays], _weights: Sequence[float], parameters: Parameters
+    base: Arrays, models: Sequence[Arrays], weights: Sequence[float], parameters: Parameters
 ) -> list[dict[str, Vector]]:
+    """Thresholds of single models may stand beside the parameters, as `thresholds`."""
     vectors = task_vectors(base, models)
-    total = np.sum(vectors, axis=0)
+    (merged,) = task_vectors(base, [merge(base, models, weights, parameters)])
+    thresholds = parameters.get("thresholds", [parameters["mask_threshold"]] * len(vectors))
     return [
-        add(base, np.where(np.abs(vector) > parameters["mask_threshold"] * np.abs(total - vector), total, 0.0))
-        for vector in vectors
+        add(base, np.where(np.abs(vector) > threshold * np.abs(merged - vector), merged, 0.0))
+        for vector, threshold in zip(vectors, thresholds, strict=True)
     ]

@@ -1,25 +1,16 @@
 """AWD before a method: what it changes, what it leaves alone, and that pieces and the order of models do not show."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
 
 from tests.workers.memory import MemoryMerge
 from tests.workers.models import assert_close, draw_normal, to_arrays
 from workers.catalog import load_method
-from workers.contract import MergeContext
-from workers.transforms.awd import AwdParameters
 from workers.transforms.awd import apply as awd
 
 SCOPES = ["global", "tensor", "row"]
-
-
-def _by_rows(finetuned: Tensor, **values: float) -> Tensor:
-    """Return the models that a method sees, each row having a redundant vector of its own; the base is zero."""
-    context = MergeContext(tensor="w", shape=finetuned[0].shape, offset=0, position=0, weights=(1.0,) * len(finetuned))
-    parameters = AwdParameters.model_validate({"scope": "row", **values})
-    changed: Tensor = awd.apply(torch.zeros_like(finetuned[0]), finetuned, parameters, context)
-    return changed
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -67,9 +58,53 @@ def test_one_model_has_nothing_redundant() -> None:
 def test_rows_that_are_orthogonal_or_zero_stay_and_others_turn_towards_it() -> None:
     # of two models, row 0 is orthogonal, row 1 zero, row 2 at 45°
     models = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]])
-    found = _by_rows(models)
+    base = {"w": torch.zeros(3, 2)}
+    merge = MemoryMerge(load_method("average"), transforms=[(awd, {"scope": "row"})])
+    source, program = merge.prepare(base, [{"w": model} for model in models])
+    found = program.prepare(source.read("w", 0, 6)).finetuned.view(2, 3, 2)
     assert torch.equal(found[:, :2], models[:, :2])
     cosine = torch.nn.functional.cosine_similarity(found[0, 2], found[1, 2], dim=0)
     assert abs(float(cosine)) < 0.5**0.5 - 0.1
     # one vector is subtracted from all: what the models differ by stays
     torch.testing.assert_close(found[1, 2] - found[0, 2], torch.tensor([0.0, 1.0]))
+
+
+def test_rows_are_told_of_by_their_quantiles() -> None:
+    # 45° between the rows "a", none between the rows "b": half of the rows have something to separate
+    base = {"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}
+    first = {"a": torch.tensor([[1.0, 0.0], [2.0, 0.0]]), "b": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
+    second = {"a": torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "b": torch.tensor([[0.0, 1.0], [3.0, 0.0]])}
+    merge = MemoryMerge(load_method("ties"), transforms=[(awd, {"scope": "row"})])
+    _, program = merge.prepare(base, [first, second])
+    told: Any = program.report()["awd.redundancy"]
+    assert (told["n_rows"], told["n_separable_rows"]) == (4, 4)
+    assert told["mean_absolute_cosine_before"] == pytest.approx(0.5**0.5 / 2)
+    assert told["mean_absolute_cosine_after"] < told["mean_absolute_cosine_before"] - 0.05
+    quantiles = told["coefficient_quantiles"]
+    assert list(quantiles) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
+    assert len(quantiles["0"]) == 2
+    assert quantiles["0"] < quantiles["1"]
+    # both rows of "a" are one up to scale, which normalizing takes away; those of "b" have none
+    (low, high), zero = (sorted(abs(value) for value in (quantiles["0"][0], quantiles["1"][0])), 0.0)
+    assert (low, high > 0) == (zero, True)
+
+
+def test_of_rows_pieces_do_not_show_in_what_is_told() -> None:
+    base, models = draw_normal(3, 3)
+    reports = [
+        MemoryMerge(load_method("awd_task_arithmetic"), {"scope": "row"}, piece_elements=size)
+        .prepare(base, models)[1]
+        .report()
+        for size in (1, 30, 1 << 20)
+    ]
+    assert reports[0] == reports[1] == reports[2]
+    found: Any = reports[0]["redundancy"]
+    assert found["n_rows"] == 1 + 1 + 1 + 4 + 4  # bias, norm, scale; the kernel's 2 · 1 · 2 rows; the weight's
+
+
+def test_a_merge_set_without_rows_has_nothing_to_tell() -> None:
+    _, program = MemoryMerge(load_method("awd_task_arithmetic"), {"scope": "row"}).prepare(
+        {"w": torch.zeros(0, 3)}, [{"w": torch.zeros(0, 3)}]
+    )
+    told: Any = program.report()["redundancy"]
+    assert (told["n_rows"], told["mean_absolute_cosine_before"], told["coefficient_quantiles"]) == (0, 0.0, {})
