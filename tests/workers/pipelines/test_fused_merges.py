@@ -24,6 +24,9 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"trim_scope": "tensor", "density": 0.5}),
     ("breadcrumbs", {}),
     ("breadcrumbs", {"scope": "global", "elect_signs": True}),
+    ("della", {"rescale": "l1"}),
+    ("della_linear", {"density_spread": 0.2}),
+    ("model_stock", {"scope": "row"}),
 ]
 
 

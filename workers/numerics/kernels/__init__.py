@@ -9,14 +9,13 @@ What is called with rows returns NOT_CLEAN where they cannot be read or are not 
 
 from workers.numerics.kernels.adding import sum_magnitudes
 from workers.numerics.kernels.counting import count_keys, count_overlaps, spread, sum_norms
-from workers.numerics.kernels.drawing import draw, draw_ranked
+from workers.numerics.kernels.drawing import draw
 from workers.numerics.kernels.merging import count_signs, mask, merge
-from workers.numerics.kernels.multiplying import combine_rows, inner_products, multiply_blocks, row_products
+from workers.numerics.kernels.multiplying import combine_rows, inner_products, multiply_blocks
 from workers.numerics.kernels.reading import read_rows
-from workers.numerics.kernels.scoring import compete, diverge, weigh
+from workers.numerics.kernels.scoring import compete, diverge
 
 __all__ = [
-    "combine_rows", "compete", "count_keys", "count_overlaps", "count_signs", "diverge", "draw", "draw_ranked",
-    "inner_products", "mask", "merge", "multiply_blocks", "read_rows", "row_products", "spread", "sum_magnitudes",
-    "sum_norms", "weigh",
+    "combine_rows", "compete", "count_keys", "count_overlaps", "count_signs", "diverge", "draw",
+    "inner_products", "mask", "merge", "multiply_blocks", "read_rows", "spread", "sum_magnitudes", "sum_norms",
 ]  # fmt: skip

@@ -24,19 +24,26 @@ def by_block(visit):
     @compiled
     def visit_all(given, judges, scratch, state):
         largest, at = i64(0), given.at_part
-        for first in range(0, given.n_elements, PART):
-            n = min(PART, given.n_elements - first)
+        part_size, block_size = _whole(PART, given), _whole(BLOCK, given)
+        for first in range(0, given.n_elements, part_size):
+            n = min(part_size, given.n_elements - first)
             if not read_part(given, first, n, at, judges):
                 return NOT_CLEAN
             part = cut_part(given, first, n, at)
-            for begin in range(0, n, BLOCK):
-                behind = min(n, begin + BLOCK)
+            for begin in range(0, n, block_size):
+                behind = min(n, begin + block_size)
                 if given.has_base:
                     load(part, 0, begin, scratch.rows[0, : behind - begin])
                 largest = max(largest, visit(part, first, begin, behind, scratch, state))
         return largest
 
     return visit_all
+
+
+@compiled
+def _whole(n, given):
+    """Return n elements, or about as many in whole rows, if these are not cut."""
+    return max(1, n // given.width) * given.width if given.is_by_row else n
 
 
 @compiled
@@ -75,15 +82,9 @@ def _keep_band(row, index, marks, ends):
 
 
 @compiled
-def load_whole_vector(given, model, begin, base, row):
+def load_vector(given, model, begin, base, row):
+    """Read a model's elements, or its task vector's where there is a base."""
     if given.has_base:
         load_delta(given, model + 1, begin, base, row)
     else:
         load(given, model, begin, row)
-
-
-@compiled
-def load_vector(given, model, begin, base, row):
-    """Read a model's elements, or its task vector's where there is a base, as its draws leave them."""
-    load_whole_vector(given, model, begin, base, row)
-    keep_draw(given, model, begin, row)

@@ -20,18 +20,19 @@ FLOATS, INTEGERS, WIDE_ROWS = types.float64[::1], types.int64[::1], types.float3
 INPUT = types.NamedTuple(
     (
         types.uint8[::1], INTEGERS, INTEGERS, INTEGERS, INTEGERS, types.int64, types.int64, types.boolean,
-        types.boolean, types.uint64[::1], INTEGERS, types.float64[:, ::1], INTEGERS,
+        types.boolean, types.int64, types.boolean, types.uint64[::1], types.int64[:, ::1], types.float64[:, ::1],
+        FLOATS, FLOATS, INTEGERS, types.int64[:, ::1],
     ), programs.Input,
 )  # fmt: skip
 PROGRAM = types.NamedTuple(
     (
         types.boolean, types.int64, FLOATS, types.boolean, FLOATS, types.float64, FLOATS, types.float64,
-        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64, FLOATS,
-        types.int64, types.boolean, types.float64, types.float64, types.float64,
+        types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64,
+        types.boolean, types.boolean, types.boolean, types.float64, types.float64, types.float64,
     ), programs.Program,
 )  # fmt: skip
 WINDOWS = types.NamedTuple((INTEGERS, types.int32[::1], types.int32[::1]), programs.Windows)
-SCRATCH = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1]), programs.Scratch)
+SCRATCH = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1], types.float64[:, ::1]), programs.Scratch)
 pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}

@@ -6,10 +6,11 @@ from numba import types
 from workers.fusion import BFLOAT16, FLOAT32
 from workers.numerics.kernels.adding import add, add_magnitudes
 from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
-from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector, load_whole_vector
+from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
 from workers.numerics.kernels.compiling import FLOATS, INPUT, SCRATCH, WINDOWS, called, compiled
 from workers.numerics.kernels.drawing import keep_draw
-from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, words_of
+from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, load, words_of
+from workers.numerics.kernels.scoring import weigh_run
 from workers.numerics.programs import NOT_CLEAN
 
 GROUP = 32  # elements that are looked at together for keys within a window
@@ -54,15 +55,22 @@ def _append_between(keys, begin, behind, window, found, n_found):
 
 
 @compiled
-def _load_keys(given, model, begin, base, row):
-    """Read the bits of a model's magnitudes, or of its task vector's, into the row, as int32."""
+def _load_keys(given, model, begin, scratch, row):
+    """Read the bits of a model's magnitudes, or its task vector's, or of how much changes matter, as int32."""
+    base = scratch.rows[0, : len(row)]
     keys, number, kind = row.view(np.int32), model + i64(given.has_base), given.kinds[model + i64(given.has_base)]
-    if given.has_base and len(given.keys) == 0 and kind == BFLOAT16:
+    is_whole = given.has_base and len(given.keys) == 0 and len(given.divergences) == 0
+    if is_whole and kind == BFLOAT16:
         _subtract_to_keys(halves_of(given, number, begin, len(row)), base, keys)
-    elif given.has_base and len(given.keys) == 0 and kind == FLOAT32:
+    elif is_whole and kind == FLOAT32:
         _subtract_to_keys(words_of(given, number, begin, len(row)), base, keys)
+    elif len(given.divergences) > 0:
+        theirs = scratch.rows[2, : len(row)]
+        load(given, number, begin, theirs)
+        weigh_run(theirs, base, given.divergences, given.width, given.offset + begin, row)
     else:
         load_vector(given, model, begin, base, row)
+        keep_draw(given, model, begin, row)
         for j in range(len(row)):
             keys[j] = i32(keys[j] & i32(MAGNITUDE))
 
@@ -77,13 +85,13 @@ def _subtract_to_keys(stored, base, keys):
 def _count_keys_by_block(given, _first, begin, behind, scratch, state):
     windows, found, counts = state
     m, is_finite = behind - begin, True
-    base, row = scratch.rows[0, :m], scratch.rows[1, :m]
+    row = scratch.rows[1, :m]
     keys = row.view(np.int32)
     for model in range(len(windows.of_model) - 1):
         if windows.of_model[model] == windows.of_model[model + 1]:
             is_finite = is_finite and is_row_finite(given, model + i64(given.has_base), begin, m)
             continue
-        _load_keys(given, model, begin, base, row)
+        _load_keys(given, model, begin, scratch, row)
         is_finite = is_finite and (largest_bits(row) < INFINITY or are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
@@ -97,7 +105,7 @@ def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
     sums = state[0]
     base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
     for model in range(len(given.keys)):
-        load_whole_vector(given, model, begin, base, row)
+        load_vector(given, model, begin, base, row)
         add_magnitudes(row, sums[0, model])
         keep_draw(given, model, begin, row)
         add_magnitudes(row, sums[1, model])
@@ -154,7 +162,8 @@ def count_keys(given, windows, scratch, found, counts):
     found: [n_windows, n_elements]; counts: [n_windows, 2].
     """
     counts[:] = 0
-    return _count_keys_by_block(given, not JUDGES, scratch, (windows, found, counts))  # judged by their keys
+    # others are judged by their keys
+    return _count_keys_by_block(given, len(given.divergences) > 0, scratch, (windows, found, counts))
 
 
 @called(types.int64, INPUT, SCRATCH, types.int64[:, :, ::1])

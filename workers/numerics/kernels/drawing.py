@@ -8,7 +8,8 @@ import numpy as np
 from numba import types
 
 from workers.numerics.kernels.bits import MAGNITUDE, f32, f64, i32, i64, u64
-from workers.numerics.kernels.compiling import FLOATS, INTEGERS, WIDE_ROWS, called, compiled
+from workers.numerics.kernels.compiling import FLOATS, INTEGERS, called, compiled, inlined
+from workers.numerics.programs import DIGITS
 
 SHORT = 48  # width of rows that are sorted by insertion
 BUCKETS = 256  # of magnitudes
@@ -34,11 +35,38 @@ def _keep_drawn(row, index, key, behind):
 def keep_draw(given, model, begin, row):
     """Drop of a model's row what its draws drop, if there are any, and scale the rest."""
     if len(given.keys) > 0:
-        _keep_drawn(row, given.offset + begin, given.keys[model], given.behinds[model])
-        if given.scales[model, 0] != 1.0:
-            _divide(row, given.scales[model, 0])
-        if given.scales[model, 1] != 1.0:
-            _multiply(row, given.scales[model, 1])
+        of_ranks = given.behinds[model], given.divisors[model]
+        _keep(row, given.offset + begin, given.keys[model], of_ranks, given.factors[model], given.ranking)
+
+
+@compiled
+def _keep(row, index, key, of_ranks, factor, memory):
+    """Drop what is not drawn, scale the rest.
+
+    of_ranks: for each rank within a row of the tensor, or for all alike, the first draw that is not kept and a divisor,
+    both ascending. The row is any run then, else whole rows. index: flat, of the first element; memory: see Input.
+    """
+    behinds, divisors = of_ranks
+    width = len(behinds)
+    if width == 1:
+        _keep_drawn(row, index, key, behinds[0])
+        if divisors[0] != 1.0:
+            _divide(row, divisors[0])
+    elif divisors[0] == 1.0:
+        for begin in range(0, len(row), width):
+            _keep_ranked(row[begin : begin + width], index + begin, key, behinds, memory)
+    else:
+        for begin in range(0, len(row), width):
+            _divide_ranked(row[begin : begin + width], index + begin, key, of_ranks, memory)
+    if factor != 1.0:
+        _multiply(row, factor)
+
+
+@inlined
+def _memory(ranking, width):
+    """Return room for a row's draws, keys and columns, for counts of digits, and two orders."""
+    keys, counts = ranking[2].view(np.int32)[:width], ranking[3, :DIGITS]
+    return ranking[0, :width], keys, ranking[1], counts, ranking[4].view(np.uint64), ranking[5].view(np.uint64)
 
 
 @compiled
@@ -57,9 +85,9 @@ def _multiply(row, factor):
 def _keep_ranked(row, index, key, behinds, memory):
     """Drop of a row, whose first element has flat index `index`, what is not drawn by the rank's probability.
 
-    behinds: [width], ascending: of the smallest magnitude first; memory: see `draw_ranked`.
+    behinds: [width], ascending: of the smallest magnitude first.
     """
-    draws, keys, some, counts, order = memory
+    draws, keys, some, counts, one, other = _memory(memory, len(row))
     width, bits = len(row), row.view(np.int32)
     lowest, highest, n_open = behinds[0], behinds[width - 1], 0
     for j in range(width):
@@ -76,9 +104,9 @@ def _keep_ranked(row, index, key, behinds, memory):
         for i in range(n_open):
             row[some[i]] = f32(row[some[i]] * f32(draws[some[i]] < behinds[_rank_of(keys, some[i])]))
         return
-    half = _rank(keys, order, counts)
+    order = one if _rank(keys, one, other, counts) else other
     for rank in range(width):
-        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        column = i64(order[rank] & u64(0xFFFF_FFFF))
         row[column] = f32(row[column] * f32(draws[column] < behinds[rank]))
 
 
@@ -111,13 +139,13 @@ def _narrow(row, keys, draws, behinds, some, counts):
 def _divide_ranked(row, index, key, of_ranks, memory):
     """Do as `_keep_ranked`, and divide what is kept by its rank's divisor."""
     behinds, divisors = of_ranks
-    _, keys, _, counts, order = memory
+    _, keys, _, counts, one, other = _memory(memory, len(row))
     bits = row.view(np.int32)
     for j in range(len(row)):
         keys[j] = i32(bits[j] & i32(MAGNITUDE))
-    half = _rank(keys, order, counts)
+    order = one if _rank(keys, one, other, counts) else other
     for rank in range(len(row)):
-        column = i64(order[half, rank] & u64(0xFFFF_FFFF))
+        column = i64(order[rank] & u64(0xFFFF_FFFF))
         kept = f32(row[column] * f32(draw_at(index + column, key) < behinds[rank]))
         row[column] = f32(f64(kept) / divisors[rank])
 
@@ -134,28 +162,28 @@ def _rank_of(keys, column):
 
 
 @compiled
-def _rank(keys, order, counts):
-    """Return which half of `order` holds the columns, in its lower 32 bits, by rank; above stand the keys.
+def _rank(keys, one, other, counts):
+    """Write the columns by rank, in the lower 32 bits below their keys, and tell whether `one` holds them, or `other`.
 
-    order: [2, width]; counts: memory, [1024]. A radix sort by the key's bytes; short rows are inserted one by one.
+    counts: memory, [DIGITS]. A radix sort by the key's bytes; short rows are inserted one by one.
     """
     width = len(keys)
     for j in range(width):
         column = width - 1 - j
-        order[0, j] = u64(u64(keys[column]) << u64(32)) | u64(column)
+        one[j] = u64(u64(keys[column]) << u64(32)) | u64(column)
     if width <= SHORT:
-        _insert(order[0])
-        return 0
+        _insert(one[:width])
+        return True
     counts[:] = 0
     for j in range(width):
         for digit in range(4):
-            counts[256 * digit + i64(u64(order[0, j] >> u64(32 + 8 * digit)) & u64(255))] += 1
-    half = 0
+            counts[256 * digit + i64(u64(one[j] >> u64(32 + 8 * digit)) & u64(255))] += 1
+    is_in_one = True
     for digit in range(4):
-        of_digit = counts[256 * digit : 256 * digit + 256]
-        if _move_by_digit(order[half], order[1 - half], of_digit, u64(32 + 8 * digit)):
-            half = 1 - half
-    return half
+        source, target = (one, other) if is_in_one else (other, one)
+        if _move_by_digit(source[:width], target, counts[256 * digit : 256 * digit + 256], u64(32 + 8 * digit)):
+            is_in_one = not is_in_one
+    return is_in_one
 
 
 @compiled
@@ -183,33 +211,9 @@ def _move_by_digit(entries, out, counts, shift):
     return True
 
 
-@called(types.void, types.float32[::1], types.int64, types.uint64, types.int64, types.float64)
-def draw(vector, index, key, behind, divisor):
-    """Drop, in place, what is not drawn, and divide the rest; index: flat, of the first element."""
-    _keep_drawn(vector, index, key, behind)
-    if divisor != 1.0:
-        _divide(vector, divisor)
-
-
 @called(
-    types.void, WIDE_ROWS, WIDE_ROWS, types.int64, types.uint64, INTEGERS, FLOATS, types.float64,
-    types.int64[:, ::1], types.int32[::1], INTEGERS, types.uint64[:, ::1],
+    types.void, types.float32[::1], types.int64, types.uint64, INTEGERS, FLOATS, types.float64, types.int64[:, ::1],
 )  # fmt: skip
-def draw_ranked(rows, out, index, key, behinds, divisors, factor, words, keys, counts, order):
-    """Write rows to `out` without what is not drawn by its rank within its row; index: flat, of the first element.
-
-    The rest is divided by its rank's divisor, if there are any, then multiplied by the factor, each time rounded.
-    behinds: [width], divisors: [width] or empty, the smallest magnitude's first. Memory: words and order, [2, width];
-    keys, [width]; counts, [1024].
-    """
-    width, memory = rows.shape[1], (words[0], keys, words[1], counts, order)
-    for i in range(len(rows)):
-        row, stored = out[i], rows[i]
-        for j in range(width):
-            row[j] = stored[j]
-        if len(divisors) == 0:
-            _keep_ranked(row, index + i * width, key, behinds, memory)
-        else:
-            _divide_ranked(row, index + i * width, key, (behinds, divisors), memory)
-        if factor != 1.0:
-            _multiply(row, factor)
+def draw(vector, index, key, behinds, divisors, factor, memory):
+    """Drop, in place, what is not drawn, and scale the rest; index: flat, of the first element. See `_keep`."""
+    _keep(vector, index, key, (behinds, divisors), factor, memory)

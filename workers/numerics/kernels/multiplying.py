@@ -90,11 +90,16 @@ def _load_vectors(given, begin, base, vectors):
 
 
 @compiled
-def _multiply_pairs(vectors, tree, out):
-    """Write the inner products of all pairs of n vectors, [n, m], to `out`, [n, n]."""
-    for first in range(len(vectors)):
-        for second in range(first, len(vectors)):
-            product = _inner_product(vectors[first], vectors[second], tree)
+def multiply_pairs(vectors, where, tree, out):
+    """Write the inner products of all pairs of n vectors to `out`, [n, n] or larger.
+
+    where: n, which row of `vectors` the first is, how many rows the next lies below; from which column to which.
+    """
+    n, top, step, begin, behind = where
+    for first in range(n):
+        one = vectors[top + first * step, begin:behind]
+        for second in range(first, n):
+            product = _inner_product(one, vectors[top + second * step, begin:behind], tree)
             out[first, second] = product
             out[second, first] = product
 
@@ -121,29 +126,15 @@ def combine_rows(base, finetuned, shares, total, out):
             out[i, j] = f32(total[j])
 
 
-@called(types.void, WIDE_ROWS, types.float32[:, :, ::1], WIDE_ROWS, FLOATS, types.float64[:, :, ::1])
-def row_products(base, finetuned, vectors, tree, out):
-    """Write the inner products of all pairs of rows of n task vectors, [n, rows, width], to `out`, [rows, n, n].
-
-    vectors: [n, width], tree: [width], memory.
-    """
-    n, n_rows, width = finetuned.shape
-    for i in range(n_rows):
-        for model in range(n):
-            row = finetuned[model, i]
-            for j in range(width):
-                vectors[model, j] = f32(row[j] - base[i, j])
-        _multiply_pairs(vectors, tree, out[i])
-
-
-@called(types.void, types.float32[:, :, ::1], FLOATS, types.float64[:, :, ::1])
+@called(types.void, WIDE_ROWS, FLOATS, types.float64[:, :, ::1])
 def inner_products(vectors, tree, out):
-    """Write the inner products of all pairs of n vectors, [n, batch, m] with m > 0, to `out`, [batch, n, n].
+    """Write the inner products of all pairs of n vectors to `out`, [batch, n, n].
 
-    tree: [m], memory.
+    vectors: [n · batch, m], m > 0, the first of each batch in front; tree: [m], memory.
     """
-    for index in range(vectors.shape[1]):
-        _multiply_pairs(vectors[:, index], tree, out[index])
+    batch, n, _ = out.shape
+    for index in range(batch):
+        multiply_pairs(vectors, (n, index, batch, 0, vectors.shape[1]), tree, out[index])
 
 
 @called(types.int64, INPUT, WIDE_ROWS, FLOATS, WIDE_ROWS, WIDE_ROWS, types.float64[:, :, ::1])
@@ -170,5 +161,6 @@ def multiply_blocks(given, vectors, tree, head, tail, products):
                 _load_vectors(part, first, base[:n_tail], tail)
             else:
                 _load_vectors(part, first, base, vectors[:n_models])
-                _multiply_pairs(vectors[:n_models], tree, products[(begin + first - n_head) // PRODUCT_BLOCK])
+                out = products[(begin + first - n_head) // PRODUCT_BLOCK]
+                multiply_pairs(vectors, (n_models, 0, 1, 0, PRODUCT_BLOCK), tree, out)
     return i64(0)

@@ -85,7 +85,8 @@ def is_row_finite(given, number, begin, n):
 def cut_part(given, begin, n, at):
     return Input(
         given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
-        given.is_judged, given.keys, given.behinds, given.scales, given.at_part,
+        given.is_judged, given.width, given.is_by_row, given.keys, given.behinds, given.divisors, given.factors,
+        given.divergences, given.at_part, given.ranking,
     )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from workers.numerics.kernels.adding import add, add_both_stored, add_stored
 from workers.numerics.kernels.bits import MAGNITUDE, NOTHING, SIGN, f32, f64, fma, i64, u32
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled, inlined
+from workers.numerics.kernels.pulling import pull_rows
 from workers.numerics.kernels.reading import halves_of, load, load_delta, words_of
 from workers.numerics.kernels.scoring import weigh_run
 from workers.numerics.kernels.voting import reduce_agreeing, sum_votes
-from workers.numerics.programs import FURTHEST, IMPORTANT, MEAN_OF_CHANGED, NEAR, SUM_OF_ALL
+from workers.numerics.programs import FURTHEST, IMPORTANT, MEAN_OF_CHANGED, NEAR, PULLED, SUM_OF_ALL
 
 
 @compiled
@@ -122,7 +123,7 @@ def _take_important(given, program, begin, scratch, total):
     m = len(total)
     base, row, theirs = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
     load(given, 1, begin, theirs)
-    weigh_run(theirs, base, program.divergences, program.width, given.offset + begin, row)
+    weigh_run(theirs, base, given.divergences, given.width, given.offset + begin, row)
     for j in range(m):
         total[j] = f64(theirs[j]) if f64(row[j]) >= program.threshold else f64(base[j])
     return u32(0)
@@ -141,6 +142,8 @@ def reduce_rows(given, program, begin, scratch, total):
         return _swap_near(given, program, begin, scratch, total)
     if program.reduction == IMPORTANT:
         return _take_important(given, program, begin, scratch, total)
+    if program.reduction == PULLED:
+        return pull_rows(given, program, begin, scratch, total)
     seen = sum_votes(given, program, begin, scratch, total)
     reduce_agreeing(program, scratch, total)
     return seen

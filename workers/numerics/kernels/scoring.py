@@ -3,8 +3,10 @@
 import numpy as np
 from numba import types
 
-from workers.numerics.kernels.bits import MAGNITUDE, as_double, as_float, as_wide_bits, f32, f64, i32, u32, u64
-from workers.numerics.kernels.compiling import FLOATS, WIDE_ROWS, called, compiled
+from workers.numerics.kernels.bits import MAGNITUDE, as_double, as_float, as_wide_bits, f32, f64, i32, i64, u32, u64
+from workers.numerics.kernels.blocks import JUDGES, by_block
+from workers.numerics.kernels.compiling import FLOATS, INPUT, SCRATCH, WIDE_ROWS, called, compiled
+from workers.numerics.kernels.reading import load
 from workers.numerics.programs import (
     EXP_SERIES,
     LN_2_HIGH,
@@ -73,7 +75,7 @@ def _highest(row):
 def _diverge(theirs, ours, trees):
     """Return how far one row's softmax is from another's: the divergence of numerics/importance.py."""
     highest, our_highest = f64(_highest(theirs)), f64(_highest(ours))
-    powers, our_powers, moments = trees[0], trees[1], trees[2]
+    powers, our_powers, moments = trees
     _raise_to(theirs, highest, powers)
     _raise_to(ours, our_highest, our_powers)
     for j in range(len(theirs)):
@@ -176,17 +178,19 @@ def compete(deltas, clips, of_rescaled, memory, out):
             _weigh_agreement(values[model, :size], totals[model, :size], f64(n), divisor, out[model, begin:behind])
 
 
-@called(types.void, WIDE_ROWS, WIDE_ROWS, types.float64[:, ::1], FLOATS)
-def diverge(finetuned, base, trees, out):
-    """Write the divergence of every row, [rows]; see numerics/importance.py. trees: [3, width], memory."""
-    for i in range(len(base)):
-        out[i] = _diverge(finetuned[i], base[i], trees)
+@by_block
+def _diverge_by_block(given, first, begin, behind, scratch, state):
+    out, width = state[0], given.width
+    base, theirs = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    load(given, 1, begin, theirs)
+    for at in range(0, behind - begin, width):
+        row = (first + begin + at) // width
+        trees = scratch.wide[0, :width], scratch.wide[1, :width], scratch.wide[2, :width]
+        out[row] = _diverge(theirs[at : at + width], base[at : at + width], trees)
+    return i64(0)
 
 
-@called(types.void, types.float32[::1], types.float32[::1], FLOATS, types.int64, types.int64, types.float32[::1])
-def weigh(finetuned, base, divergences, width, index, out):
-    """Write the importance of a run of changes, [m]; see numerics/importance.py. index: of the first one in the tensor.
-
-    divergences: of the tensor's rows, of this width.
-    """
-    weigh_run(finetuned, base, divergences, width, index, out)
+@called(types.int64, INPUT, SCRATCH, FLOATS)
+def diverge(given, scratch, out):
+    """Write the divergence of every row, [rows], that is given; see numerics/importance.py. Rows are not cut."""
+    return _diverge_by_block(given, JUDGES, scratch, (out,))
