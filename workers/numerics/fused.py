@@ -205,7 +205,7 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     """
     n, batch, m = vectors.shape
     products = torch.empty(batch, n, n, dtype=torch.float64)
-    _loaded[0].inner_products(vectors.reshape(n * batch, m).numpy(), np.empty(m), products.numpy())
+    _loaded[0].inner_products(vectors.reshape(n * batch, m).contiguous().numpy(), np.empty(m), products.numpy())
     return products
 
 
