@@ -198,6 +198,18 @@ def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
     _loaded[0].draw(flat, start, unsigned(mask.key), behinds, divisors, mask.factor, ranking_of(width))
 
 
+def pick(row: torch.Tensor, shared: torch.Tensor, magnitude: float, n_tied: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices, [k] int64, and values, [k] float32, of what lies farther than `magnitude` from a shared row.
+
+    row, shared: [m] float32 on the CPU; n_tied: of so many entries at the front also what lies just as far.
+    """
+    m = row.numel()
+    indices, values = np.empty(m, dtype=np.int64), np.empty(m, dtype=np.float32)
+    arrays = row.contiguous().numpy(), shared.contiguous().numpy()
+    n_found = _loaded[0].pick(*arrays, np.float32(magnitude), min(max(n_tied, 0), m), indices, values)
+    return torch.from_numpy(indices[:n_found].copy()), torch.from_numpy(values[:n_found].copy())
+
+
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     """Return the inner products of all pairs of vectors, [batch, n, n] float64; see numerics/precision.py.
 

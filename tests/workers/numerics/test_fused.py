@@ -29,6 +29,7 @@ from workers.numerics import (
     importance,
     precision,
     randomness,
+    residuals,
     signs,
     spans,
     sparsify,
@@ -409,6 +410,18 @@ def test_products_of_rows_are_those_of_pieces(offset: int, m: int, dtype: torch.
     assert torch.equal(head, expected.head)
     assert torch.equal(products, expected.blocks)
     assert torch.equal(tail, expected.tail)
+
+
+@pytest.mark.parametrize("boundary", [NOTHING, EVERYTHING, Boundary(0.5, 0), Boundary(0.5, 47), Boundary(0.5, 999)])
+def test_what_differs_most_is_picked_as_torch_picks_it(boundary: Boundary, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, model = torch.randint(-4, 5, (2, 100), generator=torch.Generator().manual_seed(1)) / 4
+    found = residuals._replace_first(model, shared, boundary, start=7)
+    monkeypatch.setattr(fused, "_loaded", [])
+    expected = residuals._replace_first(model, shared, boundary, start=7)
+    assert isinstance(found, patches.Replacement)
+    assert isinstance(expected, patches.Replacement)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])

@@ -12,10 +12,11 @@ from workers.numerics.kernels.counting import count_keys, count_overlaps, spread
 from workers.numerics.kernels.drawing import draw
 from workers.numerics.kernels.merging import count_signs, mask, merge
 from workers.numerics.kernels.multiplying import combine_rows, inner_products, multiply_blocks
+from workers.numerics.kernels.picking import pick
 from workers.numerics.kernels.reading import read_rows
 from workers.numerics.kernels.scoring import compete, diverge
 
 __all__ = [
     "combine_rows", "compete", "count_keys", "count_overlaps", "count_signs", "diverge", "draw",
-    "inner_products", "mask", "merge", "multiply_blocks", "read_rows", "spread", "sum_magnitudes", "sum_norms",
+    "inner_products", "mask", "merge", "multiply_blocks", "pick", "read_rows", "spread", "sum_magnitudes", "sum_norms",
 ]  # fmt: skip
