@@ -23,7 +23,8 @@ from workers.numerics.programs import Windows
 
 # dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
-Keys = NDArray[np.int32]
+Keys = NDArray[np.int32]  # bits of magnitudes, or bins of them
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ _of_thread = threading.local()
 
 
 def load() -> bool:
-    """Make the kernels ready, and tell whether they are: in a minute by compiling them, later in seconds."""
+    """Make the kernels ready, and tell whether they are: in half a minute by compiling them, later in seconds."""
     if not _loaded:
         try:
             _loaded.append(_import())
@@ -156,6 +157,15 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
+def join_counts(one: tuple[Keys, Counts], other: tuple[Keys, Counts]) -> tuple[Keys, Counts]:
+    """Return the keys of both, each once, ascending as they are, with the sum of its counts."""
+    n = len(one[0]) + len(other[0])
+    keys, counts = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.int64)
+    given = [np.require(array, requirements=("C", "A", "W")) for array in (*one, *other)]  # files' are read-only
+    n_joined = _loaded[0].join_counts(*given, keys, counts)
+    return keys[:n_joined].copy(), counts[:n_joined].copy()
+
+
 def sum_norms(rows: Rows) -> NDArray[np.int64]:
     """Return the sums of each task vector's magnitudes as the rows' draws find and as they leave them, by exponent.
 
@@ -253,6 +263,21 @@ def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_re
     bounds, memory = np.array(clips, dtype=np.float64), np.empty((2 * len(deltas) + 1, programs.SOME))
     _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, memory, scores.numpy())
     return scores
+
+
+def share_out(
+    deltas: torch.Tensor,
+    scores: torch.Tensor,
+    clips: Sequence[tuple[float, float]],
+    bounds: Sequence[tuple[float, float]],
+    weights: Sequence[float],
+) -> torch.Tensor:
+    """Return numerics/competition.py's `share_out` on the CPU, [m] float64, m > 0. clips, bounds: of each."""
+    out = torch.empty(deltas.shape[1], dtype=torch.float64)
+    numbers = [np.array(values, dtype=np.float64) for values in (clips, bounds, weights)]
+    rows = deltas.contiguous().numpy(), scores.contiguous().numpy()
+    _loaded[0].share_out(*rows, *numbers, np.empty(programs.BLOCK), out.numpy())
+    return out
 
 
 def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

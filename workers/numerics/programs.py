@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
+LEAST_TOTAL = 1e-12  # of the scores at an entry, by which shares are divided; the authors' (methods/pcb.py)
 SOME = 256  # entries for which task vectors compete at a time
 BLOCK = 2048  # elements that are merged at a time, in the nearer caches
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple

@@ -17,6 +17,7 @@ from workers import fusion
 from workers.numerics import programs
 
 FLOATS, INTEGERS, WIDE_ROWS = types.float64[::1], types.int64[::1], types.float32[:, ::1]
+KEYS = types.int32[::1]
 INPUT = types.NamedTuple(
     (
         types.uint8[::1], INTEGERS, INTEGERS, INTEGERS, INTEGERS, types.int64, types.int64, types.boolean,
@@ -31,7 +32,7 @@ PROGRAM = types.NamedTuple(
         types.boolean, types.boolean, types.boolean, types.float64, types.float64, types.float64,
     ), programs.Program,
 )  # fmt: skip
-WINDOWS = types.NamedTuple((INTEGERS, types.int32[::1], types.int32[::1]), programs.Windows)
+WINDOWS = types.NamedTuple((INTEGERS, KEYS, KEYS), programs.Windows)
 SCRATCH = types.NamedTuple((types.float32[:, ::1], types.float64[:, ::1], types.float64[:, ::1]), programs.Scratch)
 pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 

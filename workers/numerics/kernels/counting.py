@@ -7,7 +7,7 @@ from workers.fusion import BFLOAT16, FLOAT32
 from workers.numerics.kernels.adding import add, add_magnitudes
 from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
 from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
-from workers.numerics.kernels.compiling import FLOATS, INPUT, SCRATCH, WINDOWS, called, compiled
+from workers.numerics.kernels.compiling import FLOATS, INPUT, INTEGERS, KEYS, SCRATCH, WINDOWS, called, compiled
 from workers.numerics.kernels.drawing import keep_draw
 from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, load, words_of
 from workers.numerics.kernels.scoring import weigh_run
@@ -190,3 +190,21 @@ def count_overlaps(given, threshold, scratch, counts):
     """
     counts[:] = 0
     return _count_overlaps_by_block(given, JUDGES, scratch, (threshold, counts))
+
+
+@called(types.int64, KEYS, INTEGERS, KEYS, INTEGERS, KEYS, INTEGERS)
+def join_counts(keys, counts, other_keys, other_counts, out_keys, out_counts):
+    """Write the keys of two ascending lists, each once, with the sum of its counts; return how many there are."""
+    i, j, n = i64(0), i64(0), i64(0)
+    while i < len(keys) and j < len(other_keys):
+        one, other = keys[i], other_keys[j]
+        is_one, is_other = i64(one <= other), i64(other <= one)
+        out_keys[n], out_counts[n] = min(one, other), counts[i] * is_one + other_counts[j] * is_other
+        i, j, n = i + is_one, j + is_other, n + 1
+    for rest in range(i, len(keys)):
+        out_keys[n], out_counts[n] = keys[rest], counts[rest]
+        n += 1
+    for rest in range(j, len(other_keys)):
+        out_keys[n], out_counts[n] = other_keys[rest], other_counts[rest]
+        n += 1
+    return n

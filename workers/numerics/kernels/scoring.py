@@ -3,12 +3,27 @@
 import numpy as np
 from numba import types
 
-from workers.numerics.kernels.bits import MAGNITUDE, as_double, as_float, as_wide_bits, f32, f64, i32, i64, u32, u64
+from workers.numerics.kernels.bits import (
+    MAGNITUDE,
+    NOTHING,
+    as_double,
+    as_float,
+    as_wide_bits,
+    f32,
+    f64,
+    fma,
+    i32,
+    i64,
+    u32,
+    u64,
+)
 from workers.numerics.kernels.blocks import JUDGES, by_block
 from workers.numerics.kernels.compiling import FLOATS, INPUT, SCRATCH, WIDE_ROWS, called, compiled
 from workers.numerics.kernels.reading import load
 from workers.numerics.programs import (
+    BLOCK,
     EXP_SERIES,
+    LEAST_TOTAL,
     LN_2_HIGH,
     LN_2_LOW,
     LOG2_E,
@@ -176,6 +191,39 @@ def compete(deltas, clips, of_rescaled, memory, out):
         for model in range(n):
             divisor = f64(n) if of_rescaled else 1.0
             _weigh_agreement(values[model, :size], totals[model, :size], f64(n), divisor, out[model, begin:behind])
+
+
+@compiled
+def _add_shares(row, scores, clips, bounds, weight, totals):
+    """Add what one model's scores make of its entries to a sum, and these shares of the merge to another."""
+    merged, total = totals
+    low, high, span = bounds[0], bounds[1], bounds[1] - bounds[0]
+    smallest, largest = f32(clips[0]), f32(clips[1])
+    for j in range(len(row)):
+        share = (min(max(f64(scores[j]), low), high) - low) / span if span > 0.0 else 0.0
+        sign = f32(row[j] > f32(0.0)) - f32(row[j] < f32(0.0))
+        clipped = f32(sign * min(max(abs(row[j]), smallest), largest))
+        total[j] += share
+        merged[j] = fma(share * f64(clipped), weight, merged[j])
+
+
+@called(types.void, WIDE_ROWS, WIDE_ROWS, types.float64[:, ::1], types.float64[:, ::1], FLOATS, FLOATS, FLOATS)
+def share_out(deltas, scores, clips, bounds, weights, total, out):
+    """Write the mean of clipped entries by score, [m]; see numerics/competition.py. clips, bounds: [n, 2].
+
+    total: [BLOCK], memory.
+    """
+    n, m = deltas.shape
+    for begin in range(0, m, BLOCK):
+        behind = min(m, begin + BLOCK)
+        some, merged = total[: behind - begin], out[begin:behind]
+        some[:] = NOTHING
+        merged[:] = NOTHING
+        for model in range(n):
+            row, own = deltas[model, begin:behind], scores[model, begin:behind]
+            _add_shares(row, own, clips[model], bounds[model], weights[model], (merged, some))
+        for j in range(len(some)):
+            merged[j] = merged[j] / max(some[j], LEAST_TOTAL)
 
 
 @by_block
