@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "setup 4/5: checking"
 	@$(BIN)/python -m pip check --disable-pip-version-check
-	@echo "setup 5/5: compiling the kernels (a minute; else the first worker would)"
+	@echo "setup 5/5: compiling the kernels (half a minute; else the first worker would)"
 	@$(BIN)/python -c 'from workers.numerics import fused; fused.load()'
 	@touch $@
 

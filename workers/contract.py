@@ -168,8 +168,14 @@ class PieceSource(Protocol):
         no view of a piece's tensors.
         """
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
-        """Do as `map` does with runs of elements as files hold them, for kernels."""
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
+        """Do as `map` does with runs of elements, or of whole rows, as files hold them, for kernels."""
 
     def visit(
         self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]

@@ -6,11 +6,14 @@ piece, from the files' bytes to the output's, without an array between. The meth
 definition: the two agree to the last bit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from app.domain.catalog import Granularity
 
 BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
 ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
@@ -41,6 +44,7 @@ class Rows:
     has_base: bool
     is_judged: bool = False  # an earlier pass found all of the tensor finite
     draws: tuple["Draw", ...] = ()  # one per model: what chance drops of it before anything else; (): none
+    importance: "Importance | None" = None  # of the one model's changes: they stand for task vectors where keys count
 
     @property
     def n_models(self) -> int:
@@ -73,14 +77,17 @@ class Band:
 
 @dataclass(frozen=True)
 class Draw:
-    """Keeps an entry if its draw, by position in the tensor, lies below the probability (numerics/randomness.py).
+    """Keeps an entry if its draw, by position in the tensor, lies below its probability (numerics/randomness.py).
 
-    What is kept is divided by the divisor in float64, and rounded to float32; then the same with the factor.
+    With a spread, that grows with the rank of the entry's magnitude within its row, from `probability` - spread to
+    + spread. What is kept may be divided by it in float64, and rounded to float32; then multiplied by the factor, and
+    rounded again.
     """
 
     key: int
     probability: float
-    divisor: float = 1.0
+    spread: float = 0.0
+    divides: bool = False
     factor: float = 1.0
 
 
@@ -103,6 +110,17 @@ class Importance:
     threshold: float
     divergences: NDArray[np.float64]  # one per row
     width: int  # of a row
+
+
+@dataclass(frozen=True)
+class RowRatio:
+    """Pulls the mean of each row towards the base model's row, the farther the wider the angles between task vectors.
+
+    How far it stays away is the ratio of methods/model_stock.py.
+    """
+
+    of_angles: bool  # whether angles are averaged, or their cosines
+    is_clamped: bool
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,8 @@ class FusedMerge:
     if it is no farther than `reach` from the base model's, else this moved by the reach. With an election, xᵢ is turned
     by the sign of wᵢ, and the election's reduction by |wᵢ| stands for the sum. Of this sum, whatever it is, too few
     models may need an entry: it counts as zero then. "important" takes the one model's element where it matters, else
-    the base model's.
+    the base model's. "pulled" stands for what the row's ratio makes of the models and the base model, whatever the
+    weights.
     """
 
     weights: tuple[float, ...]  # one per model
@@ -144,11 +163,22 @@ class FusedMerge:
     draws: tuple[Draw, ...] = ()  # one per model; (): none, or those that rows come with
     masks: tuple[Band, ...] = ()  # one per model, of what is drawn; (): none
     election: Election | None = None
-    reduction: Literal["sum", "mean_of_changed", "furthest", "near", "important"] = "sum"  # without an election
+    reduction: Literal["sum", "mean_of_changed", "furthest", "near", "important", "pulled"] = "sum"  # if none elects
     boosts: tuple[float, ...] = ()  # one per model, or all are 1
     reach: float = 0.0
     needed: Needed | None = None
     importance: Importance | None = None
+    ratio: RowRatio | None = None
     scaling: float = 1.0
     divisor: float = 1.0
     base_share: float | None = None  # None: the base model has no share
+
+    @property
+    def granularity(self) -> Granularity:
+        """What it must see at once: any run of elements, or whole rows."""
+        return "row" if self.ratio is not None or is_by_row(self.draws) else "element"
+
+
+def is_by_row(draws: Sequence[Draw]) -> bool:
+    """Tell whether draws need whole rows."""
+    return any(draw.spread != 0.0 for draw in draws)

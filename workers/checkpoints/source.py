@@ -23,7 +23,7 @@ from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
-from workers.granularity import step_elements
+from workers.granularity import step_elements, width_of
 from workers.stored import StoredModels
 
 Result = TypeVar("Result")
@@ -105,10 +105,16 @@ class CheckpointSource:
         )
         self._judged.update(tensor.name for tensor in merged)
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a function to the rows of every run, on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
-        runs = (run for tensor in merged for run in self.cut_rows(tensor.name))
+        runs = (run for tensor in merged for run in self.cut_rows(tensor.name, granularity))
         yield from map_in_order(lambda run: self._map_run(function, run), runs, threads=self.threads)
         self._judged.update(tensor.name for tensor in merged)
 
@@ -138,9 +144,10 @@ class CheckpointSource:
         tensor = self.merged[name]
         yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements))
 
-    def cut_rows(self, name: str) -> Iterator[Run]:
+    def cut_rows(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into longer runs, for kernels that read in parts."""
-        yield from _cut(self.merged[name], self.piece_elements * PIECES_AT_ONCE)
+        tensor = self.merged[name]
+        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements * PIECES_AT_ONCE))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
@@ -198,6 +205,7 @@ class CheckpointSource:
         Nothing of it is judged. What no file holds as it is needed, is read now.
         """
         tensor = run.tensor
+        room = max(PART, width_of(tensor.shape))  # of a kernel that cuts no rows
         stored = list(zip(self.models, tensor.finetuned, strict=True))
         if self.base is not None and tensor.base is not None:
             stored.insert(0, (self.base, tensor.base))
@@ -206,7 +214,7 @@ class CheckpointSource:
             FLOAT32 if file is None else ROW_KINDS[spec.dtype] for file, (_, spec) in zip(files, stored, strict=True)
         ]
         sizes = [
-            KIND_BYTES[kind] * (run.n_elements if file is None else min(run.n_elements, PART))
+            KIND_BYTES[kind] * (run.n_elements if file is None else min(run.n_elements, room))
             for file, kind in zip(files, kinds, strict=True)
         ]
         begins = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]

@@ -19,6 +19,7 @@ from app.domain.parameters import (
     Vote,
 )
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import Election, FusedMerge
 from workers.numerics import random_masks, signs, task_vectors
 from workers.statistics import drawn
 
@@ -39,6 +40,19 @@ def collect(parameters: DellaParameters) -> Sequence[StatisticRequest]:
     return drawn.request_norms(_mask(parameters))
 
 
+def fuse(parameters: DellaParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    votes = signs.weigh_votes(context.weights, is_weighted=parameters.vote == "weighted")
+    return FusedMerge(
+        context.weights,
+        of_deltas=True,
+        draws=random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context)),
+        election=Election(tuple(votes), 1, parameters.reduce),
+        scaling=parameters.scaling_coefficient,
+        base_share=1.0,
+    )
+
+
 @merge_method(
     name="della",
     title="DELLA",
@@ -54,6 +68,7 @@ def collect(parameters: DellaParameters) -> Sequence[StatisticRequest]:
     neutral_parameters={"density": 1.0, "density_spread": 0.0, "scaling_coefficient": 1.0},
     per_model=("density", "density_spread"),
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: DellaParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ · (disjoint merge of what the draws left of the task vectors).

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from app.domain.parameters import DensitySpread, KeepProbability, Parameters, RankedDropRescale, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
+from workers.fusion import FusedMerge
 from workers.numerics import random_masks, task_vectors
 from workers.statistics import drawn
 
@@ -29,6 +30,13 @@ def collect(parameters: DellaLinearParameters) -> Sequence[StatisticRequest]:
     return drawn.request_norms(_mask(parameters))
 
 
+def fuse(parameters: DellaLinearParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
+    draws = random_masks.fuse_draws(_mask(parameters), context, drawn.factors_of(context))
+    scaling = parameters.scaling_coefficient
+    return FusedMerge(context.weights, of_deltas=True, draws=draws, scaling=scaling, base_share=1.0)
+
+
 @merge_method(
     name="della_linear",
     title="DELLA, linear",
@@ -44,6 +52,7 @@ def collect(parameters: DellaLinearParameters) -> Sequence[StatisticRequest]:
     neutral_parameters={"density": 1.0, "density_spread": 0.0, "scaling_coefficient": 1.0},
     per_model=("density", "density_spread"),
     collect=collect,
+    fused=fuse,
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: DellaLinearParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ wᵢ rᵢ mᵢ ⊙ τᵢ.

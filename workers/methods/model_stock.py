@@ -15,12 +15,12 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.fusion import FusedMerge
+from workers.fusion import FusedMerge, RowRatio
 from workers.numerics import precision, spans
+from workers.numerics.programs import SINGULAR
 from workers.statistics.gram import TensorGrams
 
 GRAMS = "angles"
-SINGULAR = 1e-6  # 1 + (n − 1) cos θ below which nothing can be solved for: task vectors cancel
 
 
 class ModelStockParameters(Parameters):
@@ -45,10 +45,11 @@ def collect(parameters: ModelStockParameters) -> Sequence[StatisticRequest]:
     return (TensorGrams(GRAMS),) if parameters.scope == "tensor" else ()
 
 
-def fuse(parameters: ModelStockParameters, context: MergeContext) -> FusedMerge | None:
-    """Return what `merge` computes, fused; rows are solved by torch alone."""
+def fuse(parameters: ModelStockParameters, context: MergeContext) -> FusedMerge:
+    """Return what `merge` computes, fused."""
     if parameters.scope == "row":
-        return None
+        ratio = RowRatio(of_angles=parameters.mean == "angle", is_clamped=parameters.clamp)
+        return FusedMerge(context.weights, of_deltas=True, reduction="pulled", ratio=ratio)
     return spans.fuse(_shares(context.statistics[GRAMS][context.tensor], parameters))
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from app.domain.parameters import Parameters, ScalingCoefficient
 from workers.contract import MergeContext, StatisticRequest, merge_method
-from workers.numerics import competition, precision, task_vectors
+from workers.numerics import competition, task_vectors
 from workers.numerics.competition import Variant
 from workers.statistics.competition import Competition, CompetitionBounds
 
 COMPETITION = "competition"
-LEAST_TOTAL = 1e-12  # of shares, the authors'
 
 
 class PcbParameters(Parameters):
@@ -70,9 +69,5 @@ def merge(base: Tensor, finetuned: Tensor, parameters: PcbParameters, context: M
     bounds: CompetitionBounds = context.statistics[COMPETITION]
     deltas = task_vectors.subtract(finetuned, base)  # [n, m]
     scores = competition.score(deltas, bounds.clips, parameters.variant)
-    shares = [competition.rescale(*pair) for pair in zip(scores, bounds.scores, strict=True)]  # n of [m]
-    clipped = (competition.clip(*pair) for pair in zip(deltas, bounds.clips, strict=True))
-    total = precision.weighted_sum(shares, [1.0] * len(shares)).clamp_min_(LEAST_TOTAL)
-    parts = (share * vector for share, vector in zip(shares, clipped, strict=True))
-    merged = precision.weighted_sum(parts, context.weights) / total
+    merged = competition.share_out(deltas, scores, bounds.clips, bounds.scores, context.weights)
     return task_vectors.add(base, merged, scaling_coefficient=parameters.scaling_coefficient)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.numerics import elementary, fused, precision
+from workers.numerics.programs import LEAST_TOTAL
 
 Variant = Literal["vision", "script"]
 
@@ -58,6 +59,23 @@ def score(deltas: Tensor, clips: Sequence[Bounds], variant: Variant) -> Tensor:
     if variant == "vision":
         return (importance * _compare_rescaled(deltas.sign() * strengths)).float()
     return (importance * elementary.tanh(deltas * precision.weighted_sum(deltas, [1.0] * len(deltas)))).float()
+
+
+def share_out(
+    deltas: Tensor, scores: Tensor, clips: Sequence[Bounds], bounds: Sequence[Bounds], weights: Sequence[float]
+) -> Tensor:
+    """Return Σ wᵢ Sᵢ ⊙ τ̂ᵢ / Σ Sᵢ, 0 where all Sᵢ are: τ̂ᵢ clipped, Sᵢ the scores rescaled from 0 to 1.
+
+    deltas, scores: [n, m] float32; clips, bounds: of their magnitudes and of the scores; result: [m] float64.
+    """
+    if deltas.numel() and fused.takes(deltas):
+        pairs = ([(one.low, one.high) for one in some] for some in (clips, bounds))
+        return fused.share_out(deltas, scores, *pairs, weights)
+    shares = [rescale(*pair) for pair in zip(scores, bounds, strict=True)]  # n of [m]
+    clipped = (clip(*pair) for pair in zip(deltas, clips, strict=True))
+    total = precision.weighted_sum(shares, [1.0] * len(shares)).clamp_min_(LEAST_TOTAL)
+    parts = (share * vector for share, vector in zip(shares, clipped, strict=True))
+    return precision.weighted_sum(parts, weights) / total
 
 
 def to_magnitudes(scores: Tensor) -> Tensor:

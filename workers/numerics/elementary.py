@@ -1,6 +1,6 @@
 """Functions that torch has, too, but worked out in steps of known rounding: no processor's library shows in the bits.
 
-The kernels take the same steps (numerics/kernels.py).
+The kernels take the same steps (numerics/kernels/scoring.py).
 """
 
 import torch

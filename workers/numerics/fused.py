@@ -8,29 +8,23 @@ import logging
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from importlib import import_module
-from math import ceil, inf
 from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.fusion import FLOAT32, NO_FILE, Band, Draw, FusedMasks, FusedMerge, Importance, NotClean, Rows
+from workers.fusion import FLOAT32, NO_FILE, Draw, FusedMasks, FusedMerge, NotClean, Rows
 from workers.numerics import programs
-from workers.numerics.programs import NUDGE, Input, Program, Scratch, Windows
+from workers.numerics.arrays import input_of, program_of, ranking_of, scratch_of, thresholds, undrawn, unsigned
+from workers.numerics.programs import Windows
 
 # dtypes that can be written, with the bits of the smallest float32 magnitude that is infinite once rounded to them
 OUTPUTS = {torch.bfloat16: 0x7F7F_8000, torch.float32: 0x7F80_0000}
-_OF_ALL = {
-    "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
-    "near": programs.NEAR, "important": programs.IMPORTANT,
-}  # fmt: skip
-_OF_AGREEING = {"mean": programs.MEAN, "sum": programs.SUM, "max": programs.LARGEST}
-
-Keys = NDArray[np.int32]
+Keys = NDArray[np.int32]  # bits of magnitudes, or bins of them
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ _of_thread = threading.local()
 
 
 def load() -> bool:
-    """Make the kernels ready, and tell whether they are: in a minute by compiling them, later in seconds."""
+    """Make the kernels ready, and tell whether they are: in half a minute by compiling them, later in seconds."""
     if not _loaded:
         try:
             _loaded.append(_import())
@@ -79,15 +73,11 @@ def merge(rows: Rows, fused: FusedMerge, out: torch.Tensor) -> bool:
 
     out: [m] bfloat16 or float32, contiguous, on the CPU. Where a result is zero and the base is -0.0, it is -0.0.
     """
-    program = _compile(fused, rows.has_base)
+    program = program_of(fused, rows.has_base)
+    given = input_of(rows, fused.draws, fused.importance, by_row=fused.granularity == "row")
+    scratch = scratch_of(len(program.weights), given)
     to_bfloat16 = out.dtype == torch.bfloat16
-    largest = _loaded[0].merge(
-        _input(rows, fused.draws),
-        program,
-        _scratch_of(len(program.weights)),
-        out.view(torch.uint8).numpy(),
-        to_bfloat16,
-    )
+    largest = _loaded[0].merge(given, program, scratch, out.view(torch.uint8).numpy(), to_bfloat16)
     return bool(largest < OUTPUTS[out.dtype])
 
 
@@ -96,15 +86,19 @@ def join(base: torch.Tensor, vectors: torch.Tensor, fused: FusedMerge) -> torch.
 
     base: [*shape] float32, vectors: [n, *shape] float32, which stand for the models' rows.
     """
+    out = torch.empty(base.numel())
+    return out.view(base.shape) if merge(_hold(base, vectors), fused, out) else None
+
+
+def _hold(base: torch.Tensor, vectors: torch.Tensor) -> Rows:
+    """Return rows of numbers in memory. base: [*shape] float32, vectors: [n, *shape] float32."""
     n, m = len(vectors), base.numel()
     content = torch.empty((1 + n, m))
     content[0], content[1:] = base.reshape(-1), vectors.reshape(n, m)
     whole, nowhere = np.zeros(1 + n, dtype=np.int64), np.full(1 + n, NO_FILE, dtype=np.int64)
     at, kinds = np.arange(1 + n) * (4 * m), np.full(1 + n, FLOAT32, dtype=np.int64)
     memory = content.view(torch.uint8).numpy().reshape(-1)
-    out = torch.empty(m)
-    is_finite = merge(Rows("", (m,), 0, 0, m, memory, at, kinds, nowhere, whole, has_base=True), fused, out)
-    return out.view(base.shape) if is_finite else None
+    return Rows("", tuple(base.shape), 0, 0, m, memory, at, kinds, nowhere, whole, has_base=True)
 
 
 def mask(rows: Rows, fused: FusedMasks, out: torch.Tensor) -> FoundMasks | None:
@@ -115,10 +109,11 @@ def mask(rows: Rows, fused: FusedMasks, out: torch.Tensor) -> FoundMasks | None:
     n = rows.n_models
     masks = np.empty((n, -(-rows.n_elements // 8)), dtype=np.uint8)
     sums = np.zeros((n if fused.is_measured else 0, 2, 256), dtype=np.int64)
+    given = undrawn(rows)
     largest = _loaded[0].mask(
-        _input(rows),
+        given,
         -1.0 if fused.threshold is None else fused.threshold,
-        _scratch_of(n),
+        scratch_of(n, given),
         out.view(torch.uint8).numpy(),
         out.dtype == torch.bfloat16,
         masks,
@@ -140,9 +135,9 @@ def count_signs(rows: Rows, fused: FusedMerge) -> int:
 
     Raises: NotClean.
     """
-    program = _compile(fused, rows.has_base)
+    program, given = program_of(fused, rows.has_base), input_of(rows, fused.draws)
     balance = np.empty(1, dtype=np.int64)
-    _check(_loaded[0].count_signs(_input(rows, fused.draws), program, _scratch_of(len(program.weights)), balance))
+    _check(_loaded[0].count_signs(given, program, scratch_of(len(program.weights), given), balance))
     return int(balance[0])
 
 
@@ -157,8 +152,18 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     if found is None or found.shape[0] < n_windows or found.shape[1] < rows.n_elements:
         found = _of_thread.found = np.empty((n_windows, rows.n_elements), dtype=np.int32)
     counts = np.empty((n_windows, 2), dtype=np.int64)
-    _check(_loaded[0].count_keys(_input(rows), windows, _scratch_of(1), found, counts))
+    given = input_of(rows)
+    _check(_loaded[0].count_keys(given, windows, scratch_of(1, given), found, counts))
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
+
+
+def join_counts(one: tuple[Keys, Counts], other: tuple[Keys, Counts]) -> tuple[Keys, Counts]:
+    """Return the keys of both, each once, ascending as they are, with the sum of its counts."""
+    n = len(one[0]) + len(other[0])
+    keys, counts = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.int64)
+    given = [np.require(array, requirements=("C", "A", "W")) for array in (*one, *other)]  # files' are read-only
+    n_joined = _loaded[0].join_counts(*given, keys, counts)
+    return keys[:n_joined].copy(), counts[:n_joined].copy()
 
 
 def sum_norms(rows: Rows) -> NDArray[np.int64]:
@@ -168,7 +173,8 @@ def sum_norms(rows: Rows) -> NDArray[np.int64]:
     Raises: NotClean.
     """
     sums = np.empty((2, rows.n_models, 256), dtype=np.int64)
-    _check(_loaded[0].sum_norms(_input(rows), _scratch_of(1), sums))
+    given = input_of(rows)
+    _check(_loaded[0].sum_norms(given, scratch_of(1, given), sums))
     return sums
 
 
@@ -178,8 +184,8 @@ def count_overlaps(rows: Rows, threshold: float) -> NDArray[np.int64]:
     result: [n_models, 2].
     Raises: NotClean.
     """
-    counts = np.empty((rows.n_models, 2), dtype=np.int64)
-    _check(_loaded[0].count_overlaps(_input(rows), np.float32(threshold), _scratch_of(rows.n_models), counts))
+    given, counts = undrawn(rows), np.empty((rows.n_models, 2), dtype=np.int64)
+    _check(_loaded[0].count_overlaps(given, np.float32(threshold), scratch_of(rows.n_models, given), counts))
     return counts
 
 
@@ -191,39 +197,27 @@ def sum_magnitudes(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def draw(vector: torch.Tensor, mask: Draw, *, start: int) -> None:
-    """Drop, in place, the entries that are not drawn, and divide the others.
+    """Drop, in place, the entries that are not drawn, and scale the others.
 
-    vector: [m] float32, contiguous, on the CPU; start: flat index of its first entry within the tensor.
+    vector: float32, contiguous, on the CPU: any entries, or [rows, width] where it is drawn by rank; start: flat index
+    of the first one within the tensor.
     """
-    _loaded[0].draw(vector.numpy(), start, _unsigned(mask.key), _behind(mask.probability), mask.divisor)
+    width = vector.shape[-1] if mask.spread else 1
+    behinds, divisors = thresholds(width, mask.probability, mask.spread, mask.divides)
+    flat = vector.view(-1).numpy()
+    _loaded[0].draw(flat, start, unsigned(mask.key), behinds, divisors, mask.factor, ranking_of(width))
 
 
-def draw_ranked(  # noqa: PLR0913 rows, how they are drawn, and where they go
-    rows: torch.Tensor,
-    out: torch.Tensor,
-    key: int,
-    probabilities: torch.Tensor,
-    *,
-    divides: bool,
-    factor: float,
-    start: int,
-) -> None:
-    """Write rows without the entries that are not drawn, the others divided by the probability to be kept, if so said.
+def pick(row: torch.Tensor, shared: torch.Tensor, magnitude: float, n_tied: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices, [k] int64, and values, [k] float32, of what lies farther than `magnitude` from a shared row.
 
-    rows, out: [n_rows, width] float32, contiguous, on the CPU; probabilities: [width] float64, ascending, by the rank
-    within a row in the order (magnitude ascending, column descending); factor: on what is kept; start: as for `draw`.
+    row, shared: [m] float32 on the CPU; n_tied: of so many entries at the front also what lies just as far.
     """
-    behinds = probabilities.mul(2.0**53).ceil_().long()  # as for `draw`
-    divisors = probabilities.contiguous() if divides else probabilities.new_empty(0)
-    width = rows.shape[1]
-    memory = (
-        np.empty((2, width), dtype=np.int64),
-        np.empty(width, dtype=np.int32),
-        np.empty(1024, dtype=np.int64),
-        np.empty((2, width), dtype=np.uint64),
-    )
-    arrays = rows.numpy(), out.numpy()
-    _loaded[0].draw_ranked(*arrays, start, _unsigned(key), behinds.numpy(), divisors.numpy(), factor, *memory)
+    m = row.numel()
+    indices, values = np.empty(m, dtype=np.int64), np.empty(m, dtype=np.float32)
+    arrays = row.contiguous().numpy(), shared.contiguous().numpy()
+    n_found = _loaded[0].pick(*arrays, np.float32(magnitude), min(max(n_tied, 0), m), indices, values)
+    return torch.from_numpy(indices[:n_found].copy()), torch.from_numpy(values[:n_found].copy())
 
 
 def inner_products(vectors: torch.Tensor) -> torch.Tensor:
@@ -233,7 +227,7 @@ def inner_products(vectors: torch.Tensor) -> torch.Tensor:
     """
     n, batch, m = vectors.shape
     products = torch.empty(batch, n, n, dtype=torch.float64)
-    _loaded[0].inner_products(vectors.contiguous().numpy(), np.empty(m), products.numpy())
+    _loaded[0].inner_products(vectors.reshape(n * batch, m).contiguous().numpy(), np.empty(m), products.numpy())
     return products
 
 
@@ -242,27 +236,21 @@ def spread(rows: Rows) -> torch.Tensor:
 
     Raises: NotClean.
     """
-    variances = np.empty(rows.n_elements)
-    _check(_loaded[0].spread(_input(rows), _scratch_of(rows.n_models), variances))
+    given, variances = undrawn(rows), np.empty(rows.n_elements)
+    _check(_loaded[0].spread(given, scratch_of(rows.n_models, given), variances))
     return torch.from_numpy(variances)
 
 
 def diverge(finetuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Return numerics/importance.py's `diverge` of float32 rows on the CPU, [rows] float64."""
-    out = torch.empty(len(base), dtype=torch.float64)
-    trees = np.empty((3, base.shape[1]))
-    _loaded[0].diverge(finetuned.contiguous().numpy(), base.contiguous().numpy(), trees, out.numpy())
-    return out
+    """Return numerics/importance.py's `diverge` on the CPU, [rows] float64. finetuned, base: [rows, width] float32."""
+    return diverge_rows(replace(_hold(base, finetuned.unsqueeze(0)), is_judged=True))
 
 
-def weigh(finetuned: torch.Tensor, base: torch.Tensor, importance: Importance, *, start: int) -> torch.Tensor:
-    """Return numerics/importance.py's `weigh` of a run of a tensor's entries on the CPU, [m] float32.
-
-    start: flat index of the first one within the tensor.
-    """
-    out = torch.empty(base.shape)
-    numbers = (finetuned.contiguous().numpy(), base.contiguous().numpy())
-    _loaded[0].weigh(*numbers, importance.divergences, importance.width, start, out.numpy())
+def diverge_rows(rows: Rows) -> torch.Tensor:
+    """Return the same of one model's rows, none of them cut. Raises: NotClean."""
+    given = input_of(rows, by_row=True)
+    out = torch.empty(rows.n_elements // given.width, dtype=torch.float64)
+    _check(_loaded[0].diverge(given, scratch_of(1, given), out.numpy()))
     return out
 
 
@@ -277,6 +265,21 @@ def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_re
     return scores
 
 
+def share_out(
+    deltas: torch.Tensor,
+    scores: torch.Tensor,
+    clips: Sequence[tuple[float, float]],
+    bounds: Sequence[tuple[float, float]],
+    weights: Sequence[float],
+) -> torch.Tensor:
+    """Return numerics/competition.py's `share_out` on the CPU, [m] float64, m > 0. clips, bounds: of each."""
+    out = torch.empty(deltas.shape[1], dtype=torch.float64)
+    numbers = [np.array(values, dtype=np.float64) for values in (clips, bounds, weights)]
+    rows = deltas.contiguous().numpy(), scores.contiguous().numpy()
+    _loaded[0].share_out(*rows, *numbers, np.empty(programs.BLOCK), out.numpy())
+    return out
+
+
 def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Return numerics/spans.py's `combine_rows` on the CPU, with a share for each row.
 
@@ -287,18 +290,6 @@ def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: tor
     arrays = origin.numpy(), finetuned.contiguous().numpy(), shares.contiguous().numpy()
     _loaded[0].combine_rows(*arrays, np.empty(out.shape[1]), out.numpy())
     return out
-
-
-def row_products(base: torch.Tensor, finetuned: torch.Tensor) -> torch.Tensor:
-    """Return the inner products of the rows of task vectors, [rows, n, n] float64; as `inner_products` of these.
-
-    base: [rows, width]; finetuned: [n, rows, width], float32 on the CPU, width > 0.
-    """
-    n, n_rows, width = finetuned.shape
-    products, vectors = torch.empty(n_rows, n, n, dtype=torch.float64), np.empty((n, width), dtype=np.float32)
-    arrays = base.contiguous().numpy(), finetuned.contiguous().numpy()
-    _loaded[0].row_products(*arrays, vectors, np.empty(width), products.numpy())
-    return products
 
 
 def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -316,79 +307,10 @@ def multiply_blocks(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     vectors: NDArray[np.float32] | None = getattr(_of_thread, "vectors", None)
     if vectors is None or len(vectors) != n + 1:
         vectors = _of_thread.vectors = np.empty((n + 1, block), dtype=np.float32)
-    _check(_loaded[0].multiply_blocks(_input(rows), vectors, np.empty(block), head, tail, products))
+    _check(_loaded[0].multiply_blocks(undrawn(rows), vectors, np.empty(block), head, tail, products))
     return torch.from_numpy(head), torch.from_numpy(products), torch.from_numpy(tail)
 
 
 def _check(answer: int) -> None:
     if answer == programs.NOT_CLEAN:
         raise NotClean
-
-
-def _input(rows: Rows, draws: Sequence[Draw] = ()) -> Input:
-    draws = rows.draws or draws
-    return Input(
-        rows.content, rows.at, rows.kinds, rows.files, rows.places, rows.n_elements, rows.offset, rows.has_base,
-        rows.is_judged,
-        keys=np.array([_unsigned(draw.key) for draw in draws], dtype=np.uint64),
-        behinds=np.array([_behind(draw.probability) for draw in draws], dtype=np.int64),
-        scales=np.array([(draw.divisor, draw.factor) for draw in draws], dtype=np.float64).reshape(-1, 2),
-        at_part=np.empty_like(rows.at),
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _compile(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a key of the cache)
-    election, needed, importance = fused.election, fused.needed, fused.importance
-    weights = [abs(weight) if election else weight for weight in fused.weights]
-    return Program(
-        of_deltas=has_base and fused.of_deltas,
-        reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
-        weights=np.array(weights, dtype=np.float64),
-        weights_differ=len(set(weights)) > 1,
-        boosts=np.array(fused.boosts, dtype=np.float64),
-        reach=fused.reach,
-        votes=np.array(election.votes if election else (), dtype=np.float64),
-        nudge=election.balanced_sign * NUDGE if election else 0.0,
-        turns=np.sign(np.array(fused.weights)).astype(np.float32),
-        marks=np.array([_marks(band) for band in fused.masks], dtype=np.float64).reshape(-1, 4),
-        ends=np.array([_ends(band) for band in fused.masks], dtype=np.int64).reshape(-1, 2),
-        min_needing=needed.min_models if needed else 0,
-        threshold=needed.threshold if needed else importance.threshold if importance else 0.0,
-        divergences=importance.divergences if importance else np.empty(0),
-        width=importance.width if importance else 0,
-        joins_base=has_base and fused.base_share is not None,
-        scaling=fused.scaling,
-        divisor=fused.divisor,
-        base_share=fused.base_share or 0.0,
-    )
-
-
-def _marks(band: Band) -> tuple[float, float, float, float]:
-    lower, upper = band.lower[0], band.upper[0]
-    return lower, upper, _just_below(lower), _just_below(upper)
-
-
-def _ends(band: Band) -> tuple[int, int]:
-    return band.lower[1] - band.origin, band.upper[1] - band.origin
-
-
-def _behind(probability: float) -> int:
-    return ceil(probability * 2.0**53)  # the draws are whole multiples of 2^-53
-
-
-def _unsigned(key: int) -> int:
-    return key & (1 << 64) - 1
-
-
-def _just_below(magnitude: float) -> float:
-    return float(np.nextafter(np.float32(magnitude), np.float32(-inf)))
-
-
-def _scratch_of(n_models: int) -> Scratch:
-    """Return this thread's memory for a block."""
-    found: Scratch | None = getattr(_of_thread, "scratch", None)
-    if found is None or len(found.rows) < n_models + 4:
-        rows = np.empty((n_models + 4, programs.BLOCK), dtype=np.float32)
-        found = _of_thread.scratch = Scratch(rows, np.empty((2, programs.BLOCK)))
-    return found

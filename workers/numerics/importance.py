@@ -37,8 +37,6 @@ def weigh(finetuned: Tensor, base: Tensor, importance: Importance, *, start: int
 
     finetuned, base: [m] float32; importance: of the tensor; start: flat index of the run's first entry; result: [m].
     """
-    if base.device.type == "cpu" and fused.is_ready():
-        return fused.weigh(finetuned, base, importance, start=start)
     rows = torch.arange(start, start + len(base), device=base.device) // importance.width
     return _weigh(finetuned, base, torch.from_numpy(importance.divergences).to(base.device)[rows])
 

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of votes notices it
+LEAST_TOTAL = 1e-12  # of the scores at an entry, by which shares are divided; the authors' (methods/pcb.py)
 SOME = 256  # entries for which task vectors compete at a time
 BLOCK = 2048  # elements that are merged at a time, in the nearer caches
 PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
-# reductions; the first five are of all entries, the others of those that agree with an election
-SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, IMPORTANT, MEAN, SUM, LARGEST = range(8)
+# reductions; the first six are of all entries, the others of those that agree with an election
+SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, IMPORTANT, PULLED, MEAN, SUM, LARGEST = range(9)
+DIGITS = 1 << 10  # values of a key's four bytes, each counted where entries are ranked
+SINGULAR = 1e-6  # 1 + (n − 1) cos θ below which a ratio cannot be solved for: task vectors cancel
 
 # e to the x, x <= 0, as 2^k e^r, r within ln 2 / 2 by Taylor's series: steps that give the same bits anywhere
 SMALLEST_POWER = -700.0  # smaller x count as this
@@ -42,11 +45,16 @@ class Input(NamedTuple):
     offset: int
     has_base: bool
     is_judged: bool
+    width: int  # of the tensor's rows
+    is_by_row: bool  # whether no block cuts a row
     # draws, one entry per model, or none
     keys: NDArray[np.uint64]
-    behinds: Integers  # the first draw that is not kept
-    scales: Floats  # [n, 2]: divisor and factor of what is kept
+    behinds: Integers  # [n, 1 or width]: the first draw that is not kept, by the rank within the row
+    divisors: Floats  # [n, 1 or width], of what is kept
+    factors: Floats  # on what is kept
+    divergences: Floats  # of the tensor's rows, or empty: see fusion.Importance
     at_part: Integers  # memory: where each row of a part begins
+    ranking: Integers  # memory where entries are ranked, [6, width or more], else empty: see kernels/drawing.py
 
 
 class Program(NamedTuple):
@@ -65,8 +73,8 @@ class Program(NamedTuple):
     ends: Integers  # [n, 2]: flat indices of both within the tensor
     min_needing: int  # models that must need an entry; 0: nothing is asked
     threshold: float  # of being needed, or of importance
-    divergences: Floats  # of rows, or empty
-    width: int  # of a row
+    of_angles: bool  # whether a row's ratio is that of its angles' mean, or of their cosines'
+    is_clamped: bool  # the ratio, to [0, 1]
     joins_base: bool
     scaling: float
     divisor: float
@@ -82,7 +90,8 @@ class Windows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread for one block."""
+    """Memory of one thread for one block: BLOCK elements, or a row that is longer."""
 
-    rows: NDArray[np.float32]  # [n + 4, BLOCK]: the base, the models, counts, elected signs
-    wide: Floats  # [2, BLOCK]: sums
+    rows: NDArray[np.float32]  # [n + 4, block]: the base, the models, counts, elected signs
+    wide: Floats  # [3, block]: sums
+    products: Floats  # [n, n]

@@ -19,8 +19,6 @@ from workers.contract import MergeContext
 from workers.fusion import Draw
 from workers.numerics import fused, randomness, sparsify
 
-SMALLEST_PROBABILITY = 1e-6  # of keeping an entry: its inverse is a factor
-
 
 class RandomMask(Protocol):
     """A way to drop entries: a frozen value."""
@@ -41,6 +39,9 @@ class RandomMask(Protocol):
 
         delta, out: of one shape, float32; start: flat index of the first entry within its tensor.
         """
+
+    def fuse(self, key: int, factor: float = 1.0) -> Draw:
+        """Return what the mask does, fused. factor: on what is kept."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class UniformMask:
     def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
         """Write what is kept of a task vector of any shape."""
         out.copy_(delta)
-        if self.density != 1.0 and fused.takes(delta):
-            fused.draw(out.view(-1), self.fuse(key), start=start)
-        elif self.density != 1.0:
+        if fused.takes(delta) and (self.density, factor) != (1.0, 1.0):
+            fused.draw(out, self.fuse(key, factor), start=start)
+            return
+        if self.density != 1.0:
             kept = delta * _keep(delta, key, start, self.density)
             out.copy_(kept.double().div_(self.density) if self.rescale == "inverse_density" else kept)
         if factor != 1.0:
@@ -74,17 +76,7 @@ class UniformMask:
 
     def fuse(self, key: int, factor: float = 1.0) -> Draw:
         """Return what the mask does, fused. factor: on what is kept."""
-        return Draw(key, self.density, self.density if self.rescale == "inverse_density" else 1.0, factor)
-
-
-def fuse_draws(mask: UniformMask, context: MergeContext, factors: Sequence[float] = ()) -> tuple[Draw, ...]:
-    """Return what `draw_all` does to each model, fused; nothing where all is kept as it is."""
-    masks = [mask.of(model) for model in range(len(context.weights))]
-    if not factors and all(one.density == 1.0 for one in masks):
-        return ()
-    keys = [context.random_key("mask", model) for model in range(len(masks))]
-    scales = factors or (1.0,) * len(masks)
-    return tuple(one.fuse(key, scale) for one, key, scale in zip(masks, keys, scales, strict=True))
+        return Draw(key, self.density, divides=self.rescale == "inverse_density", factor=factor)
 
 
 @dataclass(frozen=True)
@@ -108,23 +100,32 @@ class RankedMask:
 
     def draw(self, delta: Tensor, key: int, *, start: int, factor: float, out: Tensor) -> None:
         """Write what is kept of a task vector, [rows, width]."""
-        by_rank = self._by_rank(delta)
-        divides = self.rescale == "inverse_probability"
         if fused.takes(delta):
-            fused.draw_ranked(delta.contiguous(), out, key, by_rank, divides=divides, factor=factor, start=start)
+            out.copy_(delta)
+            fused.draw(out, self.fuse(key, factor), start=start)
             return
+        by_rank = randomness.keep_probabilities(delta.shape[-1], self.density, self.spread, delta.device)
         order = sparsify.row_keys(delta).argsort(dim=-1)  # the smallest first
         probabilities = torch.empty_like(delta, dtype=torch.float64).scatter_(-1, order, by_rank.expand(delta.shape))
         kept = delta * _keep(delta, key, start, probabilities)
-        out.copy_(_scale(kept.double().div_(probabilities).float() if divides else kept, factor))
+        out.copy_(_scale(kept.double().div_(probabilities).float() if self._divides else kept, factor))
 
-    def _by_rank(self, rows: Tensor) -> Tensor:
-        """Return [width] float64: density − spread for the smallest of a row, up to density + spread."""
-        width = rows.shape[-1]
-        if width == 1 or self.spread == 0.0:
-            return torch.full((width,), self.density, dtype=torch.float64, device=rows.device)
-        steps = torch.arange(width, dtype=torch.float64, device=rows.device) / max(1, width - 1)
-        return (self.density - self.spread + 2.0 * self.spread * steps).clamp_(SMALLEST_PROBABILITY, 1.0)
+    def fuse(self, key: int, factor: float = 1.0) -> Draw:
+        """Return what the mask does, fused. factor: on what is kept."""
+        return Draw(key, self.density, self.spread, self._divides, factor)
+
+    @property
+    def _divides(self) -> bool:
+        return self.rescale == "inverse_probability"
+
+
+def fuse_draws(mask: RandomMask, context: MergeContext, factors: Sequence[float] = ()) -> tuple[Draw, ...]:
+    """Return what `draw_all` does to each model, fused; nothing where all is kept as it is."""
+    keys = [context.random_key("mask", model) for model in range(len(context.weights))]
+    scales = factors or (1.0,) * len(keys)
+    draws = tuple(mask.of(model).fuse(key, scale) for model, (key, scale) in enumerate(zip(keys, scales, strict=True)))
+    is_whole = all(draw.probability == 1.0 and draw.spread == 0.0 for draw in draws)
+    return () if is_whole and not factors else draws
 
 
 def draw_all(mask: RandomMask, deltas: Tensor, context: MergeContext, factors: Sequence[float] = ()) -> Tensor:

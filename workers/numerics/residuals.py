@@ -1,6 +1,5 @@
 """What a model has beyond a shared one: the largest entries of the difference, as the model's own values there."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from app.domain.parameters import TrimScope
 from workers.contract import MergeContext
-from workers.numerics import sparsify, task_vectors
+from workers.numerics import fused, sparsify, task_vectors
 from workers.numerics.sparsify import Boundary
 from workers.patches import UNCHANGED, Patch, Replacement, Whole
 from workers.stored import Models
@@ -67,18 +66,18 @@ def replace_largest(finetuned: Tensor, shared: Tensor, kept: Kept, context: Merg
         return replace_all(finetuned)
     boundaries = [found[0] for found in context.statistics[LARGEST].of(context.tensor)]
     start = context.position if kept.scope == "global" else context.offset
-    return _replace_first(finetuned, task_vectors.subtract(finetuned, shared), boundaries, start=start)
+    return [
+        _replace_first(model, shared, boundary, start=start)
+        for model, boundary in zip(finetuned, boundaries, strict=True)
+    ]
 
 
-def _replace_first(
-    finetuned: Tensor, differences: Tensor, boundaries: Sequence[Boundary], *, start: int
-) -> list[Patch]:
-    """Return a patch per model with its values at the entries of its difference that rank before its boundary.
+def _replace_first(model: Tensor, shared: Tensor, boundary: Boundary, *, start: int) -> Patch:
+    """Return a patch with the model's values at the entries whose difference ranks before the boundary.
 
-    finetuned, differences: [n, m] float32, a run of entries whose first has flat index `start` in what was ranked.
+    model, shared: [m] float32, a run of entries whose first has flat index `start` in what was ranked.
     """
-    patches: list[Patch] = []
-    for model, difference, boundary in zip(finetuned, differences, boundaries, strict=True):
-        indices = sparsify.is_first(difference, boundary, start=start).nonzero().view(-1)
-        patches.append(Replacement(indices, model[indices]))
-    return patches
+    if fused.takes(model):
+        return Replacement(*fused.pick(model, shared, boundary.magnitude, boundary.index - start))
+    indices = sparsify.is_first(task_vectors.subtract(model, shared), boundary, start=start).nonzero().view(-1)
+    return Replacement(indices, model[indices])

@@ -74,11 +74,7 @@ def row_products(finetuned: Tensor, base: Tensor | None) -> Tensor:
 
     finetuned: [n, rows, width]; base: [rows, width]; result: [rows, n, n] float64; no row's bits depend on others.
     """
-    if base is None:
-        return precision.inner_products(finetuned)
-    if base.numel() and fused.takes(base):
-        return fused.row_products(base, finetuned)
-    return precision.inner_products(task_vectors.subtract(finetuned, base))
+    return precision.inner_products(finetuned if base is None else task_vectors.subtract(finetuned, base))
 
 
 def combine(base: Tensor | None, finetuned: Tensor, shares: Sequence[float]) -> Tensor:

@@ -87,7 +87,8 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
         item = size // target.spec.n_elements
         fusion = _fuse(target, merger)
         if fusion is not None:
-            for run in merger.source.cut_rows(target.source):
+            granularity = "element" if isinstance(fusion, FusedMasks) else fusion.granularity
+            for run in merger.source.cut_rows(target.source, granularity):
                 yield Step(target, run.offset * item, run.n_elements * item, (run,), fusion)
             return
         for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):

@@ -104,10 +104,19 @@ class ReplayedSource:
             tensors,
         )
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Yield what the function made of the rows of every run, if it is known. Raises: PassTallied."""
         yield from self._replay(
-            lambda: self.source.map_rows(lambda rows: (rows.tensor, function(rows)), self._wanted(tensors)), tensors
+            lambda: self.source.map_rows(
+                lambda rows: (rows.tensor, function(rows)), self._wanted(tensors), granularity=granularity
+            ),
+            tensors,
         )
 
     def visit(

@@ -13,7 +13,7 @@ from workers.fusion import Band, Rows
 from workers.granularity import piece_shape
 from workers.numerics import exact_sums, fused, sparsify, task_vectors
 from workers.numerics.exact_sums import ExponentSums
-from workers.numerics.random_masks import RandomMask, UniformMask, draw_all, fuse_draws
+from workers.numerics.random_masks import RandomMask, draw_all, fuse_draws
 from workers.statistics import trims
 from workers.statistics.streams import map_fused
 from workers.statistics.views import ChangedSource
@@ -66,18 +66,14 @@ class DrawnStatistic:
             source,
             lambda piece: self._draw(piece, factors),
             self.mask.granularity,
-            change_rows=(lambda rows: self._draw_rows(rows, factors)) if isinstance(self.mask, UniformMask) else None,
+            change_rows=lambda rows: self._draw_rows(rows, factors),
         )
         return Drawn(factors, self.inner.collect(left))
 
     def _restoring_factors(self, source: PieceSource) -> Factors:
         totals: dict[str, ExponentSums] = {}  # [2, n_models, exponents]: before and after
-        found = (
-            map_fused(source, self._sum_norms_of_rows, self._sum_norms)
-            if isinstance(self.mask, UniformMask)
-            else source.map(self._sum_norms, granularity=self.mask.granularity)
-        )
-        for tensor, sums in found:
+        granularity = self.mask.granularity
+        for tensor, sums in map_fused(source, self._sum_norms_of_rows, self._sum_norms, granularity=granularity):
             totals[tensor] = totals[tensor] + sums if tensor in totals else sums
         return {
             tensor: tuple(_ratio(before, after) for before, after in zip(*sums, strict=True))
@@ -89,8 +85,8 @@ class DrawnStatistic:
 
     def _draw_rows(self, rows: Rows, factors: Factors) -> Rows:
         """Return the rows with what is drawn of them."""
-        if self.context is None or not isinstance(self.mask, UniformMask):
-            raise JobInternal("a uniform mask was drawn without seed and keys; report this fault.")
+        if self.context is None:
+            raise JobInternal("a random mask was drawn without seed and keys; report this fault.")
         context = replace(self.context, tensor=rows.tensor)
         return replace(rows, draws=fuse_draws(self.mask, context, factors.get(rows.tensor, ())))
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.contract import Piece, PieceSource
-from workers.fusion import Importance
+from workers.fusion import Importance, Rows
 from workers.granularity import piece_shape, width_of
-from workers.numerics import importance
+from workers.numerics import fused, importance
 from workers.statistics.magnitudes import MagnitudeBoundaries
+from workers.statistics.streams import map_fused
 from workers.statistics.views import ChangedSource
 
 SMALL = 4  # elements of a tensor whose first quartile is its smallest entry
@@ -42,12 +43,17 @@ class OutlyingImportance:
         """Find the threshold of every tensor that has elements, and the divergences of its rows."""
         shapes = {name: shape for name, shape, _ in source.tensors if prod(shape) > 0}
         divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in shapes}
-        for name, found in source.map(_diverge_piece, shapes, granularity="row"):
+        for name, found in map_fused(source, _diverge_rows, _diverge_piece, shapes, granularity="row"):
             divergences[name].append(found)
         of_rows = {
             name: Importance(0.0, np.concatenate(divergences[name]), width_of(shape)) for name, shape in shapes.items()
         }
-        changes = ChangedSource(source, lambda piece: _weigh_piece(piece, of_rows), "element")
+        changes = ChangedSource(
+            source,
+            lambda piece: _weigh_piece(piece, of_rows),
+            "element",
+            change_rows=lambda rows: replace(rows, importance=of_rows[rows.tensor]),
+        )
         quartiles = self._find_quartiles(changes, {name: prod(shape) for name, shape in shapes.items()})
         return {
             name: replace(of_rows[name], threshold=median + self.ranges * (third - first))
@@ -55,7 +61,7 @@ class OutlyingImportance:
         }
 
     def _find_quartiles(self, changes: PieceSource, sizes: Mapping[str, int]) -> dict[str, list[float]]:
-        table = MagnitudeBoundaries(self.name, "tensor", _ranks).collect(changes)
+        table = MagnitudeBoundaries(self.name, "tensor", _ranks, is_placed=False).collect(changes)
         small = [(name, (name, 0, n)) for name, n in sizes.items() if n <= SMALL]
         (visited,) = changes.visit(lambda run: sorted(changes.read(*run).finetuned[0].tolist(), reverse=True), [small])
         held = {
@@ -70,6 +76,11 @@ class OutlyingImportance:
 def _ranks(n: int) -> tuple[int, ...]:
     # of the third quartile, the median and the first quartile, counted from the largest
     return tuple(n - int(quartile * (n - 1)) for quartile in (0.75, 0.5, 0.25))
+
+
+def _diverge_rows(rows: Rows) -> tuple[str, NDArray[np.float64]]:
+    divergences: NDArray[np.float64] = fused.diverge_rows(rows).numpy()
+    return rows.tensor, divergences
 
 
 def _diverge_piece(piece: Piece) -> tuple[str, NDArray[np.float64]]:

@@ -21,10 +21,11 @@ from workers.checkpoints import parallel
 from workers.contract import Piece, PieceSource
 from workers.fusion import NotClean, Rows
 from workers.numerics import fused
+from workers.numerics.fused import Keys
 from workers.numerics.programs import Windows
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.streams import map_fused
-from workers.statistics.tallies import Block, Count, Keys, Tally, count_bins, join
+from workers.statistics.tallies import Block, Count, Tally, count_bins, join
 
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 

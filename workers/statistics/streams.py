@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
 
+from app.domain.catalog import Granularity
 from workers.contract import Piece, PieceSource
 from workers.fusion import Rows
 from workers.numerics import fused
@@ -15,6 +16,10 @@ def map_fused(
     of_rows: Callable[[Rows], Result],
     of_piece: Callable[[Piece], Result],
     tensors: Container[str] | None = None,
+    *,
+    granularity: Granularity = "element",
 ) -> Iterator[Result]:
     """Yield, in order of position, what either function makes of each piece: both make the same."""
-    return source.map_rows(of_rows, tensors) if fused.is_ready() else source.map(of_piece, tensors)
+    if fused.is_ready():
+        return source.map_rows(of_rows, tensors, granularity=granularity)
+    return source.map(of_piece, tensors, granularity=granularity)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Keys = NDArray[np.int32]  # bits of magnitudes, or bins of them
-Counts = NDArray[np.int64]
+from workers.numerics import fused
+from workers.numerics.fused import Counts, Keys
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,20 @@ class Tally:
 
 def join(blocks: Sequence[Block]) -> Block:
     """Return neighboring blocks as one."""
-    bins = np.concatenate([block.bins for block in blocks])
+    counts = [(block.bins, block.counts) for block in blocks]
+    while len(counts) > 1:
+        counts = [_join(counts[index : index + 2]) for index in range(0, len(counts), 2)]
+    return Block(blocks[0].first, blocks[-1].behind, *counts[0])
+
+
+def _join(counts: Sequence[tuple[Keys, Counts]]) -> tuple[Keys, Counts]:
+    if len(counts) == 1:
+        return counts[0]
+    if fused.is_ready():
+        return fused.join_counts(*counts)
+    bins = np.concatenate([keys for keys, _ in counts])
     order = np.argsort(bins, kind="stable")  # merges runs that are sorted already
-    counts = np.concatenate([block.counts for block in blocks])[order]
-    return Block(blocks[0].first, blocks[-1].behind, *_sum_equal(bins[order], counts))
+    return _sum_equal(bins[order], np.concatenate([one for _, one in counts])[order])
 
 
 def count_bins(bins: Keys) -> tuple[Keys, Counts]:

@@ -60,15 +60,22 @@ class ChangedSource:
         needed = coarsest((granularity, self.granularity))
         return self.source.map(lambda piece: function(self.change(piece)), tensors, granularity=needed)
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a function to the rows of every changed piece.
 
         Raises: NotFinite where the change has made them so.
         """
         change = self.change_rows
         if change is not None:
-            return self.source.map_rows(lambda rows: function(change(rows)), tensors)
-        return self.map(lambda piece: _of_rows(function, piece), tensors)
+            needed = coarsest((granularity, self.granularity))
+            return self.source.map_rows(lambda rows: function(change(rows)), tensors, granularity=needed)
+        return self.map(lambda piece: _of_rows(function, piece), tensors, granularity=granularity)
 
     def visit(
         self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
@@ -81,9 +88,11 @@ class ChangedSource:
         return self.source.once(function)
 
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
-        """Return the rows of one run, if they can say the change."""
-        rows = self.source.rows(tensor, offset, n_elements) if self.change_rows is not None else None
-        return None if rows is None or self.change_rows is None else self.change_rows(rows)
+        """Return the rows of one run, if they can say the change of any."""
+        if self.change_rows is None or self.granularity != "element":
+            return None
+        rows = self.source.rows(tensor, offset, n_elements)
+        return None if rows is None else self.change_rows(rows)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
@@ -143,9 +152,17 @@ class PartOfSource:
             lambda piece: function(self.place(piece)), self._wanted(tensors), granularity=granularity
         )
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a function to the rows of these tensors."""
-        return self.source.map_rows(lambda rows: function(self.place(rows)), self._wanted(tensors))
+        return self.source.map_rows(
+            lambda rows: function(self.place(rows)), self._wanted(tensors), granularity=granularity
+        )
 
     def visit(
         self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
@@ -223,9 +240,15 @@ class TensorSource:
             for offset in range(0, n, step):
                 yield function(self.read(name, offset, min(step, n - offset)))
 
-    def map_rows(self, function: Callable[[Rows], Result], tensors: Container[str] | None = None) -> Iterator[Result]:
+    def map_rows(
+        self,
+        function: Callable[[Rows], Result],
+        tensors: Container[str] | None = None,
+        *,
+        granularity: Granularity = "element",
+    ) -> Iterator[Result]:
         """Apply a function to the rows of every piece."""
-        return self.map(lambda piece: function(piece.rows), tensors)
+        return self.map(lambda piece: function(piece.rows), tensors, granularity=granularity)
 
     def visit(
         self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]

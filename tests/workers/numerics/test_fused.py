@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from types import ModuleType
@@ -14,12 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from app.domain.errors import JobInternal
 from tests.workers.memory import MemoryMerge
 from workers import fusion, patches
 from workers.catalog import load_method
 from workers.contract import Piece
-from workers.fusion import Band, Draw, Election, FusedMasks, FusedMerge, Rows
-from workers.numerics import competition, exact_sums, fused, precision, randomness, signs, spans, sparsify, task_vectors
+from workers.fusion import Band, Draw, Election, FusedMasks, FusedMerge, Importance, Rows
+from workers.granularity import run_around
+from workers.numerics import (
+    competition,
+    exact_sums,
+    fused,
+    importance,
+    precision,
+    randomness,
+    residuals,
+    signs,
+    spans,
+    sparsify,
+    task_vectors,
+)
 from workers.numerics.programs import Windows
 from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
@@ -66,6 +81,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {}),
     ("expo", {}),
     ("model_stock", {}),
+    ("model_stock", {"scope": "row"}),
+    ("model_stock", {"scope": "row", "mean": "cosine", "clamp": False}),
+    ("della", {}),
+    ("della", {"density_spread": 0.0}),
+    ("della", {"rescale": "l1", "vote": "weighted", "reduce": "sum"}),
+    ("della", {"rescale": "none", "density_spread": 0.3, "reduce": "max"}),
+    ("della_linear", {"scaling_coefficient": -0.7}),
+    ("della_linear", {"rescale": "l1", "density": 0.9, "density_spread": 0.4}),
     ("nuslerp", {}),
     ("slerp", {"t": 0.3}),
 ]
@@ -137,9 +160,10 @@ def test_a_fused_method_gives_the_bits_of_its_torch_function(
             continue
         found = program.fuse(name, shape)
         assert isinstance(found, FusedMerge)
-        for offset, size in ((0, n), (n // 3, n - n // 3)):
+        start, _ = run_around(found.granularity, shape, n // 3, n)
+        for offset, size in ((0, n), (start, n - start)):
             piece = source.read(name, offset, size)
-            # rows and tensors are what these methods are shown, but none of them looks beyond an element
+            # rows and tensors are what these methods are shown, but few of them look beyond an element
             expected = program.merge(source.read(name, 0, n))[offset : offset + size]
             if piece.base is not None:
                 expected = keep_negative_zeros(expected, piece.base)
@@ -283,6 +307,55 @@ def test_norms_before_and_after_masks() -> None:
             assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(vector))
 
 
+def test_norms_before_and_after_masks_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, finetuned = draw_rows(700), torch.stack([draw_rows(700) / 2, draw_rows(700) - 0.25]).view(2, -1)
+    rows = Piece("w", (9, 700), 0, 0, base.view(-1), finetuned).rows
+    masks = (Draw(5, 0.5, spread=0.2), Draw(6, 0.9))
+    sums = fused.sum_norms(replace(rows, draws=masks))
+    deltas = task_vectors.subtract(finetuned, base.view(-1)).view(2, 9, 700)
+    monkeypatch.setattr(fused, "_loaded", [])
+    for model, (delta, mask) in enumerate(zip(deltas, masks, strict=True)):
+        left = torch.empty_like(delta)
+        RankedMask(mask.probability, mask.spread, "none").draw(delta, mask.key, start=0, factor=1.0, out=left)
+        for found, vector in zip(sums[:, model], (delta, left), strict=True):
+            assert exact_sums.to_fraction(found) == exact_sums.to_fraction(exact_sums.sum_magnitudes(vector))
+
+
+@pytest.mark.parametrize(
+    "statistic", [fused.spread, fused.multiply_blocks, lambda rows: fused.count_overlaps(rows, 0.5)]
+)
+def test_what_knows_no_draws_is_given_none(statistic: Callable[[Rows], object]) -> None:
+    rows = Piece("w", (3,), 0, 0, torch.zeros(3), torch.ones(2, 3)).rows
+    with pytest.raises(JobInternal, match="draws of tensor 'w' reached a kernel that knows none"):
+        statistic(replace(rows, draws=(Draw(5, 0.5), Draw(6, 0.5))))
+
+
+@pytest.mark.parametrize("width", [1, 3, 768, 3000, 40_000])
+def test_keys_of_importance_are_those_of_weighed_changes(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    theirs, base = torch.randn(2, 50_000 // width, width, generator=generator)
+    rows = Piece("w", tuple(base.shape), 0, 0, base.view(-1), theirs.reshape(1, -1)).rows
+    divergences = fused.diverge_rows(rows)
+    assert torch.equal(divergences, importance._diverge(theirs, base))
+    of_rows = Importance(0.0, divergences.numpy(), width)
+    expected = importance.weigh_changes(theirs, base).view(-1).numpy().view(np.int32)
+    for start in (0, 7):
+        run = replace(rows, offset=start, at=rows.at + 4 * start, n_elements=rows.n_elements - start)
+        [(_, found)] = fused.count_keys(replace(run, importance=of_rows), windows_of(0, 1))
+        assert found.tolist() == expected[start:].tolist()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_what_is_no_number_has_no_importance(row: int) -> None:
+    numbers = torch.ones(2, 12)
+    numbers[row, 7] = torch.nan
+    rows = Piece("w", (3, 4), 0, 0, numbers[0], numbers[1:]).rows
+    with pytest.raises(fusion.NotClean):
+        fused.diverge_rows(rows)
+    with pytest.raises(fusion.NotClean):
+        fused.count_keys(replace(rows, importance=Importance(0.0, np.ones(3), 4)), windows_of(0, 1))
+
+
 @pytest.mark.parametrize("m", [1, 2, 3, 6, 8, 12, 768, 1000, 4096])
 def test_inner_products_are_those_of_torch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.randn(3, 2, m, generator=torch.Generator().manual_seed(m))
@@ -337,6 +410,18 @@ def test_products_of_rows_are_those_of_pieces(offset: int, m: int, dtype: torch.
     assert torch.equal(head, expected.head)
     assert torch.equal(products, expected.blocks)
     assert torch.equal(tail, expected.tail)
+
+
+@pytest.mark.parametrize("boundary", [NOTHING, EVERYTHING, Boundary(0.5, 0), Boundary(0.5, 47), Boundary(0.5, 999)])
+def test_what_differs_most_is_picked_as_torch_picks_it(boundary: Boundary, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, model = torch.randint(-4, 5, (2, 100), generator=torch.Generator().manual_seed(1)) / 4
+    found = residuals._replace_first(model, shared, boundary, start=7)
+    monkeypatch.setattr(fused, "_loaded", [])
+    expected = residuals._replace_first(model, shared, boundary, start=7)
+    assert isinstance(found, patches.Replacement)
+    assert isinstance(expected, patches.Replacement)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize("low", [0, 1, 1056964608, 2139095041])

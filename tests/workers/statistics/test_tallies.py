@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.numerics import fused
 from workers.statistics import ranks
 from workers.statistics.tallies import Block, Count, Tally, join
 
@@ -99,3 +100,18 @@ def test_what_a_part_has_counted_does_not_grow_with_its_pieces(monkeypatch: pyte
     assert (joined.scope, joined.behind, count.n_above) == (0, 20_000, 400)
     assert sum(len(one.bins) for one in count.blocks) <= 0.01 * 20_000
     assert sum(int(one.counts.sum()) for one in count.blocks) == 20_000
+
+
+@given(lists=st.lists(st.lists(st.integers(0, 40), max_size=30), min_size=1, max_size=6))
+def test_blocks_are_joined_by_kernels_as_by_numpy(lists: list[list[int]]) -> None:
+    assert fused.load()
+    blocks = [block(10 * index, keys) for index, keys in enumerate(lists)]
+    for one in blocks:
+        one.bins.flags.writeable = False  # as those of other parts
+    found = join(blocks)
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(fused, "_loaded", [])
+        expected = join(blocks)
+    assert (found.bins.dtype, found.counts.dtype) == (expected.bins.dtype, expected.counts.dtype)
+    assert (found.bins.tolist(), found.counts.tolist()) == (expected.bins.tolist(), expected.counts.tolist())
+    assert (found.first, found.behind) == (expected.first, expected.behind)

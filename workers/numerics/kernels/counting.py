@@ -1,0 +1,210 @@
+"""Statistics of rows: keys around a rank, sums of magnitudes, variances, overlaps."""
+
+import numpy as np
+from numba import types
+
+from workers.fusion import BFLOAT16, FLOAT32
+from workers.numerics.kernels.adding import add, add_magnitudes
+from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
+from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
+from workers.numerics.kernels.compiling import FLOATS, INPUT, INTEGERS, KEYS, SCRATCH, WINDOWS, called, compiled
+from workers.numerics.kernels.drawing import keep_draw
+from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, load, words_of
+from workers.numerics.kernels.scoring import weigh_run
+from workers.numerics.programs import NOT_CLEAN
+
+GROUP = 32  # elements that are looked at together for keys within a window
+
+
+@compiled
+def _count_above(keys, high):
+    above = i32(0)
+    for j in range(len(keys)):
+        above = i32(above + i32(keys[j] > high))
+    return i64(above)
+
+
+@compiled
+def _count_equal(keys, key):
+    equal = i32(0)
+    for j in range(len(keys)):
+        equal = i32(equal + i32(keys[j] == key))
+    return i64(equal)
+
+
+@compiled
+def _find_between(keys, low, high, found, n_found):
+    """Append the keys within a window to what was found; return how many are found now."""
+    span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
+    for begin in range(0, n_grouped, GROUP):
+        hit = i32(0)
+        for j in range(GROUP):  # a constant, so that it is a vector instruction or two; unsigned: no index below zero
+            hit = i32(hit | i32(u32(keys[u64(begin) + u64(j)] - low) <= span))
+        if hit != 0:
+            n_found = _append_between(keys, begin, begin + GROUP, (low, span), found, n_found)
+    return _append_between(keys, n_grouped, len(keys), (low, span), found, n_found)
+
+
+@compiled
+def _append_between(keys, begin, behind, window, found, n_found):
+    low, span = window
+    for j in range(begin, behind):
+        found[u64(n_found)] = keys[u64(j)]
+        n_found += i64(u32(keys[u64(j)] - low) <= span)
+    return n_found
+
+
+@compiled
+def _load_keys(given, model, begin, scratch, row):
+    """Read the bits of a model's magnitudes, or its task vector's, or of how much changes matter, as int32."""
+    base = scratch.rows[0, : len(row)]
+    keys, number, kind = row.view(np.int32), model + i64(given.has_base), given.kinds[model + i64(given.has_base)]
+    is_whole = given.has_base and len(given.keys) == 0 and len(given.divergences) == 0
+    if is_whole and kind == BFLOAT16:
+        _subtract_to_keys(halves_of(given, number, begin, len(row)), base, keys)
+    elif is_whole and kind == FLOAT32:
+        _subtract_to_keys(words_of(given, number, begin, len(row)), base, keys)
+    elif len(given.divergences) > 0:
+        theirs = scratch.rows[2, : len(row)]
+        load(given, number, begin, theirs)
+        weigh_run(theirs, base, given.divergences, given.width, given.offset + begin, row)
+    else:
+        load_vector(given, model, begin, base, row)
+        keep_draw(given, model, begin, row)
+        for j in range(len(row)):
+            keys[j] = i32(keys[j] & i32(MAGNITUDE))
+
+
+@compiled
+def _subtract_to_keys(stored, base, keys):
+    for j in range(len(keys)):
+        keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
+
+
+@by_block
+def _count_keys_by_block(given, _first, begin, behind, scratch, state):
+    windows, found, counts = state
+    m, is_finite = behind - begin, True
+    row = scratch.rows[1, :m]
+    keys = row.view(np.int32)
+    for model in range(len(windows.of_model) - 1):
+        if windows.of_model[model] == windows.of_model[model + 1]:
+            is_finite = is_finite and is_row_finite(given, model + i64(given.has_base), begin, m)
+            continue
+        _load_keys(given, model, begin, scratch, row)
+        is_finite = is_finite and (largest_bits(row) < INFINITY or are_finite(given, begin, m))
+        for window in range(windows.of_model[model], windows.of_model[model + 1]):
+            low, high = windows.lows[window], windows.highs[window]
+            counts[window, 0] += _count_above(keys, high)
+            counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+    return i64(0) if is_finite else NOT_CLEAN
+
+
+@by_block
+def _sum_norms_by_block(given, _first, begin, behind, scratch, state):
+    sums = state[0]
+    base, row = scratch.rows[0, : behind - begin], scratch.rows[1, : behind - begin]
+    for model in range(len(given.keys)):
+        load_vector(given, model, begin, base, row)
+        add_magnitudes(row, sums[0, model])
+        keep_draw(given, model, begin, row)
+        add_magnitudes(row, sums[1, model])
+    return i64(0)
+
+
+@by_block
+def _count_overlaps_by_block(given, _first, begin, behind, scratch, state):
+    threshold, counts = state
+    m = behind - begin
+    base, row, n_changing = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    n_changing[:] = f32(0.0)
+    for model in range(len(counts)):
+        changed = scratch.rows[3 + model, :m]
+        load_vector(given, model, begin, base, row)
+        for j in range(m):
+            changed[j] = f32(abs(row[j]) > threshold)
+            n_changing[j] += changed[j]
+    for model in range(len(counts)):
+        changed, n_shared, n_unique = scratch.rows[3 + model, :m], i32(0), i32(0)
+        for j in range(m):
+            n_shared = i32(n_shared + i32(changed[j] * n_changing[j] > f32(1.0)))
+            n_unique = i32(n_unique + i32(changed[j] * n_changing[j] == f32(1.0)))
+        counts[model, 0] += i64(n_shared)
+        counts[model, 1] += i64(n_unique)
+    return i64(0)
+
+
+@by_block
+def _spread_by_block(given, first, begin, behind, scratch, state):
+    variances = state[0][first + begin : first + behind]
+    n, m = len(given.kinds) - i64(given.has_base), behind - begin
+    base, mean = scratch.rows[0, :m], scratch.wide[0, :m]
+    mean[:] = NOTHING
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        load_vector(given, model, begin, base, row)
+        add(mean, row, 1.0)
+    for j in range(m):
+        mean[j] = mean[j] / n
+    variances[:] = 0.0
+    for model in range(n):
+        row = scratch.rows[1 + model, :m]
+        for j in range(m):
+            apart = f64(row[j]) - mean[j]
+            variances[j] += apart * apart
+    return i64(0)
+
+
+@called(types.int64, INPUT, WINDOWS, SCRATCH, types.int32[:, ::1], types.int64[:, ::1])
+def count_keys(given, windows, scratch, found, counts):
+    """Write to `counts` how many keys lie above each window and how many within, to `found` those within.
+
+    found: [n_windows, n_elements]; counts: [n_windows, 2].
+    """
+    counts[:] = 0
+    # others are judged by their keys
+    return _count_keys_by_block(given, len(given.divergences) > 0, scratch, (windows, found, counts))
+
+
+@called(types.int64, INPUT, SCRATCH, types.int64[:, :, ::1])
+def sum_norms(given, scratch, sums):
+    """Write the sums of each task vector's magnitudes to `sums`, as its draws find and as they leave them.
+
+    sums: [2, n_models, 256], by exponent.
+    """
+    sums[:] = 0
+    return _sum_norms_by_block(given, JUDGES, scratch, (sums,))
+
+
+@called(types.int64, INPUT, SCRATCH, FLOATS)
+def spread(given, scratch, out):
+    """Write the variance of the task vectors over the models, entry by entry. scratch: of as many models."""
+    return _spread_by_block(given, JUDGES, scratch, (out,))
+
+
+@called(types.int64, INPUT, types.float32, SCRATCH, types.int64[:, ::1])
+def count_overlaps(given, threshold, scratch, counts):
+    """Write to `counts`, [n_models, 2], how many entries above the threshold a model shares, and how many it does not.
+
+    scratch: of as many models.
+    """
+    counts[:] = 0
+    return _count_overlaps_by_block(given, JUDGES, scratch, (threshold, counts))
+
+
+@called(types.int64, KEYS, INTEGERS, KEYS, INTEGERS, KEYS, INTEGERS)
+def join_counts(keys, counts, other_keys, other_counts, out_keys, out_counts):
+    """Write the keys of two ascending lists, each once, with the sum of its counts; return how many there are."""
+    i, j, n = i64(0), i64(0), i64(0)
+    while i < len(keys) and j < len(other_keys):
+        one, other = keys[i], other_keys[j]
+        is_one, is_other = i64(one <= other), i64(other <= one)
+        out_keys[n], out_counts[n] = min(one, other), counts[i] * is_one + other_counts[j] * is_other
+        i, j, n = i + is_one, j + is_other, n + 1
+    for rest in range(i, len(keys)):
+        out_keys[n], out_counts[n] = keys[rest], counts[rest]
+        n += 1
+    for rest in range(j, len(other_keys)):
+        out_keys[n], out_counts[n] = other_keys[rest], other_counts[rest]
+        n += 1
+    return n
