@@ -149,15 +149,23 @@ def stack_layers(_base: Tensors, models: Sequence[Tensors], case: Mapping[str, A
 
 
 def run_linearized(case: Mapping[str, Any]) -> Tensors:
-    """Return the outputs of merged linearized adapters, expanded as they run, and those of our dense model."""
-    linearize = _find("models.linearized.vision_model").linearize_lora_model_
+    """Return the outputs of merged linearized adapters, expanded as they run, and those of our dense model.
+
+    What puts the wrapper around LoRA layers cannot be imported beside transformers 5 (it asks for CLIP's old names), so
+    that is done here.
+    """
+    wrap = _find("models.linearized.linearized_model_utils").LinearizedModelWraper
     peft = import_module("peft")
+    lora_layer = import_module("peft.tuners.lora").LoraLayer
     small = import_module("oracle_peft")
 
     def load(folder: str, *, is_start: bool) -> nn.Module:
         config = peft.LoraConfig.from_pretrained(folder)
         model: nn.Module = peft.get_peft_model(small.load_model(case["base"]), config)
-        linearize(model)
+        adapted = [name for name, module in model.named_modules() if isinstance(module, lora_layer)]
+        for name in adapted:
+            at, _, own = name.rpartition(".")
+            setattr(model.get_submodule(at), own, wrap(model.get_submodule(name)))
         for name, tensor in load_file(Path(folder) / "linearized_adapter_model.safetensors").items():
             model.get_parameter(name).data = tensor
         wrappers: list[Any] = [module for module in model.modules() if hasattr(module, "params0_values")]

@@ -95,7 +95,10 @@ def _merge(case: dict[str, Any]) -> nn.Module:
     pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    made = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    parameters = dict(case["parameters"])
+    if "merged_by" in parameters:  # in a pool of its own: a method may write into the base that it is given
+        pool["_merged_"] = _merge({**case, **parameters.pop("merged_by")})
+    made = _find(case["call"])(**parameters).run(BaseModelPool(pool))
     merged: nn.Module = made["models"][f"model-{case['task']}"] if isinstance(made, dict) else made
     return merged
 

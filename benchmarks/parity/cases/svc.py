@@ -20,9 +20,9 @@ CASES = (
         post_steps=(("svc", {}),), left_out=(EMBEDDINGS,),
     ),
     Case(
-        "tsv_m", "then svc, floor 1", "fusion-bench", "SingularValueCalibrationWithBaseMethod",
+        "tsv_m", "then svc, floor 1", "fusion-bench", "SingularValueCalibration",
         {"dense_patterns": []},
-        {"base_method": {"_target_": "fusion_bench.method.TaskSingularVectorMerging", "alpha": 1.0}, "alpha": 1.0},
+        {"merged_by": {"call": "TaskSingularVectorMerging", "parameters": {"alpha": 1.0}}, "alpha": 1.0},
         post_steps=(("svc", {"dense_patterns": []}),), tolerance=FLOAT32_SVD,
     ),
 )  # fmt: skip
