@@ -182,8 +182,7 @@ def render(rows: Sequence[Row]) -> str:
         "`linearized_lora` by the outputs of the model that fusion-bench expands. Merges that look at data are given\n"
         "the same statistics.\n\n"
         f"Equal means: no entry differs by more than {TOLERANCE:g}. The largest weights are near 0.25, so that is\n"
-        f"about their last bit. Within {FLOAT32_SVD:g}, where the other tool finds singular vectors, or inverts, in "
-        "float32.\n\n"
+        f"about their last bit. Within {FLOAT32_SVD:g}, where the other tool finds singular vectors in float32.\n\n"
         "| method | setting | compared with | tensors | entries that differ | largest difference | result |\n"
         "|---|---|---|---|---|---|---|\n"
     )

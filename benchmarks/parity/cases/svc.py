@@ -20,9 +20,9 @@ CASES = (
         post_steps=(("svc", {}),), left_out=(EMBEDDINGS,),
     ),
     Case(
-        "tsv_m", "then svc, floor 1", "fusion-bench", "SingularValueCalibration",
-        {"dense_patterns": []},
-        {"merged_by": {"call": "TaskSingularVectorMerging", "parameters": {"alpha": 1.0}}, "alpha": 1.0},
+        "tsv_m", "λ .5, then svc, floor 1", "fusion-bench", "SingularValueCalibration",
+        {"scaling_coefficient": 0.5, "dense_patterns": []},
+        {"merged_by": {"call": "TaskSingularVectorMerging", "parameters": {"alpha": 0.5}}, "alpha": 1.0},
         post_steps=(("svc", {"dense_patterns": []}),), tolerance=FLOAT32_SVD,
     ),
 )  # fmt: skip
