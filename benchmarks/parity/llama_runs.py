@@ -53,7 +53,7 @@ def _extract_by_mergekit(inputs: Mapping[str, Path], case: Case, output: Path) -
     options = [text for name, value in case.oracle_parameters.items() for text in (f"--{name}", *_say(value))]
     paths = ["--model", str(inputs["model-0"]), "--base-model", str(inputs["base"]), "--out-path", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [prepare("mergekit").with_name(case.call), *paths, *options]
+    command: list[str | Path] = [prepare("mergekit").with_name(case.call), *paths, *options]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return output
 

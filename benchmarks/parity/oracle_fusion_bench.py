@@ -92,7 +92,7 @@ def _merge(case: dict[str, Any]) -> nn.Module:
     left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else case.get("left_out", LEFT_OUT)
     make = LayeredModel if case["call"] == "OPCM" else Model
     base, *models = [make(path, left_out) for path in case["inputs"]]
-    pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
+    pool: dict[str, nn.Module] = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
     parameters = dict(case["parameters"])

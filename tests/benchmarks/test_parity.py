@@ -51,7 +51,7 @@ def test_adapters_of_one_start_average_to_the_average_of_what_they_stand_for(tmp
             a0, b0 = (tensors[f"{at}.params0_values.{place}"].double() for place in (2, 3))
             expansions.append(1.5 * (b @ a0 + b0 @ (a - a0)))  # alpha 6, rank 4
         expected = base[f"{module}.weight"].double()
-        mean = sum(expansions) / len(expansions)
+        mean = torch.stack(expansions).mean(dim=0)
         torch.testing.assert_close(
             dense[f"{module}.weight"].double(), expected + (mean.T if is_turned else mean), rtol=0, atol=1e-7
         )
