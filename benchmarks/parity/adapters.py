@@ -1,7 +1,7 @@
-"""Our side of the comparison with PEFT: adapter folders, merged by us, and read back by PEFT."""
+"""Our side of the comparisons of adapters: folders, merged by us, and read back by PEFT or by fusion-bench."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ BASE: dict[str, tuple[int, ...]] = {
     "head.weight": (5, 48), "head.bias": (5,),
 }  # fmt: skip
 RANK = 4
+Draw = Callable[..., Tensor]  # of a shape: normal numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class AdapterInputs:
 
     base: LocalCheckpoint
     adapters: Sequence[LocalCheckpoint]
+    linearized: Sequence[LocalCheckpoint]  # of one start, under fusion-bench's names
     finetuned: LocalCheckpoint
 
 
@@ -54,14 +56,18 @@ def write_inputs(folder: Path) -> AdapterInputs:
         (folder / name / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     for index in range(3):
         _write_adapter(folder / f"adapter-{index}", draw, is_special=index == 2)
+    start = _draw_start(draw)
+    for index in range(2):
+        _write_linearized(folder / f"linearized-{index}", draw, start)
     return AdapterInputs(
         ours.open_checkpoint(folder / "base"),
         [ours.open_checkpoint(folder / f"adapter-{index}") for index in range(3)],
+        [ours.open_checkpoint(folder / f"linearized-{index}") for index in range(2)],
         ours.open_checkpoint(folder / "finetuned"),
     )
 
 
-def _write_adapter(folder: Path, draw: Any, *, is_special: bool) -> None:
+def _write_adapter(folder: Path, draw: Draw, *, is_special: bool) -> None:
     at = "base_model.model."
     head = 2 if is_special else RANK
     tensors = {
@@ -84,28 +90,65 @@ def _write_adapter(folder: Path, draw: Any, *, is_special: bool) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def _draw_start(draw: Draw) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return where linearized trainings begin, by module: A and B. PEFT's B is zero; that of one module is not."""
+    return {
+        "dense": (draw(RANK, 16), torch.zeros(16, RANK)),
+        "c_fc": (draw(RANK, 16), draw(24, RANK)),
+        "head": (draw(RANK, 48), torch.zeros(5, RANK)),
+    }
+
+
+def _write_linearized(folder: Path, draw: Draw, start: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Write an adapter as fusion-bench keeps one: its wrapper numbers a module's weight and bias before A and B."""
+    tensors: dict[str, Tensor] = {}
+    for module, (a, b) in start.items():
+        at = f"base_model.model.{module}"
+        tensors |= {
+            f"{at}.model.lora_A.default.weight": a + draw(*a.shape),
+            f"{at}.model.lora_B.default.weight": b + draw(*b.shape),
+            f"{at}.params0_values.2": a.clone(),
+            f"{at}.params0_values.3": b.clone(),
+        }
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "linearized_adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "target_modules": list(start)}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def merge(case: Case, inputs: AdapterInputs, folder: Path) -> tuple[dict[str, Tensor], Path]:
     """Merge a case; return the dense model that the result is or makes, and the folder of the result."""
     models = _models_of(case, inputs)
-    made = _merge(case.method, case.parameters, case.weights, inputs.base, models, folder / "merged")
+    made = merge_models(case.method, case.parameters, case.weights, inputs.base, models, folder / "merged")
     if not (made / "adapter_config.json").exists():
         return load_file(made / "model.safetensors"), made
-    fused = _merge("lora_fuse", {}, (1.0,), inputs.base, [ours.open_checkpoint(made)], folder / "fused")
-    return load_file(fused / "model.safetensors"), made
+    return load_file(fuse(inputs.base, ours.open_checkpoint(made), folder / "fused")), made
+
+
+def fuse(base: LocalCheckpoint, adapter: LocalCheckpoint, output: Path) -> Path:
+    """Write the dense model that an adapter makes of its base into the folder `output`; return the file."""
+    return merge_models("lora_fuse", {}, (1.0,), base, [adapter], output) / "model.safetensors"
 
 
 def order(case: Case, inputs: AdapterInputs, made: Path, output: Path) -> dict[str, Any]:
-    """Return what PEFT is asked to do: what we did, or to load what we made."""
-    document = {
+    """Return what the other tool is asked to do: what we did, or to load what we made."""
+    document: dict[str, Any] = {
         "call": case.call,
         "base": str(inputs.base.path / "model.safetensors"),
         "parameters": dict(case.oracle_parameters),
         "weights": list(case.weights),
         "output": str(output),
     }
-    if case.call != LOADED:
-        return document | {"adapters": [str(model.path) for model in _models_of(case, inputs)]}
-    return document | {"adapters": [str(made)], "ours": str(made.parent / "fused" / "model.safetensors")}
+    fused = str(made.parent / "fused" / "model.safetensors")
+    if case.call == LOADED:
+        return document | {"adapters": [str(made)], "ours": fused}
+    models = _models_of(case, inputs)
+    if case.oracle == "peft":
+        return document | {"adapters": [str(model.path) for model in models]}
+    if case.method == "linearized_lora":
+        return document | {"adapters": [str(model.path) for model in models], "ours": fused}
+    dense = [fuse(inputs.base, model, made.parent / model.id) for model in models]
+    return document | {"inputs": [document["base"], *map(str, dense)]}
 
 
 def _models_of(case: Case, inputs: AdapterInputs) -> list[LocalCheckpoint]:
@@ -113,10 +156,12 @@ def _models_of(case: Case, inputs: AdapterInputs) -> list[LocalCheckpoint]:
         return [inputs.finetuned]
     if case.variant.startswith("rsLoRA"):
         return [inputs.adapters[2]]
+    if case.method == "linearized_lora":
+        return list(inputs.linearized[: len(case.weights)])
     return list(inputs.adapters[: len(case.weights)])
 
 
-def _merge(  # noqa: PLR0913 a recipe's parts
+def merge_models(  # noqa: PLR0913 a recipe's parts
     name: str,
     parameters: Mapping[str, Any],
     weights: Sequence[float],
@@ -124,6 +169,7 @@ def _merge(  # noqa: PLR0913 a recipe's parts
     models: Sequence[LocalCheckpoint],
     output: Path,
 ) -> Path:
+    """Merge adapters, or make one, into the folder `output`; return it. parameters: `adapter_space` is among them."""
     values = dict(parameters)
     space = values.pop("adapter_space", None)
     card, effective = load_catalog().check(name, values, has_base_model=True, weights=weights)

@@ -12,6 +12,7 @@ TOLERANCE = 1e-7  # about one unit in the last place of the largest weights, whi
 FLOAT32_SVD = 1e-6  # what singular vectors found in float32 cost
 
 Values = Mapping[str, Any]  # parameters by name: of ours, or of the other tool
+Inputs = Literal["checkpoints", "adapters", "llamas"]  # inputs.py, adapters.py, deep_inputs.py
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Case:
     parameters: Values = field(default_factory=dict)  # ours
     oracle_parameters: Values = field(default_factory=dict)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    inputs: Inputs = "checkpoints"  # what is merged; with PEFT adapters, always
+    post_steps: tuple[tuple[str, Values], ...] = ()  # ours: name and parameters
+    statistics: str = ""  # the kind that both sides are given in place of data: "fisher" or "gram"
     is_based: bool = True  # whether the base model is given to methods that take one
     left_out: tuple[str, ...] = ()  # tensors that another case compares
     tolerance: float = TOLERANCE  # how far equal results may be apart
@@ -37,8 +41,8 @@ SCALAR, SMALL = "encoder.scale", "encoder.norm.bias"  # 1 and 3 entries
 UNEQUAL = (0.5, 0.3, 0.2)
 
 
-def find_cases(oracle: str) -> tuple[Case, ...]:
-    """Return the comparisons with one tool, by method."""
+def find_cases(oracle: str, inputs: Inputs | None = None) -> tuple[Case, ...]:
+    """Return the comparisons with one tool, by file; all of them, or those on one kind of inputs."""
     methods = sorted(path.stem for path in (Path(__file__).parent / "cases").glob("*.py"))
     found = [case for method in methods for case in import_module(f"benchmarks.parity.cases.{method}").CASES]
-    return tuple(case for case in found if case.oracle == oracle)
+    return tuple(case for case in found if case.oracle == oracle and inputs in (None, case.inputs))

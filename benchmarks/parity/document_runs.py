@@ -69,14 +69,15 @@ def merge_documents(paths: Sequence[Path], inputs: Mapping[str, Path], folder: P
                 call=_call_of(path),
                 method=load_catalog().method(request.method).name,
                 differs=first.removeprefix(DIFFERS) if first.startswith(DIFFERS) else "",
-                ours=_merge(request, checkpoints, folder / f"ours-{path.stem}"),
+                ours=merge_request(request, checkpoints, folder / f"ours-{path.stem}"),
                 theirs=_load(Path(order["output"])),
             )
         )
     return merged
 
 
-def _merge(request: MergeRequest, checkpoints: Mapping[str, LocalCheckpoint], output: Path) -> dict[str, Tensor]:
+def merge_request(request: MergeRequest, checkpoints: Mapping[str, LocalCheckpoint], output: Path) -> dict[str, Tensor]:
+    """Merge checkpoints, by the refs that the request has, into the folder `output`; return the tensors."""
     base = checkpoints[request.base_model] if request.base_model is not None else None
     models = [checkpoints[model.checkpoint] for model in request.models]
     card, parameters = load_catalog().check(

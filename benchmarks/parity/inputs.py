@@ -20,6 +20,8 @@ FLOATS: dict[str, tuple[int, ...]] = {
 }
 TIED = "lm_head.weight"  # a second name of the embeddings
 INTEGERS = "encoder.position_ids"
+LINEAR = "encoder.attention.weight"
+N_SEEN = 64  # inputs of the linear layer, more than it has columns
 
 
 def write_inputs(folder: Path) -> tuple[Path, list[Path]]:
@@ -35,6 +37,28 @@ def write_inputs(folder: Path) -> tuple[Path, list[Path]]:
     for path, tensors in zip(paths, [base, *models], strict=True):
         _write(path, tensors)
     return paths[0], paths[1:]
+
+
+def write_given_statistics(folder: Path) -> dict[str, list[Path]]:
+    """Write what merges that look at data would measure of each model; return the files by kind.
+
+    fisher: squares of very different size, none of the scalar, which fusion-bench cannot take. gram: of the linear
+    layer's inputs.
+    """
+    generator = torch.Generator().manual_seed(SEED + 1)
+    found: dict[str, list[Path]] = {"fisher": [], "gram": []}
+    (folder / "statistics").mkdir()
+    for index in range(N_MODELS):
+        squares = {
+            name: (0.01 * torch.randn(shape, generator=generator).exp()).square()
+            for name, shape in FLOATS.items()
+            if shape
+        }
+        seen = torch.randn(N_SEEN, FLOATS[LINEAR][1], generator=generator)
+        for kind, tensors in (("fisher", squares), ("gram", {LINEAR: seen.T @ seen / N_SEEN})):
+            found[kind].append(folder / "statistics" / f"{kind}-{index}.safetensors")
+            save_file(tensors, found[kind][-1])
+    return found
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

