@@ -99,8 +99,8 @@ def leave(parts: Parts) -> None:
     [
         (swap, {}, "tensor 'weight': found indices that do not ascend at place 1"),
         (lead_out, {}, "tensor 'weight': found the index 512, expected indices below its 512 entries"),
-        (shorten, {}, "tensor 'weight': found values F32 [13], expected F32 [14]"),
-        (narrow, {}, "tensor 'weight': found values F16 [14], expected F32 [14]"),
+        (shorten, {}, "tensor 'weight': found values F32 [14], expected F32 [15]"),
+        (narrow, {}, "tensor 'weight': found values F16 [15], expected F32 [15]"),
         (rename, {}, "tensor 'other': found parts of a tensor that the shared model has not"),
         (lose, {}, "tensor 'weight': found the parts indices, expected values, or indices and values"),
         (reshape, {}, "tensor 'ids': found values I64 [2, 2], expected I64 [4]"),

@@ -212,8 +212,8 @@ def test_patches_over_other_weights_are_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_while_patches_are_written_leaves_nothing(tmp_path: Path) -> None:
-    merge = plan("post_pruning", write(tmp_path, draw(0, 50_000), draw(1, 50_000)), density=0.9)
-    with largest_file(220_000), pytest.raises((OutOfDisk, OSError)):  # the weights fit, the patch does not
+    merge = plan("post_pruning", write(tmp_path, draw(0, 50_000), draw(1, 50_000)), density=0.99)
+    with largest_file(203_000), pytest.raises((OutOfDisk, OSError)):  # the weights fit, the patch does not
         merge.run(tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
