@@ -69,8 +69,8 @@ def share_out(
     deltas, scores: [n, m] float32; clips, bounds: of their magnitudes and of the scores; result: [m] float64.
     """
     if deltas.numel() and fused.takes(deltas):
-        pairs = ([(one.low, one.high) for one in some] for some in (clips, bounds))
-        return fused.share_out(deltas, scores, *pairs, weights)
+        within, between = ([(one.low, one.high) for one in some] for some in (clips, bounds))
+        return fused.share_out(deltas, scores, within, between, weights)
     shares = [rescale(*pair) for pair in zip(scores, bounds, strict=True)]  # n of [m]
     clipped = (clip(*pair) for pair in zip(deltas, clips, strict=True))
     total = precision.weighted_sum(shares, [1.0] * len(shares)).clamp_min_(LEAST_TOTAL)
