@@ -110,8 +110,8 @@ def draw(found: CosinesFound, names: Names) -> Figure:
 def _by_layer(found: CosinesFound) -> dict[str, list[float | None]]:
     if found.changed is not None:
         return {
-            "mean of |cosine|, before": [one.mean_absolute_cosine for one in found.layers],
-            "after": [one.mean_absolute_cosine for one in found.changed_layers],
+            "|cosine|, before": [one.mean_absolute_cosine for one in found.layers],
+            "|cosine|, after": [one.mean_absolute_cosine for one in found.changed_layers],
         }
     return {
         "mean of cosine": [one.mean_cosine for one in found.layers],
