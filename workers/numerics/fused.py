@@ -52,10 +52,10 @@ def load() -> bool:
 
 def _import() -> ModuleType:
     try:
-        return import_module("workers.numerics.kernels")
+        return import_module("workers.numerics.kernels.entries")
     except RuntimeError:  # no folder for the cache: neither beside the code nor in the user's home may be written
         import_module("numba").config.CACHE_DIR = tempfile.mkdtemp(prefix="amalgam-kernels-")
-        return import_module("workers.numerics.kernels")
+        return import_module("workers.numerics.kernels.entries")
 
 
 def is_ready() -> bool:
