@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.domain.patches import LARGEST_INT32
+
 INDICES, VALUES, MASK, SIGNS, SCALE, LEFT, RIGHT = "indices", "values", "mask", "signs", "scale", "b", "a"
-LARGEST_INT32 = 2**31 - 1
 ROWS_AT_ONCE = 256  # of a product: fixed, so that its bits depend on nothing else
 ELEMENTS_AT_ONCE = 1 << 20
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.patches import INDICES, LARGEST_INT32, Part
+from app.domain.patches import LARGEST_INT32
+from workers.patches import INDICES, Part
 
 NUMERATOR, DENOMINATOR = "numerator", "denominator"
 

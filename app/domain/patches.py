@@ -19,6 +19,8 @@ PATCH_FOLDER = "patches"
 BASE_FILE = "base.safetensors"
 DENSE_RANK = 16  # that low-rank patches have where none is asked for,
 ADAPTER_SHARE = 4  # and of an adapter one part in four of its own rank
+JOINED_AT_ONCE = 2  # files of patches, each of which lies on the disk twice meanwhile
+LARGEST_INT32 = 2**31 - 1  # an index above is spooled as int64
 MODULE_BYTES = DTYPE_BYTES["F32"]  # of a number in a surgery module
 
 
@@ -86,20 +88,38 @@ def default_rank(known: int | None) -> int:
     return DENSE_RANK if known is None else max(1, known // ADAPTER_SHARE)
 
 
-def bound_patch_bytes(
+def bound_patch_bytes(  # noqa: PLR0913 (what a patch is made of, and when it is measured)
     card: MethodCard,
     parameters: Mapping[str, JsonValue],
     tensors: Sequence[TensorSpec],
     n_tasks: int,
     ranks: UpdateRanks,
+    *,
+    is_spooled: bool = False,
 ) -> int:
-    """Return the most bytes that one task's patch of these tensors takes, headers aside; 0 for a dense result."""
+    """Return the most bytes that one task's patch of these tensors takes, headers aside; 0 for a dense result.
+
+    is_spooled: while it is written, when indices that will be bits still are indices.
+    """
     if card.patch_codec is None:
         return 0
     if card.patch_codec == "module":  # two matrices as wide as a block, which holds several square ones
         matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
         return sum(_rank(parameters, tensor, n_tasks, ()) * sum(tensor.shape) * MODULE_BYTES for tensor in matrices)
+    if card.patch_codec == "replacement":
+        return sum(_bound_replacements(parameters, tensor, is_spooled=is_spooled) for tensor in tensors)
     return sum(_bound(card, parameters, tensor, n_tasks, ranks.get(tensor.name, ())) for tensor in tensors)
+
+
+def _bound_replacements(parameters: Mapping[str, JsonValue], tensor: TensorSpec, *, is_spooled: bool) -> int:
+    density, n = parameters.get("density"), tensor.n_elements
+    kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
+    values = kept * DTYPE_BYTES[tensor.dtype]
+    # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
+    if kept == n:
+        return values
+    indices = kept * (8 if n > LARGEST_INT32 else 4)
+    return values + (indices if is_spooled else min(indices, -(-n // 8)))
 
 
 def _bound(
@@ -113,11 +133,6 @@ def _bound(
     whole = n * item
     if card.patch_codec in ("mask", "sign"):
         return -(-n // 8) if card.patch_codec == "mask" or len(tensor.shape) > 1 else whole
-    if card.patch_codec == "replacement":
-        density = parameters.get("density")
-        kept = n if not isinstance(density, float) else min(n, floor(density * n) + 1)
-        # in global scope a tensor may hold more than its share, and others then hold less: the sum is the same
-        return whole if kept == n else kept * item + min(4 * kept, -(-n // 8))
     is_matrix = len(tensor.shape) == 2
     return min(whole, _rank(parameters, tensor, n_tasks, ranks) * sum(tensor.shape) * item) if is_matrix else whole
 

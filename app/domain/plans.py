@@ -24,7 +24,7 @@ from app.domain.errors import InvalidParameters
 from app.domain.headers import make_header
 from app.domain.merge_sets import CopyReason, MergeSet, find_merge_set, list_warnings
 from app.domain.passthrough import Copied, Layer, lay_out
-from app.domain.patches import UpdateRanks, bound_patch_bytes
+from app.domain.patches import JOINED_AT_ONCE, UpdateRanks, bound_patch_bytes
 from app.domain.recipes import Recipe
 from app.domain.statistics_files import is_statistics_file
 from app.domain.sums import bound_sums_bytes
@@ -162,7 +162,8 @@ def make_plan(
     planned = [_plan_tensor(tensor, merge_set, recipe.output_dtype) for tensor in merge_set.reference.tensors]
     files, tensors = _lay_out(planned, recipe.shard_bytes)
     bytes_read = _bytes_read(merge_set, tensors, cost)
-    bytes_beside, spooled = _bytes_beside(recipe, tensors, card, update_ranks(models, base))
+    ranks = known_ranks(recipe, models, base)
+    bytes_beside, spooled = _bytes_beside(recipe, tensors, card, ranks)
     if recipe.data is not None and card.statistics is not None:
         bytes_beside += len(recipe.models) * _statistics_bytes(card, merge_set)
     bytes_written = sum(file.size_bytes for file in files) + bytes_beside + _companion_bytes(merge_set.reference)
@@ -179,6 +180,11 @@ def make_plan(
         tensor_bytes=tensor_bytes,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
+
+
+def known_ranks(recipe: Recipe, models: Sequence[Manifest], base: Manifest | None) -> UpdateRanks:
+    """Return the highest rank of each model's update of a tensor; behind transforms an update may have any."""
+    return {} if recipe.transforms else update_ranks(models, base)
 
 
 def _check_coefficients(recipe: Recipe, card: MethodCard, merged: Sequence[str]) -> None:
@@ -342,7 +348,8 @@ def _bytes_beside(
 ) -> tuple[int, int]:
     """Return the most bytes of patches or sums that lie beside the weights, and those needed while they are written.
 
-    Each file lies on the disk twice while it is joined; tensors that are not merged may travel in every patch.
+    Each file lies on the disk twice while it is joined, and some are at once; tensors that are not merged may travel in
+    every patch.
     """
     merged = [tensor.spec for tensor in tensors if tensor.copied_because is None]
     header = len(tensors) * WRITTEN_PER_PATCHED_TENSOR_BYTES
@@ -351,9 +358,12 @@ def _bytes_beside(
         return (sums + header, sums) if sums else (0, 0)
     n_tasks = len(recipe.models)
     copied = sum(tensor.end - tensor.begin for tensor in tensors if tensor.copied_because is not None)
-    patch = bound_patch_bytes(card, recipe.parameters, merged, n_tasks, ranks) + copied + header
+    patch, spool = (
+        bound_patch_bytes(card, recipe.parameters, merged, n_tasks, ranks, is_spooled=is_spooled) + copied + header
+        for is_spooled in (False, True)
+    )
     base = sum(tensor.size_bytes for tensor in merged) + header if card.patch_codec == "mask" else 0
-    return n_tasks * patch + base, max(patch, base)
+    return n_tasks * patch + base, n_tasks * (spool - patch) + max(min(n_tasks, JOINED_AT_ONCE) * patch, base)
 
 
 def _companion_bytes(reference: Manifest) -> int:

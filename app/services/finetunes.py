@@ -157,7 +157,7 @@ def _base_faults(base: Checkpoint, task: Task, card: EvaluatorCard) -> list[Fiel
         faults.append(FieldProblem("/task", f"task {task.name!r} has no train split; it has {known}"))
     if spec.head.kind not in card.trainable_heads:
         use = " or ".join(card.trainable_heads) or "a task of another kind"
-        message = f"task {task.name!r} has head {spec.head.kind!r}; fine-tuning keeps heads frozen: use {use}"
+        message = f"task {task.name!r} has head {spec.head.kind!r}, which nothing is trained under; use {use}"
         faults.append(FieldProblem("/task", message))
     return faults
 

@@ -1,7 +1,7 @@
 """What a merge that learns looks at: tasks with a split, pinned with the base model behind each head."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
@@ -116,6 +116,19 @@ def pin(  # noqa: PLR0913 (a request, and what is known of it by now)
         _pin_one(session, actor, (pointer, item), row, data.split, default_base)
         for (pointer, item), row in zip(asked, rows, strict=True)
     )
+
+
+def check_point(
+    session: Session, learner: Learner, parameters: Mapping[str, JsonValue], items: Sequence[PinnedItem]
+) -> None:
+    """Refuse parameters with which the merge cannot learn on the tasks pinned for others. Raises: Invalid."""
+    at_point = replace(learner, parameters=parameters)
+    need = learner.card.needs_classes
+    if need is None or not at_point.learns:
+        return
+    pointer = "/parameters/" + next(iter(need.where), "")
+    rows = [session.get_one(Task, item.task_id) for item in items]
+    _refuse([fault for row in rows if (fault := _kind_fault(pointer, row, at_point)) is not None])
 
 
 def check_statistics(

@@ -198,7 +198,7 @@ def _draft(  # noqa: PLR0913 (a request in its parts)
     if made.card.copies:
         message = f"{made.card.name} only copies tensors; it has no parameters to sweep"
         raise Invalid(f"/merge/method: {message}.", errors=[FieldProblem("/merge/method", message)])
-    _check_points(wiring.catalog, made, space)
+    _check_points(session, wiring.catalog, made, space)
     with _of_the_sweep(space):
         merge_plans.check_disk(wiring, merge_plans.make_plan(wiring, made))
     return _Draft(made, *_pin_tasks(session, actor, request, made))
@@ -216,12 +216,13 @@ def _at_point(merge: MergeRequest, values: Values, space: Space) -> MergeRequest
             raise InvalidParameters(f"{faults[0].pointer}: {faults[0].message}.", errors=faults) from None
 
 
-def _check_points(catalog: Catalog, made: Draft, space: Space) -> None:
+def _check_points(session: Session, catalog: Catalog, made: Draft, space: Space) -> None:
     points = space.points() if isinstance(space, Grid) else space.corners()
     for index, values in enumerate(points):
         what = f"point {index}" if isinstance(space, Grid) else "a corner of the search"
         with _of_the_sweep(space, values, what=what):
-            recipe_at(catalog, made.recipe, values)
+            recipe = recipe_at(catalog, made.recipe, values)
+            merge_data.check_point(session, made.learner, recipe.parameters, made.learning)
 
 
 def _pin_tasks(

@@ -23,7 +23,7 @@ NAME = "localize_and_stitch"
 TITLE = "Localize-and-stitch: how freely masks learn"
 
 BIASES = (1.0, 5.0)
-EXAMPLES = 32
+EXAMPLES = 16
 START: Mapping[str, Any] = {"density": 0.01}  # as masks begin by default
 
 

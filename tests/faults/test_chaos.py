@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.service.chaos import Weather, run_chaos
 
-STORM = Weather(n_jobs=12, n_elements=400_000, kill_every_seconds=1.5, seed=3, split_every=6)
+STORM = Weather(n_jobs=9, n_elements=400_000, kill_every_seconds=1.5, seed=3, split_every=4)
 
 
 @pytest.mark.slow

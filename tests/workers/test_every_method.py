@@ -32,7 +32,7 @@ OFF_THE_GRID: dict[str, dict[str, JsonValue]] = {
     "della": {"rescale": "none"},
     "arcee_fusion": {"interquartile_ranges": 1.3717},
 }
-quickly = settings(max_examples=25, deadline=None)
+quickly = settings(max_examples=15, deadline=None)
 
 
 def _counts(method: MergeMethod) -> st.SearchStrategy[int]:

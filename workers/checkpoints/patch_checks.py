@@ -126,7 +126,7 @@ class _Patch:
         if INDICES in parts:
             self._check_indices(name, parts[INDICES], n_elements)
         elif parts.keys() == {MASK, VALUES}:
-            self._check_bits(name, parts[MASK], parts[VALUES].n_elements)
+            self._check_bits(name, parts[MASK], parts[VALUES].n_elements, n_elements)
 
     def _check_indices(self, name: str, spec: TensorSpec, n_elements: int) -> None:
         """Check that indices ascend, without repeats, and lie within the tensor."""
@@ -145,13 +145,15 @@ class _Patch:
         if last >= n_elements:
             self._refuse(f"found the index {last}, expected indices below its {n_elements} entries", name)
 
-    def _check_bits(self, name: str, spec: TensorSpec, n_values: int) -> None:
-        """Check that there are as many bits as values."""
+    def _check_bits(self, name: str, spec: TensorSpec, n_values: int, n_elements: int) -> None:
+        """Check that there are as many bits as values, and none behind the last entry."""
         with self._path.open("rb") as file:
             packed = read_part(file.fileno(), spec)
         n_bits = int(np.bitwise_count(packed.numpy()).sum(dtype=np.int64))
         if n_bits != n_values:
             self._refuse(f"found {n_bits} bits in its mask, expected one for each of {n_values} values", name)
+        if n_elements % 8 and int(packed[-1]) >> (n_elements % 8):
+            self._refuse(f"found bits in its mask behind the last of its {n_elements} entries, expected zeros", name)
 
     def _refuse(self, what: str, tensor: str | None = None) -> NoReturn:
         where = f"{self._file}, tensor {tensor!r}" if tensor is not None else self._file

@@ -19,9 +19,9 @@ from torch import Tensor
 from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, TensorSpec
 from app.domain.errors import InputChanged, InvalidHeader
 from app.domain.headers import PREFIX_BYTES, make_header, parse_header, read_header_length
-from app.domain.patches import PATCH_FORMAT, PATCH_FORMAT_VERSION
+from app.domain.patches import JOINED_AT_ONCE, PATCH_FORMAT, PATCH_FORMAT_VERSION
 from workers import patches, surgery
-from workers.checkpoints.parallel import map_in_order, n_cores
+from workers.checkpoints.parallel import map_in_order
 from workers.checkpoints.patch_spools import ROLES, SEPARATOR, TORCH, Spool, Stored, StreamKey
 from workers.checkpoints.reader import path_of
 from workers.patches import Part
@@ -74,7 +74,7 @@ class PatchWriter:
     def finish(self, metadata: Mapping[str, str]) -> list[WrittenPatch]:
         """Join every file, in the order given, and return them; all bytes are on the disk. metadata: of all of them."""
         numbers = range(len(self._files))
-        written = list(map_in_order(lambda index: self._join(index, metadata), numbers, threads=n_cores()))
+        written = list(map_in_order(lambda index: self._join(index, metadata), numbers, threads=JOINED_AT_ONCE))
         shutil.rmtree(self._root)
         return written
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.domain.checkpoints import DTYPE_BYTES
+from app.domain.patches import LARGEST_INT32
 from workers import patches, surgery
 from workers.checkpoints.reader import TORCH_DTYPES
 from workers.patches import Packed, Part
@@ -148,13 +149,13 @@ def _as_bits(part: Growing) -> Growing | None:
 def _to_bits(spooled: Iterable[bytes], part: Growing) -> bytes:
     """Return the bits of indices that ascend. part: as `_as_bits` returns it."""
     packed = np.zeros(part.n_bytes, dtype=np.uint8)
-    dtype = np.int64 if (part.n_entries or 0) > patches.LARGEST_INT32 else np.int32  # as they are spooled
+    dtype = np.int64 if (part.n_entries or 0) > LARGEST_INT32 else np.int32  # as they are spooled
     for content in spooled:
         indices = np.frombuffer(content, dtype=dtype)
-        first, last = int(indices[0]) >> 3, int(indices[-1]) >> 3
-        bits = np.zeros(8 * (last + 1 - first), dtype=np.bool_)
-        bits[indices - 8 * first] = True
-        packed[first : last + 1] |= np.packbits(bits, bitorder="little")
+        places = indices >> 3
+        begins = np.flatnonzero(np.diff(places, prepend=-1))  # where another byte begins
+        bits = np.left_shift(1, indices & 7).astype(np.uint8)
+        packed[places[begins]] |= np.bitwise_or.reduceat(bits, begins)
     return packed.tobytes()
 
 

@@ -14,7 +14,7 @@ from app.domain.errors import HeadMismatch, InvalidParameters
 from app.domain.parameters import Parameters
 from app.domain.tasks import LocalTask, Measurement
 from workers import predictions
-from workers.checkpoints.language import TextToText, load_text_to_text
+from workers.checkpoints.language import IGNORED, TextToText, load_text_to_text
 from workers.datasets.text import AnsweredTexts, batches_by_length, read_answered_texts
 from workers.model_contract import ModelSource, Probe, Subject, Trainable, evaluator
 from workers.scoring import answers
@@ -63,7 +63,8 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
             max_new_tokens=preprocessing.max_new_tokens,
         )
 
-    counts = model.count_tokens(examples.answers, max_tokens=preprocessing.max_new_tokens)
+    answers = model.targets(examples.answers, max_tokens=preprocessing.max_new_tokens)
+    counts = (answers != IGNORED).sum(dim=1).tolist()
     lengths = model.count_tokens(examples.texts, max_tokens=preprocessing.max_tokens)
     order = [index for batch in batches_by_length(lengths, preprocessing.batch_size) for index in batch]
     return predictions.make_probe(subject.task, model.module, predict, counts, order)

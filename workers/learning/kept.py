@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workers.learning.statistics_files import StatisticsOfModels
 
-MAX_KEPT = 4  # sets of statistics, each of all models; the one that was asked for longest ago goes
+MAX_KEPT = 2  # sets of statistics, each of all models; the one that was asked for longest ago goes
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class KeptStatistics:
 
     def add(self, key: str, measured: Kept) -> None:
         """Keep what was measured, whatever becomes of its files."""
+        while len(self._kept) >= MAX_KEPT:
+            self._kept.pop(next(iter(self._kept))).statistics.remove()
         self._n_added += 1
         linked = measured.statistics.link_to(self._folder / str(self._n_added))
         linked.close()
         self._kept[key] = Kept(linked, measured.n_examples)
-        if len(self._kept) > MAX_KEPT:
-            self._kept.pop(next(iter(self._kept))).statistics.remove()

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from app.domain.adapters import as_dense, update_ranks
+from app.domain.adapters import as_dense
 from app.domain.checkpoints import LocalCheckpoint, Manifest, distinct_tensors
 from app.domain.errors import JobError, OutOfDisk
 from app.domain.jobs import Progress
 from app.domain.parts import sources_of
 from app.domain.patches import measure_storage
-from app.domain.plans import WHOLE_TENSORS_BYTES, MergePlan, piece_elements
+from app.domain.plans import WHOLE_TENSORS_BYTES, MergePlan, known_ranks, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import parallel
 from workers.checkpoints.adapters import open_model
@@ -88,8 +88,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
                 device=opened.device,
                 on_request=told.begin,
                 learn=learn,
-                update_ranks=update_ranks(
-                    [model.manifest for model in models], None if base is None else base.manifest
+                update_ranks=known_ranks(
+                    recipe, [model.manifest for model in models], None if base is None else base.manifest
                 ),
             )
         opened.meter.enter("merging")

@@ -195,6 +195,16 @@ def test_what_needs_classes_is_refused_on_tasks_of_texts(
         )
 
 
+@pytest.mark.parametrize("labels", [["given", "expected"], ["expected", "given"]])
+def test_points_of_a_sweep_that_need_classes_are_refused_in_any_order(languages: House, labels: list[str]) -> None:
+    merge = body(method="fisher", parameters={}, data={"tasks": ["kind", "answers"]}, evaluate=["kind"])
+
+    problem = languages.post("/v1/sweeps", {"merge": merge, "grid": {"labels": labels}}).json()
+
+    assert problem["status"] == 422
+    assert "whose models give no probabilities of classes, and fisher sums over all classes" in problem["detail"]
+
+
 def test_tasks_that_nothing_is_learned_on_are_refused(languages: House) -> None:
     problem = languages.post(
         "/v1/merges", body(method="regmean", parameters={}, data={"tasks": ["kind", "trivia"]})

@@ -150,6 +150,18 @@ def test_bits_in_place_of_indices_are_as_many_as_the_values(tmp_path: Path) -> N
         import_checkpoint(folder, ignore)
 
 
+def test_bits_behind_the_last_entry_are_refused(tmp_path: Path) -> None:
+    folder, manifest = merge(tmp_path)
+
+    def add(parts: Parts) -> None:
+        parts["bias::mask"] = parts["bias::mask"] | 128
+        parts["bias::values"] = torch.cat([parts["bias::values"], torch.ones(1)])
+
+    rewrite(folder / manifest.patches[0].file, add)
+    with pytest.raises(CheckpointInvalid, match="'bias': found bits in its mask behind the last of its 3"):
+        import_checkpoint(folder, ignore)
+
+
 def test_masks_need_the_base_that_they_lie_over(tmp_path: Path) -> None:
     folder, _ = merge(tmp_path, "emr")
     (folder / "base.safetensors").unlink()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import IncompatibleCheckpoints, InputChanged, JobError, NotFinite, OutOfDisk
 from app.domain.jobs import Progress
-from app.domain.recipes import RecipeModel, pin
+from app.domain.plans import known_ranks
+from app.domain.recipes import PinnedStep, RecipeModel, pin
 from tests.workers.files import FileMerge, ignore, read_tensors, write_checkpoint
 from tests.workers.multitask import read_tasks
 from tests.workers.peft_folders import RANK, Lora, draw_base, draw_modules, fuse, write_adapter
 from tests.workers.pipelines.merging import MergeOf, PlannedMerge
 from tests.workers.pipelines.test_merge_faults import largest_file
 from workers.catalog import load_method
+from workers.checkpoints.patch_files import PatchWriter, WrittenPatch
 from workers.pipelines.importing import import_checkpoint
 from workers.pipelines.materialize import materialize
 
@@ -91,6 +93,19 @@ def test_the_plan_has_room_for_what_is_written(tmp_path: Path) -> None:
         written = artifact.manifest.size_bytes
         assert written <= merge.plan.bytes_written + 10_000  # recipe and card
         assert merge.plan.bytes_written <= 2 * written
+
+
+def test_the_plan_has_room_for_indices_that_are_not_bits_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = plan("post_pruning", write(tmp_path, *(draw(seed, 50_000) for seed in range(5))), density=0.5)
+    finish, seen = PatchWriter.finish, list[int]()
+
+    def measured(self: PatchWriter, metadata: Mapping[str, str]) -> list[WrittenPatch]:
+        seen.append(sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()))
+        return finish(self, metadata)
+
+    monkeypatch.setattr(PatchWriter, "finish", measured)
+    artifact = run(merge, tmp_path / "out")
+    assert artifact.manifest.size_bytes < seen[0] <= merge.plan.disk_bytes
 
 
 def test_a_tensor_of_another_shape_stays_behind_with_a_warning(tmp_path: Path) -> None:
@@ -253,6 +268,18 @@ def test_adapters_are_patched_as_the_dense_models_they_are(
         fused = fuse(draw_base(), draw_modules(index))
         for name, tensor in task.items():
             np.testing.assert_allclose(tensor.double().numpy(), fused[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_an_adapter_s_rank_bounds_nothing_behind_a_transform(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", draw_base())
+    adapters = [write_adapter(tmp_path / f"adapter-{index}", draw_modules(index)) for index in range(2)]
+    manifests = [adapter.manifest for adapter in adapters]
+    bare, _ = FileMerge("peru_lora").plan(base, adapters)
+    behind, _ = FileMerge("peru_lora", transforms=(PinnedStep(name="awd", version=1, parameters={}),)).plan(
+        base, adapters
+    )
+    assert set(known_ranks(bare, manifests, base.manifest).values()) == {(RANK, RANK)}
+    assert known_ranks(behind, manifests, base.manifest) == {}
 
 
 def test_an_adapter_s_patch_holds_a_quarter_of_its_rank_and_nothing_that_it_leaves_alone(tmp_path: Path) -> None:

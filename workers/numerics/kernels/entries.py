@@ -1,4 +1,4 @@
-"""The fused kernels that are called: from rows as files hold them to merged numbers, block by block in the processor's first cache.
+"""The fused kernels that are called: from rows as files hold them to merged numbers, block by block in the first cache.
 
 Compiled by numba when this module is imported, or loaded from its cache; only numerics/fused.py does so. Loops are
 short and without branches, one after the other over a block, because that is what becomes vector instructions; float64
