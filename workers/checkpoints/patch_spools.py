@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.checkpoints import DTYPE_BYTES
@@ -151,7 +152,7 @@ def _to_bits(spooled: Iterable[bytes], part: Growing) -> bytes:
     packed = np.zeros(part.n_bytes, dtype=np.uint8)
     dtype = np.int64 if (part.n_entries or 0) > LARGEST_INT32 else np.int32  # as they are spooled
     for content in spooled:
-        indices = np.frombuffer(content, dtype=dtype)
+        indices: NDArray[np.int64] = np.frombuffer(content, dtype=dtype).astype(np.int64)
         places = indices >> 3
         begins = np.flatnonzero(np.diff(places, prepend=-1))  # where another byte begins
         bits = np.left_shift(1, indices & 7).astype(np.uint8)
