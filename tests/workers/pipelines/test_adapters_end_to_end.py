@@ -14,10 +14,11 @@ from transformers import CLIPModel, GPT2LMHeadModel, T5ForConditionalGeneration,
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import CheckpointKind, LocalCheckpoint
 from app.domain.recipes import Recipe, RecipeModel, pin
-from app.domain.tasks import LocalTask, Measurement, OwnHead, PrototypesHead
+from app.domain.tasks import LocalTask, Measurement
 from app.domain.work import CheckpointOutcome, EvaluateOutcome, EvaluateWork, FinetuneWork, MergeWork
 from tests.workers import tiny_bert, tiny_language, tiny_vision
 from tests.workers.files import read_tensors
+from tests.workers.tiny_tasks import make_answers, make_images, make_prototypes, make_texts
 from workers.runner import WorkOrder, perform
 
 # PEFT asks transformers by a name that is going away
@@ -36,25 +37,6 @@ class Kind:
     library: Any
     output: Callable[[Any], Tensor]
     adapted: tuple[str, ...]  # modules, by default
-
-
-def make_images(folder: Path) -> LocalTask:
-    return tiny_vision.make_task(folder)
-
-
-def make_prototypes(folder: Path) -> LocalTask:
-    return tiny_vision.make_task(folder, head=PrototypesHead(kind="prototypes", shots=2))
-
-
-def make_answers(folder: Path) -> LocalTask:
-    return tiny_bert.make_task(folder, head=OwnHead(), kind="text2text", metric="token_f1")
-
-
-def make_texts(folder: Path) -> LocalTask:
-    cut = {"max_tokens": 8, "stride": 4}
-    return tiny_bert.make_task(
-        folder, head=OwnHead(), kind="perplexity", classes=(), metric="perplexity", preprocessing=cut
-    )
 
 
 def embed_images(model: Any) -> Tensor:

@@ -6,30 +6,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from app.domain.tasks import LocalTask, OwnHead, PrototypesHead
+from app.domain.tasks import LocalTask
 from app.domain.work import FinetuneWork
 from tests.workers import tiny_bert, tiny_language, tiny_vision
+from tests.workers.tiny_tasks import make_answers, make_images, make_prototypes, make_texts
 from workers.catalog import load_evaluator, load_finetuner
 from workers.pipelines.finetune import finetune
-
-
-def make_images(folder: Path) -> LocalTask:
-    return tiny_vision.make_task(folder)
-
-
-def make_prototypes(folder: Path) -> LocalTask:
-    return tiny_vision.make_task(folder, head=PrototypesHead(kind="prototypes", shots=2))
-
-
-def make_answers(folder: Path) -> LocalTask:
-    return tiny_bert.make_task(folder, head=OwnHead(), kind="text2text", metric="exact_match")
-
-
-def make_texts(folder: Path) -> LocalTask:
-    cut = {"max_tokens": 8, "stride": 4}
-    return tiny_bert.make_task(
-        folder, head=OwnHead(), kind="perplexity", classes=(), metric="perplexity", preprocessing=cut
-    )
 
 
 @pytest.mark.parametrize(
