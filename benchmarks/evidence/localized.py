@@ -23,7 +23,7 @@ NAME = "localize_and_stitch"
 TITLE = "Localize-and-stitch: how freely masks learn"
 
 BIASES = (1.0, 5.0)
-EXAMPLES = 16
+EXAMPLES = 8
 START: Mapping[str, Any] = {"density": 0.01}  # as masks begin by default
 
 

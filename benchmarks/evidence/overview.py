@@ -41,8 +41,8 @@ def rows() -> Sequence[Part]:
 
 
 def parts() -> Sequence[Part]:
-    """Return what can be measured at once."""
-    return [_trend, _sweep]
+    """Return what can be measured at once: the trend, which begins with every point of the sweep."""
+    return [_trend]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from benchmarks.suite.inputs import Suite, open_suite
 from benchmarks.suite.recipes import merges_all
 
 INDIVIDUAL = "individual"
+WITH = "+"  # between a method and a post-step, in the name of a row
 CHOSEN = Path(__file__).parents[2] / "docs" / "evidence" / "linearized_lora.json"  # settings of the adapters' training
 PAIR = ("movie_sent", "product_sent")  # both tell praise from blame
 N_TASKS = 5
@@ -24,7 +25,7 @@ class Group:
     folder: str  # below docs/suite; empty: docs/suite itself
     title: str
     told: str
-    rows: tuple[str, ...]  # references, then methods
+    rows: tuple[str, ...]  # references, then methods, or method+post-step
     open: Callable[[Path], Suite]  # of the folder that keeps trained models
 
     def name(self, row: str) -> str:
@@ -61,6 +62,21 @@ GROUPS = (
             INDIVIDUAL,
             "lora_extract",
             *(card.name for card in load_catalog().methods if merges_all(card, N_TASKS)),
+        ),
+        _open_all,
+    ),
+    Group(
+        "post_steps",
+        "Behind a method",
+        "The same five models; a post-step, with its defaults, changes what the method merged, and the method's "
+        "coefficient is chosen behind it.",
+        (
+            INDIVIDUAL,
+            *(
+                name
+                for method in ("average", "task_arithmetic", "ties")
+                for name in (method, *(f"{method}{WITH}{step.name}" for step in load_catalog().post_steps))
+            ),
         ),
         _open_all,
     ),

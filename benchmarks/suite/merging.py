@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.domain.catalog import MethodCard, load_catalog
+from app.domain.catalog import MethodCard, StepCard, load_catalog
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.parameters import NestedMethod
-from app.domain.recipes import Recipe, RecipeModel, pin
+from app.domain.recipes import PinnedStep, Recipe, RecipeModel, pin
 from app.domain.work import CheckpointOutcome, MergeWork
 from benchmarks.suite.inputs import Suite, ignore, open_bench
 from benchmarks.suite.recipes import WEIGHT, Parameters, find_best
@@ -19,20 +19,21 @@ Counts = dict[str, tuple[int, int]]  # task name -> (correct, total)
 SHARD_BYTES = 5_000_000_000
 
 
-def measure_method(suite: Suite, card: MethodCard) -> dict[str, Any]:
+def measure_method(suite: Suite, card: MethodCard, post_step: StepCard | None = None) -> dict[str, Any]:
     """Return a method's row: the best parameters by validation, and the counts on test, as JSON.
 
-    A dense model is measured from memory, as sweeps do, and the merges share what they read; an adapter, or a shared
-    model with a patch for each task, is written first. A method of one model that makes an adapter of it makes one of
-    each model, and each is measured on its own task.
+    A dense model is measured from memory, as sweeps do, and the merges share what they read; an adapter, a shared model
+    with a patch for each task, or what a post-step changes, is written first. A method of one model that makes an adapter of it makes one of
+    each model, and each is measured on its own task. A post-step has its defaults.
     """
     with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
-        measure = _measurer(suite, card, Path(folder))
+        measure = _measurer(suite, card, Path(folder), post_step)
         best = find_best(card, lambda parameters: mean_accuracy(measure(parameters, "validation")))
         counts = measure(best.parameters, "test")
     return {
         "method": card.name,
         "version": card.version,
+        **({} if post_step is None else {"post_step": post_step.name, "post_step_version": post_step.version}),
         "produces": card.produces,
         "parameters": best.parameters,
         "n_tried": best.n_tried,
@@ -54,12 +55,14 @@ def mean_accuracy(counts: Counts) -> float:
     return sum(correct / total for correct, total in counts.values()) / len(counts)
 
 
-def _measurer(suite: Suite, card: MethodCard, folder: Path) -> Callable[[Parameters, str], Counts]:
+def _measurer(
+    suite: Suite, card: MethodCard, folder: Path, post_step: StepCard | None = None
+) -> Callable[[Parameters, str], Counts]:
     """Return what measures the merge by parameters on a split. folder: exists, for what lies beside weights."""
     if card.produces == "adapter" and card.max_models == 1:
         return lambda parameters, split: _measure_each_alone(suite, card, parameters, split)
-    if card.produces != "dense":
-        return lambda parameters, split: _measure_written(suite, card, parameters, split)
+    if card.produces != "dense" or post_step is not None:
+        return lambda parameters, split: _measure_written(suite, card, parameters, split, post_step)
     first, *others = suite.models
     is_moved = card.max_models == 1  # the first model, towards the second
     bench = open_bench(suite, others if is_moved else suite.models, folder, base=first if is_moved else suite.base)
@@ -75,9 +78,11 @@ def _measure_dense(bench: MemoryBench, suite: Suite, method: NestedMethod, n_mod
     return {task: (one.details.n_correct or 0, one.n) for task, one in found.items()}
 
 
-def _measure_written(suite: Suite, card: MethodCard, parameters: Parameters, split: str) -> Counts:
+def _measure_written(
+    suite: Suite, card: MethodCard, parameters: Parameters, split: str, post_step: StepCard | None = None
+) -> Counts:
     with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
-        merged = _merge(suite, card, parameters, Path(folder) / "merged")
+        merged = _merge(suite, card, parameters, Path(folder) / "merged", post_step)
         return suite.measure(merged, split)
 
 
@@ -88,7 +93,9 @@ def _measure_each_alone(suite: Suite, card: MethodCard, parameters: Parameters, 
         return measure_each(suite, made, split)
 
 
-def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path) -> LocalCheckpoint:
+def _merge(
+    suite: Suite, card: MethodCard, parameters: Parameters, output: Path, post_step: StepCard | None = None
+) -> LocalCheckpoint:
     """Merge the suite's models as a job does, with one weight for all, which may stand among the parameters."""
     own = dict(parameters)
     weight = own.pop(WEIGHT, 1.0)
@@ -105,6 +112,7 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
             for task, model in suite.individual.items()
         ),
         parameters=effective,
+        post_steps=() if post_step is None else (_pin_step(post_step),),
         shard_bytes=SHARD_BYTES,
     )
     output.mkdir(parents=True)
@@ -113,3 +121,8 @@ def _merge(suite: Suite, card: MethodCard, parameters: Parameters, output: Path)
     if not isinstance(outcome, CheckpointOutcome):
         raise TypeError(f"a merge gave a {type(outcome).__name__}, expected a checkpoint")
     return LocalCheckpoint(id=card.name, path=output, manifest=outcome.manifest)
+
+
+def _pin_step(card: StepCard) -> PinnedStep:
+    _, effective = load_catalog().check_step("post_steps", card.name, {}, pointer="")
+    return PinnedStep(name=card.name, version=card.version, parameters=effective)

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.domain.catalog import load_catalog
-from benchmarks.suite.groups import INDIVIDUAL, group_of
+from app.domain.catalog import MethodCard, StepCard, load_catalog
+from benchmarks.suite.groups import INDIVIDUAL, WITH, group_of
 from benchmarks.suite.inputs import Suite
 from benchmarks.suite.merging import measure_each, measure_method
 from benchmarks.suite.recipes import SETTINGS, sweep_of
@@ -21,7 +21,7 @@ def measure_row(name: str, folder: Path) -> float:
     began_at = time.monotonic()
     group, own = group_of(name)
     suite = group.open(folder)
-    row = _reference(suite, own) if own in REFERENCES else measure_method(suite, load_catalog().method(own))
+    row = _reference(suite, own) if own in REFERENCES else measure_method(suite, *cards_of(own))
     place = place_of(name)
     place.parent.mkdir(exist_ok=True, parents=True)
     place.with_suffix(".part").write_text(json.dumps(row, indent=1), encoding="utf-8")
@@ -42,11 +42,20 @@ def read_row(name: str) -> dict[str, Any] | None:
     own = group_of(name)[1]
     if own in REFERENCES:
         return row
-    card = load_catalog().method(own)
+    card, post_step = cards_of(own)
     sweep = sweep_of(card)
-    has_settings = row["parameters"].items() >= SETTINGS.get(own, {}).items()
+    has_settings = row["parameters"].items() >= SETTINGS.get(card.name, {}).items()
     has_chosen = sweep is None or sweep.find(row["parameters"]) is not None
-    return row if has_settings and has_chosen and row["version"] == card.version else None
+    has_versions = row["version"] == card.version and (
+        post_step is None or row["post_step_version"] == post_step.version
+    )
+    return row if has_settings and has_chosen and has_versions else None
+
+
+def cards_of(row: str) -> tuple[MethodCard, StepCard | None]:
+    """Return the method of a row METHOD or METHOD+POST_STEP, and the post-step, if there is one."""
+    method, _, step = row.partition(WITH)
+    return load_catalog().method(method), load_catalog().check_step("post_steps", step, {}, pointer="")[0] if step else None
 
 
 def _reference(suite: Suite, name: str) -> dict[str, Any]:
