@@ -157,6 +157,17 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
+def read_keys(rows: Rows) -> Keys:
+    """Return the bits of each task vector's magnitudes, [n_models, m].
+
+    Raises: NotClean.
+    """
+    keys = np.empty((rows.n_models, rows.n_elements), dtype=np.int32)
+    given = input_of(rows)
+    _check(_loaded[0].read_keys(given, scratch_of(1, given), keys.view(np.float32)))
+    return keys
+
+
 def join_counts(one: tuple[Keys, Counts], other: tuple[Keys, Counts]) -> tuple[Keys, Counts]:
     """Return the keys of both, each once, ascending as they are, with the sum of its counts."""
     n = len(one[0]) + len(other[0])

@@ -247,8 +247,8 @@ def _bracket(runs: Sequence[Keys], share: float, margin: float) -> tuple[int, in
     """
     entries = np.concatenate(runs)
     n = len(entries)
-    some = entries[:: max(1, n // MIDDLE_OF)]
-    middle = _at(some, min(len(some) - 1, int((1 - share) * len(some))))
+    some = np.sort(entries[:: max(1, n // MIDDLE_OF)])
+    middle = some[min(len(some) - 1, int((1 - share) * len(some)))]
     n_above = np.array([np.count_nonzero(run >= middle) for run in runs])
     excess = n_above - n_above.sum() / n * np.array([len(run) for run in runs])
     steps = np.diff(excess) if len(runs) > 1 else excess
@@ -256,13 +256,21 @@ def _bracket(runs: Sequence[Keys], share: float, margin: float) -> tuple[int, in
     variance = float(np.square(steps).mean()) / (2 if len(runs) > 1 else 1) * len(runs)
     reach = margin * sqrt(variance) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
-    entries.partition([max(0, below), min(n - 1, above)])  # ordered as far as it matters, in a fourth of the time
-    return int(entries[below]) if below >= 0 else 0, int(entries[above]) if above < n else LARGEST_KEY
+    low, high = _at(entries, max(0, below), min(n - 1, above), some)
+    return low if below >= 0 else 0, high if above < n else LARGEST_KEY
 
 
-def _at(entries: Keys, index: int) -> int:
-    """Return the entry that has this index when they are ordered."""
-    return int(np.partition(entries, index)[index])
+def _at(entries: Keys, below: int, above: int, some: Keys) -> tuple[int, int]:
+    """Return the entries that have two indices when they are ordered; some of them, ordered, tell where to look."""
+    n, n_some = len(entries), len(some)
+    slack = int(6 * sqrt(n_some / 4))  # six standard errors of a rank
+    lowest = some[max(0, below * n_some // n - slack)]
+    near = entries[(entries >= lowest) & (entries <= some[min(n_some - 1, above * n_some // n + slack)])]
+    n_before = int(np.count_nonzero(entries < lowest))
+    if not n_before <= below <= above < n_before + len(near):
+        near, n_before = entries, 0
+    near.partition([below - n_before, above - n_before])
+    return int(near[below - n_before]), int(near[above - n_before])
 
 
 def _count(
@@ -415,11 +423,8 @@ def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int, *
     """Return the bits of |τ| of one run, [n_models, m]; of one model [1, m]."""
     rows = source.rows(tensor, offset, n_elements) if fused.is_ready() else None
     if rows is not None:
-        rows = rows if model is None else rows.of_model(model)
-        n = rows.n_models
-        anywhere = Windows(np.arange(n + 1), np.zeros(n, dtype=np.int32), np.full(n, LARGEST_KEY, dtype=np.int32))
         with suppress(NotClean):
-            return np.array([keys for _, keys in fused.count_keys(rows, anywhere)])
+            return fused.read_keys(rows if model is None else rows.of_model(model))
     keys = _keys(source.read(tensor, offset, n_elements))
     return keys if model is None else keys[model : model + 1]
 

@@ -436,6 +436,31 @@ def test_keys_are_counted_as_integers(low: int) -> None:
     assert found.tolist() == keys[(keys >= low) & (keys <= high)].tolist()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 1.0])
+def test_keys_within_a_window_are_found_wherever_they_lie(share: float) -> None:
+    keys = np.random.default_rng(0).integers(0, 1 << 23, 5000, dtype=np.int32) + 1056964608
+    inside = np.random.default_rng(1).random(5000) < share
+    keys[inside] = 1 << 30
+    keys[[0, 63, 64, 4991, 4992, 4999]] = [1 << 30, (1 << 30) - 1, (1 << 30) + 1, 1 << 30, 0, 1 << 30]  # at the ends
+    rows = Piece("w", (5000,), 0, 0, None, torch.from_numpy(keys.view(np.float32)).unsqueeze(0)).rows
+    [(n_above, found)] = fused.count_keys(rows, windows_of(0, 1, 1 << 30, 1 << 30))
+    assert (n_above, len(found)) == (1, np.count_nonzero(keys == 1 << 30))
+    [(n_above, found)] = fused.count_keys(rows, windows_of(0, 1, (1 << 30) - 1, (1 << 30) + 1))
+    assert found.tolist() == keys[np.abs(keys - (1 << 30)) <= 1].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_base", [True, False])
+def test_keys_are_the_bits_of_magnitudes(dtype: torch.dtype, *, has_base: bool) -> None:
+    numbers = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).to(dtype).float()
+    rows = rows_as(Piece("w", (5000,), 0, 0, numbers[0], numbers[1:]), dtype)
+    vectors = numbers[1:] - numbers[0] if has_base else numbers[1:]
+    found = fused.read_keys(rows if has_base else rows.without_base())
+    assert np.array_equal(found, vectors.abs().numpy().view(np.int32))
+    with pytest.raises(fusion.NotClean):
+        fused.read_keys(one(torch.inf))
+
+
 def one(value: float, base: float = 0.0) -> Rows:
     return Piece("w", (1,), 0, 0, torch.tensor([base]), torch.tensor([[value]])).rows
 

@@ -162,3 +162,13 @@ class CountingSource(MemorySource):
         for result in super().map(function, tensors, granularity=granularity):
             self.n_pieces[-1] += 1
             yield result
+
+
+@pytest.mark.parametrize("is_like_the_rest", [True, False])
+def test_entries_of_a_sample_are_found_by_index(*, is_like_the_rest: bool) -> None:
+    entries = np.random.default_rng(0).integers(0, 1000, 20_000, dtype=np.int32)
+    some = np.sort(entries[::5]) if is_like_the_rest else np.full(100, 999, dtype=np.int32)  # these mislead
+    ordered = np.sort(entries)
+    for below, above in ((0, 1), (3_000, 3_100), (10_000, 19_999), (0, 19_999)):
+        found = ranks._at(entries.copy(), below, above, some)
+        assert found == (ordered[below], ordered[above])

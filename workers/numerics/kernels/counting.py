@@ -7,13 +7,23 @@ from workers.fusion import BFLOAT16, FLOAT32
 from workers.numerics.kernels.adding import add, add_magnitudes
 from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
 from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
-from workers.numerics.kernels.compiling import FLOATS, INPUT, INTEGERS, KEYS, SCRATCH, WINDOWS, called, compiled
+from workers.numerics.kernels.compiling import (
+    FLOATS,
+    INPUT,
+    INTEGERS,
+    KEYS,
+    SCRATCH,
+    WIDE_ROWS,
+    WINDOWS,
+    called,
+    compiled,
+)
 from workers.numerics.kernels.drawing import keep_draw
 from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, load, words_of
 from workers.numerics.kernels.scoring import weigh_run
 from workers.numerics.programs import NOT_CLEAN
 
-GROUP = 32  # elements that are looked at together for keys within a window
+GROUP = 64  # keys that are looked at together; a loop of fewer is unrolled, and is no vector instructions then
 
 
 @compiled
@@ -25,22 +35,15 @@ def _count_above(keys, high):
 
 
 @compiled
-def _count_equal(keys, key):
-    equal = i32(0)
-    for j in range(len(keys)):
-        equal = i32(equal + i32(keys[j] == key))
-    return i64(equal)
-
-
-@compiled
 def _find_between(keys, low, high, found, n_found):
     """Append the keys within a window to what was found; return how many are found now."""
     span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
     for begin in range(0, n_grouped, GROUP):
-        hit = i32(0)
-        for j in range(GROUP):  # a constant, so that it is a vector instruction or two; unsigned: no index below zero
-            hit = i32(hit | i32(u32(keys[u64(begin) + u64(j)] - low) <= span))
-        if hit != 0:
+        signs = i32(-1)  # negative as long as one of the two distances to the window's ends is, for every key
+        for j in range(GROUP):  # unsigned: no index below zero
+            key = keys[u64(begin) + u64(j)]
+            signs = i32(signs & i32(i32(key - low) | i32(high - key)))
+        if signs >= 0:
             n_found = _append_between(keys, begin, begin + GROUP, (low, span), found, n_found)
     return _append_between(keys, n_grouped, len(keys), (low, span), found, n_found)
 
@@ -98,6 +101,14 @@ def _count_keys_by_block(given, _first, begin, behind, scratch, state):
             counts[window, 0] += _count_above(keys, high)
             counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
     return i64(0) if is_finite else NOT_CLEAN
+
+
+@by_block
+def _read_keys_by_block(given, first, begin, behind, scratch, state):
+    out = state[0]
+    for model in range(len(out)):
+        _load_keys(given, model, begin, scratch, out[model, first + begin : first + behind])
+    return i64(0)
 
 
 @by_block
@@ -164,6 +175,12 @@ def count_keys(given, windows, scratch, found, counts):
     counts[:] = 0
     # others are judged by their keys
     return _count_keys_by_block(given, len(given.divergences) > 0, scratch, (windows, found, counts))
+
+
+@called(types.int64, INPUT, SCRATCH, WIDE_ROWS)
+def read_keys(given, scratch, out):
+    """Write the bits of magnitudes to `out`, [n_models, n_elements], where they stand as float32 numbers."""
+    return _read_keys_by_block(given, JUDGES, scratch, (out,))
 
 
 @called(types.int64, INPUT, SCRATCH, types.int64[:, :, ::1])
