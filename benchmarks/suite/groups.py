@@ -22,7 +22,7 @@ N_TASKS = 5
 class Group:
     """One table. A row's name is the group's folder and the method's name."""
 
-    folder: str  # below docs/suite; empty: docs/suite itself
+    folder: str  # below docs/suite, of rows of the same models; empty: docs/suite itself
     title: str
     told: str
     rows: tuple[str, ...]  # references, then methods, or method+post-step
@@ -66,7 +66,7 @@ GROUPS = (
         _open_all,
     ),
     Group(
-        "post_steps",
+        "",
         "Behind a method",
         "The same five models; a post-step, with its defaults, changes what the method merged, and the method's "
         "coefficient is chosen behind it.",

@@ -23,8 +23,8 @@ def measure_method(suite: Suite, card: MethodCard, post_step: StepCard | None = 
     """Return a method's row: the best parameters by validation, and the counts on test, as JSON.
 
     A dense model is measured from memory, as sweeps do, and the merges share what they read; an adapter, a shared model
-    with a patch for each task, or what a post-step changes, is written first. A method of one model that makes an adapter of it makes one of
-    each model, and each is measured on its own task. A post-step has its defaults.
+    with a patch for each task, or what a post-step (with its defaults) changes, is written first. A method of one model
+    that makes an adapter of it makes one of each model, and each is measured on its own task.
     """
     with tempfile.TemporaryDirectory(prefix="amalgam-suite-") as folder:
         measure = _measurer(suite, card, Path(folder), post_step)
@@ -101,7 +101,7 @@ def _merge(
     weight = own.pop(WEIGHT, 1.0)
     if not isinstance(weight, int | float):
         raise TypeError(f"found the weight {weight!r}, expected a number")
-    has_base = card.base_model != "unused"
+    has_base = card.base_model != "unused" or post_step is not None
     _, effective = load_catalog().check(card.name, own, has_base_model=has_base, weights=[weight] * len(suite.models))
     recipe = Recipe(
         method=card.name,

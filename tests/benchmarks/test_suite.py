@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from app.domain.catalog import load_catalog
-from benchmarks.suite import merging, page
+from benchmarks.suite import merging, page, rows
 from benchmarks.suite.groups import GROUPS, group_of
 from benchmarks.suite.inputs import Suite
 from benchmarks.suite.recipes import GRID, SWEEPS, WEIGHT, Parameters, find_best, why_left_out
 from tests.workers.learning.world import make_world
+
+LORA = next(group for group in GROUPS if group.folder == "lora")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,17 @@ def test_a_dense_row_has_the_numbers_of_the_merged_files(suite: Suite, tmp_path:
     assert row["counts"] == suite.measure(merged, "test")
     assert row["validation"] == merging.mean_accuracy(suite.measure(merged, "validation"))
     assert 1 < row["n_tried"] <= len(GRID)
+
+
+def test_a_row_behind_a_post_step_has_the_numbers_of_the_merged_files(suite: Suite, tmp_path: Path) -> None:
+    method, post_step = rows.cards_of("task_arithmetic+svc")
+    row = merging.measure_method(suite, method, post_step)
+    assert (row["method"], row["post_step"]) == ("task_arithmetic", "svc")
+    merged = merging._merge(suite, method, row["parameters"], tmp_path / "merged", post_step)
+    assert row["counts"] == suite.measure(merged, "test")
+    plain = merging._merge(suite, method, row["parameters"], tmp_path / "plain")
+    assert merged.manifest.weights_digest != plain.manifest.weights_digest
+    assert "[`task_arithmetic`](methods/task_arithmetic.md) + [`svc`]" in page._row(row, list(row["counts"]), row)
 
 
 def test_a_row_of_patches_has_each_task_s_own_model(suite: Suite) -> None:
@@ -84,8 +97,8 @@ def test_a_number_is_put_in_its_place_and_found_there() -> None:
 
 
 def test_every_method_has_a_row_or_it_is_said_why_not() -> None:
-    rows = [group.rows for group in GROUPS]
-    reasons = {card.name: why_left_out(card, rows) for card in load_catalog().methods}
+    named = [group.rows for group in GROUPS]
+    reasons = {card.name: why_left_out(card, named) for card in load_catalog().methods}
     assert {name for name, reason in reasons.items() if reason.endswith("merges nothing")} == {
         "lora_fuse",
         "passthrough",
@@ -93,7 +106,7 @@ def test_every_method_has_a_row_or_it_is_said_why_not() -> None:
     assert all(
         reason in ("", "looks at data") for name, reason in reasons.items() if name not in ("lora_fuse", "passthrough")
     )
-    assert group_of("lora/knots") == (GROUPS[1], "knots")
+    assert group_of("lora/knots") == (LORA, "knots")
     with pytest.raises(ValueError, match="found --method lora/nothing, expected rows of the tables: pre-trained"):
         group_of("lora/nothing")
 
@@ -108,10 +121,10 @@ def test_the_page_has_a_table_for_each_group_that_is_measured() -> None:
         "counts": {"one": (64, 256), "two": (256, 256)},
     }
     written = page.render(
-        [page.Table(GROUPS[0], [alone]), page.Table(GROUPS[1], [alone, merged]), page.Table(GROUPS[2], [])], {}, seed=0
+        [page.Table(GROUPS[0], [alone]), page.Table(LORA, [alone, merged]), page.Table(GROUPS[-1], [])], {}, seed=0
     )
     assert "## LoRA adapters" in written
-    assert GROUPS[2].title not in written
+    assert GROUPS[-1].title not in written
     # normalized: half of its own, and all of it
     assert "| [`knots`](methods/knots.md) | 25.0 | 100.0 | 62.5 | 0.750 | `merge`'s coefficient 0.7 |" in written
 
