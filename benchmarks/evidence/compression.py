@@ -20,9 +20,9 @@ TITLE = "PERU: accuracy over bytes"
 
 MEBIBYTE = 2**20
 SWEPT: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "peru_fft": ("density", (0.01, 0.1, 1.0)),
+    "peru_fft": ("density", (0.01, 0.05, 0.1, 0.2, 1.0)),
     "post_pruning": ("density", (0.1,)),
-    "peru_lora": ("rank", (4, 16)),
+    "peru_lora": ("rank", (4, 8, 16, 32)),
 }
 TICKS = (2, 5, 10, 20, 50, 100, 200, 400)
 LABELS = {"peru_fft": "PERU-FFT", "post_pruning": "post-pruning", "peru_lora": "PERU-LoRA"}

@@ -16,6 +16,7 @@ from app.domain.recipes import PinnedStep, PinnedTask, Recipe, RecipeData, Recip
 from app.domain.tasks import LocalTask
 from app.domain.work import CheckpointOutcome, EvaluateOutcome, EvaluateWork, LearningTask, MergeWork, PatchedTasks
 from benchmarks.evidence.accuracy import Counts, plain
+from benchmarks.evidence.features import measure_distances
 from benchmarks.evidence.ledger import Ledger
 from benchmarks.suite.inputs import Suite, ignore, open_bench
 from workers.analysis_contract import Merged
@@ -50,6 +51,7 @@ class Learned:
 
     told: JsonValue  # what the job reports of the learning
     counts: Mapping[str, Counts]  # by split
+    distances: JsonValue = None  # of features, where they are asked for
 
     @property
     def test(self) -> Counts:
@@ -95,10 +97,15 @@ class Merges:
         of = self._identity(method, parameters, chosen)
         return self._measure(of, lambda: self._open().merge(nested, chosen), split, chosen)
 
-    def learn(self, lesson: Lesson) -> Learned:
-        """Merge all models by a method that looks at data, and measure it on the splits that it has not looked at."""
+    def learn(self, lesson: Lesson, *, watched: int = 0) -> Learned:
+        """Merge all models by a method that looks at data, and measure it on the splits that it has not looked at.
+
+        watched: test texts of each task on which features are compared with those of the task's own model, of the
+        lesson's shared merge (`before`) and of the result (`after`).
+        """
         of: dict[str, JsonValue] = {
             **asdict(lesson),
+            **({"watched": watched} if watched else {}),
             "version": load_catalog().method(lesson.method).version,
             "models": self._digests(self.all),
             "tasks": self._task_digests(),
@@ -108,11 +115,14 @@ class Merges:
             with _room() as room:
                 merged, report = self._write(room, self._recipe_of(lesson))
                 counts: dict[str, JsonValue] = {split: self._evaluate(room, merged, split) for split in lesson.measured}
-                return {"learned": report["learned"], "counts": counts}
+                distances = self._watch(room, merged, lesson, watched) if watched else None
+                return {"learned": report["learned"], "counts": counts, "distances": distances}
 
         match self._ledger.recall(of, run):
-            case {"learned": told, "counts": dict(counts)}:
-                return Learned(told, {split: self._by_task(pairs) for split, pairs in counts.items()})
+            case {"learned": told, "counts": dict(counts), **rest}:
+                return Learned(
+                    told, {split: self._by_task(pairs) for split, pairs in counts.items()}, rest.get("distances")
+                )
             case found:
                 raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
 
@@ -267,20 +277,31 @@ class Merges:
         self, room: Path, checkpoint: LocalCheckpoint, split: str, tasks: Sequence[LocalTask] | None = None
     ) -> list[JsonValue]:
         """Return [correct, total] on tasks, by default all."""
-        measured = tuple(tasks or self._tasks)
-        work = EvaluateWork(
-            checkpoint=checkpoint,
-            tasks=measured,
-            base_models={task.id: self._suite.base for task in measured},
-            split={task.id: split for task in measured},
-            adapter_base=self._suite.base,
-            scratch=room / "fused",
-            patched=_patches_of(checkpoint, measured, room),
-        )
+        work = self._evaluation_of(room, checkpoint, split, tuple(tasks or self._tasks))
         outcome = perform(WorkOrder(work=work), ignore)
         if not isinstance(outcome, EvaluateOutcome):
             raise TypeError(f"an evaluation gave a {type(outcome).__name__}, expected measurements")
         return [[one.details.n_correct, one.n] for one in outcome.measurements]
+
+    def _evaluation_of(
+        self, room: Path, checkpoint: LocalCheckpoint, split: str, tasks: Sequence[LocalTask]
+    ) -> EvaluateWork:
+        return EvaluateWork(
+            checkpoint=checkpoint,
+            tasks=tuple(tasks),
+            base_models={task.id: self._suite.base for task in tasks},
+            split={task.id: split for task in tasks},
+            adapter_base=self._suite.base,
+            scratch=room / "fused",
+            patched=_patches_of(checkpoint, tasks, room),
+        )
+
+    def _watch(self, room: Path, merged: LocalCheckpoint, lesson: Lesson, n_texts: int) -> JsonValue:
+        """Return the distances of features before and after, each task's on so many test texts."""
+        (own_room := room / "watched").mkdir()
+        shared = NestedMethod.model_validate(lesson.parameters["shared"])
+        operated = self._evaluation_of(own_room, merged, "test", self._tasks)
+        return measure_distances(self._suite, self._models, shared, operated, n_texts)
 
     def _materialize(self, artifact: LocalCheckpoint, task: LocalTask, room: Path) -> LocalCheckpoint:
         output = room / task.spec.name
