@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.evidence import adapter_runs, learned, overview, page
+from benchmarks.evidence import adapter_runs, compression, overview, page
 from benchmarks.evidence.processes import open_laboratory, run
 
 FOLDER = Path(".suite")
@@ -28,9 +28,9 @@ def main() -> None:
         chosen = [one for one in page.EXPERIMENTS if one.NAME in names]
         laboratory = open_laboratory(folder, say=True)
         began_at = time.monotonic()
-        if overview in chosen or learned in chosen:
-            in_processes(overview.rows())
-        in_processes([part for one in chosen for part in one.parts()])
+        in_processes(overview.rows())
+        in_order = sorted(chosen, key=lambda one: one is compression)  # its parts are short: no process waits long
+        in_processes([part for one in in_order for part in one.parts()])
         for experiment in chosen:
             page.save(experiment.NAME, experiment.find(laboratory))
         print(f"measured in {time.monotonic() - began_at:.0f} s by {arguments.processes} processes", flush=True)

@@ -16,7 +16,8 @@ from app.domain.adapters import AdapterSpace
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
-from benchmarks.evidence.merging import Lesson, Merges
+from benchmarks.evidence.lessons import Lesson
+from benchmarks.evidence.merging import Merges
 from benchmarks.evidence.processes import Part
 from benchmarks.evidence.training import Trained, Training
 from benchmarks.suite.rows import read_row
@@ -37,11 +38,11 @@ SEARCHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
-# 0.2 and 1.2, of TIES 0.35 and 2.8, and 0.8 of more than three models were tried (2026-11-30): never chosen
-COEFFICIENTS = (0.35, 0.5, 0.8)
-MOST = {0.8: 3}  # models that a coefficient is tried with
+# beside these were tried (2026-11-30), and never chosen: 0.2 and 1.2, 0.35 of two models, 0.8 of more than three; of
+# TIES 0.35 and 2.8; of factors 0.2, 0.4 and 0.5
+COEFFICIENTS: Mapping[float, Sequence[int]] = {0.35: (3, 4, 5), 0.5: (2, 3, 4, 5), 0.8: (2, 3)}  # with so many models
 TIES_COEFFICIENTS = (0.7, 1.4)
-FACTOR_COEFFICIENTS = (0.27, 0.32, 0.35, 0.4, 0.5)  # of sums of factors, which grow with the square
+FACTOR_COEFFICIENTS = (0.27, 0.32, 0.35)  # of sums of factors, which grow with the square
 LORAHUB: Mapping[str, Any] = {"budget": 40}
 LORAHUB_EXAMPLES = 5
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
@@ -187,7 +188,7 @@ def _merge(merges: Merges, technique: str, seed: int) -> dict[str, Any]:
 
 def coefficients_of(n_models: int) -> list[float]:
     """Return the coefficients of task arithmetic that are tried with so many models."""
-    return [one for one in COEFFICIENTS if n_models <= MOST.get(one, n_models)]
+    return [one for one, sizes in COEFFICIENTS.items() if n_models in sizes]
 
 
 def _merge_factors(merges: Merges) -> dict[str, Any]:

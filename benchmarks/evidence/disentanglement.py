@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from app.domain.catalog import load_catalog
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import plain
-from benchmarks.evidence.laboratory import Laboratory, choose
-from benchmarks.evidence.merging import Lesson
+from benchmarks.evidence.laboratory import Laboratory
+from benchmarks.evidence.lessons import Lesson
 from benchmarks.evidence.processes import Part
 from workers.figures import lines, matrices, style
 from workers.figures.matrices import Scale
@@ -23,10 +23,9 @@ NAME = "awd"
 TITLE = "AWD: orthogonal task vectors"
 
 COEFFICIENTS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2, 1.6)
-PENALTIES = (0.0, 0.01)  # beside the method's default, 0.1
+PENALTIES = (0.01, 0.0)  # beside the method's default, 0.1
 SMALL_COSINE = 0.001
 SHOWN_COSINE = 0.15  # at the ends of the colors
-PENALIZED = (0.3, 0.5, 0.7)  # the coefficients that are tried with them
 METHODS = ("task_arithmetic", "awd_task_arithmetic")
 LABELS = {"task_arithmetic": "task arithmetic", "awd_task_arithmetic": "with AWD"}
 ADAMERGING: Mapping[str, Any] = {"steps": 40, "learning_rate": 1e-2, "batch_size": 8}
@@ -37,21 +36,17 @@ def parts() -> Sequence[Part]:
     """Return what can be measured at once, what takes longest first."""
     return [
         *(partial(learn, name=name) for name in TRANSFORMS),
-        *(partial(_curve, method=name) for name in METHODS),
-        *(partial(_penalize, norm_penalty=one) for one in PENALTIES),
+        partial(_curve, method="task_arithmetic"),
+        _weigh,
     ]
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
     """Measure the curves on validation, the best of each and AdaMerging on test; return everything as JSON."""
-    merges = laboratory.experts
-    report: Any = merges.report("awd_task_arithmetic", {})  # Any: a job's report
     return {
-        "norm_penalty": _default_penalty(),
-        "redundancy": report["redundancy"],
-        "penalized": [_penalize(laboratory, one) for one in PENALTIES],
+        "weighed": _weigh(laboratory),
         "curves": [_curve(laboratory, method) for method in METHODS],
-        "individual": plain(merges.individual("test")),
+        "individual": laboratory.individual,
         "learned": [learn(laboratory, name) for name in TRANSFORMS],
     }
 
@@ -67,23 +62,26 @@ def _curve(laboratory: Laboratory, method: str) -> dict[str, Any]:
     return {"method": method, "points": points, "coefficient": best["coefficient"], "test": test}
 
 
-def _default_penalty() -> float:
-    return float(load_catalog().method("awd_task_arithmetic").parameters["properties"]["norm_penalty"]["default"])
+def _weigh(laboratory: Laboratory) -> list[dict[str, Any]]:
+    """Return AWD by each weight of the redundant vector's norm, the default first: cosines, and validation.
 
-
-def _penalize(laboratory: Laboratory, norm_penalty: float) -> dict[str, Any]:
-    """Return AWD with another weight of the redundant vector's norm: cosines, the coefficient chosen, counts."""
-    merges, method = laboratory.experts, "awd_task_arithmetic"
-    candidates = [{"norm_penalty": norm_penalty, "scaling_coefficient": one} for one in PENALIZED]
-    choice = choose(merges, method, candidates)
-    report: Any = merges.report(method, {"norm_penalty": norm_penalty})  # Any: a job's report
-    return {
-        "norm_penalty": norm_penalty,
-        "redundancy": report["redundancy"],
-        "coefficient": choice.parameters["scaling_coefficient"],
-        "validation": choice.validation,
-        "test": plain(merges.merge(method, choice.parameters, "test")),
-    }
+    The coefficient is the one that is best by default.
+    """
+    merges, method = laboratory.experts, METHODS[1]
+    coefficient = _curve(laboratory, method)["coefficient"]
+    default = load_catalog().method(method).parameters["properties"]["norm_penalty"]["default"]
+    found = []
+    for given in ({}, *({"norm_penalty": one} for one in PENALTIES)):
+        report: Any = merges.report(method, given)  # Any: a job's report
+        scored = merges.merge(method, {**given, "scaling_coefficient": coefficient}, "validation")
+        found.append(
+            {
+                "norm_penalty": given.get("norm_penalty", default),
+                "redundancy": report["redundancy"],
+                "validation": plain(scored),
+            }
+        )
+    return found
 
 
 def learn(laboratory: Laboratory, name: str) -> dict[str, Any]:
@@ -109,11 +107,11 @@ def draw(found: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _draw_cosines(found: Mapping[str, Any]) -> Figure:
-    """Return the matrices of cosines: before, and after with each weight of the norm."""
-    shown = {"Before": found["redundancy"]["cosines_before"]}
-    shown |= {f"AWD, norm penalty {one:g}": redundancy["cosines_after"] for one, redundancy in _redundancies(found)}
+    """Return the matrices of cosines before and after."""
+    redundancy = found["weighed"][0]["redundancy"]
+    shown = {"Cosines before AWD": redundancy["cosines_before"], "After it": redundancy["cosines_after"]}
     scale = Scale(-SHOWN_COSINE, SHOWN_COSINE, style.DIVERGING, "cosine", decimals=3)
-    figure, panels = style.new_figure(len(shown), width=6.2 * len(shown), height=5.4)
+    figure, panels = style.new_figure(len(shown), width=14.0, height=5.6)
     for axes, (title, cosines) in zip(panels, shown.items(), strict=True):
         others = [
             [None if row == column else one for column, one in enumerate(line)] for row, line in enumerate(cosines)
@@ -123,39 +121,27 @@ def _draw_cosines(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _redundancies(found: Mapping[str, Any]) -> list[tuple[float, Mapping[str, Any]]]:
-    """Return what the descent found with each weight of the norm, the default first."""
-    others = [(one["norm_penalty"], one["redundancy"]) for one in found["penalized"]]
-    return [(found["norm_penalty"], found["redundancy"]), *reversed(others)]
-
-
 def tell(found: Mapping[str, Any]) -> str:
     """Return the section's text."""
-    individual, awd = found["individual"], found["curves"][1]
+    individual, default = found["individual"], found["weighed"][0]
     rows = [
         (f"{LABELS[curve['method']]}, coefficient {curve['coefficient']:g}", curve["test"]) for curve in found["curves"]
     ] + [(one["method"].replace("_", "-"), one["test"]) for one in found["learned"]]
     table = "\n".join(
         f"| {name} | {_percent(test)} | {accuracy.normalized(test, individual):.3f} |" for name, test in rows
     )
-    before = found["redundancy"]["cosines_before"]
-    default = {
-        "norm_penalty": found["norm_penalty"],
-        "coefficient": awd["coefficient"],
-        "validation": max(accuracy.mean(point["validation"]) for point in awd["points"]),
-        **{key: awd[key] for key in ("test",)},
-        "redundancy": found["redundancy"],
-    }
-    penalized = [default, *reversed(found["penalized"])]
+    mean = default["redundancy"]["mean_absolute_cosine_before"]
     steps, rate, batch = (ADAMERGING[key] for key in ("steps", "learning_rate", "batch_size"))
-    return f"""Between the {len(_pairs(before))} pairs of task vectors the mean |cosine| is
-{found["redundancy"]["mean_absolute_cosine_before"]:.3f}; the largest are {_largest(found)}. After AWD
-has subtracted the redundant vector, by the weight of that vector's norm in what AWD minimizes (`norm_penalty`, by
-default {found["norm_penalty"]:g}; with the others {len(PENALIZED)} coefficients are tried, {_list(PENALIZED)}):
+    before = default["redundancy"]["cosines_before"]
+    return f"""\
+Between the {len(_pairs(before))} pairs of task vectors the mean |cosine| is {mean:.4f}. The largest, before and
+after AWD has subtracted the redundant vector: {_largest(found)}.
+By the weight of that vector's norm in what AWD minimizes (`norm_penalty`, by default {default["norm_penalty"]:g}), at
+the coefficient that is best by default:
 
-| norm_penalty | mean abs. cosine | largest | coefficient | validation, % | test, % |
-|---:|---:|---:|---:|---:|---:|
-{chr(10).join(_tell_penalized(one) for one in penalized)}
+| norm_penalty | mean abs. cosine after | largest after | validation, % |
+|---:|---:|---:|---:|
+{chr(10).join(_tell_weighed(one) for one in found["weighed"])}
 
 Coefficients are chosen on validation; AdaMerging by layer takes {steps} steps of {batch} texts per task
 at a learning rate of {rate:g} on the validation split (the papers: 500 steps on the test split).
@@ -164,23 +150,23 @@ at a learning rate of {rate:g} on the validation split (the papers: 500 steps on
 |---|---:|---:|
 {table}
 
-{_verdict(found, dict(rows), penalized)}
+{_verdict(found, dict(rows))}
 """
 
 
-def _tell_penalized(one: Mapping[str, Any]) -> str:
+def _tell_weighed(one: Mapping[str, Any]) -> str:
     redundancy = one["redundancy"]
     largest = max(map(abs, _pairs(redundancy["cosines_after"]).values()))
     return (
-        f"| {one['norm_penalty']:g} | {redundancy['mean_absolute_cosine_after']:.3f} | {largest:.3f} "
-        f"| {one['coefficient']:g} | {accuracy.percent(one['validation'])} | {_percent(one['test'])} |"
+        f"| {one['norm_penalty']:g} | {redundancy['mean_absolute_cosine_after']:.4f} | {largest:.3f} "
+        f"| {accuracy.percent(accuracy.mean(one['validation']))} |"
     )
 
 
 def _largest(found: Mapping[str, Any]) -> str:
     """Return the two largest cosines with the names of their tasks, and what the default leaves of them."""
     names = list(found["individual"])
-    before, after = (_pairs(found["redundancy"][f"cosines_{when}"]) for when in ("before", "after"))
+    before, after = (_pairs(found["weighed"][0]["redundancy"][f"cosines_{when}"]) for when in ("before", "after"))
     largest = sorted(before, key=lambda pair: abs(before[pair]), reverse=True)[:2]
     told = [f"{names[i]} and {names[j]} {before[i, j]:.3f} → {after[i, j]:.3f}" for i, j in largest]
     return ", ".join(told)
@@ -190,10 +176,10 @@ def _pairs(cosines: Sequence[Sequence[float]]) -> dict[tuple[int, int], float]:
     return {(i, j): cosines[i][j] for i in range(len(cosines)) for j in range(i)}
 
 
-def _verdict(found: Mapping[str, Any], rows: Mapping[str, Any], penalized: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(found: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     arithmetic, awd, plain_learned, awd_learned = rows.values()
     half = 100 * accuracy.half_width(arithmetic)
-    best = max(penalized, key=lambda one: one["validation"])
+    best = max(found["weighed"], key=lambda one: accuracy.mean(one["validation"]))
     gaps = [
         100 * (accuracy.mean(other["validation"]) - accuracy.mean(one["validation"]))
         for one, other in zip(*(curve["points"] for curve in found["curves"]), strict=True)
@@ -203,32 +189,29 @@ def _verdict(found: Mapping[str, Any], rows: Mapping[str, Any], penalized: Seque
 **Finding**: AWD by its default changes task arithmetic by {_points(awd, arithmetic)} points on test and
 AdaMerging by {_points(awd_learned, plain_learned)}; half an interval of one mean is {half:.1f}.
 Over the whole range of coefficients, {coefficients[0]:g} to {coefficients[-1]:g}, it changes task arithmetic by
-{min(gaps):+.1f} to {max(gaps):+.1f} points on validation. Validation chooses a norm_penalty of
-{best["norm_penalty"]:g}, {_points(best["test"], arithmetic)} points on test.
-{_tell_descent(found, penalized[-1])}"""
+{min(gaps):+.1f} to {max(gaps):+.1f} points on validation. Of the norm penalties validation chooses
+{best["norm_penalty"]:g} (of equal ones the first).
+{_tell_descent(found)}"""
 
 
-def _tell_descent(found: Mapping[str, Any], least: Mapping[str, Any]) -> str:
+def _tell_descent(found: Mapping[str, Any]) -> str:
     """Return what the descent does to the cosines, and whether it is the penalty that keeps the largest."""
-    before, after = (_pairs(found["redundancy"][f"cosines_{when}"]).values() for when in ("before", "after"))
+    default, least = found["weighed"][0]["redundancy"], found["weighed"][-1]
+    before, after = (_pairs(default[f"cosines_{when}"]).values() for when in ("before", "after"))
     free = _pairs(least["redundancy"]["cosines_after"]).values()
     largest, kept, left = (max(map(abs, cosines)) for cosines in (before, after, free))
     few, more = (sum(abs(one) < SMALL_COSINE for one in cosines) for cosines in (before, after))
-    is_held = kept - left > (largest - left) / 2
-    return (
-        f"The descent brings small cosines to 0 (below {SMALL_COSINE:g}: {few} of {len(before)} before, {more} after) "
-        f"and leaves the\nlargest, {largest:.3f} → {kept:.3f}. "
-        + ("It is the penalty that keeps it" if is_held else "It is not the penalty that keeps it")
-        + f":\nwith a norm_penalty of {least['norm_penalty']:g} it is {left:.3f}."
-    )
+    n_models = len(default["cosines_before"])
+    keeps = "It is" if kept - left > (largest - left) / 2 else "It is not"
+    return f"""\
+The descent brings small cosines to 0 (below {SMALL_COSINE:g}: {few} of {len(before)} before, {more} after) and leaves
+the largest, {largest:.3f} → {kept:.3f}. {keeps} the penalty that keeps it: with a norm_penalty of
+{least["norm_penalty"]:g} it is {left:.3f}. The redundant vector has one coefficient for each of the {n_models} models, too few to bring more than
+{n_models} of {len(before)} cosines to 0 but by chance."""
 
 
 def _percent(test: accuracy.Counts) -> str:
     return f"{accuracy.percent(accuracy.mean(test))} ± {100 * accuracy.half_width(test):.1f}"
-
-
-def _list(values: Sequence[float]) -> str:
-    return ", ".join(f"{one:g}" for one in values)
 
 
 def entropies(learned: Mapping[str, Any]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from benchmarks.evidence import accuracy, disentanglement, overview
 from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.disentanglement import ADAMERGING, COEFFICIENTS, TRANSFORMS
 from benchmarks.evidence.laboratory import Laboratory, choose
-from benchmarks.evidence.merging import Lesson
+from benchmarks.evidence.lessons import Lesson
 from benchmarks.evidence.processes import Part
 from workers.figures import style
 
@@ -33,7 +33,7 @@ OVER = ("task arithmetic", "the best in closed form")
 
 def parts() -> Sequence[Part]:
     """Return what can be measured at once; AdaMerging is measured for the section on AWD."""
-    return [partial(_operate, over=over) for over in OVER]
+    return [partial(_operate, over=over) for over in reversed(OVER)]  # what takes longest first
 
 
 def find(laboratory: Laboratory) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
         f"Surgery changes the merge under it by {gains}, in points; the distance that it lowers, from the merge's\n"
         f"features to those of the individual models, falls to {falls} of what it was on the texts it learns\n"
         f"on (mean over tasks), and to {_falls_on_test(found)} on {N_WATCHED} test texts of each task. What learning "
-        f"could\nwin is small here: the individual models score {_points(found['individual'], best)} points against the best "
-        "method\nwithout data."
+        f"could\nwin is small here: the individual models score {_points(found['individual'], best)} points "
+        "against the best method\nwithout data."
     )
 
 

@@ -112,7 +112,7 @@ points, seed by seed.
 
 {tell_ties(found)}
 
-{tell_ends(found)}
+{tell_ends()}
 
 {EARLIER}
 

@@ -16,7 +16,7 @@ from app.domain.catalog import load_catalog
 from benchmarks.evidence import accuracy, overview
 from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.laboratory import Laboratory
-from benchmarks.evidence.merging import Lesson
+from benchmarks.evidence.lessons import Lesson
 from benchmarks.evidence.processes import Part
 from workers.figures import lines, style
 
@@ -40,7 +40,7 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
         "start": _start(laboratory),
         "dataless": _dataless(laboratory),
         "points": [_point(laboratory, bias) for bias in BIASES],
-        "individual": plain(laboratory.experts.individual("test")),
+        "individual": laboratory.individual,
     }
 
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -18,6 +18,7 @@ from app.domain.work import CheckpointOutcome, EvaluateOutcome, EvaluateWork, Le
 from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.features import measure_distances
 from benchmarks.evidence.ledger import Ledger
+from benchmarks.evidence.lessons import Learned, Lesson
 from benchmarks.suite.inputs import Suite, ignore, open_bench
 from workers.analysis_contract import Merged
 from workers.pipelines.bench import MemoryBench
@@ -25,38 +26,6 @@ from workers.pipelines.materialize import materialize
 from workers.runner import WorkOrder, perform
 
 ONE_FILE = 1 << 53
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A merge of all models that looks at data: of each task a split, or so many of its examples."""
-
-    method: str
-    parameters: Mapping[str, JsonValue]
-    transforms: tuple[str, ...] = ()
-    split: str = "validation"
-    max_examples: int | None = None
-    seed: int = 0
-    space: AdapterSpace = "delta"  # where adapters are merged
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """The splits that the result is measured on: not the one that it has seen."""
-        return tuple(split for split in ("validation", "test") if split != self.split)
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a merge that looks at data found."""
-
-    told: JsonValue  # what the job reports of the learning
-    counts: Mapping[str, Counts]  # by split
-    distances: JsonValue = None  # of features, where they are asked for
-
-    @property
-    def test(self) -> Counts:
-        """The counts on the test splits."""
-        return self.counts["test"]
 
 
 class Merges:

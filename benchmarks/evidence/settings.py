@@ -14,6 +14,7 @@ from benchmarks.evidence import (
     overview,
     prolonged,
 )
+from benchmarks.evidence.adapter_scores import N_ALL
 from benchmarks.evidence.brief import N_TEXTS
 from benchmarks.suite.inputs import SEED
 
@@ -37,7 +38,6 @@ What is not named has the default of its method or technique. Coefficients are `
 def _settings() -> Mapping[str, str]:
     ties = _defaults("ties")
     hub = _defaults("lorahub")
-    most = "; ".join(f"{one:g} with {n} models at most" for one, n in adapter_runs.MOST.items())
     return {
         "the five models": f"technique `full`, seed {SEED}: {_technique('full')}",
         "adapters": f"techniques `lora` and `linearized_lora`: {_technique('lora')}, where no other is "
@@ -45,13 +45,15 @@ def _settings() -> Mapping[str, str]:
         f"{_list(adapter_runs.SEEDS)}",
         "sweep of task arithmetic, with and without AWD": _list(disentanglement.COEFFICIENTS),
         "trend": f"{overview.N_SUBSETS} subsets of a size, {N_TEXTS} test texts of a task",
-        "task arithmetic of adapters": f"{_list(adapter_runs.COEFFICIENTS)} ({most})",
+        "task arithmetic of adapters": "; ".join(
+            f"{size} tasks {_list(adapter_runs.coefficients_of(size))}" for size in range(2, N_ALL + 1)
+        ),
         "TIES of adapters": f"{_list(adapter_runs.TIES_COEFFICIENTS)}, density {ties['density']:g}",
         "task arithmetic of LoRA's factors": _list(adapter_runs.FACTOR_COEFFICIENTS),
         "LoraHub": f"budget {adapter_runs.LORAHUB['budget']}, {adapter_runs.LORAHUB_EXAMPLES} examples of a task, "
         f"bound {hub['bound']:g}, regularization {hub['regularization']:g}",
         "AWD": f"`norm_penalty` {_defaults('awd_task_arithmetic')['norm_penalty']:g}, and "
-        f"{_list(disentanglement.PENALTIES)} with coefficients {_list(disentanglement.PENALIZED)}",
+        f"{_list(disentanglement.PENALTIES)} at the coefficient that is best by default",
         "AdaMerging": _pairs(disentanglement.ADAMERGING) + "; the long run: " + _pairs(prolonged.SETTINGS),
         **{
             f"tasks one by one, {increments.LABELS[method]}": "; ".join(

@@ -1,6 +1,5 @@
 """The evidence: what is measured is kept and not measured again, and its page is what its data say."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from benchmarks.evidence import accuracy, adapter_verdict, increments, learned, overview, page, settings
 from benchmarks.evidence.laboratory import round_robin
 from benchmarks.evidence.ledger import Ledger
-from benchmarks.evidence.merging import Lesson
+from benchmarks.evidence.lessons import Lesson
 
 
 def test_a_number_is_measured_once_and_outlives_the_process(tmp_path: Path) -> None:
@@ -147,3 +146,63 @@ def test_the_page_says_what_the_data_say(experiment: page.Experiment) -> None:
 
 def test_the_page_names_every_setting() -> None:
     assert settings.tell() in page.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_choice_at_the_end_of_its_grid_is_marked_and_freezing_is_judged() -> None:
+    def point(n_tasks: int, frozen: int, tuned: int, coefficient: float) -> dict[str, object]:
+        counts = {"frozen": {"a": [frozen, 128], "b": [100, 128]}, "tuned": {"a": [tuned, 128], "b": [100, 128]}}
+        return {"n_tasks": n_tasks, "coefficient": coefficient, **counts}
+
+    def curve(method: str, frozen: int) -> dict[str, object]:
+        return {
+            "method": method,
+            "grid": {"scaling_coefficient": [0.5, 1.0, 2.0]},
+            "frozen_parameters": {"scaling_coefficient": 1.0},
+            "margin": 2,
+            "points": [point(2, 100, 100, 1.0), point(3, frozen, 100, 2.0)],
+        }
+
+    def tell(own: int, other: int) -> str:
+        curves = [curve("breadcrumbs", own), curve("task_arithmetic", other)]
+        return increments.tell(
+            {"tasks": ["a", "b"], "individual": {"a": [110, 128], "b": [110, 128]}, "curves": curves}
+        )
+
+    assert "frozen (scaling coefficient 1) |" in tell(80, 90)
+    assert r"0.909 (2\*) |" in tell(80, 90)
+    assert "Not so here: the most that freezing costs is Breadcrumbs 7.8, task arithmetic 3.9 points" in tell(80, 90)
+    assert "So it looks here, but within half an interval" in tell(90, 80)
+    assert "So it is here" in tell(100, 60)
+    assert "numbers of texts: Breadcrumbs 2, task arithmetic 2." in tell(80, 90)
+
+
+def test_linearized_adapters_are_judged_against_updates_and_against_factors() -> None:
+    def run(technique: str, seed: int, average: int, of_factors: int | None = None) -> dict[str, object]:
+        def counts(correct: int) -> dict[str, object]:
+            return {"test": {f"task {place}": [correct, 128] for place in range(5)}, "parameters": {}}
+
+        merged = {method: counts(average) for method in ("average", "task_arithmetic", "ties", "lorahub")}
+        factors = (
+            {}
+            if of_factors is None
+            else {"of_factors": {method: counts(of_factors) for method in ("average", "task_arithmetic")}}
+        )
+        individual = {f"task {place}": [120, 128] for place in range(5)}
+        return {"technique": technique, "seed": seed, "individual": individual, "merged": merged, **factors}
+
+    found = {
+        "runs": [
+            run("lora", 0, 110, 100),
+            run("linearized_lora", 0, 105),
+            run("lora", 1, 110, 104),
+            run("linearized_lora", 1, 106),
+        ],
+    }
+
+    text = adapter_verdict.verdict(found)
+
+    assert "with each of 2 seeds" in text
+    assert "in absolute accuracy better by no method, worse by average, task arithmetic, ties" in text
+    assert "in absolute accuracy better by average of factors, task arithmetic of factors, worse by lorahub" in text
+    assert "average of factors +2.7, task arithmetic of factors +2.7" in text
+    assert "LoRA's updates merged are better than L-LoRA by average, task arithmetic, ties" in text
