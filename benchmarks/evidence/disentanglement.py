@@ -206,8 +206,8 @@ def _tell_descent(found: Mapping[str, Any]) -> str:
     return f"""\
 The descent brings small cosines to 0 (below {SMALL_COSINE:g}: {few} of {len(before)} before, {more} after) and leaves
 the largest, {largest:.3f} → {kept:.3f}. {keeps} the penalty that keeps it: with a norm_penalty of
-{least["norm_penalty"]:g} it is {left:.3f}. The redundant vector has one coefficient for each of the {n_models} models, too few to bring more than
-{n_models} of {len(before)} cosines to 0 but by chance."""
+{least["norm_penalty"]:g} it is {left:.3f}. The redundant vector has one coefficient for each of the
+{n_models} models, too few to bring more than {n_models} of {len(before)} cosines to 0 but by chance."""
 
 
 def _percent(test: accuracy.Counts) -> str:

@@ -87,13 +87,11 @@ class Merges:
                 distances = self._watch(room, merged, lesson, watched) if watched else None
                 return {"learned": report["learned"], "counts": counts, "distances": distances}
 
-        match self._ledger.recall(of, run):
-            case {"learned": told, "counts": dict(counts), **rest}:
-                return Learned(
-                    told, {split: self._by_task(pairs) for split, pairs in counts.items()}, rest.get("distances")
-                )
-            case found:
-                raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
+        found = self._ledger.recall(of, run)
+        if not isinstance(found, dict) or not isinstance(counts := found["counts"], dict):
+            raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
+        by_split = {split: self._by_task(pairs) for split, pairs in counts.items()}
+        return Learned(found["learned"], by_split, found.get("distances"))
 
     def merge_adapters(
         self, method: str, parameters: Mapping[str, JsonValue], split: str, *, space: AdapterSpace = "delta"
