@@ -121,8 +121,8 @@ accuracy on the first {N_TEXTS} test texts of the merged tasks:
 |---|{"---:|" * len(sizes)}
 {rows}
 
-\\* the end of the grid: {_tell_grids(found)}. Beyond it, 0.5 and 0.8 of Breadcrumbs were tried in an earlier
-run and never chosen.
+\\* the end of the grid: {_tell_grids(found)}.
+Beyond it, 0.5 and 0.8 of Breadcrumbs were tried in earlier runs and never chosen.
 
 {_verdict(found, half)}
 """
@@ -157,8 +157,8 @@ def _verdict(found: Mapping[str, Any], half: float) -> str:
 The paper says that Breadcrumbs' parameters, once chosen, hold while tasks are added, and that those of other methods
 have to be tuned again. {says}: the most that freezing costs is {costs} points;
 frozen, with all {sizes[-1]} tasks, they score {last}.
-What is frozen is hardly known: on the {N_FIRST * N_VALIDATION} validation texts of the first {N_FIRST} tasks the chosen
-coefficient is ahead of the next best one by these numbers of texts: {margins}."""
+But what is frozen rests on few texts: of the {N_FIRST * N_VALIDATION} validation texts of the first {N_FIRST} tasks the
+chosen coefficient has this many more right than the next best one (of equal ones the first is taken): {margins}."""
 
 
 def _list(sizes: Sequence[int]) -> str:

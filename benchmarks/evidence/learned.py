@@ -165,7 +165,7 @@ def _why_adamerging(found: Mapping[str, Any]) -> str:
         f"AdaMerging wins {_points(adamerging['test'], arithmetic)} points over task arithmetic. Its run is short, "
         f"{steps} steps of {batch} texts where the\ndefault is {default['steps']['default']} of "
         f"{default['batch_size']['default']}, and the entropy that it minimizes (summed over tasks) is still falling:\n"
-        f"{begin:.2f} in the first quarter of the steps, {end:.2f} in the last."
+        f"{begin:.2f} in the first quarter of the steps, {end:.2f} in the last; the next section has a longer run."
     )
 
 

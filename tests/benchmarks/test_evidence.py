@@ -173,7 +173,7 @@ def test_a_choice_at_the_end_of_its_grid_is_marked_and_freezing_is_judged() -> N
     assert "Not so here: the most that freezing costs is Breadcrumbs 7.8, task arithmetic 3.9 points" in tell(80, 90)
     assert "So it looks here, but within half an interval" in tell(90, 80)
     assert "So it is here" in tell(100, 60)
-    assert "numbers of texts: Breadcrumbs 2, task arithmetic 2." in tell(80, 90)
+    assert "the first is taken): Breadcrumbs 2, task arithmetic 2." in tell(80, 90)
 
 
 def test_linearized_adapters_are_judged_against_updates_and_against_factors() -> None:
