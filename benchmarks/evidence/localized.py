@@ -98,6 +98,8 @@ def tell(found: Mapping[str, Any]) -> str:
     start, dataless = found["start"], found["dataless"]
     best = max(found["points"], key=lambda point: accuracy.mean(point["validation"]))
     gain = 100 * (accuracy.mean(best["test"]) - accuracy.mean(dataless["test"]))
+    half = 100 * accuracy.half_width(best["test"])
+    told = "Learning the masks on so few examples is no gain." if gain <= half else "Learning the masks is a gain."
     return f"""Measured apart (`python -m benchmarks.evidence --only {NAME}`), not by `make suite`. Masks are learned on
 {EXAMPLES} examples of each task's training split, all else as it is by default; the paper's bias is 5. The rows of
 [`{DATALESS}`](methods/{DATALESS}.md) keep the largest entries and learn nothing: the first is where learning
@@ -111,8 +113,7 @@ begins, the second keeps about as many entries as learning ends with at a bias o
 
 **Finding**: validation chooses a bias of {best["sigmoid_bias"]:g} (the method's default:
 {_default("localize_and_stitch", "sigmoid_bias"):g}), which scores {gain:+.1f} points on test against the largest
-entries at a similar density. On so few examples learning the masks
-{"gains that much" if gain > 0 else "gains nothing"}.
+entries at a similar density; half an interval of one mean is {half:.1f}. {told}
 """
 
 

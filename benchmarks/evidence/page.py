@@ -79,7 +79,7 @@ TAIL = """
 - Breadcrumbs' parameters chosen on more texts.
 - L-LoRA: other ranks, steps and target modules than those named; LoRA's factors with fewer tasks, under TIES, and
   merged around their start, as the paper's task arithmetic does.
-- AdaMerging on the test split.
+- AdaMerging with the papers' 500 steps, and on the test split.
 - Surgery on the test split, in its second version, and over merges that have learned.
 """
 NOT_RUN = "- {title}: not run yet. `python -m benchmarks.evidence --only {name}` does.\n"
