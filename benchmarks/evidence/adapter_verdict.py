@@ -86,7 +86,7 @@ def tell_factors(found: Mapping[str, Any]) -> str:
 The paper merges LoRA's factors, each on its own: A = A₀ + λ Σ (Aₜ − A₀), B = λ Σ Bₜ. Here factors are merged around
 zero: A = λ Σ Aₜ, B = λ Σ Bₜ. That is the same average, since all adapters of a seed begin at one A₀, but not the same
 task arithmetic: ours grows with λ², and the paper's was not measured. Of λ {_numbers(FACTOR_COEFFICIENTS)}
-validation chose {_numbers(chosen)}, seed by seed{", at the end of the grid" if at_end else ""}."""
+validation chose {_numbers(chosen)}, seed by seed{" (ends of the grid among them)" if at_end else ""}."""
 
 
 def tell_ties(found: Mapping[str, Any]) -> str:
