@@ -16,9 +16,11 @@ from app.domain.adapters import AdapterSpace
 from benchmarks.evidence import accuracy
 from benchmarks.evidence.accuracy import Counts, plain
 from benchmarks.evidence.laboratory import Laboratory, choose, round_robin
-from benchmarks.evidence.merging import Lesson, Merges
+from benchmarks.evidence.lessons import Lesson
+from benchmarks.evidence.merging import Merges
 from benchmarks.evidence.processes import Part
 from benchmarks.evidence.training import Trained, Training
+from benchmarks.suite.rows import read_row
 
 RATES: Mapping[str, Sequence[float]] = {"lora": (1e-3, 2e-3, 4e-3), "linearized_lora": (2e-3, 5e-3, 1e-2)}
 SHAPES = (
@@ -36,10 +38,11 @@ SEARCHED: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
-# 0.2 and 1.2, and of TIES 0.35 and 2.8, were tried once (2026-11-30): validation never chose them
-COEFFICIENTS = (0.35, 0.5, 0.8)
+# beside these were tried (2026-11-30), and never chosen: 0.2 and 1.2, 0.35 of two models, 0.8 of more than three; of
+# TIES 0.35 and 2.8; of factors 0.2, 0.4 and 0.5
+COEFFICIENTS: Mapping[float, Sequence[int]] = {0.35: (3, 4, 5), 0.5: (2, 3, 4, 5), 0.8: (2, 3)}  # with so many models
 TIES_COEFFICIENTS = (0.7, 1.4)
-FACTOR_COEFFICIENTS = (0.2, 0.35)  # of sums of factors, which grow with the square
+FACTOR_COEFFICIENTS = (0.27, 0.32, 0.35)  # of sums of factors, which grow with the square
 LORAHUB: Mapping[str, Any] = {"budget": 40}
 LORAHUB_EXAMPLES = 5
 METHODS = ("average", "task_arithmetic", "ties", "lorahub")
@@ -86,7 +89,12 @@ def find(laboratory: Laboratory) -> dict[str, Any]:
     chosen = {name: _best(searched, name) for name in SEARCHED}
     runs = [_run(laboratory, name, chosen[name], seed) for seed in SEEDS for name in SEARCHED]
     fewer = [run for seed in SEEDS for name in SEARCHED for run in _fewer(laboratory, name, chosen[name], seed)]
-    return {"searched": searched, "chosen": chosen, "runs": runs, "fewer": fewer}
+    return {"searched": searched, "chosen": chosen, "runs": runs, "fewer": fewer, "ties_of_updates": _read_ties()}
+
+
+def _read_ties() -> dict[str, Any]:
+    """Return what TIES over the updates scores on the whole test splits, of the suite: both techniques, one seed."""
+    return {technique: row["counts"] for technique in SEARCHED if (row := read_row(f"{technique}/ties")) is not None}
 
 
 def _train_one(laboratory: Laboratory, *, technique: str, setting: Mapping[str, Any], seed: int, task: int) -> None:
@@ -162,7 +170,8 @@ def _fewer(laboratory: Laboratory, technique: str, setting: Mapping[str, Any], s
 
 def _merge(merges: Merges, technique: str, seed: int) -> dict[str, Any]:
     """Return what all that can be merged scores by each of the paper's four ways."""
-    arithmetic = choose(merges, "task_arithmetic", [{"scaling_coefficient": one} for one in COEFFICIENTS])
+    candidates = [{"scaling_coefficient": one} for one in coefficients_of(len(merges.all))]
+    arithmetic = choose(merges, "task_arithmetic", candidates)
     ties, ties_counts = _ties(merges, technique)
     lesson = Lesson("lorahub", LORAHUB, max_examples=LORAHUB_EXAMPLES, seed=seed, space=SPACES[technique])
     hub = merges.learn(lesson)
@@ -175,6 +184,11 @@ def _merge(merges: Merges, technique: str, seed: int) -> dict[str, Any]:
         "ties": {"parameters": ties, "test": plain(ties_counts)},
         "lorahub": {"coefficients": _coefficients(hub.told), "test": plain(hub.test)},
     }
+
+
+def coefficients_of(n_models: int) -> list[float]:
+    """Return the coefficients of task arithmetic that are tried with so many models."""
+    return [one for one, sizes in COEFFICIENTS.items() if n_models in sizes]
 
 
 def _merge_factors(merges: Merges) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.evidence import accuracy
-from benchmarks.evidence.accuracy import plain
 from benchmarks.evidence.laboratory import Laboratory
 from benchmarks.evidence.processes import Part
 from workers.figures import bands, lines, style
@@ -20,9 +19,9 @@ TITLE = "PERU: accuracy over bytes"
 
 MEBIBYTE = 2**20
 SWEPT: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "peru_fft": ("density", (0.01, 0.1, 1.0)),
+    "peru_fft": ("density", (0.01, 0.05, 0.1, 0.2, 1.0)),
     "post_pruning": ("density", (0.1,)),
-    "peru_lora": ("rank", (4, 16)),
+    "peru_lora": ("rank", (4, 8, 16, 32)),
 }
 TICKS = (2, 5, 10, 20, 50, 100, 200, 400)
 LABELS = {"peru_fft": "PERU-FFT", "post_pruning": "post-pruning", "peru_lora": "PERU-LoRA"}
@@ -36,7 +35,7 @@ def parts() -> Sequence[Part]:
 def find(laboratory: Laboratory) -> dict[str, Any]:
     """Measure each method at each density or rank; return everything as JSON."""
     points = [_point(laboratory, method, value) for method, (_, values) in SWEPT.items() for value in values]
-    return {"individual": plain(laboratory.experts.individual("test")), "points": points}
+    return {"individual": laboratory.individual, "points": points}
 
 
 def _point(laboratory: Laboratory, method: str, value: float) -> dict[str, Any]:
@@ -90,8 +89,20 @@ def tell(found: Mapping[str, Any]) -> str:
 {rows}
 
 **Finding**: PERU-FFT at density 1 gives {exact}; at 10 % it is {loss:.1f} points below them. Half an
-interval of one mean is {100 * accuracy.half_width(individual):.1f} points.
+interval of one mean is {100 * accuracy.half_width(individual):.1f} points. The smallest patches that keep a method
+within it: {_tell_smallest(found)}.
 """
+
+
+def _tell_smallest(found: Mapping[str, Any]) -> str:
+    """Return, by method, the fewest bytes within half an interval of the individual models."""
+    floor = accuracy.mean(found["individual"]) - accuracy.half_width(found["individual"])
+    told = []
+    for method, (name, _) in SWEPT.items():
+        within = [one for one in found["points"] if one["method"] == method and accuracy.mean(one["test"]) >= floor]
+        best = min(within, key=_mebibytes, default=None)
+        told.append(f"{LABELS[method]} " + (f"{name} {best[name]:g}, {_mebibytes(best):.1f} MiB" if best else "none"))
+    return "; ".join(told)
 
 
 def _row(point: Mapping[str, Any], individual: accuracy.Counts) -> str:

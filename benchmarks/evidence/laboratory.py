@@ -13,7 +13,9 @@ from benchmarks.evidence.brief import shorten
 from benchmarks.evidence.ledger import Ledger
 from benchmarks.evidence.merging import Merges
 from benchmarks.evidence.training import Trainer
+from benchmarks.suite.groups import INDIVIDUAL
 from benchmarks.suite.inputs import Suite
+from benchmarks.suite.rows import read_row
 
 Parameters = dict[str, JsonValue]
 
@@ -49,6 +51,14 @@ class Laboratory:
     def experts_in_brief(self) -> Merges:
         """The same, measured on fewer test texts."""
         return self.merges_in_brief(self.suite.models)
+
+    @property
+    def individual(self) -> dict[str, JsonValue]:
+        """What each task's own model scores on test: the suite's row, measured before the experiments."""
+        row = read_row(INDIVIDUAL)
+        if row is None:
+            raise FileNotFoundError("the suite's row of the individual models is not measured; run `make suite`")
+        return dict(row["counts"])
 
     def merges_in_brief(self, models: Sequence[LocalCheckpoint], places: Sequence[int] | None = None) -> Merges:
         """Return the merges of one model per task, measured on fewer test texts.

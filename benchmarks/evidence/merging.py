@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -16,7 +16,9 @@ from app.domain.recipes import PinnedStep, PinnedTask, Recipe, RecipeData, Recip
 from app.domain.tasks import LocalTask
 from app.domain.work import CheckpointOutcome, EvaluateOutcome, EvaluateWork, LearningTask, MergeWork, PatchedTasks
 from benchmarks.evidence.accuracy import Counts, plain
+from benchmarks.evidence.features import measure_distances
 from benchmarks.evidence.ledger import Ledger
+from benchmarks.evidence.lessons import Learned, Lesson
 from benchmarks.suite.inputs import Suite, ignore, open_bench
 from workers.analysis_contract import Merged
 from workers.pipelines.bench import MemoryBench
@@ -24,37 +26,6 @@ from workers.pipelines.materialize import materialize
 from workers.runner import WorkOrder, perform
 
 ONE_FILE = 1 << 53
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A merge of all models that looks at data: of each task a split, or so many of its examples."""
-
-    method: str
-    parameters: Mapping[str, JsonValue]
-    transforms: tuple[str, ...] = ()
-    split: str = "validation"
-    max_examples: int | None = None
-    seed: int = 0
-    space: AdapterSpace = "delta"  # where adapters are merged
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """The splits that the result is measured on: not the one that it has seen."""
-        return tuple(split for split in ("validation", "test") if split != self.split)
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a merge that looks at data found."""
-
-    told: JsonValue  # what the job reports of the learning
-    counts: Mapping[str, Counts]  # by split
-
-    @property
-    def test(self) -> Counts:
-        """The counts on the test splits."""
-        return self.counts["test"]
 
 
 class Merges:
@@ -95,10 +66,15 @@ class Merges:
         of = self._identity(method, parameters, chosen)
         return self._measure(of, lambda: self._open().merge(nested, chosen), split, chosen)
 
-    def learn(self, lesson: Lesson) -> Learned:
-        """Merge all models by a method that looks at data, and measure it on the splits that it has not looked at."""
+    def learn(self, lesson: Lesson, *, watched: int = 0) -> Learned:
+        """Merge all models by a method that looks at data, and measure it on the splits that it has not looked at.
+
+        watched: test texts of each task on which features are compared with those of the task's own model, of the
+        lesson's shared merge (`before`) and of the result (`after`).
+        """
         of: dict[str, JsonValue] = {
             **asdict(lesson),
+            **({"watched": watched} if watched else {}),
             "version": load_catalog().method(lesson.method).version,
             "models": self._digests(self.all),
             "tasks": self._task_digests(),
@@ -108,13 +84,14 @@ class Merges:
             with _room() as room:
                 merged, report = self._write(room, self._recipe_of(lesson))
                 counts: dict[str, JsonValue] = {split: self._evaluate(room, merged, split) for split in lesson.measured}
-                return {"learned": report["learned"], "counts": counts}
+                distances = self._watch(room, merged, lesson, watched) if watched else None
+                return {"learned": report["learned"], "counts": counts, "distances": distances}
 
-        match self._ledger.recall(of, run):
-            case {"learned": told, "counts": dict(counts)}:
-                return Learned(told, {split: self._by_task(pairs) for split, pairs in counts.items()})
-            case found:
-                raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
+        found = self._ledger.recall(of, run)
+        if not isinstance(found, dict) or not isinstance(counts := found["counts"], dict):
+            raise TypeError(f"the ledger holds {found!r}, expected counts and a report")
+        by_split = {split: self._by_task(pairs) for split, pairs in counts.items()}
+        return Learned(found["learned"], by_split, found.get("distances"))
 
     def merge_adapters(
         self, method: str, parameters: Mapping[str, JsonValue], split: str, *, space: AdapterSpace = "delta"
@@ -267,20 +244,31 @@ class Merges:
         self, room: Path, checkpoint: LocalCheckpoint, split: str, tasks: Sequence[LocalTask] | None = None
     ) -> list[JsonValue]:
         """Return [correct, total] on tasks, by default all."""
-        measured = tuple(tasks or self._tasks)
-        work = EvaluateWork(
-            checkpoint=checkpoint,
-            tasks=measured,
-            base_models={task.id: self._suite.base for task in measured},
-            split={task.id: split for task in measured},
-            adapter_base=self._suite.base,
-            scratch=room / "fused",
-            patched=_patches_of(checkpoint, measured, room),
-        )
+        work = self._evaluation_of(room, checkpoint, split, tuple(tasks or self._tasks))
         outcome = perform(WorkOrder(work=work), ignore)
         if not isinstance(outcome, EvaluateOutcome):
             raise TypeError(f"an evaluation gave a {type(outcome).__name__}, expected measurements")
         return [[one.details.n_correct, one.n] for one in outcome.measurements]
+
+    def _evaluation_of(
+        self, room: Path, checkpoint: LocalCheckpoint, split: str, tasks: Sequence[LocalTask]
+    ) -> EvaluateWork:
+        return EvaluateWork(
+            checkpoint=checkpoint,
+            tasks=tuple(tasks),
+            base_models={task.id: self._suite.base for task in tasks},
+            split={task.id: split for task in tasks},
+            adapter_base=self._suite.base,
+            scratch=room / "fused",
+            patched=_patches_of(checkpoint, tasks, room),
+        )
+
+    def _watch(self, room: Path, merged: LocalCheckpoint, lesson: Lesson, n_texts: int) -> JsonValue:
+        """Return the distances of features before and after, each task's on so many test texts."""
+        (own_room := room / "watched").mkdir()
+        shared = NestedMethod.model_validate(lesson.parameters["shared"])
+        operated = self._evaluation_of(own_room, merged, "test", self._tasks)
+        return measure_distances(self._suite, self._models, shared, operated, n_texts)
 
     def _materialize(self, artifact: LocalCheckpoint, task: LocalTask, room: Path) -> LocalCheckpoint:
         output = room / task.spec.name

@@ -97,6 +97,25 @@ def _trend(laboratory: Laboratory) -> list[dict[str, Any]]:
     ]
 
 
+def broken_orders(found: Mapping[str, Any]) -> list[str]:
+    """Return the orders that every paper on task vectors shows, where the numbers do not hold them.
+
+    They hold beyond the error of 1280 test inputs and the choice of a seed; finer ones need more seeds.
+    """
+    points = {row["method"]: 100 * accuracy.mean(row["counts"]) for row in found["rows"]}
+    hump = {point["coefficient"]: accuracy.mean(point["validation"]) for point in found["sweep"]}
+    top = max(hump, key=hump.__getitem__)
+    orders = {
+        "task arithmetic is no more than half a point above the individual models": (
+            points["individual"] >= points["task_arithmetic"] - 0.5
+        ),
+        "task arithmetic is 3 points above the average": points["task_arithmetic"] >= points["average"] + 3,
+        "the average is 3 points above the pre-trained model": points["average"] >= points["pre-trained"] + 3,
+        "the sweep of task arithmetic has its top between 0.2 and 1": min(hump) <= 0.2 < top < 1.0 <= max(hump),
+    }
+    return [order for order, holds in orders.items() if not holds]
+
+
 # --- telling --------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,17 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
-from benchmarks.evidence import compression, disentanglement, increments, learned, linearized, localized, overview
+from benchmarks.evidence import (
+    compression,
+    disentanglement,
+    increments,
+    learned,
+    linearized,
+    localized,
+    overview,
+    prolonged,
+    settings,
+)
 from benchmarks.evidence.laboratory import Laboratory
 from benchmarks.evidence.processes import Part
 from workers.figures import style
@@ -42,8 +52,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     increments,
     compression,
     learned,
+    prolonged,
     localized,
 )
+APART: tuple[Experiment, ...] = (prolonged, localized)  # measured by their names alone: they take too long
 
 HEAD = """# The evidence: what the papers claim, measured here
 
@@ -56,6 +68,7 @@ reported is test. Where nothing else is said, the models are those of the [suite
 
 The tasks are small and so is the encoder. Intervals are of the texts that were drawn, 95 %; merges are measured on the
 same texts, so the interval of a difference is narrower than two intervals make it look, by an amount not measured here.
+Every grid and setting is named [at the end](#settings).
 
 """
 
@@ -63,7 +76,9 @@ TAIL = """
 ## Not measured
 
 - Other seeds than those named; one order of tasks in the section on Breadcrumbs.
-- L-LoRA: other ranks, steps and target modules; adapters that are trained more weakly, as the paper's are.
+- Breadcrumbs' parameters chosen on more texts.
+- L-LoRA: other ranks, steps and target modules than those named; LoRA's factors with fewer tasks, under TIES, and
+  merged around their start, as the paper's task arithmetic does.
 - AdaMerging with the papers' 500 steps, and on the test split.
 - Surgery on the test split, in its second version, and over merges that have learned.
 """
@@ -87,7 +102,7 @@ def write() -> None:
     run = {experiment: found for experiment in EXPERIMENTS if (found := read(experiment)) is not None}
     sections = [_section(experiment, found) for experiment, found in run.items()]
     rest = [NOT_RUN.format(title=one.TITLE, name=one.NAME) for one in EXPERIMENTS if one not in run]
-    PAGE.write_text(HEAD + "\n".join(sections) + TAIL + "".join(rest), encoding="utf-8")
+    PAGE.write_text(HEAD + "\n".join([*sections, settings.tell()]) + TAIL + "".join(rest), encoding="utf-8")
 
 
 def _section(experiment: Experiment, found: Mapping[str, Any]) -> str:

@@ -92,12 +92,17 @@ def open_suite(folder: Path, *, say: bool = False) -> Suite:
 
 
 def open_bench(
-    suite: Suite, models: Sequence[LocalCheckpoint], folder: Path, *, base: LocalCheckpoint | None = None
+    suite: Suite,
+    models: Sequence[LocalCheckpoint],
+    folder: Path,
+    *,
+    base: LocalCheckpoint | None = None,
+    merged: EvaluateWork | None = None,
 ) -> MemoryBench:
     """Return what merges models in memory and measures the result on the suite's tasks.
 
     folder: exists, for what lies beside weights; base: what is merged around, by default the suite's, which the heads
-    of the tasks lie on in any case.
+    of the tasks lie on in any case; merged: what was merged before, for `take`.
     """
     work = AnalyzeWork(
         analysis="task_trend",
@@ -106,6 +111,7 @@ def open_bench(
         parameters={},
         tasks=suite.tasks,
         head_bases={task.id: suite.base for task in suite.tasks},
+        merged=merged,
         scratch=folder / "bench",
         output=folder,
     )
