@@ -4,50 +4,14 @@ A row's settings are those under which both sides are meant to compute the same 
 they draw random numbers or part for a reason, `differs` says why, and only time and memory are compared.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from pydantic import JsonValue
 
+from benchmarks.engine.rows import AS_MERGEKIT, FLOAT32_ANGLE, FUSION_BENCH, MERGEKIT, RANDOM, Peer, Row, Values
 from benchmarks.engine.shapes import SHAPES, n_elements
 
-MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
-
-RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
-FLOAT32_ANGLE = "it takes the angles of nearly parallel tensors in float32"
 FLOORED = "it takes products of norms for 1e-6 at least: rows of the patch embedding are smaller"
 EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
-
-Values = Mapping[str, JsonValue]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """How another tool is asked for the same."""
-
-    tool: str
-    call: str  # its name for the method, or its class
-    parameters: Values = field(default_factory=dict)
-    differs: str = ""  # why results are not expected to be equal
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method with its settings."""
-
-    method: str
-    settings: str = ""  # for the table: what is not the default
-    parameters: Values = field(default_factory=dict)
-    peers: tuple[Peer, ...] = ()
-    n_models: int | None = None  # None: all there are
-    is_based: bool = True  # whether the base model is given
-    task: int | None = None  # of a multitask artifact: whose model is compared
-
-    @property
-    def name(self) -> str:
-        """What the row is called in the table and among the results."""
-        return f"{self.method}, {self.settings}" if self.settings else self.method
 
 
 def _mergekit(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
@@ -64,7 +28,6 @@ def _one_more(density: float) -> float:
     return (int(density * n) + 1) / n
 
 
-AS_MERGEKIT: Values = {"trim_scope": "tensor", "vote": "weighted", "zero_vote": "positive"}
 DARE_OF_FUSION_BENCH: Values = {"sparsity_ratio": 0.5, "only_on_linear_weights": False, "rescale": True}
 
 ROWS = (
@@ -147,5 +110,3 @@ ROWS = (
     Row("peru_fft"),
     Row("post_pruning"),
 )  # fmt: skip
-
-START_UP = ROWS[0]  # of a small model: what starting a tool takes
