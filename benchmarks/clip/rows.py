@@ -9,17 +9,19 @@ from pydantic import JsonValue
 from benchmarks.engine.rows import AS_MERGEKIT, FLOAT32_ANGLE, FUSION_BENCH, MERGEKIT, RANDOM, Peer, Row, Values
 from benchmarks.engine.shapes import SHAPES, n_elements
 
+GOAL = 8.0  # times as fast as each tool that has the method
+
 SAMPLED = "its quartiles are those of a sample of large tensors"
 FLOORED = "it takes products of norms for 1e-6 at least: rows of the patch embedding are smaller"
 EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
 
 
 def _mergekit(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
-    return Peer(MERGEKIT, call, parameters, differs)
+    return Peer(MERGEKIT, call, parameters, differs, goal=GOAL)
 
 
 def _fusion_bench(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
-    return Peer(FUSION_BENCH, call, parameters, differs)
+    return Peer(FUSION_BENCH, call, parameters, differs, goal=GOAL)
 
 
 def _one_more(density: float) -> float:
@@ -34,7 +36,7 @@ ROWS = (
     Row("average", peers=(_mergekit("linear"), _fusion_bench("SimpleAverageAlgorithm"))),
     Row(
         "task_arithmetic",
-        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}),
+        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}, goal=GOAL),
                _fusion_bench("TaskArithmeticAlgorithm", scaling_factor=0.3)),
     ),
     Row(
@@ -44,7 +46,10 @@ ROWS = (
         "ties", "λ .3, one entry more", {"density": _one_more(0.2), "scaling_coefficient": 0.3},
         (_fusion_bench("TiesMergingAlgorithm", scaling_factor=0.3, threshold=20, remove_keys=[], merge_func="mean"),),
     ),
-    Row("breadcrumbs", peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}),)),
+    Row(
+        "breadcrumbs",
+        peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}, goal=GOAL),),
+    ),
     Row(
         "breadcrumbs", "signs elected", {"elect_signs": True, "scaling_coefficient": 1.0},
         (_mergekit("breadcrumbs_ties", density=0.15, gamma=0.01),),
@@ -52,7 +57,8 @@ ROWS = (
     Row("dare_linear", "l1 norms restored", {"rescale": "l1"}, (_mergekit("dare_linear", RANDOM, density=0.5),)),
     Row(
         "dare_linear",
-        peers=(Peer(FUSION_BENCH, "DareTaskArithmetic", {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0}, RANDOM),),
+        peers=(Peer(FUSION_BENCH, "DareTaskArithmetic", {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0}, RANDOM,
+                    goal=GOAL),),
     ),
     Row(
         "dare_ties", "l1 norms restored, weighted vote, sum", {"rescale": "l1", "vote": "weighted", "reduce": "sum"},
@@ -62,7 +68,7 @@ ROWS = (
         "dare_ties", "trimmed to .2, sum", {"trim_density": 0.2, "reduce": "sum", "zero_vote": "majority"},
         (Peer(FUSION_BENCH, "DareTiesMerging",
               {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0, "threshold": 20, "remove_keys": [], "merge_func": "sum"},
-              RANDOM),),
+              RANDOM, goal=GOAL),),
     ),
     Row("dare_ties"),
     Row(

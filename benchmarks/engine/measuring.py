@@ -51,7 +51,7 @@ def main(prog: str, about: str | None, defaults: Defaults) -> None:
                 print(f"{row.name} done, load {os.getloadavg()[0]:.1f}", flush=True)
         state = "dropped from the page cache" if arguments.cold else "in the page cache"
         print(f"{arguments.shape}, base + {arguments.models}, inputs {state}; {measuring.results.tell(defaults.rows)}")
-        print(describe_machine(*(REQUIREMENTS[tool] for tool in arguments.peers)))
+        print("on", describe_machine(*(REQUIREMENTS[tool] for tool in arguments.peers)))
         print(measuring.results.render(defaults.rows, is_cold=arguments.cold))
 
 
@@ -79,7 +79,7 @@ class Measuring:
                 self._settle(self._models)
                 measured.ours.append(self._run_ours(row, ours))
                 read = [self._models / name for name in told(measured.ours, "read")[-1]]
-                sizes = [path.stat().st_size for path in weight_files(ours)]
+                sizes = [path.stat().st_size for path in weight_files(ours) if path.parent != ours / "task"]
                 measured.floors.append(measure_floor(read, sizes, self._folder, self._settle))
                 if turn < (self._arguments.peer_rounds or self._arguments.rounds):
                     self._run_peers(row, ours, new)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.engine.floor import measure_floor, read_once, weight_files
 from benchmarks.engine.generate import generate
 from benchmarks.engine.merge_once import import_all
-from benchmarks.engine.processes import Run, read_once, run
+from benchmarks.engine.processes import run
 from benchmarks.engine.shapes import SHAPES, n_elements
 
 METHODS = ("task_arithmetic", "ties")
@@ -41,6 +42,7 @@ class Measured:
     seconds: float
     idle_bytes: int  # anonymous memory before it began
     peak_bytes: int
+    floor_seconds: float | None = None  # benchmarks/engine/floor.py; None: measured before there was one
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ def main() -> None:
 def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
     """Return the tables."""
     lines = [
-        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s | memory above idle, MB |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s "
+        "| floor, s | times the floor | memory above idle, MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     fitted = {
         method: fit([one for one in found if one.method == method and one.shape in rates.fit]) for method in METHODS
@@ -104,6 +107,8 @@ def _row(one: Measured, line: Line) -> str:
         f"{one.written_bytes / 1e9:.1f}",
         f"{one.seconds:.1f}",
         f"{line.seconds(one.read_bytes, one.written_bytes):.1f}",
+        "" if one.floor_seconds is None else f"{one.floor_seconds:.1f}",
+        "" if one.floor_seconds is None else f"{one.seconds / one.floor_seconds:.1f}",
         f"{(one.peak_bytes - one.idle_bytes) / 1e6:.0f}",
     )
     return f"| {' | '.join(values)} |"
@@ -167,10 +172,12 @@ def _measure(models: Path, method: str, shape: str, n_models: int) -> Measured:
     command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
     command += ["--models", str(n_models)]
     try:
-        taken: Run = run(command, environment={"OMP_NUM_THREADS": "1"})
+        taken = run(command, environment={"OMP_NUM_THREADS": "1"})
+        told = json.loads(taken.last_line)
+        sizes = [path.stat().st_size for path in weight_files(output)]
+        floor = measure_floor([models / name for name in told["read"]], sizes, models.parent, read_once)
     finally:
         shutil.rmtree(output, ignore_errors=True)
-    told = json.loads(taken.last_line)
     written = STORED_BYTES * n_elements(SHAPES[shape])
     return Measured(
         method=method,
@@ -182,6 +189,7 @@ def _measure(models: Path, method: str, shape: str, n_models: int) -> Measured:
         seconds=told["seconds"],
         idle_bytes=told["idle_bytes"],
         peak_bytes=taken.anonymous_bytes,
+        floor_seconds=floor.total(told["n_passes"]),
     )
 
 
