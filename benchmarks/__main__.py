@@ -55,7 +55,7 @@ FULL: Runs = (
     ("tests.workers.random_merges", ("--n", "10000")),
 )
 NOISE = re.compile(  # lines that are no results: rules of tables, progress, logs, the machine
-    r"\|---|generating |installing |.* done, load |\S+ \S+, \d+: [\d.]+ s$|[\d-]+ [\d:]+ \[|on \d+ cores"
+    r"\|---|generating |installing |.* done, load |\S+ \S+, \d+: [\d.]+ s$|[\d-]+ [\d:]+ \[|(on|[\d-]+,) \d+ cores"
 )
 
 

@@ -30,6 +30,20 @@ def judge(value: float, goal: float | None, *, at_most: bool = False, digits: in
     return f"{value:.{digits}f} ({'≤' if at_most else '≥'} {goal:g}){' **missed**' if is_missed else ''}"
 
 
+def write_between(page: Path, name: str, text: str) -> None:
+    """Put a text into a page, in place of what stands between `<!-- name -->` and the next `<!-- end -->`.
+
+    Raises: ValueError where the page has no such marks.
+    """
+    content = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, found, rest = content.partition(begin)
+    _, is_closed, after = rest.partition(end)
+    if not found or not is_closed:
+        raise ValueError(f"{page} has no {begin.strip()} with an {end} behind it; put them where the tables belong.")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+
+
 def describe_machine(*others: str) -> str:
     """Return one line: processor, memory, system, versions.
 

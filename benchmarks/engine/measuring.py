@@ -25,7 +25,7 @@ from benchmarks.engine.results import Measured, Results, Theirs, told
 from benchmarks.engine.rows import FUSION_BENCH, MERGEKIT, START_UP, Row
 from benchmarks.engine.shapes import SHAPES
 from benchmarks.parity.environments import REQUIREMENTS
-from benchmarks.telling import describe_machine, today
+from benchmarks.telling import describe_machine, today, write_between
 
 TOOLS = (MERGEKIT, FUSION_BENCH)
 
@@ -41,7 +41,7 @@ class Defaults:
 
 
 def main(prog: str, about: str | None, defaults: Defaults) -> None:
-    """Generate the models, measure, print the tables."""
+    """Generate the models, measure, print the tables, and put them into a page if one is named."""
     arguments = _parse(prog, about, defaults)
     with _folder(arguments.data) as folder:
         measuring = Measuring(folder, defaults, arguments)
@@ -49,10 +49,10 @@ def main(prog: str, about: str | None, defaults: Defaults) -> None:
             if any(fnmatch(row.name, pattern) for pattern in arguments.rows):
                 measuring.measure(row)
                 print(f"{row.name} done, load {os.getloadavg()[0]:.1f}", flush=True)
-        state = "dropped from the page cache" if arguments.cold else "in the page cache"
-        print(f"{arguments.shape}, base + {arguments.models}, inputs {state}; {measuring.results.tell(defaults.rows)}")
-        print("on", describe_machine(*(REQUIREMENTS[tool] for tool in arguments.peers)))
-        print(measuring.results.render(defaults.rows, is_cold=arguments.cold))
+        told = measuring.tell()
+        print(told)
+        if arguments.write is not None:
+            write_between(arguments.write, measuring.name, told)
 
 
 class Measuring:
@@ -61,15 +61,27 @@ class Measuring:
     def __init__(self, folder: Path, defaults: Defaults, arguments: argparse.Namespace) -> None:
         self._folder = folder
         self._arguments = arguments
+        self._rows = defaults.rows
+        self.name = f"{arguments.shape}-cold" if arguments.cold else arguments.shape
         self._settle = forget if arguments.cold else read_once
         self._models = _make_models(folder, arguments.shape, arguments.models)
         self._tiny = _make_models(folder, defaults.tiny, arguments.models)
-        self._kept = folder / f"measured-{arguments.shape}{'-cold' if arguments.cold else ''}.json"
-        self.results = Results.read(self._kept)
+        self._kept = folder / f"measured-{self.name}.json"
+        self._results = Results.read(self._kept)
+
+    def tell(self) -> str:
+        """Return all that is known, in Markdown: of what, on which machine, the tables."""
+        state = "dropped from the page cache before each run" if self._arguments.cold else "in the page cache"
+        what = f"{self._arguments.shape}, base + {self._arguments.models}, inputs {state}"
+        tools = [REQUIREMENTS[tool] for tool in self._results.start_ups]
+        return (
+            f"{what}; {self._results.tell(self._rows)}\non {describe_machine(*tools)}\n\n"
+            f"{self._results.render(self._rows, is_cold=self._arguments.cold)}"
+        )
 
     def measure(self, row: Row) -> None:
         """Measure a row, ours and theirs in turn, and keep what was found."""
-        before = self.results.rows.get(row.name, Measured(date=today()))
+        before = self._results.rows.get(row.name, Measured(date=today()))
         measured = Measured(date=today(), theirs=before.theirs)
         new: Mapping[str, Theirs] = {
             peer.tool: Theirs(date=today()) for peer in row.peers if peer.tool in self._arguments.peers
@@ -84,16 +96,16 @@ class Measuring:
                 if turn < (self._arguments.peer_rounds or self._arguments.rounds):
                     self._run_peers(row, ours, new)
         measured.theirs |= new
-        self.results.rows[row.name] = measured
-        self.results.keep(self._kept)
+        self._results.rows[row.name] = measured
+        self._results.keep(self._kept)
 
     def _run_peers(self, row: Row, ours: Path, new: Mapping[str, Theirs]) -> None:
         for peer in row.peers:
             if peer.tool not in new:
                 continue
             found, dtype = new[peer.tool], SHAPES[self._arguments.shape].dtype
-            if peer.tool not in self.results.start_ups:
-                self.results.start_ups[peer.tool] = self._start_up(peer.tool)
+            if peer.tool not in self._results.start_ups:
+                self._results.start_ups[peer.tool] = self._start_up(peer.tool)
             with _emptied(self._folder / "theirs") as theirs, _emptied(self._folder / "same") as same:
                 self._settle(self._models)
                 found.runs.append(run_peer(row, peer, self._models, theirs, dtype))
@@ -165,4 +177,7 @@ def _parse(prog: str, about: str | None, defaults: Defaults) -> argparse.Namespa
     parser.add_argument("--threads", type=int, help="of our merge; default: one per core")
     parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
     parser.add_argument("--data", type=Path, help="folder that keeps the models; default: a temporary one")
+    parser.add_argument(
+        "--write", type=Path, help="page to put the tables into, between <!-- SHAPE --> and <!-- end -->"
+    )
     return parser.parse_args()

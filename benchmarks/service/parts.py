@@ -72,7 +72,7 @@ def _measure(site: Site, options: argparse.Namespace) -> None:
                 job = _merge(site, method, names, n_parts, options.shard_bytes)
                 seconds[n_workers].append(_seconds(job))
                 digests.add(_digest(site, job))
-                n_passes = int((job.result or {})["data"]["n_passes"])
+                n_passes = _n_passes(job)
                 print(f"{method}: {n_workers} workers, {n_parts} parts: {seconds[n_workers][-1]:.2f} s", flush=True)
                 if options.show_parts:
                     _show_parts(site, job)
@@ -139,6 +139,13 @@ def _show_parts(site: Site, job: JobView) -> None:
 def _tallied_bytes(part: JobView) -> int:
     result = PartResult.model_validate(part.result)
     return 0 if result.is_merged else sum(file.size_bytes for file in result.files)
+
+
+def _n_passes(job: JobView) -> int:
+    match job.result:
+        case {"data": {"n_passes": int(n_passes)}}:
+            return n_passes
+    raise RuntimeError(f"{job.id} does not say how often it read its inputs: {job.result}")
 
 
 def _seconds(job: JobView) -> float:

@@ -17,6 +17,7 @@ from benchmarks.engine.processes import Run
 from benchmarks.engine.results import Measured, Results, Theirs
 from benchmarks.engine.rows import FUSION_BENCH, MERGEKIT, ROWS, Peer, Row
 from benchmarks.engine.shapes import SHAPES
+from benchmarks.telling import describe_machine, spread, write_between
 
 MB = 1_000_000
 
@@ -92,11 +93,40 @@ def test_tables_name_what_is_missed() -> None:
     ours, *_, mergekit, fusion_bench = results.render([row, Row("average")]).splitlines()[2:]
     assert ours == ("| ties | 3 | 6.00 (5.00–8.00) | 9.0 | 8.0 | 300 (≤ 300) | 3 | 2.50 (2.50–2.50) | 2.4 (≤ 3) |")
     assert mergekit == (
-        "| ties | mergekit | 1 | 90.00 | 80.0 | 1000 | 15.0 (≥ 30) **missed** | 8.9 | 14.0 | 11.2 | 20.0 "
+        "| ties | mergekit | 1 | 90.00 | 80.0 | 1000 | 15.0 (≥ 30) **missed** | 3.00 | 8.9 | 14.0 | 11.2 | 20.0 "
         "| 0.10 % (5e-01); same settings |"
     )
-    assert " 11.0 (≥ 10) |" in fusion_bench
+    assert " 11.0 (≥ 10) | 6.60 |" in fusion_bench
     assert results.tell([row]).startswith("ours 2026-11-30; theirs 2026-11-29; mergekit starts in 6.0 s")
+
+
+def test_a_goal_is_out_of_reach_where_hashing_alone_takes_longer() -> None:
+    """What nothing can reach is told apart from what we miss."""
+    row = Row("karcher", peers=(Peer(MERGEKIT, "karcher", goal=80),))
+    measured = Measured(date="", ours=[_ours(4.0, 0)], floors=[Floor(0.5, 0.5, 1.5, 0.6, 1.4)])
+    measured.theirs[MERGEKIT] = Theirs(date="", runs=[Run(24.0, 24.0, 0, "")])
+    results = Results(rows={"karcher": measured}, start_ups={MERGEKIT: Run(6, 6, 0, "")})
+    assert "| 6.0 (≥ 80) **out of reach** | 0.30 |" in results.render([row])
+    measured.theirs[MERGEKIT] = Theirs(date="", runs=[Run(240.0, 24.0, 0, "")])
+    assert "| 60.0 (≥ 80) **missed** | 3.00 |" in results.render([row])
+
+
+def test_tables_go_between_their_marks(tmp_path: Path) -> None:
+    """A page keeps what stands before and behind the marks; without them nothing is written."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- 1.1b -->\nold\n<!-- end -->\nafter\n<!-- clip -->\n<!-- end -->\n")
+    write_between(page, "1.1b", "new")
+    write_between(page, "clip", "other")
+    assert page.read_text() == ("before\n<!-- 1.1b -->\nnew\n<!-- end -->\nafter\n<!-- clip -->\nother\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="no <!-- 3b --> with an <!-- end -->"):
+        write_between(page, "3b", "new")
+
+
+def test_numbers_are_told_with_their_spread_and_versions() -> None:
+    """One value has no spread; the machine is named with what ran on it."""
+    assert (spread([2.0]), spread([1.0, 3.0, 2.0])) == ("2.00", "2.00 (1.00–3.00)")
+    assert f"torch {torch.__version__}" in describe_machine("mergekit==0.1.5")
+    assert describe_machine("mergekit==0.1.5").endswith(", mergekit 0.1.5")
 
 
 def test_memory_and_floors_have_goals_of_their_own() -> None:
