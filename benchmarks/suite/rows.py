@@ -55,9 +55,7 @@ def read_row(name: str) -> dict[str, Any] | None:
 def cards_of(row: str) -> tuple[MethodCard, StepCard | None]:
     """Return the method of a row METHOD or METHOD+POST_STEP, and the post-step, if there is one."""
     method, _, step = row.partition(WITH)
-    return load_catalog().method(method), load_catalog().check_step("post_steps", step, {}, pointer="")[
-        0
-    ] if step else None
+    return load_catalog().method(method), load_catalog().check_step("post_steps", step, {}, pointer="")[0] if step else None
 
 
 def _reference(suite: Suite, name: str) -> dict[str, Any]:
