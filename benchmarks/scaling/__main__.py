@@ -81,9 +81,8 @@ def main() -> None:
 def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
     """Return the tables."""
     lines = [
-        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s "
-        "| floor, s | times the floor | memory above idle, MB |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s | memory above idle, MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     fitted = {
         method: fit([one for one in found if one.method == method and one.shape in rates.fit]) for method in METHODS
@@ -94,6 +93,7 @@ def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
         f"| {method} | {line.start:.2f} | {line.per_read * 1e9:.3f} | {line.per_written * 1e9:.3f} |"
         for method, line in fitted.items()
     ]
+    lines += ["", *_tell_floors(found)]
     lines += ["", *_tell_large(found, fitted, rates)]
     return "\n".join(lines)
 
@@ -107,8 +107,6 @@ def _row(one: Measured, line: Line) -> str:
         f"{one.written_bytes / 1e9:.1f}",
         f"{one.seconds:.1f}",
         f"{line.seconds(one.read_bytes, one.written_bytes):.1f}",
-        "" if one.floor_seconds is None else f"{one.floor_seconds:.1f}",
-        "" if one.floor_seconds is None else f"{one.seconds / one.floor_seconds:.1f}",
         f"{(one.peak_bytes - one.idle_bytes) / 1e6:.0f}",
     )
     return f"| {' | '.join(values)} |"
@@ -131,6 +129,16 @@ def fit(measured: Sequence[Measured]) -> Line:
         columns.pop(int(found.argmin()))
     values = dict(zip(columns, found.tolist(), strict=True))
     return Line(values.get(0, 0.0), values.get(1, 0.0) / 1e9, values.get(2, 0.0) / 1e9)
+
+
+def _tell_floors(found: Sequence[Measured]) -> list[str]:
+    """Return the table of floors, where they were measured."""
+    lines = ["| method | shape | models | floor, s | times the floor |", "|---|---|---|---:|---:|"]
+    for one in found:
+        if one.floor_seconds is not None:
+            values = (f"{one.floor_seconds:.2f}", f"{one.seconds / one.floor_seconds:.1f}")
+            lines.append(f"| {one.method} | {one.shape} | base + {one.n_models} | {' | '.join(values)} |")
+    return lines
 
 
 def _tell_large(found: Sequence[Measured], fitted: Mapping[str, Line], rates: argparse.Namespace) -> list[str]:
