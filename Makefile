@@ -96,7 +96,7 @@ format: setup ## put the code into its form
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: setup ## run the benchmarks at a small size and print one table (about three minutes)
+bench: setup ## run the benchmarks at a small size and print one table (under ten minutes)
 	@$(BIN)/python -m benchmarks
 
 .PHONY: bench-full

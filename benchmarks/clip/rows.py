@@ -4,58 +4,24 @@ A row's settings are those under which both sides are meant to compute the same 
 they draw random numbers or part for a reason, `differs` says why, and only time and memory are compared.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from pydantic import JsonValue
 
+from benchmarks.engine.rows import AS_MERGEKIT, FLOAT32_ANGLE, FUSION_BENCH, MERGEKIT, RANDOM, Peer, Row, Values
 from benchmarks.engine.shapes import SHAPES, n_elements
 
-MERGEKIT, FUSION_BENCH = "mergekit", "fusion-bench"
+GOAL = 8.0  # times as fast as each tool that has the method
 
-RANDOM = "random numbers of another stream"
 SAMPLED = "its quartiles are those of a sample of large tensors"
-FLOAT32_ANGLE = "it takes the angles of nearly parallel tensors in float32"
 FLOORED = "it takes products of norms for 1e-6 at least: rows of the patch embedding are smaller"
 EQUAL_SHARES = "equal shares where mean squares add up to less than 1e-6, as here"
 
-Values = Mapping[str, JsonValue]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """How another tool is asked for the same."""
-
-    tool: str
-    call: str  # its name for the method, or its class
-    parameters: Values = field(default_factory=dict)
-    differs: str = ""  # why results are not expected to be equal
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method with its settings."""
-
-    method: str
-    settings: str = ""  # for the table: what is not the default
-    parameters: Values = field(default_factory=dict)
-    peers: tuple[Peer, ...] = ()
-    n_models: int | None = None  # None: all there are
-    is_based: bool = True  # whether the base model is given
-    task: int | None = None  # of a multitask artifact: whose model is compared
-
-    @property
-    def name(self) -> str:
-        """What the row is called in the table and among the results."""
-        return f"{self.method}, {self.settings}" if self.settings else self.method
-
 
 def _mergekit(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
-    return Peer(MERGEKIT, call, parameters, differs)
+    return Peer(MERGEKIT, call, parameters, differs, goal=GOAL)
 
 
 def _fusion_bench(call: str, differs: str = "", **parameters: JsonValue) -> Peer:
-    return Peer(FUSION_BENCH, call, parameters, differs)
+    return Peer(FUSION_BENCH, call, parameters, differs, goal=GOAL)
 
 
 def _one_more(density: float) -> float:
@@ -64,14 +30,13 @@ def _one_more(density: float) -> float:
     return (int(density * n) + 1) / n
 
 
-AS_MERGEKIT: Values = {"trim_scope": "tensor", "vote": "weighted", "zero_vote": "positive"}
 DARE_OF_FUSION_BENCH: Values = {"sparsity_ratio": 0.5, "only_on_linear_weights": False, "rescale": True}
 
 ROWS = (
     Row("average", peers=(_mergekit("linear"), _fusion_bench("SimpleAverageAlgorithm"))),
     Row(
         "task_arithmetic",
-        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}),
+        peers=(Peer(MERGEKIT, "task_arithmetic", {"lambda": 0.3}, goal=GOAL),
                _fusion_bench("TaskArithmeticAlgorithm", scaling_factor=0.3)),
     ),
     Row(
@@ -81,7 +46,10 @@ ROWS = (
         "ties", "λ .3, one entry more", {"density": _one_more(0.2), "scaling_coefficient": 0.3},
         (_fusion_bench("TiesMergingAlgorithm", scaling_factor=0.3, threshold=20, remove_keys=[], merge_func="mean"),),
     ),
-    Row("breadcrumbs", peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}),)),
+    Row(
+        "breadcrumbs",
+        peers=(Peer(MERGEKIT, "breadcrumbs", {"density": 0.15, "gamma": 0.01, "lambda": 0.3}, goal=GOAL),),
+    ),
     Row(
         "breadcrumbs", "signs elected", {"elect_signs": True, "scaling_coefficient": 1.0},
         (_mergekit("breadcrumbs_ties", density=0.15, gamma=0.01),),
@@ -89,7 +57,8 @@ ROWS = (
     Row("dare_linear", "l1 norms restored", {"rescale": "l1"}, (_mergekit("dare_linear", RANDOM, density=0.5),)),
     Row(
         "dare_linear",
-        peers=(Peer(FUSION_BENCH, "DareTaskArithmetic", {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0}, RANDOM),),
+        peers=(Peer(FUSION_BENCH, "DareTaskArithmetic", {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0}, RANDOM,
+                    goal=GOAL),),
     ),
     Row(
         "dare_ties", "l1 norms restored, weighted vote, sum", {"rescale": "l1", "vote": "weighted", "reduce": "sum"},
@@ -99,7 +68,7 @@ ROWS = (
         "dare_ties", "trimmed to .2, sum", {"trim_density": 0.2, "reduce": "sum", "zero_vote": "majority"},
         (Peer(FUSION_BENCH, "DareTiesMerging",
               {**DARE_OF_FUSION_BENCH, "scaling_factor": 1.0, "threshold": 20, "remove_keys": [], "merge_func": "sum"},
-              RANDOM),),
+              RANDOM, goal=GOAL),),
     ),
     Row("dare_ties"),
     Row(
@@ -147,5 +116,3 @@ ROWS = (
     Row("peru_fft"),
     Row("post_pruning"),
 )  # fmt: skip
-
-START_UP = ROWS[0]  # of a small model: what starting a tool takes

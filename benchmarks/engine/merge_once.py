@@ -1,8 +1,9 @@
 """One merge in one process, as a job process runs it: `python -m benchmarks.engine.merge_once FOLDER METHOD OUT`.
 
 The inputs' manifests are read from FOLDER/manifests.json (a registered checkpoint has been imported long before), which
-is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, its CPU seconds, the weights
-digest, the anonymous memory of the process before the merge began.
+is made first if it is not there. Prints one line of JSON: the seconds of the merge itself, its CPU seconds, how often
+it passed over the inputs, which of the folder's models it read, the weights digest, the anonymous memory of the process
+before the merge began.
 """
 
 import argparse
@@ -28,16 +29,6 @@ from workers.pipelines.merge import merge_checkpoints
 
 MANIFESTS: TypeAdapter[dict[str, Manifest]] = TypeAdapter(dict[str, Manifest])
 SHARD_BYTES = 5_000_000_000
-PARAMETERS: dict[str, dict[str, JsonValue]] = {
-    "average": {},
-    "task_arithmetic": {"scaling_coefficient": 0.3},
-    "ties": {"density": 0.2},
-    "breadcrumbs": {},
-    "dare_ties": {"density": 0.2},
-    "karcher": {},
-    "model_stock": {},
-    "slerp": {"t": 0.5},
-}
 
 
 def import_all(folder: Path) -> list[LocalCheckpoint]:
@@ -83,9 +74,10 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     )
     plan = make_plan(recipe, None if base is None else base.manifest, [model.manifest for model in models], card)
     output.mkdir(parents=True)
-    manifest, _ = merge_checkpoints(
+    code = load_recipe(recipe)
+    manifest, report = merge_checkpoints(
         plan,
-        load_recipe(recipe),
+        code,
         recipe=recipe,
         base=base,
         models=models,
@@ -101,7 +93,8 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "n_passes": plan.n_passes,
+        "n_passes": report["n_passes"],
+        "read": [model.id for model in (base, *models) if model is not None and (model is not base or code.uses_base)],
         "estimated_seconds": plan.estimated_seconds,
         "planned_memory_bytes": plan.peak_memory_bytes,
         "idle_bytes": idle_bytes,
@@ -116,15 +109,14 @@ def main() -> None:
     parser.add_argument("method")
     parser.add_argument("output", type=Path)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--parameters", type=json.loads, help="as JSON; default: this benchmark's, or the method's")
+    parser.add_argument("--parameters", type=json.loads, default={}, help="as JSON; default: the method's")
     parser.add_argument("--models", type=int, help="how many of the folder's; default: all")
     parser.add_argument("--without-base", action="store_true")
     parser.add_argument("--task", help="write this task's dense model too, once the artifact is there")
     arguments = parser.parse_args()
-    given = arguments.parameters
     order = Order(
         arguments.method,
-        PARAMETERS.get(arguments.method, {}) if given is None else given,
+        arguments.parameters,
         n_models=arguments.models,
         is_based=not arguments.without_base,
         task=arguments.task,

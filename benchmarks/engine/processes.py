@@ -1,11 +1,10 @@
 """Runs a whole process and says what it took: wall and CPU seconds, peak anonymous memory, its last line of output."""
 
-import hashlib
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,65 +50,6 @@ def run(
         raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{''.join(lines[-30:])}")
     cpu_seconds = usage.ru_utime + usage.ru_stime
     return Run(wall_seconds, cpu_seconds, watch.peak_bytes, lines[-1].strip() if lines else "")
-
-
-def read_once(models: Path) -> None:
-    """Read every weight below a folder, so that whoever comes next finds it in the page cache."""
-    for _ in _read_parts(models):
-        pass
-
-
-def forget(models: Path) -> None:
-    """Drop every weight file below a folder from the page cache, so that whoever comes next reads the disk."""
-    for path in models.rglob("*.safetensors"):
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Seconds that no merge of some models can do without, one after the other, on one thread."""
-
-    read: float  # all weights of the models
-    write: float  # those of the result, until they lie on the disk
-    hash: float  # one SHA-256 of them
-
-    def total(self, n_passes: int) -> float:
-        """Return their sum where the models are read as often."""
-        return n_passes * self.read + self.write + self.hash
-
-
-def measure_floor(models: Path, output: Path, prepare: Callable[[Path], None]) -> Floor:
-    """Read the weights of the models once more, write those of an output again, and hash them.
-
-    prepare: brings the models into the page cache, or drops them from it.
-    """
-    prepare(models)
-    began_at = time.perf_counter()
-    read_once(models)
-    read, write, hashing = time.perf_counter() - began_at, 0.0, 0.0
-    digest, target = hashlib.sha256(), output.with_name("floor.bytes")
-    os.sync()
-    with target.open("wb", buffering=0) as stream:
-        for content in _read_parts(output):
-            began_at = time.perf_counter()
-            digest.update(content)
-            hashed_at = time.perf_counter()
-            stream.write(content)
-            write, hashing = write + time.perf_counter() - hashed_at, hashing + hashed_at - began_at
-        began_at = time.perf_counter()
-        os.fsync(stream.fileno())
-        write += time.perf_counter() - began_at
-    target.unlink()
-    return Floor(read, write, hashing)
-
-
-def _read_parts(folder: Path) -> Iterator[bytes]:
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb", buffering=0) as stream:
-            while content := stream.read(1 << 24):
-                yield content
 
 
 def anonymous_bytes(process: int | Literal["self"] = "self") -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.engine.floor import measure_floor, read_once, weight_files
 from benchmarks.engine.generate import generate
 from benchmarks.engine.merge_once import import_all
-from benchmarks.engine.processes import Run, read_once, run
+from benchmarks.engine.processes import run
 from benchmarks.engine.shapes import SHAPES, n_elements
 
 METHODS = ("task_arithmetic", "ties")
@@ -41,6 +42,7 @@ class Measured:
     seconds: float
     idle_bytes: int  # anonymous memory before it began
     peak_bytes: int
+    floor_seconds: float | None = None  # benchmarks/engine/floor.py; None: measured before there was one
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
         f"| {method} | {line.start:.2f} | {line.per_read * 1e9:.3f} | {line.per_written * 1e9:.3f} |"
         for method, line in fitted.items()
     ]
+    lines += ["", *_tell_floors(found)]
     lines += ["", *_tell_large(found, fitted, rates)]
     return "\n".join(lines)
 
@@ -126,6 +129,16 @@ def fit(measured: Sequence[Measured]) -> Line:
         columns.pop(int(found.argmin()))
     values = dict(zip(columns, found.tolist(), strict=True))
     return Line(values.get(0, 0.0), values.get(1, 0.0) / 1e9, values.get(2, 0.0) / 1e9)
+
+
+def _tell_floors(found: Sequence[Measured]) -> list[str]:
+    """Return the table of floors, where they were measured."""
+    lines = ["| method | shape | models | floor, s | times the floor |", "|---|---|---|---:|---:|"]
+    for one in found:
+        if one.floor_seconds is not None:
+            values = (f"{one.floor_seconds:.2f}", f"{one.seconds / one.floor_seconds:.1f}")
+            lines.append(f"| {one.method} | {one.shape} | base + {one.n_models} | {' | '.join(values)} |")
+    return lines
 
 
 def _tell_large(found: Sequence[Measured], fitted: Mapping[str, Line], rates: argparse.Namespace) -> list[str]:
@@ -167,10 +180,12 @@ def _measure(models: Path, method: str, shape: str, n_models: int) -> Measured:
     command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine.merge_once", models, method, output]
     command += ["--models", str(n_models)]
     try:
-        taken: Run = run(command, environment={"OMP_NUM_THREADS": "1"})
+        taken = run(command, environment={"OMP_NUM_THREADS": "1"})
+        told = json.loads(taken.last_line)
+        sizes = [path.stat().st_size for path in weight_files(output)]
+        floor = measure_floor([models / name for name in told["read"]], sizes, models.parent, read_once)
     finally:
         shutil.rmtree(output, ignore_errors=True)
-    told = json.loads(taken.last_line)
     written = STORED_BYTES * n_elements(SHAPES[shape])
     return Measured(
         method=method,
@@ -182,6 +197,7 @@ def _measure(models: Path, method: str, shape: str, n_models: int) -> Measured:
         seconds=told["seconds"],
         idle_bytes=told["idle_bytes"],
         peak_bytes=taken.anonymous_bytes,
+        floor_seconds=floor.total(told["n_passes"]),
     )
 
 

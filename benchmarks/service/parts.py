@@ -22,7 +22,7 @@ from app.domain.views.jobs import JobView
 from app.domain.views.pages import PageRequest
 from app.services import checkpoints, jobs, merges
 from app.services.jobs import JobFilters
-from benchmarks.engine.processes import read_once
+from benchmarks.engine.floor import measure_floor, read_once, weight_files
 from benchmarks.service.site import ACTOR, Site, open_site
 from tests.waiting import wait_until
 
@@ -72,12 +72,16 @@ def _measure(site: Site, options: argparse.Namespace) -> None:
                 job = _merge(site, method, names, n_parts, options.shard_bytes)
                 seconds[n_workers].append(_seconds(job))
                 digests.add(_digest(site, job))
+                n_passes = _n_passes(job)
                 print(f"{method}: {n_workers} workers, {n_parts} parts: {seconds[n_workers][-1]:.2f} s", flush=True)
                 if options.show_parts:
                     _show_parts(site, job)
         one, two = (statistics.median(seconds[n]) for n in (1, 2))
         same = "the same bytes" if len(digests) == 1 else "BYTES DIFFER"
         print(f"{method}: median {one:.2f} s by one, {two:.2f} s by two: {one / two:.2f} x, {same}", flush=True)
+        sizes = [path.stat().st_size for path in weight_files(options.data / names[0])]
+        floor = measure_floor([options.data / name for name in names], sizes, site.home, read_once).total(n_passes)
+        print(f"{method}: floor {floor:.2f} s, {one / floor:.1f} x by one, {two / floor:.1f} x by two", flush=True)
 
 
 def _register(site: Site, data: Path) -> list[str]:
@@ -135,6 +139,13 @@ def _show_parts(site: Site, job: JobView) -> None:
 def _tallied_bytes(part: JobView) -> int:
     result = PartResult.model_validate(part.result)
     return 0 if result.is_merged else sum(file.size_bytes for file in result.files)
+
+
+def _n_passes(job: JobView) -> int:
+    match job.result:
+        case {"data": {"n_passes": int(n_passes)}}:
+            return n_passes
+    raise RuntimeError(f"{job.id} does not say how often it read its inputs: {job.result}")
 
 
 def _seconds(job: JobView) -> float:
