@@ -9,7 +9,7 @@ from app.domain.catalog import MethodCard
 
 COEFFICIENT = "scaling_coefficient"
 WEIGHT = "weight"  # of every model alike: no parameter of a method, but what there is to choose of one without
-GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0)
+GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
 START = 1.0
 
 Parameters = dict[str, JsonValue]
