@@ -269,7 +269,6 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
         models=work.models,
         output=work.output,
         on_progress=on_progress,
-        device=order.device,
         **({} if learn is None else {"learn": learn.on_factors}),
     )
     return _outcome(manifest, report, learn)

@@ -38,6 +38,7 @@ from workers.pipelines.merge_steps import Inputs, Merger
 from workers.pipelines.patching import label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
+from workers.stored import CPU
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -58,9 +59,9 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
-    models: in the recipe's order; onto: the result that they are added to. threads, chunk_elements: None lets the
-        engine choose; no result depends on them. learn: runs the method's learner; None: nothing is learned.
-        on_written: as WeightsWriter's.
+    models: in the recipe's order; onto: the result that they are added to. device: as program.prepare says. threads,
+        chunk_elements: None lets the engine choose; no result depends on them. learn: runs the method's learner; None:
+        nothing is learned. on_written: as WeightsWriter's.
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
@@ -134,7 +135,7 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
     chunk_elements: int | None = None,
 ) -> OpenMerge:
     """Open what a merge reads; the stack closes it. Raises: as merge_checkpoints."""
-    on_device = open_device(device)
+    on_device = open_device(device) if code.uses_device else CPU
     keep_freed_memory()
     stack.enter_context(parallel.one_torch_thread())
     inputs = open_inputs(stack, plan, code, base=base, models=models)

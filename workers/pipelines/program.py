@@ -36,6 +36,7 @@ from workers.contract import (
     Tick,
     Transform,
     ignore_tick,
+    works_on_matrices,
 )
 from workers.granularity import piece_shape
 from workers.learning_contract import Learn, Learned
@@ -43,7 +44,7 @@ from workers.numerics import fused
 from workers.patches import Measured, Patch
 from workers.pipelines.group_reports import join_reports
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
-from workers.stored import Models, hold
+from workers.stored import CPU, Models, hold
 from workers.sums import Sums
 
 OnRequest = Callable[[StatisticRequest], None]
@@ -274,6 +275,8 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
 
+    device: of the code that works on whole matrices; all other code runs on the CPU, by kernels where it has some, so
+    that its bytes are the same wherever a job runs.
     learn: runs the method's learner, where the recipe names data to learn from. own: those tensors of the source that
     are going to be merged, if not all are: the method's local statistics are collected of them alone. update_ranks: of
     models that are adapters, as app/domain/adapters.py finds them.
@@ -333,6 +336,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     device: torch.device,
     on_request: OnRequest,
 ) -> ProgramGroup:
+    device = device if works_on_matrices(code.method.card, *(one.card for one in code.nested.values())) else CPU
     part, merged = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
     blank = replace(blank, weights=group.weights)
     validate = code.method.parameters.model_validate
@@ -387,7 +391,8 @@ def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs o
 ) -> BoundStep:
     parameters = step.parameters.model_validate(values)
     statistics = _collect(step.collect(parameters), source, blank, on_request)
-    return BoundStep(step, parameters, replace(blank, statistics=statistics), device)
+    own_device = device if works_on_matrices(step.card) else CPU
+    return BoundStep(step, parameters, replace(blank, statistics=statistics), own_device)
 
 
 def _collect(
