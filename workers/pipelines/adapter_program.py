@@ -27,7 +27,6 @@ from workers.pipelines.group_reports import join_reports
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
 from workers.statistics.views import TensorSource
-from workers.stored import CPU
 
 LearnOnFactors = Callable[[Mapping[str, Factors]], Learn]  # of the factors, by the base's tensors
 
@@ -176,7 +175,7 @@ def merge_coordinates(
         models=[{name: tensor.float() for name, tensor in model.items()} for model in models],
         weights=[model.weight for model in recipe.models],
     )
-    ready = program.prepare(recipe, code, source, device=CPU, learn=learn)
+    ready = program.prepare(recipe, code, source, learn=learn)
     total = sum(prod(shape) for _, shape, _ in source.tensors)
     merged: dict[str, Tensor] = {}
     for name, shape, position in source.tensors:

@@ -6,23 +6,26 @@ from typing import Any
 import pytest
 import torch
 
+from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import JobError
 from app.domain.recipes import PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
-from tests.workers.files import FileMerge, read_tensors, write_checkpoint
+from tests.workers.copies import staged
+from tests.workers.files import FileMerge, write_checkpoint
 from tests.workers.memory import MemorySource
 from tests.workers.models import draw_normal
 from workers import contract
 from workers.catalog import find_methods, load_method, load_recipe
 from workers.contract import RecipeCode, works_on_matrices
+from workers.pipelines import merge as merging
 from workers.pipelines.program import MergeProgram, prepare
+from workers.transport import HOST, Transport
 
 KEY = PinnedCheckpoint(content_digest="c", weights_digest="w")
 ELSEWHERE = "cuda:99"
 STEP = PinnedStep(name="svc", version=1, parameters={})
 
 
-def _prepare(method: str, *post_steps: PinnedStep, **parameters: Any) -> MergeProgram:
-    """Return a program whose device is one that holds no numbers."""
+def _prepare(method: str, transport: Transport, *post_steps: PinnedStep, **parameters: Any) -> MergeProgram:
     base, models = draw_normal(1, 2)
     card = load_method(method).card
     recipe = Recipe(
@@ -34,7 +37,7 @@ def _prepare(method: str, *post_steps: PinnedStep, **parameters: Any) -> MergePr
         post_steps=post_steps,
         shard_bytes=1 << 30,
     )
-    return prepare(recipe, load_recipe(recipe), MemorySource(base, models), device=torch.device("meta"))
+    return prepare(recipe, load_recipe(recipe), MemorySource(base, models), transport=transport)
 
 
 def test_no_method_with_kernels_leaves_the_cpu() -> None:
@@ -44,22 +47,29 @@ def test_no_method_with_kernels_leaves_the_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "device"), [("average", "cpu"), ("ties", "cpu"), ("sce", "cpu"), ("tsv_m", "meta"), ("wudi", "meta")]
+    ("method", "expected"),
+    [("average", "host"), ("ties", "host"), ("sce", "host"), ("tsv_m", "there"), ("wudi", "there")],
 )
-def test_only_what_works_on_matrices_is_bound_to_the_device(method: str, device: str) -> None:
-    assert _prepare(method).groups[0].bound.device.type == device
+def test_only_what_works_on_matrices_is_bound_to_the_device(method: str, expected: str) -> None:
+    transport, _ = staged()
+    assert _prepare(method, transport).groups[0].bound.transport is (HOST if expected == "host" else transport)
 
 
 def test_a_post_step_of_matrices_does_not_take_the_method_along() -> None:
-    program = _prepare("task_arithmetic", STEP)
-    assert program.groups[0].bound.device.type == "cpu"
-    assert [step.device.type for step in program.post_steps] == ["meta"]
+    transport, _ = staged()
+    program = _prepare("task_arithmetic", transport, STEP)
+    assert program.groups[0].bound.transport is HOST
+    assert [step.transport for step in program.post_steps] == [transport]
 
 
 def test_a_method_of_matrices_inside_another_one_takes_it_along() -> None:
-    methods = {name: load_method(name) for name in ("peru_fft", "ties", "tsv_m")}
-    assert not RecipeCode(methods["peru_fft"], nested={"shared": methods["ties"]}).uses_device
-    assert RecipeCode(methods["peru_fft"], nested={"shared": methods["tsv_m"]}).uses_device
+    transport, _ = staged()
+    for inside, expected in (("ties", HOST), ("tsv_m", transport)):
+        program = _prepare("peru_fft", transport, shared={"method": inside, "version": 1, "parameters": {}})
+        bound = program.groups[0].bound
+        nested: Any = bound.context.nested["shared"]
+        assert (bound.transport, nested.transport) == (expected, expected)
+        assert RecipeCode(load_method("peru_fft"), {"shared": load_method(inside)}).uses_device == (inside == "tsv_m")
 
 
 @pytest.mark.parametrize(
@@ -67,19 +77,60 @@ def test_a_method_of_matrices_inside_another_one_takes_it_along() -> None:
     [("average", {}), ("task_arithmetic", {}), ("ties", {}), ("breadcrumbs", {}), ("model_stock", {}), ("emr", {})],
 )
 def test_the_files_do_not_depend_on_the_device(method: str, parameters: dict[str, Any], tmp_path: Path) -> None:
-    base, models = draw_normal(1, 2)
-    written = [write_checkpoint(tmp_path / f"{index}", some) for index, some in enumerate((base, *models))]
+    base, *models = _write(tmp_path)
     here, there = (
-        FileMerge(method, parameters, device=device)(written[0], written[1:], tmp_path / device.replace(":", "-"))
+        FileMerge(method, parameters, device=device)(base, models, tmp_path / device.replace(":", "-"))
         for device in ("cpu", ELSEWHERE)  # which no machine has: whoever asked it for anything would fail
     )
     assert here.files == there.files
 
 
 def test_a_method_of_matrices_asks_for_the_device(tmp_path: Path) -> None:
-    base, models = draw_normal(1, 2)
-    written = [write_checkpoint(tmp_path / f"{index}", some) for index, some in enumerate((base, *models))]
+    base, *models = _write(tmp_path)
     with pytest.raises(JobError, match=f"The device '{ELSEWHERE}' cannot be used"):
-        FileMerge("tsv_m", device=ELSEWHERE)(written[0], written[1:], tmp_path / "out")
-    FileMerge("tsv_m")(written[0], written[1:], tmp_path / "on-cpu")
-    assert read_tensors(tmp_path / "on-cpu").keys() == base.keys()
+        FileMerge("tsv_m", device=ELSEWHERE)(base, models, tmp_path / "out")
+    FileMerge("tsv_m")(base, models, tmp_path / "on-cpu")
+    assert (tmp_path / "on-cpu" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "steps"),
+    [
+        ("tsv_m", {}, ()),
+        ("iso_cts", {}, ()),
+        ("wudi", {"steps": 3}, ()),
+        ("dc_merge", {}, ()),
+        ("opcm", {}, ()),
+        ("tsv_c", {}, ()),
+        ("peru_fft", {"shared": {"method": "tsv_m"}}, ()),
+        ("task_arithmetic", {}, (STEP,)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_to_a_device_changes_no_byte(  # noqa: PLR0913
+    method: str,
+    parameters: dict[str, Any],
+    steps: tuple[PinnedStep, ...],
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, *models = _write(tmp_path, dtype)
+    merge = FileMerge(method, parameters, post_steps=steps, threads=3)
+    here = merge(base, models, tmp_path / "here")
+    transport, copies = staged(n_slots=2, slot_elements=50)
+    monkeypatch.setattr(merging, "open_transport", lambda _device: transport)
+    there = merge(base, models, tmp_path / "there")
+    assert here.files == there.files
+    assert copies.events.count("in") > 20
+    assert "out" in copies.events
+    assert transport.ring.n_free == 2
+
+
+def _write(folder: Path, dtype: torch.dtype = torch.float32) -> list[LocalCheckpoint]:
+    base, models = draw_normal(1, 2)
+    return [
+        write_checkpoint(folder / f"{index}", {name: tensor.to(dtype) for name, tensor in tensors.items()})
+        for index, tensors in enumerate((base, *models))
+    ]
