@@ -33,6 +33,7 @@ from app.domain.views.jobs import JobView
 from app.domain.work import (
     AnalyzeOutcome,
     CheckpointOutcome,
+    MaterializeOutcome,
     Outcome,
     PartOutcome,
     PointReport,
@@ -231,7 +232,7 @@ def _parse(line: bytes) -> Report:
 def _files(outcome: Outcome) -> tuple[FileEntry, ...]:
     if isinstance(outcome, CheckpointOutcome):
         return outcome.manifest.files
-    if isinstance(outcome, PartOutcome):
+    if isinstance(outcome, PartOutcome | MaterializeOutcome):
         return outcome.files
     if isinstance(outcome, SweepOutcome):
         return (*outcome.manifest.files, *outcome.curve_files)
