@@ -232,6 +232,15 @@ Outcome = Annotated[
 ]
 
 
+def files_of(outcome: Outcome) -> tuple[FileEntry, ...]:
+    """Return the files that work has left in its output folder, which are to be published."""
+    if isinstance(outcome, CheckpointOutcome):
+        return outcome.manifest.files
+    if isinstance(outcome, SweepOutcome):
+        return (*outcome.manifest.files, *outcome.curve_files)
+    return outcome.files if isinstance(outcome, MaterializeOutcome | PartOutcome | AnalyzeOutcome) else ()
+
+
 class ProgressReport(Value):
     """From the job process while it runs."""
 
