@@ -335,8 +335,7 @@ class RecipeCode:
     @property
     def uses_device(self) -> bool:
         """Whether any of it runs on the worker's device."""
-        steps = (step.card for step in (*self.transforms, *self.post_steps))
-        return works_on_matrices(self.method.card, *(one.card for one in self.nested.values()), *steps)
+        return works_on_matrices(self.method.card, *(one.card for one in self.nested.values()), *self.cards_beside)
 
 
 def works_on_matrices(*cards: MethodCard | StepCard) -> bool:

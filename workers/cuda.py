@@ -59,13 +59,13 @@ class CudaCopies:
     def _stream(self, direction: str) -> torch.cuda.Stream:
         found: torch.cuda.Stream | None = getattr(self._streams, direction, None)
         if found is None:
-            found = torch.cuda.Stream(self.device)
+            found = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             setattr(self._streams, direction, found)
         return found
 
 
 def _mark(stream: torch.cuda.Stream) -> Wait:
     """Return what waits for all that the stream has been given so far."""
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record(stream)
     return done.synchronize

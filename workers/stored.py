@@ -35,6 +35,11 @@ class StoredModels:
         return (self.read_block(model, slice(0, 1), slice(0, size), size).view(self.shape[1:]) for model in self.models)
 
     @property
+    def device(self) -> torch.device:
+        """Where what is read is."""
+        return self.transport.device
+
+    @property
     def models(self) -> range:
         """The numbers of the models."""
         return range(self.shape[0])
@@ -56,7 +61,7 @@ class StoredModels:
     @cached_property
     def held(self) -> Tensor:
         """All of it, [n, *shape]."""
-        found = torch.empty(self.shape, device=self.transport.device)
+        found = torch.empty(self.shape, device=self.device)
         for place, model in zip(found, self, strict=True):
             place.copy_(model)
         return found

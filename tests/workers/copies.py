@@ -67,7 +67,9 @@ class WatchedCopies:
             self.events.append(event)
 
 
-def staged(n_slots: int = 2, slot_elements: int = 16, **options: Callable[[], object]) -> tuple[Staged, WatchedCopies]:
+def staged(
+    n_slots: int = 2, slot_elements: int = 16, *, on_wait: Callable[[], object] = lambda: None
+) -> tuple[Staged, WatchedCopies]:
     """Return the way to the device, through few small buffers, and its copies."""
-    copies = WatchedCopies(**options)
+    copies = WatchedCopies(on_wait)
     return Staged(copies, n_slots, slot_elements), copies

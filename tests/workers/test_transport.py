@@ -58,8 +58,12 @@ def test_a_copy_is_waited_for_only_when_its_buffer_is_needed_again() -> None:
 def test_buffers_come_round_in_the_order_of_their_copies() -> None:
     transport, _ = staged(n_slots=3)
     seen: list[int] = []
+
+    def fill(out: Tensor) -> None:
+        seen.append(out.zero_().data_ptr())
+
     for _ in range(6):
-        transport.read((1,), lambda out: (seen.append(out.data_ptr()), out.zero_()))
+        transport.read((1,), fill)
     assert len(set(seen[:3])) == 3
     assert seen[3:] == seen[:3]
 
@@ -75,8 +79,13 @@ def test_a_thread_waits_while_all_buffers_are_lent_and_goes_on_when_one_comes_ba
     transport, _ = staged(n_slots=1)
     is_lent, may_return, has_sent = threading.Event(), threading.Event(), threading.Event()
 
+    def fill(out: Tensor) -> None:
+        is_lent.set()
+        may_return.wait(SECONDS)
+        out.zero_()
+
     def hold() -> None:
-        transport.read((1,), lambda out: (out.zero_(), is_lent.set(), may_return.wait(SECONDS)))
+        transport.read((1,), fill)
 
     def follow() -> None:
         transport.send(_count((40,)))
@@ -142,10 +151,12 @@ def test_a_stopped_merge_leaves_no_thread_waiting_and_all_buffers_free() -> None
 def test_stored_models_are_read_into_the_buffers() -> None:
     transport, copies = staged(n_slots=1)
     models = _count((2, 12))
-    stored = StoredModels(
-        (2, 12), lambda model, first, out, _: out.view(-1).copy_(models[model][first:][: out.numel()])
-    )
-    there = send(stored, transport)
+
+    def read(model: int, first: int, out: Tensor, _stride: int) -> None:
+        out.view(-1).copy_(models[model][first : first + out.numel()])
+
+    there = send(StoredModels((2, 12), read), transport)
+    assert isinstance(there, StoredModels)
     assert torch.equal(torch.stack([*there]), models)
     assert there.reshape(2, 3, 4).read_block(1, slice(1, 2), slice(0, 4), 4).tolist() == [[16.0, 17.0, 18.0, 19.0]]
     assert len(copies.events) == 2  # each but the last

@@ -6,7 +6,7 @@ hashlib and blake3 let go of the interpreter's lock, so threads are enough.
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class HashedFile:
     """The digests of a file, in hex."""
 
     sha256: str
-    blake3_of: Mapping[str, str]  # tensor -> of its bytes
+    blake3_of: dict[str, str]  # tensor -> of its bytes
 
 
 def hash_file(path: Path, on_bytes: OnBytes) -> str:
@@ -73,9 +73,10 @@ class _Halves(AbstractContextManager["_Halves"]):
         self._pool.shutdown()
 
     def _begin(self, update: "Update", content: memoryview) -> Future[None] | None:
-        if not self._spare.acquire(blocking=False):
-            return update(content)
-        return self._pool.submit(self._finish, update, content)
+        if self._spare.acquire(blocking=False):
+            return self._pool.submit(self._finish, update, content)
+        update(content)
+        return None
 
     def _finish(self, update: "Update", content: memoryview) -> None:
         try:
@@ -127,7 +128,7 @@ class _TensorDigests:
             self._digest = blake3()
         self._position = end
 
-    def finish(self) -> Mapping[str, str]:
+    def finish(self) -> dict[str, str]:
         """Return the digests of all tensors. Raises: InputChanged."""
         if self._left:
             raise InputChanged(f"{self._left[0].file} became shorter while it was read; register it again.")
