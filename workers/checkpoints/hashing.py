@@ -21,6 +21,8 @@ from app.domain.errors import InputChanged
 BUFFER_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]  # hears how many more bytes were hashed
+Update = Callable[[memoryview], None]
+Begin = Callable[[Update, memoryview], Future[None] | None]  # takes bytes, here (None) or meanwhile on another thread
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,17 @@ class _Halves(AbstractContextManager["_Halves"]):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._pool.shutdown()
 
-    def _begin(self, update: "Update", content: memoryview) -> Future[None] | None:
+    def _begin(self, update: Update, content: memoryview) -> Future[None] | None:
         if self._spare.acquire(blocking=False):
             return self._pool.submit(self._finish, update, content)
         update(content)
         return None
 
-    def _finish(self, update: "Update", content: memoryview) -> None:
+    def _finish(self, update: Update, content: memoryview) -> None:
         try:
             update(content)
         finally:
             self._spare.release()
-
-
-Update = Callable[[memoryview], None]
-Begin = Callable[[Update, memoryview], Future[None] | None]  # None: it is done
 
 
 def _hash(path: Path, tensors: Sequence[TensorSpec], on_bytes: OnBytes, begin: Begin) -> HashedFile:
