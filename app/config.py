@@ -71,7 +71,12 @@ class Settings(BaseSettings):
     sweep_grace_seconds: Seconds = Field(default=86400.0, description="Age below which unreferenced bytes are spared.")
 
     # the worker
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu or cuda:N: where models are run and trained, and matrices decomposed; "
+        "element-wise and threshold methods merge on the CPU, whatever stands here.",
+    )
     queues: Annotated[tuple[ResourceClass, ...], NoDecode] = Field(
         default=(ResourceClass.IO, ResourceClass.CPU, ResourceClass.GPU),
         description="Resource classes, separated by commas, that this worker serves.",

@@ -1,12 +1,10 @@
 """One attempt of a job in this process: what a worker's supervisor does (workers/attempt.py), without a job process."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from app.domain.errors import AmalgamError
-from app.domain.work import AnalyzeOutcome, CheckpointOutcome, Outcome, PartOutcome, SweepOutcome
+from app.domain.work import files_of
 from app.services import running
 from app.services.running import Claim, HandedOver, Keepers
 from workers.main import TRADE
@@ -24,7 +22,7 @@ def run_attempt(keepers: Keepers, claim: Claim, scratch: Path) -> None:
         with keepers.storage.follow(scratch / "output") as growing:
             outcome = perform(WorkOrder(work=work), lambda _progress: None, on_written=growing.grew)
             running.check(keepers.sessions, claim)
-            growing.publish(_files(outcome))
+            growing.publish(files_of(outcome))
         running.finish(keepers.sessions, claim, lambda session: steps.record(session, claim, outcome))
     except AmalgamError as problem:
         running.fail(keepers.sessions, claim, problem)
@@ -32,13 +30,3 @@ def run_attempt(keepers: Keepers, claim: Claim, scratch: Path) -> None:
         running.fail(keepers.sessions, claim, to_problem(error))
     finally:
         shutil.rmtree(scratch)
-
-
-def _files(outcome: Outcome) -> Sequence[Any]:
-    if isinstance(outcome, CheckpointOutcome):
-        return outcome.manifest.files
-    if isinstance(outcome, PartOutcome):
-        return outcome.files
-    if isinstance(outcome, SweepOutcome):
-        return (*outcome.manifest.files, *outcome.curve_files)
-    return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

@@ -17,7 +17,6 @@ from typing import TypeVar
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from app.domain.checkpoints import FileEntry
 from app.domain.errors import (
     AmalgamError,
     JobInternal,
@@ -31,18 +30,15 @@ from app.domain.errors import (
 from app.domain.sweeps import POINT_EVENT
 from app.domain.views.jobs import JobView
 from app.domain.work import (
-    AnalyzeOutcome,
-    CheckpointOutcome,
     Outcome,
-    PartOutcome,
     PointReport,
     ProgressReport,
     Report,
-    SweepOutcome,
     Work,
     WorkFailed,
     WorkSucceeded,
     WrittenReport,
+    files_of,
 )
 from app.services import jobs, running
 from app.services.running import Claim, ClaimLost, HandedOver, JobSteps
@@ -110,7 +106,7 @@ class Attempt:
         self._pulse.look()
         with self._keepers.storage.follow(self._place.scratch / "output", watch=self._transfers) as growing:
             outcome = self._perform(work, growing)
-            files = _files(outcome)
+            files = files_of(outcome)
             if files:
                 with self._stage("publishing", 1.0, 1.0):
                     running.check(self._sessions, self._claim)
@@ -226,13 +222,3 @@ def _parse(line: bytes) -> Report:
         return REPORTS.validate_json(line)
     except ValidationError as error:
         raise JobInternal(f"The job process said something that is no report: {line[:200]!r}.") from error
-
-
-def _files(outcome: Outcome) -> tuple[FileEntry, ...]:
-    if isinstance(outcome, CheckpointOutcome):
-        return outcome.manifest.files
-    if isinstance(outcome, PartOutcome):
-        return outcome.files
-    if isinstance(outcome, SweepOutcome):
-        return (*outcome.manifest.files, *outcome.curve_files)
-    return outcome.files if isinstance(outcome, AnalyzeOutcome) else ()

@@ -332,6 +332,16 @@ class RecipeCode:
         nested = [method.card for name, method in self.nested.items() if self.method.card.nested[name] == "merge_set"]
         return (*nested, *(step.card for step in self.transforms), *(step.card for step in self.post_steps))
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether any of it runs on the worker's device."""
+        return works_on_matrices(self.method.card, *(one.card for one in self.nested.values()), *self.cards_beside)
+
+
+def works_on_matrices(*cards: MethodCard | StepCard) -> bool:
+    """Tell whether any of some code works on whole matrices, for which a device pays; all else waits for memory."""
+    return any(card.granularity == "matrix" for card in cards)
+
 
 def merge_method(
     *,

@@ -31,6 +31,7 @@ from app.domain.work import (
     ImportOutcome,
     ImportWork,
     JoinWork,
+    MaterializeOutcome,
     MaterializeWork,
     MergeWork,
     Outcome,
@@ -269,7 +270,6 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
         models=work.models,
         output=work.output,
         on_progress=on_progress,
-        device=order.device,
         **({} if learn is None else {"learn": learn.on_factors}),
     )
     return _outcome(manifest, report, learn)
@@ -277,7 +277,10 @@ def _merge_adapters(work: MergeWork, order: WorkOrder, on_progress: OnProgress) 
 
 def _materialize(work: MaterializeWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:
     materialize = import_module("workers.pipelines.materialize")
-    return CheckpointOutcome(manifest=materialize.materialize(work.checkpoint, work.task, work.output, on_progress))
+    folders = {task: work.output / str(place) for place, task in enumerate(work.tasks)}
+    for folder in folders.values():
+        folder.mkdir()
+    return MaterializeOutcome(manifests=materialize.materialize_all(work.checkpoint, folders, on_progress))
 
 
 def _evaluate(work: EvaluateWork, order: WorkOrder, on_progress: OnProgress) -> Outcome:

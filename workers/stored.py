@@ -8,11 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-# model, flat index of the first element, rows and their length, elements from one row to the next: [rows, length]
-ReadRows = Callable[[int, int, tuple[int, int], int], Tensor]
+from workers.transport import HOST, Transport
 
-
-CPU = torch.device("cpu")
+# model, flat index of the first element, what is filled, [rows, length] float32, elements from one row to the next
+ReadRows = Callable[[int, int, Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class StoredModels:
 
     shape: tuple[int, ...]  # [n, *shape]
     read_rows: ReadRows
-    device: torch.device = CPU
+    transport: Transport = HOST
 
     def __len__(self) -> int:
         """How many models there are."""
@@ -36,6 +35,11 @@ class StoredModels:
         return (self.read_block(model, slice(0, 1), slice(0, size), size).view(self.shape[1:]) for model in self.models)
 
     @property
+    def device(self) -> torch.device:
+        """Where what is read is."""
+        return self.transport.device
+
+    @property
     def models(self) -> range:
         """The numbers of the models."""
         return range(self.shape[0])
@@ -43,15 +47,16 @@ class StoredModels:
     def read_block(self, model: int, rows: slice, columns: slice, width: int) -> Tensor:
         """Return a block of a model's tensor, seen as rows of some width; the slices have both their ends."""
         size = (rows.stop - rows.start, columns.stop - columns.start)
-        return self.read_rows(model, rows.start * width + columns.start, size, width).to(self.device)
+        start = rows.start * width + columns.start
+        return self.transport.read(size, lambda out: self.read_rows(model, start, out, width))
 
     def reshape(self, *shape: int) -> "StoredModels":
         """Return the same in another shape, [n, *shape]."""
         return replace(self, shape=shape)
 
-    def to(self, device: torch.device) -> "StoredModels":
-        """Return the same, which puts what it reads on a device."""
-        return replace(self, device=device)
+    def through(self, transport: Transport) -> "StoredModels":
+        """Return the same, which takes what it reads to another place."""
+        return replace(self, transport=transport)
 
     @cached_property
     def held(self) -> Tensor:
@@ -68,3 +73,8 @@ Models = Tensor | StoredModels
 def hold(models: Models) -> Tensor:
     """Return the models as one tensor, [n, *shape]."""
     return models if isinstance(models, Tensor) else models.held
+
+
+def send(models: Models, transport: Transport) -> Models:
+    """Return the models of the host where a transport takes them."""
+    return transport.send(models) if isinstance(models, Tensor) else models.through(transport)

@@ -26,10 +26,6 @@ class Sums:
         """Return the merged task vector, [*shape] float64: 0 where no model changes the entry."""
         return torch.where(self.denominator > 0, self.numerator / self.denominator, 0.0)
 
-    def on(self, device: torch.device) -> "Sums":
-        """Return the same on a device."""
-        return Sums(self.numerator.to(device), self.denominator.to(device))
-
     def view(self, shape: tuple[int, ...]) -> "Sums":
         """Return the same in another shape."""
         return Sums(self.numerator.view(shape), self.denominator.view(shape))

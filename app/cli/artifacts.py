@@ -16,15 +16,15 @@ OutputName = Annotated[str | None, typer.Option("--name", "-n", help="The name t
 
 def materialize(
     artifact: Artifact,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A task that the artifact has a patch for.")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks that the artifact has patches for.")],
     name: OutputName = None,
     tags: Tags = None,
     wait: Wait = False,
     url: Url = DEFAULT_PLACE,
     as_json: AsJson = False,
 ) -> None:
-    """Write the dense model of one task of a multitask artifact: `amalgam materialize helpdesk tickets --wait`."""
-    body: Document = {"task": task, "output": _output(name, tags)}
+    """Write the dense models of tasks of a multitask artifact: `amalgam materialize helpdesk tickets --wait`."""
+    body: Document = {**({"tasks": tasks} if len(tasks) > 1 else {"task": tasks[0]}), "output": _output(name, tags)}
     with Client(url) as client:
         job = client.post(f"/v1/artifacts/{_id_of(client, artifact)}/materializations", body)
         finish_submission(client, job, wait=wait, as_json=as_json)

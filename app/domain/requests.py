@@ -332,10 +332,27 @@ def _data_of(data: RecipeData) -> dict[str, Any]:
 
 
 class MaterializationRequest(WorkRequest):
-    """Write the dense model of one task out of a multitask artifact."""
+    """Write the dense models of tasks out of a multitask artifact."""
 
-    task: Name = Field(description="A task that the artifact has a patch for.")
-    output: Output = Output()
+    task: Name | None = Field(default=None, description="A task that the artifact has a patch for.")
+    tasks: list[Name] = Field(
+        default_factory=list,
+        max_length=MAX_TASKS,
+        description="In place of `task`: several, by one job, which reads once what they share.",
+    )
+    output: Output = Field(
+        default=Output(), description="Of several tasks, the name of each model is this one, a hyphen and the task."
+    )
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if (self.task is None) == (not self.tasks):
+            found = "neither" if self.task is None else "both"
+            raise ValueError(f"either task or tasks must name what is written; found {found}")
+        double = sorted(name for name, count in Counter(self.tasks).items() if count > 1)
+        if double:
+            raise ValueError(f"tasks must differ; found twice: {', '.join(map(repr, double[:5]))}")
+        return self
 
 
 class TaskAdditionRequest(WorkRequest):

@@ -63,11 +63,11 @@ class JoinWork(Value):
 
 
 class MaterializeWork(Value):
-    """Write the dense model of one task out of a multitask checkpoint."""
+    """Write the dense models of tasks out of a multitask checkpoint, each into a folder named by its place."""
 
     kind: Literal["materialize"] = "materialize"
     checkpoint: LocalCheckpoint
-    task: str  # the label of its patch
+    tasks: tuple[str, ...]  # the labels of their patches
     output: Path  # an empty folder
 
 
@@ -160,12 +160,28 @@ class ImportOutcome(Value):
 
 
 class CheckpointOutcome(Value):
-    """A checkpoint was written into the work's output folder (merge, materialize, finetune)."""
+    """A checkpoint was written into the work's output folder (merge, finetune)."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     manifest: Manifest
     report: dict[str, JsonValue] = Field(default_factory=dict)  # effective parameters, statistics, losses, warnings
     measurements: tuple[Measurement, ...] = ()
+
+
+class MaterializeOutcome(Value):
+    """A checkpoint of each task was written into a folder of the work's output folder, named by the task's place."""
+
+    kind: Literal["materialize"] = "materialize"
+    manifests: tuple[Manifest, ...]
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files, by their paths within the output folder."""
+        return tuple(
+            entry.model_copy(update={"path": f"{place}/{entry.path}"})
+            for place, manifest in enumerate(self.manifests)
+            for entry in manifest.files
+        )
 
 
 class PartOutcome(Value):
@@ -205,9 +221,24 @@ class SweepOutcome(Value):
 
 
 Outcome = Annotated[
-    ImportOutcome | CheckpointOutcome | PartOutcome | EvaluateOutcome | AnalyzeOutcome | SweepOutcome,
+    ImportOutcome
+    | CheckpointOutcome
+    | MaterializeOutcome
+    | PartOutcome
+    | EvaluateOutcome
+    | AnalyzeOutcome
+    | SweepOutcome,
     Field(discriminator="kind"),
 ]
+
+
+def files_of(outcome: Outcome) -> tuple[FileEntry, ...]:
+    """Return the files that work has left in its output folder, which are to be published."""
+    if isinstance(outcome, CheckpointOutcome):
+        return outcome.manifest.files
+    if isinstance(outcome, SweepOutcome):
+        return (*outcome.manifest.files, *outcome.curve_files)
+    return outcome.files if isinstance(outcome, MaterializeOutcome | PartOutcome | AnalyzeOutcome) else ()
 
 
 class ProgressReport(Value):

@@ -55,6 +55,7 @@ class FileMerge:
     shard_bytes: int = 5_000_000_000
     threads: int | None = None
     chunk_elements: int | None = None
+    device: str = "cpu"
 
     def plan(self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint]) -> tuple[Recipe, MergePlan]:
         """Return the recipe and its plan."""
@@ -96,6 +97,7 @@ class FileMerge:
             models=models,
             output=output,
             on_progress=ignore,
+            device=self.device,
             threads=self.threads,
             chunk_elements=self.chunk_elements,
         )

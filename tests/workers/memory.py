@@ -18,7 +18,6 @@ from workers.statistics.views import TensorSource
 
 StateDict = Mapping[str, Tensor]
 Values = Mapping[str, Any]  # parameters by name
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class MemoryMerge:
             tuple(step for step, _ in self.transforms),
             tuple(step for step, _ in self.post_steps),
         )
-        return source, prepare(recipe, code, source, device=CPU)
+        return source, prepare(recipe, code, source)
 
     def _recipe(self, source: TensorSource) -> Recipe:
         keys = self.model_keys or tuple(f"model {index}" for index in range(source.n_models))

@@ -116,7 +116,6 @@ def _merge(
             models=models,
             output=output,
             on_progress=ignore,
-            device="cpu",
         )[0]
         return made
     return merge_checkpoints(

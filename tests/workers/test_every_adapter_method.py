@@ -15,7 +15,6 @@ from workers.adapter_methods.peft_combination import CombinationType
 from workers.catalog import load_adapter_recipe
 from workers.pipelines.adapter_program import merge_modules
 
-CPU = torch.device("cpu")
 N_MODELS = 4
 WEIGHTS = (1.0, 0.5, 2.0, 0.25)
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -59,7 +58,7 @@ def _merge(
         method=card.name, method_version=1, models=models, parameters=effective, shard_bytes=1 << 30, **changes
     )
     shuffled = [replace(module, updates=tuple(module.updates[index] for index in order)) for module in modules]
-    merged = merge_modules(load_adapter_recipe(recipe), recipe, shuffled, CPU).updates
+    merged = merge_modules(load_adapter_recipe(recipe), recipe, shuffled).updates
     return {name: found.b.double() @ found.a.double() for name, found in merged.items()}
 
 

@@ -252,11 +252,10 @@ class CheckpointSource:
             self._buffers.content = buffer
         return buffer
 
-    def _read_rows(self, tensor: MergedTensor, model: int, offset: int, size: tuple[int, int], stride: int) -> Tensor:
-        out, reader = torch.empty(size), cast("TensorReader", self.models[model])  # read_piece has looked
+    def _read_rows(self, tensor: MergedTensor, model: int, offset: int, out: Tensor, stride: int) -> None:
+        reader = cast("TensorReader", self.models[model])  # read_piece has looked
         reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
         self._zero(out)
-        return out
 
     def _zero(self, numbers: Tensor) -> None:
         if self.nan_policy == "zero":

@@ -49,7 +49,6 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
     models: Sequence[LocalCheckpoint],
     output: Path,
     on_progress: Callable[[Progress], None],
-    device: str = "cpu",
     learn: LearnOnFactors | None = None,
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged adapter into the empty folder `output`; return its manifest and a report.
@@ -64,7 +63,7 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
         stack.enter_context(parallel.one_torch_thread())
         readers = [stack.enter_context(TensorReader(model)) for model in models]
         read = [_read_module(module, readers, recipe, meter) for module in modules]
-        merged = merge_modules(code, recipe, read, torch.device(device), learn, meter)
+        merged = merge_modules(code, recipe, read, learn, meter)
     meter.enter("finishing")
     made = _output(modules, merged.updates, models)
     return finish(made, plan, code.method, recipe=recipe, output=output, merged=merged)
@@ -188,7 +187,7 @@ def _refuse_not_finite(made: AdapterOutput) -> None:
 
 def _manifest(made: AdapterOutput, entries: Sequence[FileEntry], specs: Sequence[TensorSpec], output: Path) -> Manifest:
     file = output / specs[0].file
-    blake3_of = hashing.hash_tensors(file, sorted(specs, key=lambda spec: spec.begin), lambda _: None)
+    blake3_of = hashing.hash_weights(file, specs, lambda _: None).blake3_of
     return Manifest(
         kind=CheckpointKind.ADAPTER,
         files=tuple(entries),

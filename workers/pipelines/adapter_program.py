@@ -1,7 +1,7 @@
 """What is computed of adapters that merge into an adapter: each group of modules with equal parameters by itself.
 
 A method of adapters is given a group's modules; a dense method inside (the parameter `merge`, or any method in the
-space `factors`) runs over tensors in memory by the same program as over files.
+space `factors`) runs over tensors in memory by the same program as over files, on the CPU: they are small.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,11 +41,10 @@ class MergedModules:
     learned: Learned | None = None
 
 
-def merge_modules(  # noqa: PLR0913 what is merged, how, and on what it runs
+def merge_modules(
     code: AdapterCode,
     recipe: Recipe,
     modules: Sequence[ModuleUpdates],
-    device: torch.device,
     learn: LearnOnFactors | None = None,
     meter: ProgressMeter | None = None,
 ) -> MergedModules:
@@ -60,14 +59,14 @@ def merge_modules(  # noqa: PLR0913 what is merged, how, and on what it runs
     if isinstance(code.method, MergeMethod) and recipe.adapter_space != "concat":
         watch.begin(modules, n_times=1)
         dense = RecipeCode(code.method) if code.dense is None else code.dense
-        return _merge_factors(dense, recipe, modules, device, learn, watch)
+        return _merge_factors(dense, recipe, modules, learn, watch)
     watch.begin(modules, n_times=2 if code.dense is not None and isinstance(code.method, AdapterMethod) else 1)
     groups = group_tensors(recipe, [module.name for module in modules])
     called = {module.name: module for module in modules}
     merged: dict[str, LowRank] = {}
     reports: list[Mapping[str, JsonValue]] = []
     for group in groups:
-        made = _GroupMerge(code, _recipe_of(recipe, group), [called[name] for name in group.names], device, watch)
+        made = _GroupMerge(code, _recipe_of(recipe, group), [called[name] for name in group.names], watch)
         merged |= made.merge()
         reports.append(made.found)
     return MergedModules(merged, groups, join_reports(reports))
@@ -111,7 +110,6 @@ class _GroupMerge:
     code: AdapterCode
     recipe: Recipe  # as it holds for the group
     modules: Sequence[ModuleUpdates]
-    device: torch.device
     watch: _Watch
     found: Mapping[str, JsonValue] = field(default_factory=dict)  # of the method inside, once it has merged
 
@@ -142,7 +140,7 @@ class _GroupMerge:
             raise TypeError(f"{self.recipe.method} names no method to merge with")
         recipe = _inner_recipe(self.recipe)
         tick = self.watch.share(self.modules)
-        merged, ready = merge_coordinates(self.code.dense, recipe, models, self.device, tick=tick)
+        merged, ready = merge_coordinates(self.code.dense, recipe, models, tick=tick)
         self.found = ready.report()
         return merged
 
@@ -162,11 +160,10 @@ def _inner_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def merge_coordinates(  # noqa: PLR0913 a recipe, its code, and what runs it
+def merge_coordinates(
     code: RecipeCode,
     recipe: Recipe,
     models: Sequence[Coordinates],
-    device: torch.device,
     *,
     learn: Learn | None = None,
     tick: Tick = ignore_tick,
@@ -178,7 +175,7 @@ def merge_coordinates(  # noqa: PLR0913 a recipe, its code, and what runs it
         models=[{name: tensor.float() for name, tensor in model.items()} for model in models],
         weights=[model.weight for model in recipe.models],
     )
-    ready = program.prepare(recipe, code, source, device=device, learn=learn)
+    ready = program.prepare(recipe, code, source, learn=learn)
     total = sum(prod(shape) for _, shape, _ in source.tensors)
     merged: dict[str, Tensor] = {}
     for name, shape, position in source.tensors:
@@ -195,11 +192,10 @@ def _part_of(tick: Tick, begin: float, share: float) -> Tick:
     return lambda fraction: tick(begin + share * fraction)
 
 
-def _merge_factors(  # noqa: PLR0913 a recipe, its code, and what runs it
+def _merge_factors(
     code: RecipeCode,
     recipe: Recipe,
     modules: Sequence[ModuleUpdates],
-    device: torch.device,
     learn: LearnOnFactors | None,
     watch: _Watch,
 ) -> MergedModules:
@@ -214,7 +210,7 @@ def _merge_factors(  # noqa: PLR0913 a recipe, its code, and what runs it
                 model[factors[module.name].a] = update.a
                 model[factors[module.name].b] = update.b
     on_factors = None if learn is None else learn(factors)
-    merged, ready = merge_coordinates(code, recipe, models, device, learn=on_factors, tick=watch.share(modules))
+    merged, ready = merge_coordinates(code, recipe, models, learn=on_factors, tick=watch.share(modules))
     updates_of = {name: LowRank(a=merged[of.a], b=merged[of.b] * of.scaling) for name, of in factors.items()}
     return MergedModules(updates_of, tuple(group.tensors for group in ready.groups), ready.report(), ready.learned)
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-
 from app.domain.adapters import as_dense
 from app.domain.checkpoints import (
     MERGEABLE_DTYPES,
@@ -98,7 +96,7 @@ def _look_through(work: AnalyzeWork, steps: Steps, source: PieceSource) -> Piece
     if not steps:
         return None
     keys = [model.manifest.weights_digest for model in work.models]
-    return program.look_through(steps, source, model_keys=keys, device=torch.device("cpu"))
+    return program.look_through(steps, source, model_keys=keys)
 
 
 def _heading(work: AnalyzeWork, analysis: Analysis, names: Names, parameters: Parameters) -> Mapping[str, Any]:

@@ -22,10 +22,11 @@ from workers.checkpoints.reader import TORCH_DTYPES
 from workers.checkpoints.source import CheckpointSource
 from workers.contract import RecipeCode
 from workers.pipelines import program
-from workers.pipelines.merge import count_threads, open_device, open_inputs
+from workers.pipelines.merge import count_threads, open_inputs, open_transport
 from workers.pipelines.merge_steps import Merger, Step, cut_steps, produce
 from workers.pipelines.progress import ProgressMeter
 from workers.statistics.kept import Shelf, keep_statistics
+from workers.transport import HOST
 
 DTYPES = TORCH_DTYPES | {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
@@ -62,7 +63,7 @@ def merge_in_memory(merge_set: MergeSet, recipe: Recipe, code: RecipeCode, shelf
 
     Raises: NotFinite naming the tensor; InputChanged; Invalid for an override that matches no tensor.
     """
-    device = open_device(merge_set.device)
+    transport = open_transport(merge_set.device) if code.uses_device else HOST
     keep_freed_memory()
     kept = keep_statistics(code, shelf, recipe.transforms)
     plan = merge_set.plan
@@ -78,7 +79,7 @@ def merge_in_memory(merge_set: MergeSet, recipe: Recipe, code: RecipeCode, shelf
             threads=count_threads(plan, merge_set.threads),
             nan_policy=recipe.nan_policy,
         )
-        ready = program.prepare(recipe, kept, source, device=device)
+        ready = program.prepare(recipe, kept, source, transport=transport)
         return _fill(plan.tensors, Merger(ready, inputs, source, ProgressMeter(lambda _: None, total=0)))
 
 

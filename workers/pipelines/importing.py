@@ -4,7 +4,6 @@ Headers are checked and content is hashed; values are not judged: a NaN is found
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.domain.adapters import read_parts
@@ -88,24 +87,16 @@ def _hash(
     *,
     threads: int,
 ) -> tuple[list[FileEntry], dict[str, str]]:
-    """Hash files and tensors at the same time: both read the same bytes, the second from the page cache."""
+    """Hash every file, and every tensor by itself, in one pass over the bytes."""
     paths = sorted((*found.weights, *found.companions, *found.patches))
     sizes = {path: (found.root / path).stat().st_size for path in paths}
-    meter = ProgressMeter(
-        on_progress, total=sum(sizes.values()) + sum(tensor.size_bytes for tensor in tensors), unit="bytes"
-    )
+    of_files = {path: [tensor for tensor in tensors if tensor.file == path] for path in paths}
+    meter = ProgressMeter(on_progress, total=sum(sizes.values()), unit="bytes")
     meter.enter("hashing")
-    with ThreadPoolExecutor(threads) as pool:
-        of_tensors = [
-            pool.submit(
-                hashing.hash_tensors,
-                found.root / file,
-                sorted((tensor for tensor in tensors if tensor.file == file), key=lambda tensor: tensor.begin),
-                meter.advance,
-            )
-            for file in found.weights
-        ]
-        of_files = {path: pool.submit(hashing.hash_file, found.root / path, meter.advance) for path in paths}
-        blake3_of = {name: digest for future in of_tensors for name, digest in future.result().items()}
-        entries = [FileEntry(path=path, size_bytes=sizes[path], sha256=of_files[path].result()) for path in paths]
-    return entries, blake3_of
+    hashed = hashing.hash_all(
+        [(found.root / path, own) for path, own in of_files.items()], meter.advance, threads=threads
+    )
+    entries = [
+        FileEntry(path=path, size_bytes=sizes[path], sha256=one.sha256) for path, one in zip(paths, hashed, strict=True)
+    ]
+    return entries, {name: digest for one in hashed for name, digest in one.blake3_of.items()}

@@ -68,7 +68,6 @@ def merge_adapters(  # noqa: PLR0913 a recipe, what it names, and how to run it
     models: Sequence[LocalCheckpoint],
     output: Path,
     on_progress: Callable[[Progress], None],
-    device: str = "cpu",
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the adapter into the empty folder `output`; return its manifest and a report.
 

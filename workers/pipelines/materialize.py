@@ -1,11 +1,11 @@
-"""Materialize: the dense model of one task out of a multitask checkpoint: its shared weights with the task's patch.
+"""Materialize: the dense models of tasks out of a multitask checkpoint: its shared weights with each task's patch.
 
-A tensor at a time is read, patched in place and written; equal artifacts give equal bytes.
+A tensor at a time is read, patched and written, for all tasks; equal artifacts give equal bytes.
 """
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,34 +42,37 @@ VARIANCE_SUFFIX = "running_var"
 def materialize(
     checkpoint: LocalCheckpoint, task: str, output: Path, on_progress: Callable[[Progress], None]
 ) -> Manifest:
-    """Write a task's dense model into the empty folder `output` and return its manifest.
+    """Write a task's dense model into the empty folder `output` and return its manifest; see materialize_all."""
+    return materialize_all(checkpoint, {task: output}, on_progress)[0]
 
-    Surgery modules in the patch are no part of it: whoever runs the model runs them too, or has refused them before.
+
+def materialize_all(
+    checkpoint: LocalCheckpoint, folders: Mapping[str, Path], on_progress: Callable[[Progress], None]
+) -> tuple[Manifest, ...]:
+    """Write the dense model of each task into its empty folder; return their manifests in the same order.
+
+    What the tasks share is read once. Surgery modules in a patch are no part of it: whoever runs the model runs them
+    too, or has refused them before.
     Raises: JobError for a task that the checkpoint has no patch for; InputChanged for files that are not those of one
         artifact; NotFinite naming the tensor; OutOfDisk. On any error the weight files that were begun are removed.
     """
     manifest = checkpoint.manifest
-    patch = find_patch(manifest, task)
+    chosen = [find_patch(manifest, task) for task in folders]
     plan = plan_copy(manifest)
-    _check_room(plan, output)
-    meter = ProgressMeter(on_progress, total=sum(tensor.size_bytes for tensor in manifest.tensors))
-    meter.enter(f"applying the patch of {task}")
+    _check_room(plan, [*folders.values()])
+    n_bytes = sum(tensor.size_bytes for tensor in manifest.tensors)
+    meter = ProgressMeter(on_progress, total=len(folders) * n_bytes)
+    meter.enter(f"applying the patch{'es' if len(folders) > 1 else ''} of {', '.join(folders)}")
     with TensorReader(checkpoint) as reader, one_torch_thread():
-        patched = _Patched(checkpoint, patch, reader)
-        entries, blake3_of = _write_weights(plan, patched, output, meter)
-    entries += copy_companions(checkpoint, output, dtype=None)
-    entries += write_index(plan, output)
-    entries += _write_documents(manifest, patch, output)
-    tensors = tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name))
-    return Manifest(
-        kind=CheckpointKind.DENSE,
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        tensors=tensors,
-        weights_digest=digest_weights(tensors, blake3_of),
-        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], blake3_of),
-        architecture=manifest.architecture,
-        model_type=manifest.model_type,
-        vocab_size=manifest.vocab_size,
+        origin = _Origin(checkpoint)
+        models = [
+            _TaskModel(checkpoint, patch, origin, WeightsWriter(plan, folder))
+            for patch, folder in zip(chosen, folders.values(), strict=True)
+        ]
+        written = _write_weights(plan, models, reader, meter)
+    return tuple(
+        _complete(checkpoint, plan, patch, folder, weights)
+        for patch, folder, weights in zip(chosen, folders.values(), written, strict=True)
     )
 
 
@@ -82,30 +85,44 @@ def find_patch(manifest: Manifest, task: str) -> TaskPatch:
     return found
 
 
-class _Patched:
-    """A task's tensors, made from the shared ones when asked for."""
+class _Origin:
+    """The base's tensors that masks lie over, each read once for all tasks."""
 
-    def __init__(self, checkpoint: LocalCheckpoint, patch: TaskPatch, reader: TensorReader) -> None:
+    def __init__(self, checkpoint: LocalCheckpoint) -> None:
+        file = checkpoint.manifest.patch_base
+        self._reader = None if file is None else PatchReader(checkpoint, file)
+        self._last: tuple[str, torch.Tensor] | None = None
+        if self._reader is not None:
+            _check_belongs(self._reader, checkpoint)
+
+    def read(self, name: str) -> torch.Tensor | None:
+        """Return a tensor, or None where no file has the base."""
+        if self._reader is None:
+            return None
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._reader.parts(name)[patches.VALUES]
+        return self._last[1]
+
+
+class _TaskModel:
+    """A task's model, made of one shared tensor after the other."""
+
+    def __init__(self, checkpoint: LocalCheckpoint, patch: TaskPatch, origin: _Origin, writer: WeightsWriter) -> None:
+        self.writer = writer
         self._task = patch.task
-        self._reader = reader
-        self._stored = {tensor.name: tensor for tensor in checkpoint.manifest.tensors}
+        self._origin = origin
         self._patch = PatchReader(checkpoint, patch.file)
-        base_file = checkpoint.manifest.patch_base
-        self._base = PatchReader(checkpoint, base_file) if base_file is not None else None
-        for source in (self._patch, *((self._base,) if self._base is not None else ())):
-            _check_belongs(source, checkpoint)
+        _check_belongs(self._patch, checkpoint)
 
-    def read(self, target: PlannedTensor) -> torch.Tensor:
-        """Return a tensor of the task's model, in its stored dtype."""
-        tensor = _read_whole(self._reader, self._stored[target.name])
+    def write(self, target: PlannedTensor, tensor: torch.Tensor) -> None:
+        """Turn a shared tensor, in its stored dtype, into the task's, in place, and write it."""
         parts = self._patch.parts(target.name)
-        base = None
-        if patches.MASK in parts and self._base is not None:
-            base = self._base.parts(target.name)[patches.VALUES]
-        patches.apply(tensor, parts, base)
+        patches.apply(tensor, parts, self._origin.read(target.name) if patches.MASK in parts else None)
         if patches.is_arithmetic(parts):
             self._check(tensor, target)
-        return tensor
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self.writer.place(target, 0, content)
+        self.writer.digest(target, content)
 
     def _check(self, tensor: torch.Tensor, target: PlannedTensor) -> None:
         if target.name.endswith(VARIANCE_SUFFIX):
@@ -133,19 +150,47 @@ def _read_whole(reader: TensorReader, spec: TensorSpec) -> torch.Tensor:
 
 
 def _write_weights(
-    plan: WeightsPlan, patched: _Patched, output: Path, meter: ProgressMeter
-) -> tuple[list[FileEntry], dict[str, str]]:
-    writer = WeightsWriter(plan, output)
+    plan: WeightsPlan, models: Sequence[_TaskModel], reader: TensorReader, meter: ProgressMeter
+) -> list[tuple[list[FileEntry], dict[str, str]]]:
+    stored = {tensor.name: tensor for tensor in reader.checkpoint.manifest.tensors}
     try:
         for target in plan.tensors:
-            content = patched.read(target).reshape(-1).view(torch.uint8).numpy().data
-            writer.place(target, 0, content)
-            writer.digest(target, content)
-            meter.advance(target.end - target.begin)
-        return writer.finish()
+            shared = _read_whole(reader, stored[target.name])
+            for model in models:
+                model.write(target, shared if model is models[-1] else shared.clone())
+                meter.advance(target.end - target.begin)
+        return [model.writer.finish() for model in models]
     except BaseException:
-        writer.abandon()
+        for model in models:
+            model.writer.abandon()
         raise
+
+
+def _complete(
+    checkpoint: LocalCheckpoint,
+    plan: WeightsPlan,
+    patch: TaskPatch,
+    output: Path,
+    weights: tuple[list[FileEntry], dict[str, str]],
+) -> Manifest:
+    """Write what lies beside a task's weights; return the manifest of all."""
+    manifest, (entries, blake3_of) = checkpoint.manifest, weights
+    beside = [
+        *copy_companions(checkpoint, output, dtype=None),
+        *write_index(plan, output),
+        *_write_documents(manifest, patch, output),
+    ]
+    tensors = tuple(sorted((tensor.spec for tensor in plan.tensors), key=lambda tensor: tensor.name))
+    return Manifest(
+        kind=CheckpointKind.DENSE,
+        files=tuple(sorted((*entries, *beside), key=lambda entry: entry.path)),
+        tensors=tensors,
+        weights_digest=digest_weights(tensors, blake3_of),
+        tied=config.find_tied(config.read_config(output), [tensor.name for tensor in tensors], blake3_of),
+        architecture=manifest.architecture,
+        model_type=manifest.model_type,
+        vocab_size=manifest.vocab_size,
+    )
 
 
 def _write_documents(manifest: Manifest, patch: TaskPatch, output: Path) -> list[FileEntry]:
@@ -185,8 +230,9 @@ Made by Amalgam out of a multitask artifact: the model that its tasks share, wit
 """
 
 
-def _check_room(plan: WeightsPlan, output: Path) -> None:
-    needed = sum(file.size_bytes for file in plan.files)
-    free = shutil.disk_usage(output).free
+def _check_room(plan: WeightsPlan, folders: Sequence[Path]) -> None:
+    needed = len(folders) * sum(file.size_bytes for file in plan.files)
+    free = shutil.disk_usage(folders[0]).free
     if free < needed:
-        raise OutOfDisk(f"The model needs {needed} bytes of disk and {free} are free; free some, and retry the job.")
+        what = "model needs" if len(folders) == 1 else f"{len(folders)} models need"
+        raise OutOfDisk(f"The {what} {needed} bytes of disk and {free} are free; free some, and retry the job.")

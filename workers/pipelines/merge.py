@@ -28,6 +28,7 @@ from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.sums_file import SumsReader
 from workers.contract import RecipeCode, StatisticRequest
+from workers.cuda import CudaCopies
 from workers.learning_contract import Learn
 from workers.pipelines import program
 from workers.pipelines.additions import open_onto
@@ -38,6 +39,7 @@ from workers.pipelines.merge_steps import Inputs, Merger
 from workers.pipelines.patching import label_tasks
 from workers.pipelines.program import MergeProgram
 from workers.pipelines.progress import ProgressMeter
+from workers.transport import HOST, Staged, Transport
 
 
 def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -58,9 +60,9 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
 ) -> tuple[Manifest, dict[str, JsonValue]]:
     """Write the merged checkpoint into the empty folder `output`; return its manifest and a report.
 
-    models: in the recipe's order; onto: the result that they are added to. threads, chunk_elements: None lets the
-        engine choose; no result depends on them. learn: runs the method's learner; None: nothing is learned.
-        on_written: as WeightsWriter's.
+    models: in the recipe's order; onto: the result that they are added to. device: as program.prepare says. threads,
+        chunk_elements: None lets the engine choose; no result depends on them. learn: runs the method's learner; None:
+        nothing is learned. on_written: as WeightsWriter's.
     Raises: OutOfDisk before or while writing; NotFinite naming the tensor; InputChanged; JobError for a device that is
         not there. On any error the weight files that were begun are removed.
     """
@@ -85,7 +87,7 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
                 recipe,
                 code,
                 opened.source,
-                device=opened.device,
+                transport=opened.transport,
                 on_request=told.begin,
                 learn=learn,
                 update_ranks=known_ranks(
@@ -116,7 +118,7 @@ class OpenMerge:
     inputs: Inputs
     source: CheckpointSource
     meter: ProgressMeter
-    device: torch.device
+    transport: Transport
 
 
 def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
@@ -134,7 +136,7 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
     chunk_elements: int | None = None,
 ) -> OpenMerge:
     """Open what a merge reads; the stack closes it. Raises: as merge_checkpoints."""
-    on_device = open_device(device)
+    transport = open_transport(device) if code.uses_device else HOST
     keep_freed_memory()
     stack.enter_context(parallel.one_torch_thread())
     inputs = open_inputs(stack, plan, code, base=base, models=models)
@@ -152,7 +154,7 @@ def open_merge(  # noqa: PLR0913 a recipe, what it names, and how to run it
         nan_policy=recipe.nan_policy,
         on_bytes=meter.advance,
     )
-    return OpenMerge(inputs, source, meter, on_device)
+    return OpenMerge(inputs, source, meter, transport)
 
 
 class Told:
@@ -190,15 +192,16 @@ def check_room(n_bytes: int, output: Path) -> None:
         )
 
 
-def open_device(device: str) -> torch.device:
-    """Return the device once something could be put there."""
+def open_transport(device: str) -> Transport:
+    """Return the way to a device, once something could be put there."""
     try:
-        return torch.empty(1, device=device).device
+        opened = torch.empty(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise JobError(
             f"The device {device!r} cannot be used ({str(error).partition(chr(10))[0]}), expected one that torch has "
             "here; set AMALGAM_DEVICE to auto or cpu, and retry the job."
         ) from error
+    return Staged(CudaCopies(opened)) if opened.type == "cuda" else HOST
 
 
 def open_inputs(

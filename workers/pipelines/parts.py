@@ -74,7 +74,7 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
                 merge.recipe,
                 code,
                 replayed,
-                device=opened.device,
+                transport=opened.transport,
                 on_request=told.begin,
                 own=PartOfSource(opened.source, sources_of(own.tensors), opened.source.weights),
             )

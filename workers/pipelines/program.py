@@ -36,6 +36,7 @@ from workers.contract import (
     Tick,
     Transform,
     ignore_tick,
+    works_on_matrices,
 )
 from workers.granularity import piece_shape
 from workers.learning_contract import Learn, Learned
@@ -43,8 +44,9 @@ from workers.numerics import fused
 from workers.patches import Measured, Patch
 from workers.pipelines.group_reports import join_reports
 from workers.statistics.views import ChangedSource, PartOfSource, TensorSource
-from workers.stored import Models, hold
+from workers.stored import Models, hold, send
 from workers.sums import Sums
+from workers.transport import HOST, Transport
 
 OnRequest = Callable[[StatisticRequest], None]
 
@@ -56,7 +58,7 @@ class BoundMethod:
     method: MergeMethod
     parameters: Parameters
     context: MergeContext  # of no tensor yet
-    device: torch.device
+    transport: Transport = HOST
     is_local: bool = False  # collects its statistics anew, over the tensors at hand
 
     @property
@@ -68,7 +70,7 @@ class BoundMethod:
         """Return the merge of a piece, in the shape of one model's piece; see contract.NestedMerge."""
         shape = tuple(finetuned.shape[1:])
         if self.is_local:
-            return self._merge_locally(base, hold(finetuned), context.tensor).view(shape).to(finetuned.device)
+            return self._merge_locally(base, hold(finetuned), context.tensor).view(shape)
         seen = piece_shape(self.granularity, context.shape, prod(shape))
         own = replace(context, statistics=self.context.statistics, nested=self.context.nested)
         merged: Tensor = self.method.merge(
@@ -81,15 +83,15 @@ class BoundMethod:
 
     def of_piece(self, piece: Piece, tick: Tick = ignore_tick) -> Tensor:
         """Return the merge of a piece, [m] float32 on the CPU."""
-        base = None if piece.base is None else piece.base.to(self.device)
+        base = None if piece.base is None else self.transport.send(piece.base)
         context = replace(_placed(self.context, piece), tick=tick)
-        result = self(base, _given(piece, self.granularity).to(self.device), context)
+        result = self(base, send(_given(piece, self.granularity), self.transport), context)
         if result.shape != (piece.n_elements,) or result.dtype != torch.float32:
             raise JobInternal(
                 f"{self.method.card.name} returned {result.dtype} {list(result.shape)} for tensor {piece.tensor!r}, "
                 f"expected torch.float32 {[piece.n_elements]}; report this fault."
             )
-        return result.cpu()
+        return self.transport.fetch(result)
 
     def patches_of(self, piece: Piece, tick: Tick = ignore_tick) -> Sequence[Patch]:
         """Return what turns a piece that was merged into each model's task, by a method with patches."""
@@ -97,9 +99,9 @@ class BoundMethod:
             raise JobInternal(f"{self.method.card.name} has no patch of tensor {piece.tensor!r}; report this fault.")
         seen = piece_shape(self.granularity, piece.shape, piece.n_elements)
         return self.method.patch(
-            piece.base.to(self.device).view(seen),
-            _given(piece, self.granularity).to(self.device).reshape(len(piece.models), *seen),
-            piece.merged.to(self.device).view(seen),
+            self.transport.send(piece.base).view(seen),
+            send(_given(piece, self.granularity), self.transport).reshape(len(piece.models), *seen),
+            self.transport.send(piece.merged).view(seen),
             self.parameters,
             replace(_placed(self.context, piece), tick=tick),
         )
@@ -109,17 +111,18 @@ class BoundMethod:
         if self.method.sums is None or piece.base is None:
             return None
         seen = piece_shape(self.granularity, piece.shape, piece.n_elements)
-        earlier = None if onto is None else onto.on(self.device).view(seen)
+        earlier = None if onto is None else onto.view(seen)
         found: Sums | None = self.method.sums(
-            piece.base.to(self.device).view(seen),
-            _given(piece, self.granularity).to(self.device).reshape(len(piece.models), *seen),
+            piece.base.view(seen),
+            _given(piece, self.granularity).reshape(len(piece.models), *seen),
             self.parameters,
             _placed(self.context, piece),
             earlier,
         )
-        return None if found is None else found.on(torch.device("cpu")).view((-1,))
+        return None if found is None else found.view((-1,))
 
     def _merge_locally(self, base: Tensor | None, finetuned: Tensor, name: str) -> Tensor:
+        base, finetuned = None if base is None else self.transport.fetch(base), self.transport.fetch(finetuned)
         source = TensorSource(
             base=None if base is None else {name: base},
             models=[{name: tensor} for tensor in finetuned],
@@ -128,7 +131,7 @@ class BoundMethod:
         )
         statistics = _collect(self.method.collect(self.parameters), source, self.context)
         bound = replace(self, context=replace(self.context, statistics=statistics), is_local=False)
-        return bound.of_piece(source.read(name, 0, finetuned[0].numel()))
+        return self.transport.send(bound.of_piece(source.read(name, 0, finetuned[0].numel())))
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,21 @@ class BoundStep:
     step: Transform | PostStep
     parameters: Parameters
     context: MergeContext  # of no tensor yet
-    device: torch.device
+    transport: Transport = HOST
 
     def change(self, piece: Piece) -> Piece:
         """Return the piece with other models (transform) or another result (post-step)."""
         granularity = self.step.card.granularity
         shape = piece_shape(granularity, piece.shape, piece.n_elements)
-        base = None if piece.base is None else piece.base.to(self.device).view(shape)
-        finetuned = _given(piece, granularity).to(self.device).reshape(len(piece.models), *shape)
+        base = None if piece.base is None else self.transport.send(piece.base).view(shape)
+        finetuned = send(_given(piece, granularity), self.transport).reshape(len(piece.models), *shape)
         context = _placed(self.context, piece)
         if piece.merged is None:
             changed = self.step.apply(base, finetuned, self.parameters, context)
-            return replace(piece, models=changed.reshape(piece.models.shape).cpu())
-        merged = piece.merged.to(self.device).view(shape)
+            return replace(piece, models=self.transport.fetch(changed).reshape(piece.models.shape))
+        merged = self.transport.send(piece.merged).view(shape)
         changed = self.step.apply(base, finetuned, merged, self.parameters, context)
-        return replace(piece, merged=changed.reshape(-1).cpu())
+        return replace(piece, merged=self.transport.fetch(changed).reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class MergeProgram:
             return None
         group = self.group_of(tensor)
         bound = group.bound
-        if bound.device.type != "cpu":
+        if bound.transport is not HOST:
             return None
         context = replace(bound.context, tensor=tensor, shape=shape, offset=0, position=group.positions[tensor])
         return bound.method.fused(bound.parameters, context)
@@ -266,7 +269,7 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     code: RecipeCode,
     source: PieceSource,
     *,
-    device: torch.device,
+    transport: Transport = HOST,
     on_request: OnRequest = lambda _: None,
     learn: Learn | None = None,
     own: PieceSource | None = None,
@@ -274,6 +277,8 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
 
+    transport: of the code that works on whole matrices; all other code runs on the CPU, by kernels where it has some,
+    so that its bytes are the same wherever a job runs.
     learn: runs the method's learner, where the recipe names data to learn from. own: those tensors of the source that
     are going to be merged, if not all are: the method's local statistics are collected of them alone. update_ranks: of
     models that are adapters, as app/domain/adapters.py finds them.
@@ -282,13 +287,13 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     """
     blank = replace(_blank_context(recipe), update_ranks=update_ranks or {})
     asked = [pinned.parameters for pinned in recipe.transforms]
-    transforms = _bind_transforms(list(zip(code.transforms, asked, strict=True)), source, blank, device, on_request)
+    transforms = _bind_transforms(list(zip(code.transforms, asked, strict=True)), source, blank, transport, on_request)
     seen = _through(source, transforms)
     names = [name for name, _, _ in source.tensors]
     is_alone = not recipe.post_steps and not code.nested  # nothing else needs what the method finds, of other tensors
     merged = _through(own, transforms) if own is not None and is_alone else seen
     groups = tuple(
-        _bind_group(blank, code, group, (seen, merged), device, on_request) for group in group_tensors(recipe, names)
+        _bind_group(blank, code, group, (seen, merged), transport, on_request) for group in group_tensors(recipe, names)
     )
     if learn is not None:
         groups = tuple(_learn(group, seen, learn) for group in groups)
@@ -296,7 +301,7 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     program = MergeProgram(groups, transforms, (), granularity)
     for post_step, pinned in zip(code.post_steps, recipe.post_steps, strict=True):
         so_far = ChangedSource(seen, program.complete, granularity)
-        bound = _bind_step(post_step, pinned.parameters, blank, device, so_far, on_request)
+        bound = _bind_step(post_step, pinned.parameters, blank, transport, so_far, on_request)
         program = replace(program, post_steps=(*program.post_steps, bound))
     return program
 
@@ -306,11 +311,10 @@ def look_through(
     source: PieceSource,
     *,
     model_keys: Sequence[str],
-    device: torch.device,
 ) -> PieceSource:
     """Return a source of models as transforms leave them, which a method would see; their statistics are collected."""
     blank = MergeContext("", (), 0, 0, weights=tuple(source.weights), model_keys=tuple(model_keys))
-    return _through(source, _bind_transforms(steps, source, blank, device, lambda _: None))
+    return _through(source, _bind_transforms(steps, source, blank, HOST, lambda _: None))
 
 
 def _placed(context: MergeContext, piece: Piece) -> MergeContext:
@@ -330,9 +334,11 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
     code: RecipeCode,
     group: TensorGroup,
     sources: tuple[PieceSource, PieceSource],  # of all tensors, and of those that are going to be merged
-    device: torch.device,
+    transport: Transport,
     on_request: OnRequest,
 ) -> ProgramGroup:
+    nested_cards = (one.card for one in code.nested.values())
+    transport = transport if works_on_matrices(code.method.card, *nested_cards) else HOST
     part, merged = (PartOfSource(source, frozenset(group.names), group.weights) for source in sources)
     blank = replace(blank, weights=group.weights)
     validate = code.method.parameters.model_validate
@@ -343,7 +349,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
         own = method.parameters.model_validate(getattr(parameters, name).parameters)
         requests = () if is_local else method.collect(own)
         statistics = _collect(requests, part, blank, on_request)
-        nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), device, is_local=is_local)
+        nested[name] = BoundMethod(method, own, replace(blank, statistics=statistics), transport, is_local=is_local)
     seen = {name: nested[name] for name, scope in code.method.card.nested.items() if scope == "merge_set"}
     asked = code.method.collect(parameters, seen) if seen else code.method.collect(parameters)
     statistics = {
@@ -352,7 +358,7 @@ def _bind_group(  # noqa: PLR0913 a group, what it is bound to, and what it runs
         for name, value in _collect((request,), merged if _is_local(request) else part, blank, on_request).items()
     }
     context = replace(blank, statistics=statistics, nested=nested)
-    return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, device))
+    return ProgramGroup(group, part.positions, BoundMethod(code.method, parameters, context, transport))
 
 
 def _learn(group: ProgramGroup, source: PieceSource, learn: Learn) -> ProgramGroup:
@@ -367,13 +373,13 @@ def _bind_transforms(
     steps: Sequence[tuple[Transform, Mapping[str, Any]]],
     source: PieceSource,
     blank: MergeContext,
-    device: torch.device,
+    transport: Transport,
     on_request: OnRequest,
 ) -> tuple[BoundStep, ...]:
     """Bind transforms, the statistics of each over what the ones before it leave."""
     bound: tuple[BoundStep, ...] = ()
     for step, values in steps:
-        bound = (*bound, _bind_step(step, values, blank, device, _through(source, bound), on_request))
+        bound = (*bound, _bind_step(step, values, blank, transport, _through(source, bound), on_request))
     return bound
 
 
@@ -381,13 +387,14 @@ def _bind_step(  # noqa: PLR0913 a step, what it is bound to, and what it runs o
     step: Transform | PostStep,
     values: Mapping[str, Any],  # JSON values by name
     blank: MergeContext,
-    device: torch.device,
+    transport: Transport,
     source: PieceSource,
     on_request: OnRequest,
 ) -> BoundStep:
     parameters = step.parameters.model_validate(values)
     statistics = _collect(step.collect(parameters), source, blank, on_request)
-    return BoundStep(step, parameters, replace(blank, statistics=statistics), device)
+    own = transport if works_on_matrices(step.card) else HOST
+    return BoundStep(step, parameters, replace(blank, statistics=statistics), own)
 
 
 def _collect(

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 @router.post(
     "/{artifact_id}/materializations",
     operation_id="create_materialization",
-    summary="Write the model of one task",
+    summary="Write the models of tasks",
     status_code=202,
     responses=problems(NotFound, ArtifactGone, ModulesNotFoldable, OutOfDisk),
 )
@@ -29,7 +29,7 @@ def create_materialization(
     actor: ActorDep,
     idempotency: IdempotencyDep,
 ) -> JobView:
-    """Accept, as a job, to write the dense model of one task of a multitask artifact; it becomes a checkpoint."""
+    """Accept, as a job, to write the dense models of tasks of a multitask artifact; each becomes a checkpoint."""
     job = materializations.submit(wiring, actor, artifact_id, body, idempotency)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job

@@ -6,13 +6,14 @@ from app.domain.requests import MaterializationRequest
 
 
 class MaterializationBody(MaterializationRequest):
-    """Write the dense model of one task; the result is a checkpoint."""
+    """Write the dense models of tasks; each is a checkpoint."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"task": "tickets", "output": {"name": "tickets-from-helpdesk", "tags": {"team": "support"}}},
                 {"task": "reviews"},
+                {"tasks": ["tickets", "reviews"], "output": {"name": "from-helpdesk"}},
             ]
         }
     )

@@ -1,6 +1,7 @@
 """Multitask artifacts over HTTP: merged, downloaded, materialized, evaluated, deleted."""
 
 import io
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,54 @@ def test_a_materialized_model_has_its_artifact_in_its_lineage(house: House, merg
     assert {"source": merged["result"]["checkpoint"], "target": checkpoint, "role": "model", "job": job["id"]} in edges
     assert house.read(f"/v1/checkpoints/{checkpoint}")["name"] == "merged-model1"
     assert house.read("/v1/jobs?kind=materialize&task=model1")["items"][0]["id"] == job["id"]
+
+
+def test_several_tasks_are_materialized_by_one_job(house: House, merged: Document) -> None:
+    path = f"/v1/artifacts/{artifact_of(merged)}/materializations"
+
+    job = house.finish(path, {"tasks": ["model1", "model0"], "output": {"name": "of", "tags": {"a": "b"}}})
+
+    assert job["spec"]["tasks"] == [{"task": "model1", "name": "of-model1"}, {"task": "model0", "name": "of-model0"}]
+    assert job["result"]["checkpoint"] is None
+    made = job["result"]["data"]["checkpoints"]
+    assert list(made) == ["model1", "model0"]
+    for place, task in enumerate(made):
+        checkpoint = house.read(f"/v1/checkpoints/of-{task}@1")
+        original = house.read(f"/v1/checkpoints/model-{task[-1]}")
+        assert checkpoint["weights_digest"] == original["weights_digest"]
+        assert (checkpoint["id"], checkpoint["artifact"]) == (made[task], job["result"]["artifacts"][place])
+        assert checkpoint["tags"] == {"a": "b"}
+        edges = house.read(f"/v1/checkpoints/{made[task]}/lineage")["edges"]
+        assert {
+            "source": merged["result"]["checkpoint"],
+            "target": made[task],
+            "role": "model",
+            "job": job["id"],
+        } in edges
+        assert house.read(f"/v1/jobs?kind=materialize&task={task}")["items"][0]["id"] == job["id"]
+        response = house.get(f"/v1/artifacts/{checkpoint['artifact']}/files/model.safetensors")
+        assert response.status_code == 200
+
+
+def test_models_of_several_tasks_are_named_after_the_artifact_by_default(house: House, merged: Document) -> None:
+    house.finish(f"/v1/artifacts/{artifact_of(merged)}/materializations", {"tasks": ["model0", "model1"]})
+    assert house.read("/v1/checkpoints/merged-model0@1")["kind"] == "dense"
+    assert house.read("/v1/checkpoints/merged-model1@1")["kind"] == "dense"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "either task or tasks must name what is written; found neither"),
+        ({"task": "model0", "tasks": ["model1"]}, "either task or tasks must name what is written; found both"),
+        ({"tasks": []}, "found neither"),
+        ({"tasks": ["model0", "model0"]}, "tasks must differ; found twice: 'model0'"),
+        ({"tasks": ["model0", "model7"]}, "/tasks/1: .* has no patch for task 'model7'; it has: model0, model1"),
+    ],
+)
+def test_what_is_materialized_is_named_once(house: House, merged: Document, body: Document, said: str) -> None:
+    problem = refused(house, f"/v1/artifacts/{artifact_of(merged)}/materializations", body, 422, "validation_failed")
+    assert re.search(said, problem["detail"] + str(problem["errors"]))
 
 
 def test_a_materialized_model_can_be_merged(house: House, merged: Document) -> None:

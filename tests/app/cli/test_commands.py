@@ -350,6 +350,10 @@ def test_a_task_is_added_to_a_multitask_artifact_and_materialized(registered: Se
     assert again["id"] == made["result"]["checkpoint"]
     assert again["weights_digest"] == answered(registered, "checkpoints", "show", "expert")["weights_digest"]
     assert answered(registered, "checkpoints", "show", "tasks@2")["kind"] == "multitask"
+    both = answered(registered, "materialize", artifact, "expert", "base", "--name", "of", "--wait")
+    of_expert = answered(registered, "checkpoints", "show", "of-expert")
+    assert of_expert["id"] == both["result"]["data"]["checkpoints"]["expert"]
+    assert of_expert["weights_digest"] == again["weights_digest"]
 
 
 def test_materializing_refuses_what_has_no_patches(registered: Serve) -> None:

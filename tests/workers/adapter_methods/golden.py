@@ -33,7 +33,7 @@ def merge_adapter_example(example: Mapping[str, Any]) -> list[list[float]]:
         return _extract(code.method, parameters, example["adapters"][0]["change"])
     updates = tuple(_read(one) for one in example["adapters"])
     module = ModuleUpdates("w", "linear", len(updates[0].b), updates[0].a.shape[1], updates)
-    result = merge_modules(code, recipe, [module], torch.device("cpu")).updates["w"]
+    result = merge_modules(code, recipe, [module]).updates["w"]
     return _round(result.b.double() @ result.a.double())
 
 

@@ -14,7 +14,7 @@ from app.domain.checkpoints import digest_weights
 from app.domain.errors import OutOfDisk
 from app.domain.plans import MergePlan, make_plan
 from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
-from workers.checkpoints.hashing import hash_file, hash_tensors
+from workers.checkpoints.hashing import hash_file, hash_weights
 from workers.checkpoints.writeback import start_writeback
 from workers.checkpoints.writer import WeightsWriter
 
@@ -46,7 +46,7 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
         assert (entry.size_bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
         assert entry.sha256 == hash_file(tmp_path / entry.path, lambda _: None)
         tensors = [tensor.spec for tensor in plan.tensors if tensor.file == entry.path]
-        hashed = hash_tensors(tmp_path / entry.path, tensors, lambda _: None)
+        hashed = hash_weights(tmp_path / entry.path, tensors, lambda _: None).blake3_of
         assert hashed == {tensor.name: blake3_of[tensor.name] for tensor in tensors}
     arrays = {name: array for entry in entries for name, array in load_file(tmp_path / entry.path).items()}
     assert {name: array.shape for name, array in arrays.items()} == {"a": (100,), "empty": (0,), "s": (), "z": (3, 4)}

@@ -226,7 +226,7 @@ def test_experts_of_two_tasks_merge_as_a_family(tmp_path: Path) -> None:
     code = load_adapter_recipe(recipe)
     (tmp_path / "merged").mkdir()
     merge_adapters(plan, code, recipe=recipe, base=base, models=experts, output=tmp_path / "merged",
-                   on_progress=tiny_bert.ignore, device="cpu")  # fmt: skip
+                   on_progress=tiny_bert.ignore)  # fmt: skip
     name = "base_model.model.encoder.layer.0.output.dense.lora_B.weight"
     learned = [load_file(expert.path / LINEARIZED_FILE)[name] for expert in experts]
     merged = load_file(tmp_path / "merged/adapter_model.safetensors")[name]

@@ -301,8 +301,9 @@ def test_a_config_that_changed_since_the_import_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_named(device: str, tmp_path: Path) -> None:
+    of_matrices = method_of(ADD_ALL.merge, granularity="matrix")
     with pytest.raises(JobError, match=f"The device '{device}' cannot be used .* set AMALGAM_DEVICE to auto or cpu"):
-        MergeOf().plan(*write(tmp_path, draw(0), draw(1))).run(tmp_path / "out", device=device)
+        MergeOf(of_matrices).plan(*write(tmp_path, draw(0), draw(1))).run(tmp_path / "out", device=device)
 
 
 def test_the_base_may_be_a_bare_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from app.domain.checkpoints import LocalCheckpoint, Manifest
+from app.domain.checkpoints import LocalCheckpoint, Manifest, TensorSpec
 from app.domain.errors import IncompatibleCheckpoints, InputChanged, JobError, NotFinite, OutOfDisk
 from app.domain.jobs import Progress
 from app.domain.plans import known_ranks
@@ -24,8 +24,9 @@ from tests.workers.pipelines.merging import MergeOf, PlannedMerge
 from tests.workers.pipelines.test_merge_faults import largest_file
 from workers.catalog import load_method
 from workers.checkpoints.patch_files import PatchWriter, WrittenPatch
+from workers.checkpoints.reader import TensorReader
 from workers.pipelines.importing import import_checkpoint
-from workers.pipelines.materialize import materialize
+from workers.pipelines.materialize import materialize, materialize_all
 
 Tensors = dict[str, Tensor]
 
@@ -153,6 +154,47 @@ def test_progress_counts_the_bytes_of_the_model(tmp_path: Path, monkeypatch: pyt
     materialize(artifact, "task-0", tmp_path / "task", reports.append)
     assert reports[-1].done == reports[-1].total == 4 * (63 + 256)
     assert {report.stage for report in reports} == {"applying the patch of task-0"}
+
+
+@pytest.mark.parametrize("method", ["emr", "post_pruning", "bitdelta", "tsv_c"])
+def test_models_of_several_tasks_are_those_of_each_alone_and_the_shared_weights_are_read_once(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = run(plan(method, write(tmp_path, draw(0), draw(1), draw(2), draw(3))), tmp_path / "out")
+    alone = {task: task_of(artifact, task, tmp_path / f"alone-{task}") for task in ("task-2", "task-0", "task-1")}
+    folders = {task: tmp_path / f"together-{task}" for task in alone}
+    read: list[str] = []
+    read_bytes = TensorReader.read_bytes
+
+    def watch(reader: TensorReader, tensor: TensorSpec, offset: int, out: memoryview) -> None:
+        read.append(tensor.name)
+        read_bytes(reader, tensor, offset, out)
+
+    monkeypatch.setattr(TensorReader, "read_bytes", watch)
+    for folder in folders.values():
+        folder.mkdir()
+    reports: list[Progress] = []
+    assert materialize_all(artifact, folders, reports.append) == tuple(alone.values())
+    assert sorted(read) == sorted(tensor.name for tensor in artifact.manifest.tensors)
+    assert {report.stage for report in reports} == {"applying the patches of task-2, task-0, task-1"}
+    for task, folder in folders.items():
+        for path in folder.iterdir():
+            assert path.read_bytes() == (tmp_path / f"alone-{task}" / path.name).read_bytes()
+
+
+def test_where_one_of_several_models_fails_nothing_is_left(tmp_path: Path) -> None:
+    base = {"a": torch.ones(2, 2), "w": torch.full((2, 2), 60_000.0)}
+    good = {"a": base["a"], "w": base["w"] - 1.0}
+    bad = {"a": base["a"], "w": base["w"] + torch.tensor([[5_000.0, 5_000.0], [5_000.0, -60_000.0]])}
+    checkpoints = write(tmp_path, base, good, bad)
+    manifest = FileMerge("bitdelta", output_dtype="float16")(checkpoints[0], checkpoints[1:], tmp_path / "out")
+    artifact = LocalCheckpoint(id="artifact", path=tmp_path / "out", manifest=manifest)
+    folders = {task: tmp_path / task for task in ("model-0", "model-1")}
+    for folder in folders.values():
+        folder.mkdir()
+    with pytest.raises(NotFinite, match="Tensor 'w' of task 'model-1' holds a number that is not finite"):
+        materialize_all(artifact, folders, ignore)
+    assert [list(folder.iterdir()) for folder in folders.values()] == [[], []]
 
 
 def test_an_unknown_task_and_files_of_two_artifacts_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from workers.pipelines.program import MergeProgram, prepare
 from workers.statistics.magnitudes import MagnitudeBoundaries
 from workers.statistics.views import AgainstNested, ChangedSource
 
-CPU = torch.device("cpu")
 BASE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 MODELS = [
     {"a": torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]), "b": torch.tensor([0.5, 0.25, -0.75, 7.0])},
@@ -195,7 +194,7 @@ def _program(method: str, source: MemorySource, **changes: Any) -> MergeProgram:
         shard_bytes=1 << 30,
         **{"parameters": _effective(method), **changes},
     )
-    return prepare(recipe, load_recipe(recipe), source, device=CPU)
+    return prepare(recipe, load_recipe(recipe), source)
 
 
 def _run(program: MergeProgram, source: MemorySource) -> dict[str, Tensor]:
