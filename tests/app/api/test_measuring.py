@@ -111,6 +111,22 @@ def test_a_faulty_task_is_refused_with_the_place(house: House, changes: Document
     assert problem["errors"][0]["pointer"].removesuffix("/[key]") == pointer
 
 
+@pytest.mark.parametrize("other", ["train", "validation"])
+def test_a_test_split_that_is_another_split_too_is_refused(house: House, other: str) -> None:
+    body = house.task_body()
+    copy = house.data / "copy.jsonl"
+    copy.write_bytes((house.data / "task-kind" / "test.jsonl").read_bytes())
+    dataset = body["dataset"] | {other: copy.as_uri()}
+
+    problem = refused(house, "/v1/tasks", body | {"dataset": dataset}, 422, "validation_failed")
+
+    assert problem["errors"][0]["pointer"] == "/dataset/test"
+    assert f"test has the same content as {other}; expected examples that nothing was" in problem["detail"]
+    assert "leave one of the two out" in problem["detail"]
+    del dataset["test"]
+    house.made("/v1/tasks", body | {"dataset": dataset | {"train": copy.as_uri(), "validation": copy.as_uri()}})
+
+
 def test_a_data_file_that_is_not_there_is_not_found(house: House) -> None:
     body = house.task_body(dataset={"test": (house.data / "nothing.jsonl").as_uri()})
 
