@@ -205,6 +205,29 @@ def test_points_of_a_sweep_that_need_classes_are_refused_in_any_order(languages:
     assert "whose models give no probabilities of classes, and fisher sums over all classes" in problem["detail"]
 
 
+def warnings_of(house: House, job: Document) -> list[str]:
+    events = house.read(f"/v1/jobs/{job['id']}/events")["items"]
+    return [event["data"]["message"] for event in events if event["type"] == "job.warning"]
+
+
+def test_a_sweep_that_learns_on_what_it_is_chosen_by_says_so_when_it_is_accepted(shared: House) -> None:
+    swept: Document = {"grid": {"non_diagonal_scale": [0.1, 0.9]}}
+    merge = body(method="regmean", parameters={}, evaluate=["kind"])
+
+    careless = shared.made("/v1/sweeps", {**swept, "merge": merge})
+    careful = shared.made("/v1/sweeps", {**swept, "merge": {**merge, "data": {"split": "train"}}})
+    plain = shared.made(
+        "/v1/sweeps", {"merge": body(method="ties", parameters={}, evaluate=["kind"]), "grid": {"density": [0.1]}}
+    )
+
+    (warning,) = warnings_of(shared, careless)
+    assert "learns on examples that points are chosen by (validation of kind)" in warning
+    assert "such as train" in warning
+    assert warnings_of(shared, careful) == warnings_of(shared, plain) == []
+    shared.work()
+    assert [shared.read(f"/v1/jobs/{job['id']}")["state"] for job in (careless, careful)] == ["succeeded"] * 2
+
+
 def test_tasks_that_nothing_is_learned_on_are_refused(languages: House) -> None:
     problem = languages.post(
         "/v1/merges", body(method="regmean", parameters={}, data={"tasks": ["kind", "trivia"]})
