@@ -16,7 +16,7 @@ from app.db.paging import made_between, paginate
 from app.db.tables import Job, Task
 from app.domain.errors import FieldProblem, Invalid, NameTaken, ResourceInUse
 from app.domain.jobs import LIVE_STATES
-from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, PrototypesRequest, TaskRequest
+from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, PrototypesRequest, Split, TaskRequest
 from app.domain.tasks import DataFile, Head, LabelPromptsHead, LinearHead, OwnHead, PrototypesHead, TaskSpec
 from app.domain.views.pages import Page, PageRequest
 from app.domain.views.tasks import TaskView
@@ -121,7 +121,7 @@ def _specify(wiring: Wiring, request: TaskRequest) -> TaskSpec:
     )
 
 
-def _refuse_seen_test(dataset: Mapping[str, DataFile]) -> None:
+def _refuse_seen_test(dataset: Mapping[Split, DataFile]) -> None:
     """Refuse a test split that is what models learn on or are chosen by. Raises: Invalid."""
     of_content = {file.sha256: split for split, file in sorted(dataset.items()) if split != "test"}
     same = of_content.get(dataset["test"].sha256) if "test" in dataset else None

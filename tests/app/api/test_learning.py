@@ -102,6 +102,26 @@ def test_the_test_split_makes_a_merge_transductive_and_its_metrics_say_so(shared
     assert {one["split"]: one["transductive"] for one in metrics} == {"test": True, "validation": False}
 
 
+def test_the_same_test_file_under_another_task_is_marked_too(any_house: House) -> None:
+    house = any_house
+    _furnish(house)
+    whole = house.task_body()
+    prompts = {"kind": "label_prompts", "prompts": ["green", "bird"]}
+    house.made("/v1/tasks", {**whole, "name": "prompted", "head": prompts})
+    house.made("/v1/tasks", {**whole, "name": "slower", "preprocessing": {"max_tokens": 8, "batch_size": 1}})
+    house.made("/v1/tasks", {**whole, "name": "swapped", "dataset": {"test": whole["dataset"]["validation"]}})
+    tasks = ["kind", "prompted", "slower", "swapped"]
+    asked = body(data={"split": "test"}, output={"name": "seen"}, evaluate=tasks)
+    assert house.finish("/v1/merges", asked)["state"] == "succeeded"
+    house.finish("/v1/merges", body(output={"name": "tuned"}, evaluate=tasks))
+
+    def marks(name: str) -> dict[str, bool]:
+        return {row["task"]: row["transductive"] for row in house.read(f"/v1/metrics?checkpoint={name}")["items"]}
+
+    assert marks("seen") == {"kind": True, "prompted": True, "slower": True, "swapped": False}
+    assert marks("tuned") == {"kind": False, "prompted": False, "slower": False, "swapped": True}
+
+
 def test_an_alias_says_what_stands_before_the_method(shared: House) -> None:
     job = shared.made("/v1/merges", body(method="awd_adamerging"))
     given = [{"name": "awd", "parameters": {"scope": "tensor"}}]

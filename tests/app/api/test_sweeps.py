@@ -57,6 +57,45 @@ def test_the_best_point_becomes_a_checkpoint_like_any_merge(sweeping: House) -> 
     assert sweeping.read(f"/v1/jobs/{job['id']}/recipe") == sweeping.read(f"/v1/jobs/{plain['id']}/recipe")
 
 
+def test_every_number_of_what_a_sweep_chose_says_so(sweeping: House) -> None:
+    swept = sweeping.finish("/v1/sweeps", changed(GRID, output={"name": "swept"}))
+    sweeping.finish("/v1/merges", {
+        "method": "average", "models": [{"checkpoint": "swept"}, {"checkpoint": "first"}],
+        "output": {"name": "later"}, "evaluate": ["kind"],
+    })  # fmt: skip
+    sweeping.finish("/v1/evaluations", {"checkpoint": "first", "tasks": ["kind"]})
+
+    expected = {"job": swept["id"], "split": "validation", "metric": "accuracy", "tasks": ["kind"], "n_points": 3}
+    assert [one["tuned_on"] for one in swept["result"]["metrics"]] == [[expected]]
+    rows = {name: sweeping.read(f"/v1/metrics?checkpoint={name}")["items"] for name in ("swept", "later", "first")}
+    assert {row["split"]: row["tuned_on"] for row in rows["swept"]} == {"validation": [expected], "test": [expected]}
+    assert [row["tuned_on"] for row in rows["later"]] == [[expected]]  # a merge of the result is tuned, too
+    assert [row["tuned_on"] for row in rows["first"]] == [[]]
+    assert not any(row["transductive"] for found in rows.values() for row in found)
+    (cell,) = sweeping.read("/v1/comparisons?checkpoints=swept&tasks=kind")["rows"][0]["values"].values()
+    assert cell["tuned_on"] == [expected]
+
+
+def test_a_search_tells_how_many_points_it_compared(sweeping: House) -> None:
+    pytest.importorskip("optuna")
+    job = sweeping.finish("/v1/sweeps", {**SEARCHED, "search": {**SEARCHED["search"], "n_trials": 2}})
+
+    assert [one["tuned_on"][0]["n_points"] for one in job["result"]["metrics"]] == [2]
+
+
+def test_test_inputs_that_a_sweep_chose_by_under_another_task_are_marked(sweeping: House) -> None:
+    body = sweeping.task_body()
+    chosen_by = {"validation": body["dataset"]["validation"]}
+    sweeping.made("/v1/tasks", {**body, "name": "choosing", "dataset": chosen_by})
+    sweeping.made("/v1/tasks", {**body, "name": "measured", "dataset": {"test": body["dataset"]["validation"]}})
+    merge = {"output": {"name": "swept"}, "evaluate": ["measured", "kind"]}
+
+    sweeping.finish("/v1/sweeps", changed(GRID, **merge) | {"select_on": {"tasks": ["choosing"]}})
+
+    found = sweeping.read("/v1/metrics?checkpoint=swept&split=test")["items"]
+    assert {row["task"]: row["transductive"] for row in found} == {"measured": True, "kind": False}
+
+
 def test_the_curve_is_a_report(sweeping: House) -> None:
     job = sweeping.finish("/v1/sweeps", GRID)
 
