@@ -208,6 +208,27 @@ def test_a_sweep_of_patches_is_measured_with_them(sweeping: House) -> None:
     assert sweeping.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["kind"] == "multitask"
 
 
+def test_values_of_single_models_are_swept(sweeping: House) -> None:
+    models = [{"checkpoint": "first"}, {"checkpoint": "second", "parameters": {"density": 0.5}}]
+    overrides = [{"match": "*attention*", "weights": [1.0, None], "models": [{"density": 0.5}, None]}]
+    swept = {
+        "models.0.parameters.density": [0.1, 0.9],
+        "overrides.0.weights.1": [0.5],
+        "overrides.0.models.0.density": [0.2, 1.0],
+    }
+
+    job = sweeping.finish("/v1/sweeps", {"merge": {**TIES, "models": models, "overrides": overrides}, "grid": swept})
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert len(job["result"]["data"]["points"]) == 4
+    best = job["result"]["data"]["best"]["parameters"]
+    recipe = sweeping.read(f"/v1/jobs/{job['id']}/recipe")
+    assert recipe["models"][0]["parameters"] == {"density": best["models.0.parameters.density"]}
+    (override,) = recipe["overrides"]
+    assert override["weights"] == [1.0, 0.5]
+    assert override["models"] == [{"density": best["overrides.0.models.0.density"]}, None]
+
+
 def test_points_are_compared_by_the_metric_that_the_tasks_have_in_common(sweeping: House) -> None:
     for name in ("one", "other"):
         sweeping.made("/v1/tasks", {**sweeping.task_body(), "name": name, "metric": "f1"})
@@ -229,6 +250,14 @@ FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, 
     ({"grid": {"models.7.weight": [0.5]}}, "invalid_parameters", "/grid/models.7.weight", "leads to nothing"),
     ({"grid": {"models.1.weight": [0.5, 1e9]}}, "invalid_parameters", "/grid/models.1.weight", "point 1"),
     ({"grid": {"models.1.weight": ["x"]}}, "invalid_parameters", "/grid/models.1.weight", "number"),
+    ({"merge": TIES, "grid": {"models.1.parameters.density": [0.5, 2.0]}},
+     "validation_failed", "/grid/models.1.parameters.density", "point 1"),
+    ({"grid": {"models.1.parameters.density": [0.5]}},
+     "validation_failed", "/grid/models.1.parameters.density", "takes no parameters per model"),
+    ({"grid": {"overrides.0.weights": [[1.0, 1.0]]}},
+     "invalid_parameters", "/grid/overrides.0.weights", "leads to nothing"),
+    ({"grid": {"parameters.scaling_coefficient.x": [0.5]}},
+     "invalid_parameters", "/grid/parameters.scaling_coefficient.x", "leads to nothing"),
     ({"merge": TIES, "grid": None, "search": SEARCH},
      "invalid_parameters", "/search/parameters/density", "minimum"),
     ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),
