@@ -102,7 +102,7 @@ def test_a_task_is_not_deleted_while_a_job_needs_it(house: House) -> None:
         ({"dataset": {"dev": "file:///x"}}, "validation_failed", "/dataset/dev"),
         ({"dataset": {"test": "file:///etc/passwd"}}, "uri_not_allowed", "/dataset/test"),
         ({"dataset": {"test": "http://example.org/x"}}, "uri_not_allowed", "/dataset/test"),
-        ({"dataset": {"test": "file:///data/x.parquet"}}, "uri_not_allowed", "/dataset/test"),
+        ({"dataset": {"test": "file:///data/x.csv"}}, "uri_not_allowed", "/dataset/test"),
     ],
 )
 def test_a_faulty_task_is_refused_with_the_place(house: House, changes: Document, code: str, pointer: str) -> None:
