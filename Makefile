@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := api,worker,demo,dev
+EXTRAS := api,worker,parquet,demo,dev
 HARNESS := .harness
 
 .DEFAULT_GOAL := help

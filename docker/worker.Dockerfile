@@ -18,7 +18,7 @@ RUN python -m venv /opt/amalgam
 RUN /opt/amalgam/bin/pip install --index-url "${TORCH_INDEX_URL}" torch==2.13.0
 WORKDIR /source
 COPY . .
-RUN /opt/amalgam/bin/pip install --constraint constraints.txt ".[worker]"
+RUN /opt/amalgam/bin/pip install --constraint constraints.txt ".[worker,parquet]"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 amalgam \

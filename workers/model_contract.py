@@ -128,7 +128,7 @@ def evaluator(
     parameters: type[Parameters],
     version: int = 1,
     classes: ClassesRule = "required",
-    data_formats: tuple[DataFormat, ...] = ("jsonl",),
+    data_formats: tuple[DataFormat, ...] = ("jsonl", "parquet"),
     make_trainable: MakeTrainable | None = None,
     trainable_heads: tuple[str, ...] = (),
     open_probe: OpenProbe | None = None,

@@ -9,6 +9,7 @@ from rich.text import Text
 from app.cli.client import Document
 
 MARK = "*"
+CHOSEN = "†"
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Row:
     errors: tuple[float | None, ...] = ()
     normalized: float | None = None
     learned_on: tuple[bool, ...] = ()  # by task: a merge behind the model had seen these inputs; (): none had
+    chosen_by: tuple[bool, ...] = ()  # by task: a sweep behind the model chose by these examples; (): none did
 
     @property
     def average(self) -> float | None:
@@ -53,7 +55,7 @@ def read_scale(comparison: Document) -> Scale:
 def read_rows(comparison: Document, labels: Mapping[str, str] | None = None) -> list[Row]:
     """Return the rows of GET /v1/comparisons; `labels` (ref -> words) rename them."""
     names = labels or {}
-    return [_read_row(row, comparison["tasks"], names.get(row["ref"], row["ref"])) for row in comparison["rows"]]
+    return [_read_row(row, comparison, names.get(row["ref"], row["ref"])) for row in comparison["rows"]]
 
 
 def individual_row(rows: Mapping[str, Row], tasks: Sequence[str], experts: Mapping[str, str]) -> Row:
@@ -66,8 +68,11 @@ def individual_row(rows: Mapping[str, Row], tasks: Sequence[str], experts: Mappi
 def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split: str, scale: Scale = Scale()) -> Table:
     """Return the table of the rows, fractions in percent, with standard errors; the best average stands out."""
     title = f"{metric}{' in %' if scale.is_fraction else ''} on {split} (± standard error)"
-    has_marks = any(any(row.learned_on) for row in rows)
-    caption = f"{MARK} learned on these inputs (transductive)" if has_marks else None
+    marks = [
+        *([f"{MARK} learned on these inputs (transductive)"] if any(any(row.learned_on) for row in rows) else []),
+        *([f"{CHOSEN} chosen by these examples (a sweep)"] if any(any(row.chosen_by) for row in rows) else []),
+    ]
+    caption = "\n".join(marks) or None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None, pad_edge=False)
     table.add_column("model", header_style="bold")
     for task in tasks:
@@ -78,10 +83,12 @@ def draw_table(rows: Sequence[Row], tasks: Sequence[str], *, metric: str, split:
         table.add_column("of individual", justify="right", header_style="bold")
     best = min((scale.order(row) for row in rows if row.average is not None), default=None)
     for row in rows:
-        marks = row.learned_on or (False,) * len(row.values)
+        none = (False,) * len(row.values)
         cells = [
-            _cell(value, error, scale) + MARK * is_marked
-            for value, error, is_marked in zip(row.values, row.errors, marks, strict=True)
+            _cell(value, error, scale) + MARK * is_learned_on + CHOSEN * is_chosen_by
+            for value, error, is_learned_on, is_chosen_by in zip(
+                row.values, row.errors, row.learned_on or none, row.chosen_by or none, strict=True
+            )
         ]
         is_best = row.average is not None and scale.order(row) == best
         mean = Text(scale.show(row.average), style="bold" if is_best else "")
@@ -119,12 +126,17 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _read_row(row: Document, tasks: Sequence[str], label: str) -> Row:
+def _read_row(row: Document, comparison: Document, label: str) -> Row:
+    split, tasks = comparison.get("split"), comparison["tasks"]
     cells = [row["values"].get(task) or {} for task in tasks]
     values = tuple(cell.get("value") for cell in cells)
     errors = tuple(cell.get("stderr") for cell in cells)
     learned_on = tuple(bool(cell.get("transductive")) for cell in cells)
-    return Row(label, values, errors, row.get("normalized_average"), learned_on)
+    chosen_by = tuple(
+        any(tuning["split"] == split and task in tuning["tasks"] for tuning in cell.get("tuned_on", ()))
+        for task, cell in zip(tasks, cells, strict=True)
+    )
+    return Row(label, values, errors, row.get("normalized_average"), learned_on, chosen_by)
 
 
 def _cell(value: float | None, error: float | None, scale: Scale) -> str:

@@ -1,16 +1,25 @@
 """Rows of metrics: measured numbers, the newest of a kind first."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
-from app.db import tasks
-from app.db.tables import Artifact, Checkpoint, Job, Metric, Task
+from app.db import origins, tasks
+from app.db.origins import Origin
+from app.db.tables import Job, Metric, Task
 from app.domain.identifiers import new_id
 from app.domain.tasks import Measurement, MeasurementDetails
-from app.domain.views.metrics import MetricView
+from app.domain.views.metrics import MetricView, TuningView
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a number is to be read with: whether its inputs were seen before, and what parameters were chosen by."""
+
+    is_transductive: bool
+    tuned_on: tuple[TuningView, ...]
 
 
 def add(
@@ -75,7 +84,7 @@ def views(
     The interval always is.
     """
     names = tasks.names(session, [row.task_id for row in rows])
-    seen = looked_at(session, rows)
+    standing = stand(session, rows)
     return [
         MetricView(
             id=row.id,
@@ -92,7 +101,8 @@ def views(
             stderr=row.stderr,
             interval=details[row.id].interval if row.id in details else None,
             step=row.step,
-            transductive=row.id in seen,
+            transductive=standing[row.id].is_transductive,
+            tuned_on=standing[row.id].tuned_on,
             at=row.at,
             details=details.get(row.id) if has_details else None,
         )
@@ -100,67 +110,16 @@ def views(
     ]
 
 
-def looked_at(session: Session, rows: Sequence[Metric]) -> set[str]:
-    """Return the ids of those metrics that are of test inputs which a merge behind the checkpoint had learned on."""
-    on_test = [row for row in rows if row.split == "test"]
-    seen = _seen_by(session, {row.checkpoint_id for row in on_test})
-    if not any(seen.values()):
-        return set()
-    of_task = dict(
-        session.execute(select(Task.id, Task.digest).where(Task.id.in_({row.task_id for row in on_test}))).all()
-    )
-    return {row.id for row in on_test if of_task.get(row.task_id) in seen[row.checkpoint_id]}
+def stand(session: Session, rows: Sequence[Metric]) -> dict[str, Standing]:
+    """Return what the numbers are to be read with, by the metrics' ids."""
+    behind = origins.find(session, {row.checkpoint_id for row in rows})
+    tested = {row.task_id for row in rows if row.split == "test"}
+    found = select(Task.id, Task.spec["dataset"]["test"]["sha256"].as_string()).where(Task.id.in_(tested))
+    files: dict[str, str] = dict(session.execute(found).all())
+    return {row.id: _stand(row, behind[row.checkpoint_id], files) for row in rows}
 
 
-def _seen_by(session: Session, checkpoint_ids: set[str]) -> dict[str, set[str]]:
-    """Return the digests of the tasks whose test inputs went into each checkpoint: its own merge, and all before it.
-
-    Inputs are followed by content, so a copy of a checkpoint carries what the checkpoint carries.
-    """
-    start = dict(
-        session.execute(select(Checkpoint.id, Checkpoint.content_digest).where(Checkpoint.id.in_(checkpoint_ids))).all()
-    )
-    origins: dict[str, _Origin] = {}
-    pending = {str(digest) for digest in start.values()}
-    while pending:
-        found = _origins_of(session, pending)
-        origins.update(found)
-        pending = {digest for one in found.values() for digest in one.inputs} - origins.keys()
-    return {checkpoint_id: _gather(str(digest), origins) for checkpoint_id, digest in start.items()}
-
-
-@dataclass
-class _Origin:
-    """What checkpoints of one content were made from."""
-
-    inputs: set[str] = field(default_factory=set)  # content digests
-    tasks: set[str] = field(default_factory=set)  # digests of those whose test inputs were looked at
-
-
-def _gather(digest: str, origins: Mapping[str, _Origin]) -> set[str]:
-    """Return the tasks of a checkpoint and of everything that it was made from."""
-    reached, pending = set[str](), [digest]
-    while pending:
-        if (at := pending.pop()) not in reached:
-            reached.add(at)
-            pending += origins[at].inputs
-    return {task for at in reached for task in origins[at].tasks}
-
-
-def _origins_of(session: Session, digests: set[str]) -> dict[str, _Origin]:
-    """Return what made the checkpoints of these contents: their merges' recipes, and the bases of what was trained."""
-    origins = {digest: _Origin() for digest in digests}
-    base = aliased(Checkpoint)
-    recipe = [Artifact.recipe[name] for name in ("base_model", "onto", "models", "statistics", "data")]
-    made = (
-        select(Checkpoint.content_digest, base.content_digest, *recipe)
-        .outerjoin(base, base.id == Checkpoint.base_checkpoint_id)
-        .outerjoin(Artifact, Artifact.checkpoint_id == Checkpoint.id)
-        .where(Checkpoint.content_digest.in_(digests))
-    )
-    for digest, trained_from, base_model, onto, models, statistics, data in session.execute(made):
-        pinned = [base_model, onto, *(models or ()), *(statistics or ())]
-        origins[digest].inputs |= {one["content_digest"] for one in pinned if one} | {trained_from} - {None}
-        if data and data["transductive"]:
-            origins[digest].tasks |= {task["digest"] for task in data["tasks"]}
-    return origins
+def _stand(row: Metric, origin: Origin, files: Mapping[str, str]) -> Standing:
+    """Compare test inputs by their file: another prompt or batch size makes another task, not other inputs."""
+    is_seen = row.split == "test" and files.get(row.task_id) in origin.files
+    return Standing(is_transductive=is_seen, tuned_on=origin.tunings)

@@ -136,7 +136,7 @@ class StepCard(Value):
 
 
 ClassesRule = Literal["required", "optional", "none"]  # must, may or must not a task name classes
-DataFormat = Literal["jsonl", "npz", "zip"]
+DataFormat = Literal["jsonl", "parquet", "npz", "zip"]
 
 
 class EvaluatorCard(Value):
@@ -151,7 +151,7 @@ class EvaluatorCard(Value):
     trainable_heads: tuple[str, ...] = ()  # heads under which a model can be fine-tuned
     metrics: tuple[str, ...]  # the first is a task's unless it names another
     classes: ClassesRule = "required"
-    data_formats: tuple[DataFormat, ...] = ("jsonl",)
+    data_formats: tuple[DataFormat, ...] = ("jsonl", "parquet")
     parameters: dict[str, Any]  # JSON Schema of a task's `preprocessing`
     is_learnable: bool = False  # whether merge methods that look at data can learn on its tasks
     has_class_logits: bool = False  # whether its models give one logit per class, which some of these methods need

@@ -11,7 +11,7 @@ from app.domain import passthrough
 from app.domain.catalog import Catalog, MethodCard, StepKind
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.recipes import ENGINE_VERSION, Override, PinnedStep
-from app.domain.requests import MergeRequest
+from app.domain.requests import MergeRequest, OverrideRequest
 
 
 def check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, dict[str, JsonValue]]:
@@ -33,16 +33,20 @@ def check_recipe(catalog: Catalog, request: MergeRequest) -> tuple[MethodCard, d
 
 
 def check_overrides(
-    catalog: Catalog, card: MethodCard, request: MergeRequest, parameters: Mapping[str, JsonValue]
+    catalog: Catalog,
+    card: MethodCard,
+    asked: Sequence[OverrideRequest],
+    parameters: Mapping[str, JsonValue],
+    *,
+    n_models: int,
 ) -> tuple[Override, ...]:
-    """Return a request's overrides as the recipe has them. parameters: the effective ones of all other tensors.
+    """Return overrides as the recipe has them. parameters: the effective ones of all other tensors.
 
     Raises: InvalidParameters, Invalid naming every fault of the first that has any.
     """
-    n_models = len(request.models)
     cards = (card, *catalog.cards_inside(card, parameters))
     overrides: list[Override] = []
-    for index, one in enumerate(request.overrides):
+    for index, one in enumerate(asked):
         pointer = f"/overrides/{index}"
         own = catalog.check_override(
             card, one.parameters, n_models=n_models, pointer=f"{pointer}/parameters", elsewhere=parameters

@@ -105,7 +105,7 @@ class TaskRequest(Request):
     name: Name
     kind: str = Field(min_length=1, max_length=64, description="An evaluator of GET /v1/evaluators.")
     dataset: dict[Split, Uri] = Field(
-        min_length=1, description="Split to data file: JSON lines; of images also .npz or .zip."
+        min_length=1, description="Split to data file: JSON lines or Parquet; of images also .npz or .zip."
     )
     columns: Columns = Columns()
     classes: list[ClassName] = Field(

@@ -16,11 +16,12 @@ SweptPath = Annotated[
     StringConstraints(
         max_length=512,
         pattern=r"^([A-Za-z0-9_]+"
-        r"|parameters(\.[A-Za-z0-9_]+)+"
         r"|models\.[0-9]{1,3}\.weight"
-        r"|(transforms|post_steps|overrides)\.[0-9]{1,3}\.parameters\.[A-Za-z0-9_]+)$",
+        r"|((models|transforms|post_steps|overrides)\.[0-9]{1,3}\.)?parameters(\.[A-Za-z0-9_]+)+"
+        r"|overrides\.[0-9]{1,3}\.weights(\.[0-9]{1,3})?"
+        r"|overrides\.[0-9]{1,3}\.models\.[0-9]{1,3}(\.[A-Za-z0-9_]+)+)$",
     ),
-    Field(description="A parameter of the method, or a path in the merge: `models.0.weight`."),
+    Field(description="A parameter of the method, or a path in the merge: `models.0.weight`, `overrides.0.weights.1`."),
 ]
 SweptValues = Annotated[list[JsonValue], Field(min_length=1, max_length=MAX_POINTS)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -133,9 +134,10 @@ def full_path(path: str) -> str:
 
 def _refuse_same_place(swept: Mapping[str, object]) -> None:
     places = [full_path(path) for path in swept]
-    double = sorted({place for place in places if places.count(place) > 1})
-    if double:
-        raise ValueError(f"{double[0]} is swept twice; name it once")
+    for index, place in enumerate(places):
+        others = [other for at, other in enumerate(places) if at != index and f"{place}.".startswith(f"{other}.")]
+        if others:
+            raise ValueError(f"{max(place, others[0], key=len)} is swept twice; name it once")
 
 
 def _check_values(grid: Mapping[str, list[JsonValue]]) -> None:

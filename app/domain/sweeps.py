@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
+from app.domain import merge_checks
 from app.domain.catalog import Catalog
 from app.domain.checkpoints import Value
 from app.domain.errors import FieldProblem, InvalidParameters
 from app.domain.recipes import Recipe
-from app.domain.requests import Weight
+from app.domain.requests import OverrideRequest, Weight
 from app.domain.sweep_requests import MAX_POINTS, Choices, NumberRange, SearchRequest, full_path
 from app.domain.tasks import Measurement
 
@@ -149,14 +150,18 @@ def put(document: dict[str, Any], values: Mapping[str, JsonValue]) -> None:
     Raises: InvalidParameters naming the path that leads nowhere, as a pointer into the document.
     """
     for path, value in values.items():
-        steps = full_path(path).split(".")
+        *steps, last = full_path(path).split(".")
         place: Any = document
-        for step in steps[:-1]:
+        for step in steps:
             place = _below(place, step)
             if place is None:
-                message = f"{path!r} leads to nothing in the merge: there is no {step!r}"
-                raise InvalidParameters(f"{message}.", errors=[FieldProblem(f"/{'/'.join(steps)}", message)])
-        place[steps[-1]] = value
+                raise _lead_nowhere(path, step)
+        if isinstance(place, dict):
+            place[last] = value
+        elif isinstance(place, list) and last.isdigit() and int(last) < len(place):
+            place[int(last)] = value
+        else:
+            raise _lead_nowhere(path, last)
 
 
 def recipe_at(catalog: Catalog, recipe: Recipe, values: Mapping[str, JsonValue]) -> Recipe:
@@ -175,16 +180,23 @@ def recipe_at(catalog: Catalog, recipe: Recipe, values: Mapping[str, JsonValue])
         weights=[model["weight"] for model in document["models"]],
         model_parameters=[model["parameters"] for model in document["models"]],
     )
+    for index, model in enumerate(document["models"]):
+        model["parameters"] = catalog.check_override(
+            card, model["parameters"], n_models=len(recipe.models), pointer=f"/models/{index}/parameters", elsewhere={}
+        )
     for kind in ("transforms", "post_steps"):
         for index, step in enumerate(document[kind]):
             pointer = f"/{kind}/{index}"
             _, step["parameters"] = catalog.check_step(kind, step["name"], step["parameters"], pointer=pointer)
-    for index, one in enumerate(document["overrides"]):
-        pointer = f"/overrides/{index}/parameters"
-        one["parameters"] = catalog.check_override(
-            card, one["parameters"], n_models=len(recipe.models), pointer=pointer, elsewhere=parameters
-        )
-    return Recipe.model_validate({**document, "parameters": parameters})
+    asked = [_check_override(one, f"/overrides/{index}") for index, one in enumerate(document["overrides"])]
+    overrides = merge_checks.check_overrides(catalog, card, asked, parameters, n_models=len(recipe.models))
+    return Recipe.model_validate({**document, "parameters": parameters, "overrides": overrides})
+
+
+def _lead_nowhere(path: str, step: str) -> InvalidParameters:
+    message = f"{path!r} leads to nothing in the merge: there is no {step!r}, or it is null"
+    pointer = f"/{full_path(path).replace('.', '/')}"
+    return InvalidParameters(f"{message}.", errors=[FieldProblem(pointer, message)])
 
 
 def _below(place: Any, step: str) -> Any:
@@ -199,8 +211,22 @@ def _check_weight(weight: object, pointer: str) -> float:
     try:
         return WEIGHT.validate_python(weight, strict=True)
     except ValidationError as error:
-        message = f"{error.errors()[0]['msg']}, found {weight!r}"
-        raise InvalidParameters(f"{pointer}: {message}.", errors=[FieldProblem(pointer, message)]) from None
+        raise _describe(error, pointer) from None
+
+
+def _check_override(override: object, pointer: str) -> OverrideRequest:
+    try:
+        return OverrideRequest.model_validate(override)
+    except ValidationError as error:
+        raise _describe(error, pointer) from None
+
+
+def _describe(error: ValidationError, pointer: str) -> InvalidParameters:
+    first = error.errors()[0]
+    steps = [str(step) for step in first["loc"]]
+    place = "/".join([pointer, *(step for step in steps if step.isalnum())])  # no branches of a union: `list[…]`
+    message = f"{first['msg']}, found {first['input']!r}"
+    return InvalidParameters(f"{place}: {message}.", errors=[FieldProblem(place, message)])
 
 
 def _ends(values: NumberRange | Choices) -> list[JsonValue]:

@@ -3,7 +3,7 @@
 Only what was measured is compared; what never was is null. The newest metric of a kind counts.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -13,6 +13,7 @@ from app.db import checkpoints as checkpoint_rows
 from app.db import metrics as metric_rows
 from app.db import tasks as task_rows
 from app.db.engine import Sessions
+from app.db.metrics import Standing
 from app.db.tables import Checkpoint, Job, Metric, Task
 from app.domain.errors import FieldProblem, Invalid
 from app.domain.jobs import JobKind, JobState
@@ -27,10 +28,10 @@ Measured = Mapping[tuple[str, str], Metric]  # (checkpoint id, task id) -> its n
 
 
 @dataclass(frozen=True)
-class Standing:
+class Known:
     """What else is known of metrics, by their ids."""
 
-    transductive: Set[str]
+    standing: Mapping[str, Standing]
     details: Mapping[str, MeasurementDetails]
 
 
@@ -68,8 +69,8 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
             split=request.split,
         )
         measures = {(metric.higher_is_better, metric.unit) for metric in measured.values()}
-        standing = Standing(
-            metric_rows.looked_at(session, list(measured.values())),
+        known = Known(
+            metric_rows.stand(session, list(measured.values())),
             metric_rows.find_details(session, measured.values()),
         )
         direction, unit = measures.pop() if len(measures) == 1 else (None, None)
@@ -81,7 +82,7 @@ def compare(sessions: Sessions, actor: Actor, request: ComparisonRequest) -> Com
             tasks=[task.name for task in tasks],
             individual={task.name: individual[task.id].id if task.id in individual else None for task in tasks},
             rows=[
-                _row(ref, row, tasks, measured, individual, standing)
+                _row(ref, row, tasks, measured, individual, known)
                 for ref, row in zip(request.checkpoints, compared, strict=True)
             ],
             cosines=_cosines(session, actor, [row.id for row in compared]) if request.has_cosines else None,
@@ -115,9 +116,9 @@ def _row(  # noqa: PLR0913 (a row, and what is known of its cells)
     tasks: Sequence[Task],
     measured: Measured,
     individual: Mapping[str, Checkpoint],
-    standing: Standing,
+    known: Known,
 ) -> ComparisonRow:
-    values = {task.name: _value(row, task, measured, individual.get(task.id), standing) for task in tasks}
+    values = {task.name: _value(row, task, measured, individual.get(task.id), known) for task in tasks}
     return ComparisonRow(
         ref=ref,
         checkpoint=row.id,
@@ -128,19 +129,20 @@ def _row(  # noqa: PLR0913 (a row, and what is known of its cells)
 
 
 def _value(
-    row: Checkpoint, task: Task, measured: Measured, own: Checkpoint | None, standing: Standing
+    row: Checkpoint, task: Task, measured: Measured, own: Checkpoint | None, known: Known
 ) -> ComparedValue | None:
     metric = measured.get((row.id, task.id))
     if metric is None:
         return None
     reference = measured.get((own.id, task.id)) if own is not None else None
-    details = standing.details.get(metric.id)
+    details = known.details.get(metric.id)
     return ComparedValue(
         value=metric.value,
         n=metric.n,
         stderr=metric.stderr,
         interval=details.interval if details is not None else None,
-        transductive=metric.id in standing.transductive,
+        transductive=known.standing[metric.id].is_transductive,
+        tuned_on=known.standing[metric.id].tuned_on,
         normalized=_normalized(metric, reference) if reference is not None else None,
         job=metric.job_id,
     )

@@ -155,6 +155,11 @@ def pin_patches(
     return tuple(item.model_copy(update={"patch": item.task}) for item in items)
 
 
+def file_of(session: Session, item: PinnedItem) -> str:
+    """Return the sha256 of the data file that an item is measured, or learned, on."""
+    return task_rows.spec(session.get_one(Task, item.task_id)).dataset[item.split].sha256
+
+
 def needs_base(row: Task) -> bool:
     """Tell whether a task's head is made with a base model."""
     return task_rows.spec(row).head_needs_base

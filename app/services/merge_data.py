@@ -131,6 +131,19 @@ def check_point(
     _refuse([fault for row in rows if (fault := _kind_fault(pointer, row, at_point)) is not None])
 
 
+def warn_same_examples(session: Session, learning: Sequence[PinnedItem], chosen_by: Sequence[PinnedItem]) -> str | None:
+    """Return what to tell of a sweep whose points are chosen by the examples that they learn on; None where not."""
+    learned_on = {measuring.file_of(session, item) for item in learning}
+    same = [item for item in chosen_by if measuring.file_of(session, item) in learned_on]
+    if not same:
+        return None
+    named = ", ".join(f"{item.split} of {item.task}" for item in same)
+    return (
+        f"Each point learns on examples that points are chosen by ({named}): one that fits these too closely wins. "
+        "Name another split in merge.data.split, such as train, or in select_on.split."
+    )
+
+
 def check_statistics(
     card: MethodCard, request: MergeRequest, models: Sequence[Checkpoint], sources: Sequence[Manifest]
 ) -> None:

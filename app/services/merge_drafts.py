@@ -283,7 +283,9 @@ def _recipe(
         nan_policy=request.nan_policy,
         tensors=request.tensors,
         merge_buffers=request.merge_buffers,
-        overrides=merge_checks.check_overrides(wiring.catalog, card, request, parameters),
+        overrides=merge_checks.check_overrides(
+            wiring.catalog, card, request.overrides, parameters, n_models=len(request.models)
+        ),
         transforms=merge_checks.check_steps(wiring.catalog, "transforms", request),
         post_steps=merge_checks.check_steps(wiring.catalog, "post_steps", request),
         onto=PinnedCheckpoint(**_digests(onto)) if onto is not None else None,

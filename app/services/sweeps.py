@@ -103,6 +103,9 @@ def submit(
             tags=spec.merge.tags,
             **measuring.terms(wiring.defaults, request).model_dump(),
         )
+        warning = merge_data.warn_same_examples(session, made.merge.learning, made.tasks)
+        if warning is not None:
+            event_log.append(session, job.id, "job.warning", {"message": warning})
         store_answer(session, actor, idempotency, job, f"/v1/jobs/{job.id}")
     jobs.hint(wiring.queue, [job])
     return job

@@ -27,6 +27,7 @@ UNREADABLE = {
 
 FORMATS = {
     "jsonl": "JSON lines (.jsonl), one object per line",
+    "parquet": "Parquet (.parquet), by the worker's extra `parquet`",
     "npz": "NumPy archives (.npz) of x and y",
     "zip": "zipped image folders (.zip), one folder per class",
 }

@@ -1,5 +1,6 @@
 """Tasks: made once, immutable, unique by name; the same content again is the one that is there."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -13,9 +14,9 @@ from app.db.engine import Sessions
 from app.db.locks import lock
 from app.db.paging import made_between, paginate
 from app.db.tables import Job, Task
-from app.domain.errors import FieldProblem, NameTaken, ResourceInUse
+from app.domain.errors import FieldProblem, Invalid, NameTaken, ResourceInUse
 from app.domain.jobs import LIVE_STATES
-from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, PrototypesRequest, TaskRequest
+from app.domain.requests import LabelPromptsRequest, LinearHeadRequest, PrototypesRequest, Split, TaskRequest
 from app.domain.tasks import DataFile, Head, LabelPromptsHead, LinearHead, OwnHead, PrototypesHead, TaskSpec
 from app.domain.views.pages import Page, PageRequest
 from app.domain.views.tasks import TaskView
@@ -39,8 +40,9 @@ def create(
 ) -> tuple[TaskView, bool]:
     """Return the task and whether it is new; its files are hashed now and not read otherwise.
 
-    Raises: NameTaken for other content under the name; UnknownTaskKind, Invalid, InvalidParameters, UriNotAllowed,
-        UriNotFound, UnknownCheckpoint, CheckpointNotReady; Replayed, IdempotencyKeyReused.
+    Raises: NameTaken for other content under the name; Invalid for a test split that is another split too;
+        UnknownTaskKind, InvalidParameters, UriNotAllowed, UriNotFound, UnknownCheckpoint, CheckpointNotReady; Replayed,
+        IdempotencyKeyReused.
     """
     if idempotency is not None:
         with wiring.sessions.begin() as session:
@@ -105,6 +107,7 @@ def _specify(wiring: Wiring, request: TaskRequest) -> TaskSpec:
         split: task_files.describe(wiring.sources, uri, pointer)
         for split, (pointer, uri) in zip(request.dataset, places, strict=True)
     }
+    _refuse_seen_test(dataset)
     return TaskSpec(
         name=request.name,
         kind=request.kind,
@@ -116,6 +119,18 @@ def _specify(wiring: Wiring, request: TaskRequest) -> TaskSpec:
         preprocessing=preprocessing,
         metric=request.metric or card.metrics[0],
     )
+
+
+def _refuse_seen_test(dataset: Mapping[Split, DataFile]) -> None:
+    """Refuse a test split that is what models learn on or are chosen by. Raises: Invalid."""
+    of_content = {file.sha256: split for split, file in sorted(dataset.items()) if split != "test"}
+    same = of_content.get(dataset["test"].sha256) if "test" in dataset else None
+    if same is not None:
+        message = (
+            f"test has the same content as {same}; expected examples that nothing was learned on or chosen by, "
+            "else numbers on test are too good. Name another file, or leave one of the two out"
+        )
+        raise Invalid(f"/dataset/test: {message}.", errors=[FieldProblem("/dataset/test", message)])
 
 
 def _head(request: TaskRequest) -> Head:

@@ -12,7 +12,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-NOT_INSTALLED = {"harness"} if find_spec("lm_eval") is None else set()  # `make harness` installs it, and runs this too
+MODULES = {
+    "harness": "lm_eval",
+    "parquet": "pyarrow",
+}  # of extras that an environment may lack; `make harness` has both
+NOT_INSTALLED = {extra for extra, module in MODULES.items() if find_spec(module) is None}
 
 
 def read_constraints() -> dict[str, str]:

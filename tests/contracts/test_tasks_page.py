@@ -43,7 +43,7 @@ def write_data(file: Path) -> Path:
     if file.suffix == ".npz":
         np.savez(file, x=pixels, y=labels)
         return file
-    return tiny_bert.write_rows(file, [{"text": "red is a", "label": label} for label in labels.tolist()])
+    return tiny_bert.write_rows(file, [{"text": f"red is a {file.stem}", "label": label} for label in labels.tolist()])
 
 
 def test_every_kind_has_an_example() -> None:

@@ -164,7 +164,9 @@ def make_recipe(
         tensors=request.tensors,
         adapter_space=space,
         merge_buffers=request.merge_buffers,
-        overrides=merge_checks.check_overrides(catalog, card, request, parameters),
+        overrides=merge_checks.check_overrides(
+            catalog, card, request.overrides, parameters, n_models=len(request.models)
+        ),
         transforms=merge_checks.check_steps(catalog, "transforms", request),
         post_steps=merge_checks.check_steps(catalog, "post_steps", request),
     )

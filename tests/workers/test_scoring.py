@@ -133,6 +133,17 @@ def test_an_answer_that_is_no_class_is_wrong() -> None:
     assert found.details.n_correct == 3
 
 
+def test_exact_match_of_classes_counts_per_class() -> None:
+    given_, wanted = ["good", " Bad", "great", "bad"], ["good", "bad", "good", "good"]
+    found = answers.score(make_task("exact_match", ("bad", "good")), "test", given_, wanted)
+    plain = answers.score(make_task("exact_match", ()), "test", given_, wanted)
+    rows = [(row.name, row.n, row.n_predicted, row.n_correct) for row in found.details.per_class]
+    assert rows == [("bad", 1, 2, 1), ("good", 3, 1, 1)]
+    assert plain.details.per_class == ()
+    without = {"details": found.details.model_copy(update={"per_class": ()})}
+    assert found.model_copy(update=without) == plain  # the number and all else are the same
+
+
 def test_exact_match_counts_what_is_equal_but_for_case_and_outer_space() -> None:
     found = answers.score(make_task("exact_match", ()), "test", ["Yes ", "no", "maybe"], ["yes", "no", "no"])
     assert found.value == pytest.approx(2 / 3)

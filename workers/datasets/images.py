@@ -1,6 +1,7 @@
-"""Labeled images from one file per split: JSON lines with encoded images, a NumPy archive, or a zipped image folder.
+"""Labeled images from one file per split: JSON lines or Parquet with encoded images, a NumPy archive, a zipped folder.
 
-Labels are read at once; an image is decoded when it is asked for, so a split may be larger than memory. Every fault is
+Labels are read at once; an image is decoded when it is asked for, so a split may be larger than memory (but for NumPy
+and Parquet). Every fault is
 refused with its place, nothing is skipped.
 """
 
@@ -20,11 +21,12 @@ from PIL import Image
 
 from app.domain.errors import InvalidDataset
 from app.domain.tasks import LocalTask
-from workers.datasets.lines import Place, kind_of, parse, place_of, read_rows, refuse_changed
+from workers.datasets.lines import Place, kind_of, parse, place_of, refuse_changed
+from workers.datasets.rows import read_rows
 
 MAX_LINE_BYTES = 32 * 1024 * 1024  # of JSON lines: an image in base64
 MAX_IMAGE_BYTES = 32 * 1024 * 1024  # encoded, in a zipped folder
-MAX_ARCHIVE_BYTES = 8 * 1024**3  # of a NumPy archive, unpacked: it is held in memory
+MAX_ARCHIVE_BYTES = 8 * 1024**3  # of a NumPy archive unpacked, or of a table's images: they are held in memory
 MAX_PIXELS = 64_000_000  # of one image
 
 
@@ -45,13 +47,16 @@ def read_labeled_images(task: LocalTask, split: str) -> LabeledImages:
 
     `.jsonl`: the input column holds an encoded image (PNG, JPEG, …) in base64, with or without `data:image/…;base64,`
     before it. `.npz`: `x` [n, height, width] or [n, height, width, 1 or 3] uint8, `y` [n] integers. `.zip`: a folder
-    per class, named like it, with image files; sorted by name.
+    per class, named like it, with image files; sorted by name. `.parquet`: the input column holds the encoded image's
+    bytes, alone or as `bytes` in a struct, as Hugging Face's datasets do.
 
     Raises: InvalidDataset with split, file and place; InputChanged when the file is not the one that was registered.
         An image that cannot be decoded is refused when it is opened.
     """
     path, place = place_of(task, split)
     suffix = PurePosixPath(place.file).suffix.lower()
+    if suffix == ".parquet":
+        return _read_table(task, split)
     if suffix not in (".npz", ".zip"):
         return _read_lines(task, split, path)
     with path.open("rb") as stream:
@@ -64,7 +69,7 @@ def _read_lines(task: LocalTask, split: str, path: Path) -> LabeledImages:
     place = place_of(task, split)[1]
     labels: list[int] = []
     places: list[tuple[int, int]] = []  # line number, offset
-    for row in read_rows(task, split, max_line_bytes=MAX_LINE_BYTES):
+    for row in read_rows(task, split, max_bytes=MAX_LINE_BYTES):
         if not isinstance(row.cell(column), str):
             row.fail(f"column {column!r} holds {kind_of(row.cell(column))}, expected an image in base64.")
         labels.append(row.label())
@@ -83,6 +88,26 @@ def _read_lines(task: LocalTask, split: str, path: Path) -> LabeledImages:
         return _decode(content, place, f"line {number}")
 
     return LabeledImages(tuple(labels), open_)
+
+
+def _read_table(task: LocalTask, split: str) -> LabeledImages:
+    column = task.spec.columns.input
+    labels: list[int] = []
+    contents: list[bytes] = []
+    n_bytes = 0
+    for row in read_rows(task, split, max_bytes=MAX_IMAGE_BYTES):
+        cell = row.cell(column)
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(content, bytes):
+            found = kind_of(cell)
+            row.fail(f"column {column!r} holds {found}, expected an encoded image: bytes, or `bytes` in a struct.")
+        labels.append(row.label())
+        contents.append(content)
+        n_bytes += len(content)
+        if n_bytes > MAX_ARCHIVE_BYTES:
+            row.fail(f"more than {MAX_ARCHIVE_BYTES:,} bytes of images; use a zipped folder.")
+    place = place_of(task, split)[1]
+    return LabeledImages(tuple(labels), lambda index: _decode(contents[index], place, f"row {index + 1}"))
 
 
 def _read_arrays(path: Path, place: Place) -> LabeledImages:

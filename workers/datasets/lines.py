@@ -52,16 +52,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a file."""
+    """One line of a file, or one row of a table."""
 
     place: Place
     number: int  # from 1
     offset: int  # where the line begins, in bytes
     values: dict[str, object]
+    unit: str = "line"
 
     def fail(self, problem: str) -> NoReturn:
-        """Refuse the file because of this line. Raises: InvalidDataset."""
-        self.place.fail(problem, f"line {self.number}")
+        """Refuse the file because of this row. Raises: InvalidDataset."""
+        self.place.fail(problem, f"{self.unit} {self.number}")
 
     def cell(self, column: str) -> object:
         """Return what a column holds. Raises: InvalidDataset where there is no such column."""
@@ -85,7 +86,7 @@ class Row:
 
     def label(self) -> int:
         """Return the index of the row's class. Raises: InvalidDataset."""
-        return self.place.parse_label(self.cell(self.place.spec.columns.label), f"line {self.number}")
+        return self.place.parse_label(self.cell(self.place.spec.columns.label), f"{self.unit} {self.number}")
 
 
 def place_of(task: LocalTask, split: str) -> tuple[Path, Place]:
@@ -146,9 +147,9 @@ def refuse_changed(task: LocalTask, place: Place, found: str) -> None:
 
 
 def kind_of(value: object) -> str:
-    """Return what a JSON value is, in words."""
+    """Return what a value of JSON, or of a table, is, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else names[type(value)]
+    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def quote(value: object) -> str:

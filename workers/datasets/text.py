@@ -1,10 +1,11 @@
-"""Texts from a task's JSON lines files: with a label, with a text to answer, or alone."""
+"""Texts from a task's JSON lines or Parquet files: with a label, with a text to answer, or alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.domain.tasks import LocalTask
-from workers.datasets.lines import Row, kind_of, read_rows
+from workers.datasets.lines import Row, kind_of
+from workers.datasets.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class AnsweredTexts:
 def read_labeled_texts(task: LocalTask, split: str, *, max_characters: int) -> LabeledTexts:
     """Read one split of a text classification task.
 
-    Raises: InvalidDataset with split, file and line: a split that the task has not, bytes that are not UTF-8, broken
-        JSON, a missing column, a text that is no string or holds a NUL, a label outside the classes, no example at all;
-        InputChanged when the file is no longer the one that was registered.
+    Raises: InvalidDataset with split, file and line (of Parquet: row): a split that the task has not, bytes that are
+        not UTF-8, broken JSON, a missing column, a text that is no string or holds a NUL, a label outside the classes,
+        no example at all; InputChanged when the file is no longer the one that was registered.
     """
     column = task.spec.columns.input
     rows = [(row.text(column)[:max_characters], row.label()) for row in read_rows(task, split)]

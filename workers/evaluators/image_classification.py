@@ -111,7 +111,7 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     heads=("label_prompts", "prototypes", "linear", "own"),
     metrics=("accuracy", "f1", "matthews"),
     parameters=ImagePreprocessing,
-    data_formats=("jsonl", "npz", "zip"),
+    data_formats=("jsonl", "parquet", "npz", "zip"),
     make_trainable=make_trainable,
     trainable_heads=("label_prompts", "prototypes", "linear", "own"),
     open_probe=open_probe,

@@ -20,7 +20,7 @@ from app.domain.errors import InvalidDataset, InvalidParameters, ModelNotRunnabl
 from app.domain.parameters import Parameters
 from app.domain.tasks import LocalTask, Measurement, MeasurementDetails
 from workers.checkpoints.language import CausalModel, load_causal
-from workers.datasets.lines import read_rows
+from workers.datasets.rows import read_rows
 from workers.model_contract import ModelSource, Subject, evaluator
 from workers.scoring.intervals import share_interval
 

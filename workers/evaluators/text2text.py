@@ -82,6 +82,7 @@ def open_probe(subject: Subject, split: str, models: ModelSource) -> Probe:
     make_trainable=make_trainable,
     trainable_heads=("own",),
     open_probe=open_probe,
+    version=2,  # since 2: exact_match of classes has counts per class
 )
 def measure(
     subject: Subject, split: str, models: ModelSource, on_examples: Callable[[int, int], None]

@@ -25,9 +25,12 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def score(task: LocalTask, split: str, given: Sequence[str], wanted: Sequence[str]) -> Measurement:
-    """Return the task's metric (exact_match, token_f1, f1, matthews, spearman) of answers, one per example."""
+    """Return the task's metric (exact_match, token_f1, f1, matthews, spearman) of answers, one per example.
+
+    Where the answers are classes they are counted per class, too, unless words are (token_f1).
+    """
     metric = task.spec.metric
-    if metric in OF_CLASSES:
+    if metric in OF_CLASSES or (metric == "exact_match" and task.spec.classes):
         names = {_plain(name): index for index, name in enumerate(task.spec.classes)}
         labels = [names[_plain(answer)] for answer in wanted]
         return classes.score(task, split, labels, [names.get(_plain(answer), classes.NO_CLASS) for answer in given])

@@ -6,6 +6,19 @@ from app.domain.tasks import Interval, MeasurementDetails
 from app.domain.views.jobs import Instant, View
 
 
+class TuningView(View):
+    """A sweep that chose parameters: of the merge, or of one behind its inputs.
+
+    On that split of these tasks the number of the sweep's own result is the best of `n_points`, and too good.
+    """
+
+    job: str
+    split: str
+    metric: str
+    tasks: list[str] = Field(description="Their names when the sweep was accepted.")
+    n_points: int = Field(description="How many points were compared.")
+
+
 class MetricView(View):
     """One number measured for one checkpoint on one task."""
 
@@ -30,7 +43,11 @@ class MetricView(View):
         default=None, description="Of a validation during the training: after which step. Null: of the checkpoint."
     )
     transductive: bool = Field(
-        description="Whether the merge, or one behind its inputs, had looked at these inputs: it learned on this split."
+        description="Whether these are test inputs that the merge, or one behind its inputs, had learned on or was "
+        "chosen by; the same file under another task counts too."
+    )
+    tuned_on: tuple[TuningView, ...] = Field(
+        default=(), description="The sweeps that chose parameters of the merge, or of one behind its inputs."
     )
     at: Instant
     details: MeasurementDetails | None = Field(
@@ -46,6 +63,7 @@ class ComparedValue(View):
     stderr: float | None
     interval: Interval | None = Field(default=None, description="As of the metric.")
     transductive: bool = Field(default=False, description="As of the metric: these inputs had been learned on.")
+    tuned_on: tuple[TuningView, ...] = Field(default=(), description="As of the metric.")
     normalized: float | None = Field(description="Relative to the individual model of the task; null without one.")
     job: str
 

@@ -102,6 +102,26 @@ def test_the_test_split_makes_a_merge_transductive_and_its_metrics_say_so(shared
     assert {one["split"]: one["transductive"] for one in metrics} == {"test": True, "validation": False}
 
 
+def test_the_same_test_file_under_another_task_is_marked_too(any_house: House) -> None:
+    house = any_house
+    _furnish(house)
+    whole = house.task_body()
+    prompts = {"kind": "label_prompts", "prompts": ["green", "bird"]}
+    house.made("/v1/tasks", {**whole, "name": "prompted", "head": prompts})
+    house.made("/v1/tasks", {**whole, "name": "slower", "preprocessing": {"max_tokens": 8, "batch_size": 1}})
+    house.made("/v1/tasks", {**whole, "name": "swapped", "dataset": {"test": whole["dataset"]["validation"]}})
+    tasks = ["kind", "prompted", "slower", "swapped"]
+    asked = body(data={"split": "test"}, output={"name": "seen"}, evaluate=tasks)
+    assert house.finish("/v1/merges", asked)["state"] == "succeeded"
+    house.finish("/v1/merges", body(output={"name": "tuned"}, evaluate=tasks))
+
+    def marks(name: str) -> dict[str, bool]:
+        return {row["task"]: row["transductive"] for row in house.read(f"/v1/metrics?checkpoint={name}")["items"]}
+
+    assert marks("seen") == {"kind": True, "prompted": True, "slower": True, "swapped": False}
+    assert marks("tuned") == {"kind": False, "prompted": False, "slower": False, "swapped": True}
+
+
 def test_an_alias_says_what_stands_before_the_method(shared: House) -> None:
     job = shared.made("/v1/merges", body(method="awd_adamerging"))
     given = [{"name": "awd", "parameters": {"scope": "tensor"}}]
@@ -203,6 +223,29 @@ def test_points_of_a_sweep_that_need_classes_are_refused_in_any_order(languages:
 
     assert problem["status"] == 422
     assert "whose models give no probabilities of classes, and fisher sums over all classes" in problem["detail"]
+
+
+def warnings_of(house: House, job: Document) -> list[str]:
+    events = house.read(f"/v1/jobs/{job['id']}/events")["items"]
+    return [event["data"]["message"] for event in events if event["type"] == "job.warning"]
+
+
+def test_a_sweep_that_learns_on_what_it_is_chosen_by_says_so_when_it_is_accepted(shared: House) -> None:
+    swept: Document = {"grid": {"non_diagonal_scale": [0.1, 0.9]}}
+    merge = body(method="regmean", parameters={}, evaluate=["kind"])
+
+    careless = shared.made("/v1/sweeps", {**swept, "merge": merge})
+    careful = shared.made("/v1/sweeps", {**swept, "merge": {**merge, "data": {"split": "train"}}})
+    plain = shared.made(
+        "/v1/sweeps", {"merge": body(method="ties", parameters={}, evaluate=["kind"]), "grid": {"density": [0.1]}}
+    )
+
+    (warning,) = warnings_of(shared, careless)
+    assert "learns on examples that points are chosen by (validation of kind)" in warning
+    assert "such as train" in warning
+    assert warnings_of(shared, careful) == warnings_of(shared, plain) == []
+    shared.work()
+    assert [shared.read(f"/v1/jobs/{job['id']}")["state"] for job in (careless, careful)] == ["succeeded"] * 2
 
 
 def test_tasks_that_nothing_is_learned_on_are_refused(languages: House) -> None:

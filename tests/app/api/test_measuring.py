@@ -102,13 +102,29 @@ def test_a_task_is_not_deleted_while_a_job_needs_it(house: House) -> None:
         ({"dataset": {"dev": "file:///x"}}, "validation_failed", "/dataset/dev"),
         ({"dataset": {"test": "file:///etc/passwd"}}, "uri_not_allowed", "/dataset/test"),
         ({"dataset": {"test": "http://example.org/x"}}, "uri_not_allowed", "/dataset/test"),
-        ({"dataset": {"test": "file:///data/x.parquet"}}, "uri_not_allowed", "/dataset/test"),
+        ({"dataset": {"test": "file:///data/x.csv"}}, "uri_not_allowed", "/dataset/test"),
     ],
 )
 def test_a_faulty_task_is_refused_with_the_place(house: House, changes: Document, code: str, pointer: str) -> None:
     problem = refused(house, "/v1/tasks", house.task_body(**changes), 422, code)
 
     assert problem["errors"][0]["pointer"].removesuffix("/[key]") == pointer
+
+
+@pytest.mark.parametrize("other", ["train", "validation"])
+def test_a_test_split_that_is_another_split_too_is_refused(house: House, other: str) -> None:
+    body = house.task_body()
+    copy = house.data / "copy.jsonl"
+    copy.write_bytes((house.data / "task-kind" / "test.jsonl").read_bytes())
+    dataset = body["dataset"] | {other: copy.as_uri()}
+
+    problem = refused(house, "/v1/tasks", body | {"dataset": dataset}, 422, "validation_failed")
+
+    assert problem["errors"][0]["pointer"] == "/dataset/test"
+    assert f"test has the same content as {other}; expected examples that nothing was" in problem["detail"]
+    assert "leave one of the two out" in problem["detail"]
+    del dataset["test"]
+    house.made("/v1/tasks", body | {"dataset": dataset | {"train": copy.as_uri(), "validation": copy.as_uri()}})
 
 
 def test_a_data_file_that_is_not_there_is_not_found(house: House) -> None:

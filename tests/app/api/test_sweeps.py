@@ -57,6 +57,45 @@ def test_the_best_point_becomes_a_checkpoint_like_any_merge(sweeping: House) -> 
     assert sweeping.read(f"/v1/jobs/{job['id']}/recipe") == sweeping.read(f"/v1/jobs/{plain['id']}/recipe")
 
 
+def test_every_number_of_what_a_sweep_chose_says_so(sweeping: House) -> None:
+    swept = sweeping.finish("/v1/sweeps", changed(GRID, output={"name": "swept"}))
+    sweeping.finish("/v1/merges", {
+        "method": "average", "models": [{"checkpoint": "swept"}, {"checkpoint": "first"}],
+        "output": {"name": "later"}, "evaluate": ["kind"],
+    })  # fmt: skip
+    sweeping.finish("/v1/evaluations", {"checkpoint": "first", "tasks": ["kind"]})
+
+    expected = {"job": swept["id"], "split": "validation", "metric": "accuracy", "tasks": ["kind"], "n_points": 3}
+    assert [one["tuned_on"] for one in swept["result"]["metrics"]] == [[expected]]
+    rows = {name: sweeping.read(f"/v1/metrics?checkpoint={name}")["items"] for name in ("swept", "later", "first")}
+    assert {row["split"]: row["tuned_on"] for row in rows["swept"]} == {"validation": [expected], "test": [expected]}
+    assert [row["tuned_on"] for row in rows["later"]] == [[expected]]  # a merge of the result is tuned, too
+    assert [row["tuned_on"] for row in rows["first"]] == [[]]
+    assert not any(row["transductive"] for found in rows.values() for row in found)
+    (cell,) = sweeping.read("/v1/comparisons?checkpoints=swept&tasks=kind")["rows"][0]["values"].values()
+    assert cell["tuned_on"] == [expected]
+
+
+def test_a_search_tells_how_many_points_it_compared(sweeping: House) -> None:
+    pytest.importorskip("optuna")
+    job = sweeping.finish("/v1/sweeps", {**SEARCHED, "search": {**SEARCHED["search"], "n_trials": 2}})
+
+    assert [one["tuned_on"][0]["n_points"] for one in job["result"]["metrics"]] == [2]
+
+
+def test_test_inputs_that_a_sweep_chose_by_under_another_task_are_marked(sweeping: House) -> None:
+    body = sweeping.task_body()
+    chosen_by = {"validation": body["dataset"]["validation"]}
+    sweeping.made("/v1/tasks", {**body, "name": "choosing", "dataset": chosen_by})
+    sweeping.made("/v1/tasks", {**body, "name": "measured", "dataset": {"test": body["dataset"]["validation"]}})
+    merge = {"output": {"name": "swept"}, "evaluate": ["measured", "kind"]}
+
+    sweeping.finish("/v1/sweeps", changed(GRID, **merge) | {"select_on": {"tasks": ["choosing"]}})
+
+    found = sweeping.read("/v1/metrics?checkpoint=swept&split=test")["items"]
+    assert {row["task"]: row["transductive"] for row in found} == {"measured": True, "kind": False}
+
+
 def test_the_curve_is_a_report(sweeping: House) -> None:
     job = sweeping.finish("/v1/sweeps", GRID)
 
@@ -169,6 +208,27 @@ def test_a_sweep_of_patches_is_measured_with_them(sweeping: House) -> None:
     assert sweeping.read(f"/v1/checkpoints/{job['result']['checkpoint']}")["kind"] == "multitask"
 
 
+def test_values_of_single_models_are_swept(sweeping: House) -> None:
+    models = [{"checkpoint": "first"}, {"checkpoint": "second", "parameters": {"density": 0.5}}]
+    overrides = [{"match": "*attention*", "weights": [1.0, None], "models": [{"density": 0.5}, None]}]
+    swept = {
+        "models.0.parameters.density": [0.1, 0.9],
+        "overrides.0.weights.1": [0.5],
+        "overrides.0.models.0.density": [0.2, 1.0],
+    }
+
+    job = sweeping.finish("/v1/sweeps", {"merge": {**TIES, "models": models, "overrides": overrides}, "grid": swept})
+
+    assert job["state"] == "succeeded", job["problem"]
+    assert len(job["result"]["data"]["points"]) == 4
+    best = job["result"]["data"]["best"]["parameters"]
+    recipe = sweeping.read(f"/v1/jobs/{job['id']}/recipe")
+    assert recipe["models"][0]["parameters"] == {"density": best["models.0.parameters.density"]}
+    (override,) = recipe["overrides"]
+    assert override["weights"] == [1.0, 0.5]
+    assert override["models"] == [{"density": best["overrides.0.models.0.density"]}, None]
+
+
 def test_points_are_compared_by_the_metric_that_the_tasks_have_in_common(sweeping: House) -> None:
     for name in ("one", "other"):
         sweeping.made("/v1/tasks", {**sweeping.task_body(), "name": name, "metric": "f1"})
@@ -190,6 +250,14 @@ FAULTS: list[tuple[Document, str, str, str]] = [  # changes of a request, code, 
     ({"grid": {"models.7.weight": [0.5]}}, "invalid_parameters", "/grid/models.7.weight", "leads to nothing"),
     ({"grid": {"models.1.weight": [0.5, 1e9]}}, "invalid_parameters", "/grid/models.1.weight", "point 1"),
     ({"grid": {"models.1.weight": ["x"]}}, "invalid_parameters", "/grid/models.1.weight", "number"),
+    ({"merge": TIES, "grid": {"models.1.parameters.density": [0.5, 2.0]}},
+     "validation_failed", "/grid/models.1.parameters.density", "point 1"),
+    ({"grid": {"models.1.parameters.density": [0.5]}},
+     "validation_failed", "/grid/models.1.parameters.density", "takes no parameters per model"),
+    ({"grid": {"overrides.0.weights": [[1.0, 1.0]]}},
+     "invalid_parameters", "/grid/overrides.0.weights", "leads to nothing"),
+    ({"grid": {"parameters.scaling_coefficient.x": [0.5]}},
+     "invalid_parameters", "/grid/parameters.scaling_coefficient.x", "leads to nothing"),
     ({"merge": TIES, "grid": None, "search": SEARCH},
      "invalid_parameters", "/search/parameters/density", "minimum"),
     ({"merge": {**MERGE, "base_model": "nobody"}}, "checkpoint_not_found", "/merge/base_model", "nobody"),

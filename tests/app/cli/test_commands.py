@@ -20,7 +20,8 @@ def folder(service: Serve) -> Path:
     place = service.home.parent / "commands"
     make_encoder(place / "base")
     make_encoder(place / "expert", seed=1)
-    dataset = {split: write_rows(place / f"{split}.jsonl", make_rows()).name for split in ("train", "test")}
+    parts = {"train": make_rows(), "test": make_rows()[::-1]}
+    dataset = {split: write_rows(place / f"{split}.jsonl", rows).name for split, rows in parts.items()}
     task = {
         "name": "animals",
         "kind": "text-classification",

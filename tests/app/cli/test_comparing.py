@@ -107,3 +107,18 @@ def test_what_was_learned_on_the_inputs_is_marked_and_explained() -> None:
     assert "50.0*" in marked
     assert "80.0*" not in marked
     assert "* learned on these inputs" in marked
+
+
+def test_what_a_sweep_chose_by_is_marked_on_that_split_alone() -> None:
+    tuned = {"tuned_on": [{"split": "validation", "tasks": ["emoji"]}]}
+    values = {"emoji": cell(0.5, None) | tuned, "language": cell(0.8, None) | tuned}
+    rows = [{"ref": "swept", "values": values}]
+
+    chosen, other = (
+        drawn(read_rows({"split": split, "tasks": TASKS, "rows": rows})) for split in ("validation", "test")
+    )
+
+    assert "50.0†" in chosen
+    assert "80.0†" not in chosen
+    assert "† chosen by these examples" in chosen
+    assert "†" not in other

@@ -86,7 +86,8 @@ def tiny(service: Serve) -> DemoScript:
 def write_task(folder: Path, n_rows: int) -> Path:
     """Write a task.json with data files beside it; equal content each time."""
     rows = make_rows()[-n_rows:]
-    dataset = {split: write_rows(folder / f"{split}.jsonl", rows).name for split in ("train", "validation", "test")}
+    parts = {"train": rows, "validation": rows, "test": rows[::-1]}
+    dataset = {split: write_rows(folder / f"{split}.jsonl", part).name for split, part in parts.items()}
     body = {
         "name": folder.name,
         "kind": "text-classification",

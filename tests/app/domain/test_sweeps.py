@@ -1,10 +1,10 @@
 """Points of a sweep, the best of them, and the recipe at each."""
 
 import pytest
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from app.domain.catalog import load_catalog
-from app.domain.errors import InvalidParameters
+from app.domain.errors import Invalid
 from app.domain.recipes import Override, PinnedCheckpoint, PinnedStep, Recipe, RecipeModel
 from app.domain.sweep_requests import SearchRequest, SweepRequest
 from app.domain.sweeps import MeasuredPoint, find_area, find_best, make_grid, make_search, recipe_at
@@ -24,7 +24,10 @@ def make_recipe() -> Recipe:
         models=tuple(RecipeModel(content_digest=name, weights_digest=name) for name in "cd"),
         parameters=parameters,
         shard_bytes=1,
-        overrides=(Override(match="*", parameters={"density": 0.5}),),
+        overrides=(
+            Override(match="*", parameters={"density": 0.5}),
+            Override(match="*a*", weights=(1.0, None), models=({"density": 0.5}, None)),
+        ),
         post_steps=(PinnedStep(name=step.name, version=step.version, parameters=of_step),),
     )
 
@@ -98,6 +101,29 @@ def test_values_stand_where_their_paths_lead() -> None:
     assert recipe_at(CATALOG, recipe, {}) == recipe
 
 
+def test_values_of_one_model_and_of_one_model_in_some_tensors_stand_where_their_paths_lead() -> None:
+    values = {"models.0.parameters.density": 1, "overrides.1.weights.1": 2, "overrides.1.models.0.density": 1}
+    before = make_recipe()
+
+    recipe = recipe_at(CATALOG, before, values)
+
+    assert [model.parameters for model in recipe.models] == [{"density": 1.0}, {}]
+    assert recipe.overrides[0] == before.overrides[0]
+    assert recipe.overrides[1].weights == (1.0, 2.0)
+    assert recipe.overrides[1].models == ({"density": 1.0}, None)
+    written = recipe_at(CATALOG, before, {"overrides.1.weights": [[0, 1], 0.5]})
+    assert written.overrides[1].weights == ((0.0, 1.0), 0.5)  # a list over the depth
+    assert recipe_at(CATALOG, written, {"overrides.1.weights.0": 0.5}).overrides[1].weights == (0.5, 0.5)
+
+
+def test_one_step_of_a_list_over_the_depth_is_swept() -> None:
+    before = recipe_at(CATALOG, make_recipe(), {"scaling_coefficient": [0.2, 0.6]})
+
+    recipe = recipe_at(CATALOG, before, {"parameters.scaling_coefficient.1": 0.5})
+
+    assert recipe.parameters["scaling_coefficient"] == [0.2, 0.5]
+
+
 def test_a_method_inside_a_method_is_reached_by_a_longer_path() -> None:
     card, parameters = CATALOG.check("knots", {}, has_base_model=True, weights=[1.0, 1.0])
     (nested,) = card.nested
@@ -123,10 +149,20 @@ def test_a_method_inside_a_method_is_reached_by_a_longer_path() -> None:
         ("transforms.0.parameters.steps", 1, "/transforms/0/parameters/steps"),
         ("post_steps.0.parameters.slop", 1, "/post_steps/0/parameters/slop"),
         ("overrides.0.parameters.density", -1, "/overrides/0/parameters/density"),
+        ("parameters.density.0", 0.5, "/parameters/density/0"),  # one number, no list
+        ("models.0.parameters.densty", 0.5, "/models/0/parameters/densty"),
+        ("models.0.parameters.density", 2, "/models/0/parameters/density"),
+        ("models.0.parameters.trim_scope", "tensor", "/models/0/parameters/trim_scope"),  # of no single model
+        ("overrides.0.weights.0", 0.5, "/overrides/0/weights/0"),  # there are none to change
+        ("overrides.1.weights.2", 0.5, "/overrides/1/weights/2"),
+        ("overrides.1.weights", [1.0], "/overrides/1/weights"),
+        ("overrides.1.weights.0", "x", "/overrides/1/weights/0"),
+        ("overrides.1.models.0.density", -1, "/overrides/1/models/0/density"),
+        ("overrides.1.models.1.density", 0.5, "/overrides/1/models/1/density"),  # null
     ],
 )
-def test_a_value_that_the_merge_does_not_take_is_refused(path: str, value: float, pointer: str) -> None:
-    with pytest.raises(InvalidParameters) as refused:
+def test_a_value_that_the_merge_does_not_take_is_refused(path: str, value: JsonValue, pointer: str) -> None:
+    with pytest.raises(Invalid) as refused:
         recipe_at(CATALOG, make_recipe(), {path: value})
 
     assert refused.value.errors[0].pointer == pointer
@@ -152,3 +188,36 @@ def test_how_the_job_runs_is_said_of_the_sweep() -> None:
 
     with pytest.raises(ValidationError, match=r"merge\.priority is said of the sweep"):
         SweepRequest.model_validate({"merge": merge, "grid": {"density": [0.1]}})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "models.0.task",
+        "models.0.checkpoint",
+        "overrides.0.match",
+        "overrides.0.models",
+        "seed.0",
+        "output.dtype",
+    ],
+)
+def test_what_is_no_value_of_a_method_is_not_swept(path: str) -> None:
+    merge = {"method": "ties", "models": [{"checkpoint": "a"}], "evaluate": ["t"]}
+
+    with pytest.raises(ValidationError, match="should match pattern"):
+        SweepRequest.model_validate({"merge": merge, "grid": {path: [0.1]}})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("density", "parameters.density"),
+        ("overrides.0.weights", "overrides.0.weights.1"),
+        ("parameters.shared", "parameters.shared.parameters.density"),
+    ],
+)
+def test_a_place_is_swept_once(first: str, second: str) -> None:
+    merge = {"method": "ties", "models": [{"checkpoint": "a"}], "evaluate": ["t"]}
+
+    with pytest.raises(ValidationError, match="is swept twice; name it once"):
+        SweepRequest.model_validate({"merge": merge, "grid": {first: [0.1], second: [0.2]}})

@@ -145,6 +145,19 @@ def test_own_head_is_matched_by_class_name(tmp_path: Path) -> None:
     assert measure(tiny_vision.make_task(tmp_path, head=OwnHead()), folder).details.n_correct == hits
 
 
+@pytest.mark.parametrize("head", [PrototypesHead(kind="prototypes", shots=3), OwnHead()])
+@pytest.mark.parametrize("metric", ["accuracy", "matthews"])
+def test_no_number_depends_on_the_batch_size(tmp_path: Path, head: PrototypesHead | OwnHead, metric: str) -> None:
+    folder = tiny_vision.make_vit_classifier(tmp_path / "own", tiny_vision.CLASSES, seed=5)
+    found = []
+    for batch_size in (1, 5, 64):  # of 12 images: one at a time, with a smaller last batch, all at once
+        task = tiny_vision.make_task(tmp_path, head=head, metric=metric, preprocessing={"batch_size": batch_size})
+        found.append(measure(task, folder))
+
+    assert all(one == found[0] for one in found)  # value, standard error, interval, counts per class
+    assert sum(row.n for row in found[0].details.per_class) == 12
+
+
 def test_label_prompts_need_a_text_tower(tmp_path: Path, vit: Path) -> None:
     with pytest.raises(ModelNotRunnable, match="ViTModel, which has no text tower"):
         measure(tiny_vision.make_task(tmp_path), vit)

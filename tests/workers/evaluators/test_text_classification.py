@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 
 from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import HeadMismatch, InputChanged, InvalidParameters, NotFinite
-from app.domain.tasks import LinearHead, LocalTask, Measurement, OwnHead
+from app.domain.tasks import Head, LinearHead, LocalTask, Measurement, OwnHead, PrototypesHead
 from tests.workers import tiny_bert
 from workers.checkpoints.model import Models
 from workers.evaluators import text_classification
@@ -130,6 +130,20 @@ def test_own_head_is_matched_by_class_name_else_by_position(
 
     task = tiny_bert.make_task(tmp_path, head=OWN, preprocessing={"max_tokens": 16})
     assert measure(task, tiny_bert.local(folder)).value == expected(logits)
+
+
+@pytest.mark.parametrize("head", [None, PrototypesHead(kind="prototypes", shots=3), OWN])
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_no_number_depends_on_the_batch_size(tmp_path: Path, head: Head | None, metric: str) -> None:
+    folder = tiny_bert.make_classifier(tmp_path / "own", tiny_bert.CLASSES, seed=5)  # its body serves the other heads
+    found = []
+    for batch_size in (1, 4, 5, 4096):  # of 6 texts: one at a time, with a smaller last batch, all at once
+        preprocessing = {"max_tokens": 16, "batch_size": batch_size}
+        task = tiny_bert.make_task(tmp_path, head=head, metric=metric, preprocessing=preprocessing)
+        found.append(measure(task, tiny_bert.local(folder)))
+
+    assert all(one == found[0] for one in found)  # value, standard error, interval, counts per class
+    assert [row.n for row in found[0].details.per_class] == [3, 3]
 
 
 def test_texts_of_like_numbers_of_tokens_are_run_together(tmp_path: Path, base_folder: Path) -> None:
