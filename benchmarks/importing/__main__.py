@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from benchmarks.engine.processes import forget, read_once
+from benchmarks.engine.floor import forget, read_once
 from workers.checkpoints.hashing import BUFFER_BYTES
 from workers.pipelines.importing import import_checkpoint
 
