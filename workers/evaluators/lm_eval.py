@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from app.domain.errors import InvalidDataset, InvalidParameters, ModelNotRunnable
 from app.domain.parameters import Parameters
@@ -26,6 +26,37 @@ from workers.scoring.intervals import share_interval
 
 _METRICS = {"multiple_choice": ("acc", "acc_norm"), "generate_until": ("exact_match",)}
 _NAME = "task"
+
+
+Function = Literal["regex", "multi_choice_regex", "remove_whitespace", "lowercase", "uppercase", "map", "take_first"]
+_OPTIONS: dict[Function, tuple[str, ...]] = {
+    "regex": ("regex_pattern", "group_select", "fallback"),
+    "multi_choice_regex": (
+        "regex_pattern", "group_select", "fallback", "ignore_case", "ignore_punctuation", "regexes_to_ignore"
+    ),
+    "map": ("mapping_dict", "default_value"),
+}  # fmt: skip
+
+
+class FilterStep(Parameters):
+    """A function of the harness that an answer passes through, with its options; left out, they are the harness's."""
+
+    function: Function
+    regex_pattern: str | None = Field(default=None, max_length=10_000, description="What is found is the answer.")
+    group_select: int | None = Field(default=None, description="Which match: 0 the first, -1 the last.")
+    fallback: str | None = Field(default=None, max_length=1000, description="The answer where nothing is found.")
+    ignore_case: bool | None = None
+    ignore_punctuation: bool | None = None
+    regexes_to_ignore: list[str] | None = Field(default=None, max_length=100)
+    mapping_dict: dict[str, str] | None = Field(default=None, description="From what is found to the answer.")
+    default_value: str | None = Field(default=None, max_length=1000, description="For what is not in the mapping.")
+
+
+class HarnessFilter(Parameters):
+    """What the generated answers pass through, in this order."""
+
+    name: str = Field(default="filter", min_length=1, max_length=100)
+    filter: list[FilterStep] = Field(min_length=1, max_length=20)
 
 
 class HarnessPreprocessing(Parameters):
@@ -49,6 +80,14 @@ class HarnessPreprocessing(Parameters):
     num_fewshot: int = Field(default=0, ge=0, le=1000, description="Examples shown: the first of the train split.")
     until: list[str] = Field(default=["\n\n"], max_length=100, description="Where a generated answer ends.")
     max_new_tokens: int = Field(default=64, ge=1, le=4096, description="Most tokens of a generated answer.")
+    filter_list: list[HarnessFilter] = Field(
+        default=[], max_length=1, description="What a generated answer passes through before it is compared."
+    )
+    ignore_case: bool = Field(default=False, description="Compare answers without case.")
+    ignore_punctuation: bool = Field(default=False, description="Compare answers without punctuation.")
+    regexes_to_ignore: list[str] = Field(
+        default=[], max_length=100, description="What is cut out of answer and target before they are compared."
+    )
     batch_size: int = Field(default=8, ge=1, le=4096, description="Requests run at once.")
 
 
@@ -73,6 +112,7 @@ def measure(
     task = subject.task
     preprocessing = HarnessPreprocessing.model_validate(task.spec.preprocessing)
     _refuse_other_metric(task, preprocessing)
+    _refuse_other_options(task, preprocessing)
     if find_spec("lm_eval") is None:
         raise ModelNotRunnable(
             "Tasks of kind lm-eval need the EleutherAI harness, which is not installed on this worker. Install it "
@@ -95,6 +135,32 @@ def _refuse_other_metric(task: LocalTask, preprocessing: HarnessPreprocessing) -
         )
 
 
+def _refuse_other_options(task: LocalTask, preprocessing: HarnessPreprocessing) -> None:
+    """Refuse options that a function has not, and what is of generated answers where none are.
+
+    Raises: InvalidParameters.
+    """
+    of_answers = ("filter_list", "ignore_case", "ignore_punctuation", "regexes_to_ignore")
+    given = [name for name in of_answers if getattr(preprocessing, name)]
+    if given and preprocessing.output_type != "generate_until":
+        raise InvalidParameters(
+            f"Task {task.spec.name!r} has {given[0]}, which is of generated answers, and output_type "
+            f"{preprocessing.output_type}. Leave it out, or make a task with output_type generate_until."
+        )
+    for one in (step for pipeline in preprocessing.filter_list for step in pipeline.filter):
+        known = _OPTIONS.get(one.function, ())
+        strange = [name for name in _options(one) if name not in known]
+        if strange:
+            raise InvalidParameters(
+                f"Task {task.spec.name!r} has a filter {one.function} with {strange[0]}; it takes "
+                f"{', '.join(known) or 'no options'}. Make a task without it."
+            )
+
+
+def _options(step: FilterStep) -> dict[str, JsonValue]:
+    return step.model_dump(exclude={"function"}, exclude_none=True)
+
+
 def _splits(task: LocalTask, split: str, preprocessing: HarnessPreprocessing) -> Iterable[str]:
     if preprocessing.num_fewshot and "train" not in task.files:
         raise InvalidDataset(
@@ -111,18 +177,25 @@ def _configure(
     datasets: Any = import_module("datasets")  # comes with the harness, untyped here
     fields = ("output_type", "doc_to_text", "doc_to_target", "description", "target_delimiter", "fewshot_delimiter")
     config: dict[str, object] = {name: getattr(preprocessing, name) for name in fields}
+    comparing = ("ignore_case", "ignore_punctuation", "regexes_to_ignore")
+    options = {name: getattr(preprocessing, name) for name in comparing if metric == "exact_match"}
     config |= {
         "task": _NAME,
         "custom_dataset": lambda **_: {name: datasets.Dataset.from_list(list(rows)) for name, rows in data.items()},
         "test_split": split,
         "num_fewshot": preprocessing.num_fewshot,
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True, **options}],
     }
     if preprocessing.num_fewshot:
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     if preprocessing.output_type == "multiple_choice":
         return {**config, "doc_to_choice": preprocessing.doc_to_choice}
     generation = {"until": preprocessing.until, "max_gen_toks": preprocessing.max_new_tokens, "do_sample": False}
+    if preprocessing.filter_list:
+        config["filter_list"] = [
+            {"name": one.name, "filter": [{"function": step.function, **_options(step)} for step in one.filter]}
+            for one in preprocessing.filter_list
+        ]
     return {**config, "generation_kwargs": generation}
 
 
@@ -140,7 +213,7 @@ def _run(task: LocalTask, config: dict[str, object], model: CausalModel, batch_s
     except Exception as error:  # templates and columns are the caller's, and the harness has no errors of its own
         raise InvalidParameters(
             f"The harness cannot run task {task.spec.name!r}: {type(error).__name__}: {str(error)[:400]}. Check the "
-            "templates in its preprocessing against the columns of its data."
+            "templates in its preprocessing against the columns of its data, and its filters."
         ) from error
     samples: list[dict[str, Any]] = found["samples"][_NAME]
     return samples
