@@ -444,7 +444,7 @@ def test_keys_within_a_window_are_found_wherever_they_lie(share: float) -> None:
     keys[[0, 63, 64, 4991, 4992, 4999]] = [1 << 30, (1 << 30) - 1, (1 << 30) + 1, 1 << 30, 0, 1 << 30]  # at the ends
     rows = Piece("w", (5000,), 0, 0, None, torch.from_numpy(keys.view(np.float32)).unsqueeze(0)).rows
     [(n_above, found)] = fused.count_keys(rows, windows_of(0, 1, 1 << 30, 1 << 30))
-    assert (n_above, len(found)) == (1, np.count_nonzero(keys == 1 << 30))
+    assert (n_above, len(found)) == (1, int(np.count_nonzero(keys == 1 << 30)))
     [(n_above, found)] = fused.count_keys(rows, windows_of(0, 1, (1 << 30) - 1, (1 << 30) + 1))
     assert found.tolist() == keys[np.abs(keys - (1 << 30)) <= 1].tolist()
 
