@@ -16,7 +16,7 @@ METHODS = {card.name: card for card in load_catalog().methods}
 
 def accuracy(row: dict[str, Any]) -> float:
     """Return the mean accuracy over the tasks of a row."""
-    shares = [right / total for right, total in row["counts"].values()]
+    shares: list[float] = [right / total for right, total in row["counts"].values()]
     return sum(shares) / len(shares)
 
 

@@ -83,10 +83,14 @@ def test_the_examples_are_true(example: dict[str, Any]) -> None:
         for vector in TASK_VECTORS
     ]
     base = {name: torch.zeros_like(part) for name, part in models[0].items()}
-    steps = {step.card.name: (step, example["step_parameters"]) for step in (*find_transforms(), *find_post_steps())}
-    step = steps[example["step"]]
-    is_transform = example["step"] in {card.name for card in load_catalog().transforms}
-    placed: dict[str, Any] = {"transforms" if is_transform else "post_steps": [step]}
+    transforms = {step.card.name: step for step in find_transforms()}
+    post_steps = {step.card.name: step for step in find_post_steps()}
+    name, values = example["step"], example["step_parameters"]
+    placed: dict[str, Any] = (
+        {"transforms": [(transforms[name], values)]}
+        if name in transforms
+        else {"post_steps": [(post_steps[name], values)]}
+    )
     merged = MemoryMerge(load_method(example["method"]), example["parameters"], **placed)(base, models)
     found = torch.cat([merged[name].flatten() for name in names])
     assert found.tolist() == pytest.approx(example["result"], abs=1e-6)

@@ -64,7 +64,8 @@ def merge_with(step: Step, method: str = "task_arithmetic", **how: Any) -> FileM
     """Return a merge by a method with one step."""
     kind, card, values = step
     pinned = PinnedStep(name=card.name, version=card.version, parameters=fill_defaults(card.parameters, values))
-    return FileMerge(method, **{kind: (pinned,)}, **how)
+    placed: dict[str, Any] = {kind: (pinned,)}
+    return FileMerge(method, **placed, **how)
 
 
 def test_every_step_is_tried_with_other_parameters_too() -> None:

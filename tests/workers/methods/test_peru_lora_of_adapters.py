@@ -28,7 +28,8 @@ def cut(matrix: Array, rank: int, energy: float = 1.0) -> Array:
     u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
     needed = int((np.cumsum(sigma**2) < energy * np.sum(sigma**2)).sum()) + 1 if energy < 1 else len(sigma)
     kept = min(rank, needed)
-    return (u[:, :kept] * sigma[:kept]) @ vt[:kept]
+    found: Array = (u[:, :kept] * sigma[:kept]) @ vt[:kept]
+    return found
 
 
 @settings(max_examples=60, deadline=None)
