@@ -45,11 +45,19 @@ class ModuleUpdates:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a dense model changes in one module."""
+
+    matrix: Tensor  # [out, in] float64, in PEFT's orientation; a kernel's positions are columns
+    rounding: float = 0.0  # the largest singular value that rounding the weights to float32 may have made
+
+
+@dataclass(frozen=True)
 class DenseChange:
-    """What a dense model changes in one module, for methods that take dense models; read when it is needed."""
+    """A module that a dense model changes, for methods that take dense models; read when it is needed."""
 
     name: str  # the base's tensor
-    read: Callable[[], Tensor]  # -> [out, in] float64, in PEFT's orientation; a kernel's positions are columns
+    read: Callable[[], Change]
 
 
 # Merges tensors that the outer method made, around a base of zeros: one mapping per adapter, all of the same shapes.

@@ -34,7 +34,7 @@ from app.domain.catalog import (
 )
 from app.domain.parameters import Parameters, schema_of
 from workers.fusion import FLOAT32, NO_FILE, FusedMasks, FusedMerge, Rows
-from workers.patches import Measured, Patch
+from workers.patches import LowRank, Measured, Patch
 from workers.stored import Models, hold
 from workers.sums import Sums
 
@@ -44,8 +44,18 @@ Fused = FusedMerge | FusedMasks
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
 
 
+# of a tensor by its name, what each model adds to it as a product in the order of the base, [rows, r] · [r, columns]
+# float64, of rank 0 where that is nothing; None where it is not known as one. Empty where no model's is.
+ReadUpdates = Callable[[str], Sequence[LowRank | None]]
+
+
 def ignore_tick(_fraction: float) -> None:
     """Take note of nothing."""
+
+
+def know_no_updates(_tensor: str) -> Sequence[LowRank | None]:
+    """Return nothing: the models are dense, or changed before the method sees them."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class MergeContext:
     nested: Mapping[str, "NestedMerge"] = field(default_factory=dict)  # parameter -> the method it names, ready to run
     learned: Any = None  # what the method's learner found, of a type of its own; None: nothing was learned
     update_ranks: Mapping[str, Sequence[int | None]] = field(default_factory=dict)  # see app/domain/adapters.py
+    read_updates: ReadUpdates = field(default=know_no_updates, compare=False, repr=False)  # of models that are adapters
     tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
 
     def random(self, purpose: str, model: int) -> torch.Generator:

@@ -263,7 +263,8 @@ class Catalog(Value):
         effective = fill_defaults(card.parameters, parameters, n_models=len(weights))
         for name in card.nested:
             effective[name] = self.check_nested(name, effective[name], has_base_model=has_base_model, weights=weights)
-        faults = _model_count_faults(card, effective, len(weights), pointer="/parameters")
+        faults = [fault for name in card.nested for fault in self._learning_faults(card, name, effective[name])]
+        faults += _model_count_faults(card, effective, len(weights), pointer="/parameters")
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         faults = _weight_sum_faults(card, effective, weights)
@@ -347,10 +348,24 @@ class Catalog(Value):
         except Invalid as error:
             problems = [FieldProblem(pointer + one.pointer, one.message, one.did_you_mean) for one in error.errors]
             raise type(error)(f"{pointer}: {error.detail}", errors=problems) from None
-        faults = [FieldProblem(f"{pointer}/method", reason) for reason in _nesting_faults(card, asked.get("version"))]
+        reasons = _nesting_faults(card, str(asked["method"]), asked.get("version"))
+        faults = [FieldProblem(f"{pointer}/method", reason) for reason in reasons]
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return {"method": card.name, "version": card.version, "parameters": dict(effective)}
+
+    def _learning_faults(self, outer: MethodCard, name: str, inside: JsonValue) -> list[FieldProblem]:
+        """Return why a method inside another one cannot do what it says: it would learn, and sees weights alone."""
+        card, parameters = self.method(_method_in(inside)), inside["parameters"] if isinstance(inside, dict) else {}
+        if not card.learns(parameters if isinstance(parameters, dict) else {}):
+            return []
+        ways = ["name a method that does not learn"]
+        if outer.nested[name] == "merge_set":
+            ways.append(f"merge by {card.name} first, and take its result as base_model of post_pruning")
+        if card.learned is not None:
+            ways.insert(0, f"give it `{card.learned}`, as an earlier merge learned them")
+        message = f"{card.name} learns from data, and inside {outer.name} it sees only weights; {', or '.join(ways)}"
+        return [FieldProblem(f"/parameters/{name}/method", message)]
 
     def cards_inside(self, card: MethodCard, parameters: Mapping[str, JsonValue]) -> tuple[MethodCard, ...]:
         """Return the cards of the methods that effective parameters name inside a method."""
@@ -452,8 +467,12 @@ def _only_parameters(nested: JsonValue) -> dict[str, JsonValue] | None:
     return own if isinstance(own, dict) else None
 
 
-def _nesting_faults(card: MethodCard, version: JsonValue) -> list[str]:
+def _nesting_faults(card: MethodCard, alias: str, version: JsonValue) -> list[str]:
     reasons: list[str] = []
+    preset = card.presets.get(alias, Preset())
+    if preset.transforms:
+        behind = ", ".join(preset.transforms)
+        reasons.append(f"{alias} is {card.name} behind the transform {behind}, which only a merge of its own has")
     if card.produces != "dense":
         reasons.append(f"{card.name} gives a {card.produces} artifact; expected a method that gives one dense model")
     if card.nested:

@@ -24,7 +24,7 @@ from benchmarks.parity.deep_inputs import write_deep_inputs
 from benchmarks.parity.document_runs import find_documents, merge_documents
 from benchmarks.parity.environments import REQUIREMENTS, prepare
 from benchmarks.parity.inputs import SEED, write_given_statistics, write_inputs
-from benchmarks.parity.uncompared import REASONS
+from benchmarks.parity.uncompared import REASONS, STEPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 DOCUMENTS_URL = "../benchmarks/parity/documents"
@@ -196,7 +196,9 @@ def render(rows: Sequence[Row]) -> str:
 
 def _render_rest(compared: set[str]) -> str:
     rest = [card.name for card in load_catalog().methods if card.name not in compared]
-    return "\nNot compared:\n\n" + "".join(f"- `{name}`: {REASONS.get(name, 'no case yet')}\n" for name in rest)
+    lines = [f"- `{name}`: {REASONS.get(name, 'no case yet')}\n" for name in rest]
+    lines += [f"- {name}: {why}\n" for name, why in STEPS.items()]
+    return "\nNot compared:\n\n" + "".join(lines)
 
 
 def _verdict(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Why methods are in no case: none of the tools has them, or theirs cannot be run without what it downloads."""
+"""Why methods and steps are in no case: none of the tools has them, or theirs cannot be run without a download."""
 
 from collections.abc import Mapping
 
@@ -17,4 +17,10 @@ REASONS: Mapping[str, str] = {
     "regmean_plus_plus": "fusion-bench runs CLIP's layers on data that it downloads; it solves a layer as in `regmean`",
     "surgery": "fusion-bench learns it within AdaMerging of CLIP, on data that it downloads",
     "surgery_v2": NOWHERE,
+}
+
+STEPS: Mapping[str, str] = {
+    "transform `awd`": NOWHERE,
+    "transform `ties`": "in none of the tools alone; `task_arithmetic` behind it is `ties` with sums",
+    "post-step `lines`": NOWHERE,
 }

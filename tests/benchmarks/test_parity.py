@@ -13,7 +13,7 @@ from benchmarks.parity import __main__ as parity
 from benchmarks.parity import adapters, ours
 from benchmarks.parity.case import LOADED, SCALAR, Case, find_cases
 from benchmarks.parity.inputs import LINEAR, write_given_statistics, write_inputs
-from benchmarks.parity.uncompared import REASONS
+from benchmarks.parity.uncompared import REASONS, STEPS
 
 CASES = [case for tool in ("mergekit", "fusion-bench", "peft") for case in find_cases(tool)]
 
@@ -33,6 +33,19 @@ def test_no_two_rows_are_called_alike() -> None:
 
 def test_every_method_is_compared_or_it_is_said_why_not() -> None:
     assert {card.name for card in load_catalog().methods} - {case.method for case in CASES} == set(REASONS)
+
+
+def test_every_transform_and_post_step_is_compared_or_it_is_said_why_not() -> None:
+    catalog = load_catalog()
+    compared = {f"post-step `{name}`" for case in CASES for name, _ in case.post_steps}
+    known = {f"transform `{step.name}`" for step in catalog.transforms}
+    known |= {f"post-step `{step.name}`" for step in catalog.post_steps}
+    assert known - compared == set(STEPS)
+
+
+def test_the_page_says_why_others_are_not_compared() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+    assert page.endswith(parity._render_rest({case.method for case in CASES}))
 
 
 def test_adapters_of_one_start_average_to_the_average_of_what_they_stand_for(tmp_path: Path) -> None:

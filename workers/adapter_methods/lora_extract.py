@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from app.domain.parameters import Parameters
-from workers.adapter_contract import AdapterContext, DenseChange, adapter_method
+from workers.adapter_contract import AdapterContext, Change, DenseChange, adapter_method
 from workers.numerics import low_rank, spectra
 from workers.patches import LowRank
 
@@ -37,6 +36,7 @@ class LoraExtractParameters(Parameters):
 
 @adapter_method(
     name="lora_extract",
+    version=2,
     title="LoRA extraction",
     summary="Turns a fine-tuned dense model and its base into an adapter of a given rank.",
     source="Eckart, Young 1936; mergekit-extract-lora",
@@ -50,10 +50,14 @@ class LoraExtractParameters(Parameters):
 def merge(
     modules: Sequence[DenseChange], parameters: LoraExtractParameters, context: AdapterContext
 ) -> Mapping[str, LowRank]:
-    """Return the best approximation of each change of at most the rank; what did not change has rank 0."""
+    """Return the best approximation of each change of at most the rank; what did not change has rank 0.
+
+    Components no larger than what rounding the weights to float32 adds are left out, as of low-rank patches.
+    """
     return {module.name: _extract(module.read(), parameters) for module in modules}
 
 
-def _extract(change: Tensor, parameters: LoraExtractParameters) -> LowRank:
-    found = spectra.decompose(change, parameters.rank, null=parameters.relative_tolerance)
-    return low_rank.first(found, int((found.values > parameters.absolute_tolerance).sum()))
+def _extract(change: Change, parameters: LoraExtractParameters) -> LowRank:
+    found = spectra.decompose(change.matrix, parameters.rank, null=parameters.relative_tolerance)
+    least = max(parameters.absolute_tolerance, change.rounding)
+    return low_rank.first(found, int((found.values > least).sum()))

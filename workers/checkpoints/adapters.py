@@ -6,8 +6,10 @@ the base's own files. Sums run over the rank in one order (numerics/thin_product
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from app.domain.checkpoints import DTYPE_BYTES, CheckpointKind, LocalCheckpoint,
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader, TensorReader
 from workers.numerics import thin_products
+from workers.patches import LowRank
 
 KEPT_TENSORS = 8  # whose factors stay in memory
 
@@ -68,6 +71,18 @@ class AdapterReader:
         else:
             self._base.read_bytes(self._stored[tensor.name], offset, out)
 
+    def update_of(self, name: str) -> LowRank | None:
+        """Return what is added to a tensor, as the base stores it, float64; None where the tensor is replaced."""
+        placed = self._placed.get(name, Placed())
+        if placed.full is not None:
+            return None
+        if placed.lora is None or placed.lora.rank == 0:
+            shape = self._stored[name].shape
+            rows, columns = (shape[0], prod(shape[1:])) if shape else (1, 1)
+            return LowRank(torch.zeros(0, columns, dtype=torch.float64), torch.zeros(rows, 0, dtype=torch.float64))
+        factors = self._factors_of(name, placed)
+        return LowRank(factors.right.double(), factors.left.double().mul_(factors.scaling))
+
     def close(self) -> None:
         """Close the adapter's own files; the base's belong to whoever opened them."""
         self._files.close()
@@ -111,6 +126,11 @@ def open_model(stack: ExitStack, model: LocalCheckpoint, base: TensorReader | No
     if model.manifest.kind is CheckpointKind.ADAPTER and base is not None:
         return stack.enter_context(AdapterReader(model, base))
     return stack.enter_context(TensorReader(model))
+
+
+def read_updates(models: Sequence[FloatReader], tensor: str) -> list[LowRank | None]:
+    """Return what each model adds to a tensor of the base, as contract.ReadUpdates does."""
+    return [model.update_of(tensor) if isinstance(model, AdapterReader) else None for model in models]
 
 
 def read_factors(files: TensorReader, part: LoraPart, *, is_transposed: bool) -> Factors:

@@ -17,7 +17,7 @@ from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from app.domain.patches import default_rank
 from workers.contract import MergeContext, merge_method
 from workers.numerics import low_rank, matrices, precision, residuals, task_vectors
-from workers.patches import Patch
+from workers.patches import LowRank, Patch
 
 
 class PeruLoraParameters(Parameters):
@@ -59,17 +59,46 @@ def patch(
     A kernel [out, in, …] is a matrix of out rows. What is the shared one, to the bit, has no patch.
     """
     of_models = context.update_ranks.get(context.tensor, (None,) * len(finetuned))
+    changes = _find_changes(context.read_updates(context.tensor), len(finetuned), parameters, context)
     made: list[Patch] = []
     for model, rank in enumerate(_ranks(parameters, of_models)):
-        made.append(_truncate(finetuned[model], shared, rank, parameters.energy))
+        made.append(_truncate(finetuned[model], shared, changes[model], rank, parameters.energy))
         context.tick((model + 1) / len(finetuned))
     return made
 
 
-def _truncate(model: Tensor, shared: Tensor, rank: int, energy: float) -> Patch:
+def _find_changes(
+    updates: Sequence[LowRank | None], n_models: int, parameters: PeruLoraParameters, context: MergeContext
+) -> list[LowRank | None]:
+    """Return what each model has beyond the shared one as a product, or None where it is not known as one.
+
+    What a merge has lost of a model is ΔWₜ − λ Σ wᵢ ΔWᵢ: all factors stacked, with these coefficients.
+    """
+    known = [update for update in updates if update is not None]
+    if not updates or (parameters.mode == "residual" and len(known) < len(updates)):
+        return [None] * n_models
+    if parameters.mode == "per_adapter":
+        return list(updates)
+    shares = [parameters.scaling_coefficient * weight for weight in context.weights]
+    stacked = torch.cat([update.a for update in known])
+    return [
+        LowRank(
+            stacked,
+            torch.cat(
+                [((at == model) - share) * one.b for at, (share, one) in enumerate(zip(shares, known, strict=True))],
+                dim=1,
+            ),
+        )
+        for model in range(n_models)
+    ]
+
+
+def _truncate(model: Tensor, shared: Tensor, change: LowRank | None, rank: int, energy: float) -> Patch:
     rows, columns = (len(shared), shared[0].numel()) if shared.dim() > 1 and shared.numel() else (0, 0)
     if not low_rank.pays(min(rank, rows, columns), rows, columns) or residuals.is_same(model, shared):
         return residuals.replace_changed(model.unsqueeze(0), shared)[0]
+    if change is not None:
+        return low_rank.truncate_product(change, rank=rank, energy=energy)
     matrices_of = model.reshape(1, rows, columns), shared.reshape(rows, columns)
     return low_rank.truncate_changes(*matrices_of, rank=rank, energy=energy)[0]
 
@@ -91,7 +120,7 @@ def _ranks(parameters: PeruLoraParameters, of_models: Sequence[int | None]) -> l
 
 @merge_method(
     name="peru_lora",
-    version=2,
+    version=3,
     title="PERU-LoRA",
     summary="Keeps, per task, the largest singular components of its task vector, or of what a merge lost of it.",
     source="Jiang et al. 2023, arXiv:2310.01886",

@@ -3,6 +3,7 @@
 Source: Eckart, Young 1936, "The approximation of one matrix by another of lower rank".
 """
 
+from collections.abc import Iterable
 from functools import partial
 from math import sqrt
 
@@ -27,6 +28,19 @@ def truncate(matrix: Tensor, *, rank: int, energy: float = 1.0) -> LowRank:
     """
     found = spectra.decompose(matrix, rank, null=0.0)
     return first(found, _count(found, energy, matrix.square().sum()))
+
+
+def truncate_product(product: LowRank, *, rank: int, energy: float = 1.0) -> LowRank:
+    """Return the same of a product B·A, which is never formed, in float32.
+
+    Singular values up to 10⁻¹⁰ of the largest are rounding of float64, where factors depend on each other.
+    """
+    if product.rank == 0:
+        return LowRank(product.a.float(), product.b.float())
+    found = Singular(*thin_products.decompose(product.a, product.b))
+    n_above = int((found.values > spectra.SMALLEST * found.values[0]).sum())
+    factors = first(found, min(rank, n_above, _count(found, energy, found.values.square().sum())))
+    return LowRank(factors.a.float(), factors.b.float())
 
 
 def first(found: Singular, n: int) -> LowRank:
@@ -64,18 +78,28 @@ def _truncate_change(changes: TaskMatrices, model: int, rank: int, energy: float
 
 
 def _rounding(wide: TaskMatrices, model: int) -> float:
+    return rounding(
+        (
+            wide.stored(model, columns).double().square_().add_(wide.base[:, columns].double().square_())
+            for columns in wide.columns()
+        ),
+        wide.base,
+    )
+
+
+def rounding(squares: Iterable[Tensor], like: Tensor) -> float:
     """Return the largest singular value that rounding a model and its origin to float32 makes.
 
+    squares: runs of columns of the sum of both's squares, [rows, any] float64; like: any tensor of as many rows.
     Errors that are independent of each other, of at most 2⁻²⁴ of an entry each, make a matrix whose norm is at most the
     largest norm of its rows plus that of its columns: Bandeira, van Handel 2016, arXiv:1408.6185, theorem 1.1, whose
     further term is small. Errors are uniform, so that these are √3 times too large.
     """
-    of_rows = wide.base.new_zeros(wide.shape[0], dtype=torch.float64)
+    of_rows = like.new_zeros(len(like), dtype=torch.float64)
     largest_column = 0.0
-    for columns in wide.columns():
-        squares = wide.stored(model, columns).double().square_().add_(wide.base[:, columns].double().square_())
-        of_rows += squares.sum(1)
-        largest_column = max(largest_column, float(squares.sum(0).max()))
+    for some in squares:
+        of_rows += some.sum(1)
+        largest_column = max(largest_column, float(some.sum(0).max()))
     return ROUNDING * (sqrt(float(of_rows.max())) + sqrt(largest_column))
 
 

@@ -33,16 +33,25 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
 def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return factors (A, B) of the best approximation of B·A of at most some rank, the singular values split evenly.
 
-    a: [r, in]; b: [out, r], any floating dtype; result: float64. The product is never formed: with B = Q R and Aᵀ = P S
-    its singular values are those of R·Sᵀ, which is r × r.
+    a: [r, in]; b: [out, r], any floating dtype; result: float64.
     """
     if a.shape[0] == 0:
         return a.double(), b.double()
+    u, sigma, vt = decompose(a, b)
+    kept = min(rank, int((sigma > 0).sum()))
+    return balance(u[:, :kept], sigma[:kept], vt[:kept])
+
+
+def decompose(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular triples of B·A, those of 0 included: [out, k], [k], [k, in] float64, the largest first.
+
+    a: [r, in]; b: [out, r], any floating dtype. The product is never formed: with B = Q R and Aᵀ = P S its singular
+    values are those of R·Sᵀ, which is r × r.
+    """
     q, r = torch.linalg.qr(b.double())
     p, s = torch.linalg.qr(a.double().T)
     u, sigma, vt = torch.linalg.svd(r @ s.T, full_matrices=False)
-    kept = min(rank, int((sigma > 0).sum()))
-    return balance(q @ u[:, :kept], sigma[:kept], vt[:kept] @ p.T)
+    return q @ u, sigma, vt @ p.T
 
 
 def balance(u: Tensor, sigma: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:

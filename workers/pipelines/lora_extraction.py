@@ -19,11 +19,12 @@ from app.domain.extractions import ExtractedModule, Extraction, find_extraction
 from app.domain.jobs import Progress
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
-from workers.adapter_contract import AdapterCode, AdapterContext, AdapterMethod, Coordinates, DenseChange
+from workers.adapter_contract import AdapterCode, AdapterContext, AdapterMethod, Change, Coordinates, DenseChange
 from workers.checkpoints import parallel
 from workers.checkpoints.adapter_writer import AdaptedOutput, AdapterOutput
 from workers.checkpoints.adapters import open_model
 from workers.checkpoints.reader import FloatReader, TensorReader
+from workers.numerics import low_rank
 from workers.patches import LowRank
 from workers.pipelines.adapter_merge import finish
 from workers.pipelines.adapter_program import MergedModules
@@ -118,11 +119,12 @@ def _context(recipe: Recipe) -> AdapterContext:
 
 
 def _change_of(module: ExtractedModule, pair: _Pair, norms: dict[str, float]) -> DenseChange:
-    def read() -> Tensor:
-        base, model = pair.read(module.tensor)
-        change = (model.double() - base.double()).flatten(start_dim=1)  # [rows, columns], as it is stored
+    def read() -> Change:
+        base, model = (tensor.flatten(start_dim=1).double() for tensor in pair.read(module.tensor))  # [rows, columns]
+        change = model - base
         norms[module.tensor.name] = float(change.square().sum())
-        return change.T if module.is_transposed else change
+        rounding = low_rank.rounding([model.square_().add_(base.square_())], base)
+        return Change(change.T if module.is_transposed else change, rounding)
 
     return DenseChange(module.tensor.name, read)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,12 +23,12 @@ from app.domain.patches import measure_storage
 from app.domain.plans import WHOLE_TENSORS_BYTES, MergePlan, known_ranks, piece_elements
 from app.domain.recipes import Recipe
 from workers.checkpoints import parallel
-from workers.checkpoints.adapters import open_model
+from workers.checkpoints.adapters import open_model, read_updates
 from workers.checkpoints.memory import keep_freed_memory
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.checkpoints.sums_file import SumsReader
-from workers.contract import RecipeCode, StatisticRequest
+from workers.contract import RecipeCode, StatisticRequest, know_no_updates
 from workers.cuda import CudaCopies
 from workers.learning_contract import Learn
 from workers.pipelines import program
@@ -82,6 +83,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
             chunk_elements=chunk_elements,
         )
         told = Told(opened.meter)
+        ranks = known_ranks(recipe, [model.manifest for model in models], None if base is None else base.manifest)
+        are_factors_true = bool(ranks) and recipe.nan_policy == "fail"  # "zero" changes entries of what they make
         with opened.meter.silence() if learn is not None else nullcontext():
             ready = program.prepare(
                 recipe,
@@ -90,9 +93,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
                 transport=opened.transport,
                 on_request=told.begin,
                 learn=learn,
-                update_ranks=known_ranks(
-                    recipe, [model.manifest for model in models], None if base is None else base.manifest
-                ),
+                update_ranks=ranks,
+                read_updates=partial(read_updates, opened.inputs.models) if are_factors_true else know_no_updates,
             )
         opened.meter.enter("merging")
         opened.meter.expect(total_bytes(plan, opened.inputs))

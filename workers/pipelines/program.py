@@ -30,12 +30,14 @@ from workers.contract import (
     PieceSource,
     PostStep,
     RandomStatistic,
+    ReadUpdates,
     RecipeCode,
     Reported,
     StatisticRequest,
     Tick,
     Transform,
     ignore_tick,
+    know_no_updates,
     works_on_matrices,
 )
 from workers.granularity import piece_shape
@@ -274,18 +276,19 @@ def prepare(  # noqa: PLR0913 a recipe, its code, and what runs it
     learn: Learn | None = None,
     own: PieceSource | None = None,
     update_ranks: Mapping[str, Sequence[int | None]] | None = None,
+    read_updates: ReadUpdates = know_no_updates,
 ) -> MergeProgram:
     """Bind a recipe to its code and collect all statistics; `on_request` hears of each before it is collected.
 
     transport: of the code that works on whole matrices; all other code runs on the CPU, by kernels where it has some,
     so that its bytes are the same wherever a job runs.
     learn: runs the method's learner, where the recipe names data to learn from. own: those tensors of the source that
-    are going to be merged, if not all are: the method's local statistics are collected of them alone. update_ranks: of
-    models that are adapters, as app/domain/adapters.py finds them.
+    are going to be merged, if not all are: the method's local statistics are collected of them alone. update_ranks,
+    read_updates: of models that are adapters, as app/domain/adapters.py and the open files tell.
 
     Raises: Invalid for an override that matches no tensor; whatever reading the source raises.
     """
-    blank = replace(_blank_context(recipe), update_ranks=update_ranks or {})
+    blank = replace(_blank_context(recipe), update_ranks=update_ranks or {}, read_updates=read_updates)
     asked = [pinned.parameters for pinned in recipe.transforms]
     transforms = _bind_transforms(list(zip(code.transforms, asked, strict=True)), source, blank, transport, on_request)
     seen = _through(source, transforms)

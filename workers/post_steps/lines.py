@@ -7,9 +7,10 @@ Departs from source: a tensor's block is found from the numbering of all names, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import fsum, sqrt
 from typing import Annotated
 
+import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from app.domain.depth import Block, find_blocks
 from app.domain.errors import InvalidParameters
 from app.domain.parameters import Parameters
 from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest, post_step
-from workers.numerics import depth, task_vectors
+from workers.numerics import depth, precision, task_vectors
+from workers.statistics import gram
 
 DEPTHS = "depths"
 
@@ -73,11 +75,9 @@ class DepthsRequest:
             )
         if self.first is not None:
             return Depths(blocks, self.first)
-        of_sum = of_merged = 0.0
-        for one, other in source.map(_squares):
-            of_sum += one
-            of_merged += other
-        return Depths(blocks, depth.first_scale(sqrt(of_sum), sqrt(of_merged), source.n_models))
+        products = gram.add_products(source.map(_multiply))
+        of_sum, of_merged = (sqrt(fsum(matrix[row][row] for matrix in products.values())) for row in (0, 1))
+        return Depths(blocks, depth.first_scale(of_sum, of_merged, source.n_models))
 
 
 def collect(parameters: LinesParameters) -> Sequence[StatisticRequest]:
@@ -90,6 +90,7 @@ def collect(parameters: LinesParameters) -> Sequence[StatisticRequest]:
     title="LiNeS",
     summary="Scales the merged task vector by depth: little in early blocks, more in late ones.",
     source="Wang et al. 2024, arXiv:2410.17146",
+    version=2,
     parameters=LinesParameters,
     granularity="element",
     statistic_passes=1,
@@ -110,12 +111,12 @@ def apply(
     )
 
 
-def _squares(piece: Piece) -> tuple[float, float]:
-    """Return the squared norms of the sum of task vectors and of the merged one, on a piece."""
+def _multiply(piece: Piece) -> gram.Products:
+    """Return the inner products of two vectors on a piece: the sum of task vectors, and what was merged of them."""
     if piece.base is None or piece.merged is None:
         raise ValueError("a post-step sees base and merged tensors")
-    total = task_vectors.subtract(piece.finetuned[0], piece.base).double()
-    for model in piece.finetuned[1:]:
+    total = torch.zeros_like(piece.base, dtype=torch.float64)
+    for model in piece.models:
         total.add_(task_vectors.subtract(model, piece.base))
-    change = (piece.merged - piece.base).double()
-    return float(total.square().sum()), float(change.square().sum())
+    vectors = torch.stack((precision.round_to_float32(total), task_vectors.subtract(piece.merged, piece.base)))
+    return gram.multiply(piece.tensor, piece.offset, vectors)

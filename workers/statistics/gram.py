@@ -4,7 +4,7 @@ Over the whole merge set as one number each, or tensor by tensor; without a base
 task vectors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -71,18 +71,13 @@ class TensorGrams:
 
     def collect(self, source: PieceSource) -> Mapping[str, Gram]:
         """Return the Gram matrix of every tensor that has elements."""
-        sums: dict[str, _BlockSum] = {}
-        for part in map_fused(source, self._multiply_rows, self._multiply_blocks):
-            if part.tensor not in sums:
-                sums[part.tensor] = _BlockSum(torch.zeros(source.n_models, source.n_models, dtype=torch.float64))
-            sums[part.tensor].add(part)
-        return {name: block_sum.finish() for name, block_sum in sums.items()}
+        return add_products(map_fused(source, self._multiply_rows, self._multiply_piece))
 
-    def _multiply_rows(self, rows: Rows) -> "_Part":
-        return _Part(rows.tensor, *fused.multiply_blocks(rows.without_base() if self.of_weights else rows))
+    def _multiply_rows(self, rows: Rows) -> "Products":
+        return Products(rows.tensor, *fused.multiply_blocks(rows.without_base() if self.of_weights else rows))
 
-    def _multiply_blocks(self, piece: Piece) -> "_Part":
-        return _multiply_blocks(replace(piece, base=None) if self.of_weights else piece)
+    def _multiply_piece(self, piece: Piece) -> "Products":
+        return multiply(piece.tensor, piece.offset, _vectors(replace(piece, base=None) if self.of_weights else piece))
 
 
 @dataclass(frozen=True)
@@ -119,21 +114,41 @@ class ColumnGrams:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One piece: the products of its whole blocks, and what lies before and behind them as it is."""
+class Products:
+    """Of the vectors of one piece: the products of its whole blocks, and what lies before and behind them as it is."""
 
     tensor: str
     head: Tensor  # [n, h], h < PRODUCT_BLOCK: up to the next block's begin
     blocks: Tensor  # [n_blocks, n, n] float64
     tail: Tensor  # [n, t], t < PRODUCT_BLOCK
 
-    def join(self, following: "Sequence[_Part]") -> "_Part":
+    def join(self, following: "Sequence[Products]") -> "Products":
         """Return the tensor's first pieces as one: added in the same order, they give the same sum."""
         summed = _BlockSum(torch.zeros(len(self.head), len(self.head), dtype=torch.float64))
         for part in (self, *following):
             summed.add(part)
         tail = torch.cat(summed.pending, dim=1)
-        return _Part(self.tensor, tail[:, :0], summed.total.unsqueeze(0), tail)
+        return Products(self.tensor, tail[:, :0], summed.total.unsqueeze(0), tail)
+
+
+def multiply(tensor: str, offset: int, vectors: Tensor) -> Products:
+    """Return the products of a tensor's vectors over a run of entries. vectors: [n, m] float32, from `offset` on."""
+    n, m = vectors.shape
+    begin = min(m, -offset % PRODUCT_BLOCK)
+    end = m - (m - begin) % PRODUCT_BLOCK
+    blocks = vectors[:, begin:end].reshape(n, (end - begin) // PRODUCT_BLOCK, PRODUCT_BLOCK)
+    products = precision.inner_products(blocks)
+    return Products(tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
+
+
+def add_products(products: Iterable[Products]) -> dict[str, Gram]:
+    """Return the Gram matrix of every tensor. products: of all its runs, in their order."""
+    sums: dict[str, _BlockSum] = {}
+    for some in products:
+        if some.tensor not in sums:
+            sums[some.tensor] = _BlockSum(torch.zeros(len(some.head), len(some.head), dtype=torch.float64))
+        sums[some.tensor].add(some)
+    return {name: block_sum.finish() for name, block_sum in sums.items()}
 
 
 @dataclass
@@ -143,7 +158,7 @@ class _BlockSum:
     total: Tensor  # [n, n] float64
     pending: list[Tensor] = field(default_factory=list)
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: Products) -> None:
         """Add the tensor's next piece."""
         self.pending.append(part.head)
         if len(part.blocks) or part.tail.shape[-1]:
@@ -178,16 +193,6 @@ def _add_to_columns(total: Tensor, offset: int, products: Tensor) -> None:
 
 def _multiply_entries(piece: Piece) -> tuple[str, int, Tensor]:
     return piece.tensor, piece.offset, precision.inner_products(_vectors(piece).unsqueeze(-1))  # [m, n, n]
-
-
-def _multiply_blocks(piece: Piece) -> _Part:
-    vectors = _vectors(piece)
-    n, m = vectors.shape
-    begin = min(m, -piece.offset % PRODUCT_BLOCK)
-    end = m - (m - begin) % PRODUCT_BLOCK
-    blocks = vectors[:, begin:end].reshape(n, (end - begin) // PRODUCT_BLOCK, PRODUCT_BLOCK)
-    products = precision.inner_products(blocks)
-    return _Part(piece.tensor, vectors[:, :begin].clone(), products, vectors[:, end:].clone())
 
 
 def _vectors(piece: Piece) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from app.domain.catalog import Catalog, MethodCard, StepCard, load_catalog
+from app.domain.catalog import Catalog, MethodCard, Preset, StepCard, load_catalog
 from app.domain.errors import Invalid, InvalidParameters
 from app.domain.parameter_checks import fill_defaults, parameter_faults, with_gradients
 from app.domain.parameters import Density, NestedMethod, Parameters, ScalingCoefficient, schema_of
@@ -30,11 +30,29 @@ class OuterParameters(Parameters):
 
 SUM = card_of(name="sum", aliases=("plus",), parameters=schema_of(SumParameters), version=4)
 OUTER = card_of(name="outer", parameters=schema_of(OuterParameters), nested={"shared": "merge_set"})
+LOCAL = card_of(name="local", parameters=schema_of(OuterParameters), nested={"shared": "local"})
 PATCHING = card_of(name="patching", parameters=schema_of(SumParameters), produces="multitask")
+
+
+class LearningParameters(Parameters):
+    """A learning method's, which takes what it learned."""
+
+    coefficients: tuple[float, ...] | None = None
+
+
+LEARNING = card_of(
+    name="learning",
+    aliases=("behind",),
+    parameters=schema_of(LearningParameters),
+    data="unlabelled",
+    learned="coefficients",
+    presets={"behind": Preset(transforms=("turn",))},
+)
+MEASURING = card_of(name="measuring", parameters=schema_of(SumParameters), data="gram")
 STEP = StepCard(
     name="turn", version=2, title="", summary="", source="", granularity="row", parameters=schema_of(SumParameters)
 )
-CATALOG = Catalog(methods=(OUTER, PATCHING, SUM), evaluators=(), transforms=(STEP,))
+CATALOG = Catalog(methods=(LEARNING, LOCAL, MEASURING, OUTER, PATCHING, SUM), evaluators=(), transforms=(STEP,))
 
 
 def _check(parameters: dict[str, Any], method: str = "outer") -> tuple[MethodCard, dict[str, Any]]:
@@ -116,6 +134,36 @@ def test_faults_of_a_nested_method_are_named_where_they_are(shared: Any, words: 
     with pytest.raises(Invalid, match=words) as caught:
         _check({"shared": shared})
     assert caught.value.errors[0].pointer == pointer
+
+
+@pytest.mark.parametrize(
+    ("outer", "inside", "ways"),
+    [
+        ("outer", "learning", ("give it `coefficients`", "does not learn", "base_model of post_pruning")),
+        ("outer", "measuring", ("inside outer it sees only weights; name a method", "merge by measuring first")),
+        ("local", "learning", ("inside local it sees only weights; give it `coefficients`",)),
+        ("local", "measuring", ("measuring learns from data",)),
+    ],
+)
+def test_a_method_that_would_learn_inside_another_one_is_refused(
+    outer: str, inside: str, ways: tuple[str, ...]
+) -> None:
+    with pytest.raises(InvalidParameters) as caught:
+        _check({"shared": {"method": inside}}, outer)
+    (problem,) = caught.value.errors
+    assert problem.pointer == "/parameters/shared/method"
+    assert all(way in problem.message for way in ways)
+    assert ("post_pruning" in problem.message) == (outer == "outer")  # over a merge of what `local` sees is nothing
+
+
+def test_a_method_that_is_given_what_it_learned_may_stand_inside() -> None:
+    inside = {"method": "learning", "parameters": {"coefficients": [0.3, 0.4]}}
+    assert _check({"shared": inside})[1]["shared"]["parameters"] == {"coefficients": [0.3, 0.4]}
+
+
+def test_a_name_that_brings_a_transform_is_refused_inside() -> None:
+    with pytest.raises(InvalidParameters, match="behind is learning behind the transform turn"):
+        _check({"shared": {"method": "behind", "parameters": {"coefficients": [0.3, 0.4]}}})
 
 
 def test_an_override_takes_some_parameters_and_no_defaults() -> None:

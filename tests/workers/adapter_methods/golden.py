@@ -8,7 +8,7 @@ from torch import Tensor
 
 from app.domain.catalog import load_catalog
 from app.domain.recipes import PinnedCheckpoint, Recipe, RecipeModel
-from workers.adapter_contract import AdapterContext, AdapterMethod, DenseChange, ModuleUpdates, Update
+from workers.adapter_contract import AdapterContext, AdapterMethod, Change, DenseChange, ModuleUpdates, Update
 from workers.catalog import load_adapter_recipe
 from workers.pipelines.adapter_program import merge_modules
 
@@ -40,7 +40,7 @@ def merge_adapter_example(example: Mapping[str, Any]) -> list[list[float]]:
 def _extract(method: Any, parameters: Mapping[str, Any], change: Matrix) -> list[list[float]]:
     assert isinstance(method, AdapterMethod)
     context = AdapterContext((1.0,), 0, ("0",), lambda _: {})
-    read = DenseChange("w", lambda: torch.tensor(change, dtype=torch.float64))
+    read = DenseChange("w", lambda: Change(torch.tensor(change, dtype=torch.float64)))
     result = method.merge([read], method.parameters.model_validate(parameters), context)["w"]
     return _round(result.b @ result.a)
 

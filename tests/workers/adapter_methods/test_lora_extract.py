@@ -79,6 +79,47 @@ def test_extracting_from_a_fused_adapter_finds_its_rank(base: LocalCheckpoint, t
         torch.testing.assert_close(tensor, fused[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["fused", "adapter"])
+def test_by_default_no_more_components_are_kept_than_a_model_has(
+    kind: str, base: LocalCheckpoint, tmp_path: Path
+) -> None:
+    modules = draw_modules(3, rank=2)
+    fused = {name: torch.from_numpy(array).float() for name, array in fuse(BASE, modules, scaling=3.0).items()}
+    models = {
+        "fused": lambda: write_checkpoint(tmp_path / "model", fused),
+        "adapter": lambda: write_adapter(tmp_path / "model", modules, r=2),
+    }
+    adapter, report = AdapterMerge("lora_extract", {"embeddings": "lora"}).report(
+        base, [models[kind]()], tmp_path / "out"
+    )
+    assert report["ranks"] == dict.fromkeys(modules, 2)
+    assert min(report["captured_energy"][f"{name}.weight"] for name in modules) > 1 - 1e-9
+    for name, tensor in read_fused(adapter, base).items():
+        torch.testing.assert_close(tensor, fused[name], rtol=1e-5, atol=1e-5)
+
+
+def test_changes_above_the_rounding_of_weights_are_kept(base: LocalCheckpoint, tmp_path: Path) -> None:
+    # a full-rank change of 2⁻¹⁸ of the weights: 64 steps of float32
+    generator = torch.Generator().manual_seed(1)
+    near = {
+        name: tensor * (1 + 2.0**-18 * torch.randn(tensor.shape, generator=generator)) for name, tensor in BASE.items()
+    }
+    model = write_checkpoint(tmp_path / "near", near)
+    _, report = AdapterMerge("lora_extract").report(base, [model], tmp_path / "out")
+    assert report["ranks"]["model.dense"] == 5
+    assert report["ranks"]["model.square"] == 6
+
+
+def test_a_change_of_one_last_bit_is_no_component(base: LocalCheckpoint, tmp_path: Path) -> None:
+    name = "model.dense.weight"
+    changed = BASE[name].clone()
+    changed[0, 0] = torch.nextafter(changed[0, 0], torch.tensor(9.0))
+    model = write_checkpoint(tmp_path / "one-bit", {**BASE, name: changed})
+    adapter, report = AdapterMerge("lora_extract").report(base, [model], tmp_path / "out")
+    assert report["captured_energy"][name] == 0.0
+    assert torch.equal(read_fused(adapter, base)[name], BASE[name])
+
+
 def test_an_adapter_is_cut_to_a_lower_rank(base: LocalCheckpoint, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", draw_modules(3))
     cut, report = AdapterMerge("lora_extract", {"rank": 2}, space="delta").report(base, [adapter], tmp_path / "out")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint
+from app.domain.errors import InvalidParameters
 from tests.workers.adapter_files import AdapterMerge, read_fused
 from tests.workers.files import write_checkpoint
 from tests.workers.peft_folders import draw_base, draw_modules, fuse, write_adapter
@@ -23,7 +24,8 @@ BASE = draw_base()
 METHODS = {"knots": knots.merge, "core_space": core_space.merge}
 LINEAR = {"merge": {"method": "task_arithmetic", "parameters": {"scaling_coefficient": 0.4}}}
 both = pytest.mark.parametrize("method", sorted(METHODS))
-DENSE = [card.name for card in load_catalog().methods if card.produces == "dense" and card.max_models is None]
+DENSE = [card for card in load_catalog().methods if card.produces == "dense" and card.max_models is None]
+INSIDE = [card.name for card in DENSE if card.data == "none" or card.learned == "coefficients"]
 
 
 @pytest.fixture
@@ -56,13 +58,23 @@ def test_one_adapter_comes_back(method: str, base: LocalCheckpoint, tmp_path: Pa
 
 
 @both
-@pytest.mark.parametrize("inside", DENSE)
+@pytest.mark.parametrize("inside", INSIDE)
 def test_any_method_runs_inside(method: str, inside: str, base: LocalCheckpoint, tmp_path: Path) -> None:
     adapters = [write_adapter(tmp_path / f"{index}", draw_modules(index)) for index in range(2)]
-    merged = AdapterMerge(method, {"merge": {"method": inside}})(base, adapters, tmp_path / "out")
-    again = AdapterMerge(method, {"merge": {"method": inside}})(base, adapters, tmp_path / "again")
+    learned = load_catalog().method(inside).learned
+    merge = {"method": inside, "parameters": {} if learned is None else {learned: {"*": [0.3, 0.4]}}}
+    merged = AdapterMerge(method, {"merge": merge})(base, adapters, tmp_path / "out")
+    again = AdapterMerge(method, {"merge": merge})(base, adapters, tmp_path / "again")
     assert merged.manifest.digest == again.manifest.digest
     assert all(bool(tensor.isfinite().all()) for tensor in read_fused(merged, base).values())
+
+
+@pytest.mark.parametrize("method", [*METHODS, "linearized_lora", "peru_fft", "tall_mask", "surgery", "surgery_v2"])
+@pytest.mark.parametrize("inside", [card.name for card in DENSE if card.data != "none"])
+def test_no_method_that_learns_runs_inside_without_what_it_learned(method: str, inside: str) -> None:
+    name = next(iter(load_catalog().method(method).nested))
+    with pytest.raises(InvalidParameters, match=f"{inside} learns from data, and inside {method}"):
+        load_catalog().check(method, {name: {"method": inside}}, has_base_model=True, weights=[1.0, 1.0])
 
 
 @both

@@ -40,7 +40,7 @@ from workers.numerics.random_masks import RankedMask, UniformMask
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.patches import Masked
 from workers.pipelines.program import MergeProgram
-from workers.statistics.gram import _multiply_blocks
+from workers.statistics import gram
 from workers.statistics.overlaps import Overlaps
 from workers.statistics.views import TensorSource
 
@@ -406,7 +406,7 @@ def test_products_of_rows_are_those_of_pieces(offset: int, m: int, dtype: torch.
     base, *models = torch.randn(4, offset + m, generator=generator).to(dtype).float()
     piece = Piece("w", (offset + m,), offset, offset, base[offset:], torch.stack(models)[:, offset:])
     head, products, tail = fused.multiply_blocks(rows_as(piece, dtype))
-    expected = _multiply_blocks(piece)
+    expected = gram.multiply("w", offset, torch.stack(models)[:, offset:] - base[offset:])
     assert torch.equal(head, expected.head)
     assert torch.equal(products, expected.blocks)
     assert torch.equal(tail, expected.tail)

@@ -120,7 +120,7 @@ def test_pieces_that_were_joined_give_the_same_bits() -> None:
     models = [{"w": torch.randn(n_elements, generator=generator)} for _ in range(3)]
     for step in (100, 700, 5000, n_elements):
         source = TensorSource(base=None, models=models, weights=(1.0,) * 3, piece_elements=step)
-        parts = list(source.map(gram._multiply_blocks))
+        parts = list(source.map(lambda piece: gram.multiply(piece.tensor, piece.offset, piece.finetuned)))
         alone, joined = (gram._BlockSum(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(2))
         for part in parts:
             alone.add(part)
