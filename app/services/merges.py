@@ -15,7 +15,7 @@ from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.mergekit.writing import write_merge
-from app.domain.parts import count_parts, share_out
+from app.domain.parts import count_free, count_parts, is_large, share_out
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
@@ -167,8 +167,11 @@ def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Dr
 
 
 def _count_parts(session: Session, request: MergeRequest, made: Draft, plan: MergePlan) -> int:
-    n_slots = part_rows.count_slots(session, ResourceClass.CPU)
-    return count_parts(request.parallelism, made.recipe, made.card, plan, n_slots=n_slots)
+    n_free = 0
+    if request.parallelism == "auto" and is_large(plan):
+        rooms = part_rows.list_rooms(session, ResourceClass.CPU)
+        n_free = count_free(rooms, n_waiting=part_rows.count_waiting(session, ResourceClass.CPU))
+    return count_parts(request.parallelism, made.recipe, made.card, plan, n_free=n_free)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
