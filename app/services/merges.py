@@ -229,7 +229,10 @@ class MergeSteps:
         if not merged:
             plan = merge_plans.plan_spec(keepers.sessions, spec)
             shares = share_out(plan, spec.n_parts)
-            return parts.hand_over(keepers.sessions, claim, shares, total_bytes=plan.bytes_read)
+            is_dealt_out = plan.n_rounds > 0 and not merge_jobs.is_remote(keepers, spec)
+            n_tallying = parts.count_tallying_places(keepers.sessions) if is_dealt_out else len(shares)
+            first = parts.first_round(shares, n_rounds=plan.n_rounds, n_tallying=n_tallying)
+            return parts.hand_over(keepers.sessions, claim, first, total_bytes=plan.bytes_read)
         folder = keepers.storage.fetch(merged, watch=keepers.watch)
         work = merge_jobs.fetch(keepers, spec, scratch / "output", is_wanted=merge_jobs.is_companion)
         return JoinWork(merge=work, merged=tuple(folder / file.path for file in merged))

@@ -77,7 +77,7 @@ def run(seed: int, index: int, catalog: Catalog, sets: Sequence[ModelSet], folde
     models, request = chance.choice(sets), draw_request(chance, catalog)
     whole = Cut(1, None, 5_000_000_000, is_sharded=False)
     other = Cut(chance.randint(2, 4), chance.choice((1, 7, 64, 999)), chance.choice((900, 5_000)), is_sharded=True)
-    split = replace(other, parts=Parts(chance.randint(2, 5), is_whole=chance.random() < 0.5))
+    split = replace(other, parts=Parts(chance.randint(2, 5), chance.random() < 0.5, chance.randint(0, 3)))
     about = f"seed {seed}, index {index}, set {models.trouble}, {request}"
     try:
         first, second, *third = _outcomes(request, models, catalog, (whole, other, split), folder)

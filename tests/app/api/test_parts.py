@@ -180,6 +180,17 @@ def test_auto_leaves_a_merge_whole_where_others_run_or_wait(house: House, monkey
     assert house.made("/v1/plans", ties(method="task_arithmetic"))["n_parts"] == 4
 
 
+def test_as_many_parts_tally_as_machines_are_there(house: House) -> None:
+    register_family(house)
+    whole = house.finish("/v1/merges", ties(parallelism=1))
+    for name in ("one", "two"):
+        add_worker(house, name, machine=name)
+    split = house.finish("/v1/merges", ties(parallelism=3, force=True))
+    assert files_of(house, split) == files_of(house, whole)
+    assert split["parts"]["total"] == split["parts"]["succeeded"] == 2 + 2 + 3  # boundaries, majority, merge
+    assert split["result"]["data"]["n_parts"] == 3
+
+
 def test_a_plan_says_what_cannot_be_split(house: House) -> None:
     register_family(house)
     plan = house.made("/v1/plans", ties(parallelism=5))
