@@ -99,6 +99,7 @@ def test_every_method_gives_the_bytes_of_the_whole_merge(card: MethodCard, tmp_p
         ("task_arithmetic", {}, 1),
         ("ties", {}, 3),  # boundaries, majority, merge
         ("ties", {"zero_vote": "positive"}, 2),
+        ("ties", {"zero_vote": "positive", "density": 1.0}, 1),  # one less than the card says
         ("ties", {"zero_vote": "positive", "trim_scope": "tensor"}, 1),  # each part finds those of its own tensors
         ("breadcrumbs", {"scope": "global"}, 2),
         ("breadcrumbs", {"scope": "tensor"}, 1),
