@@ -374,6 +374,8 @@ def merge_method(
     is_scale_equivariant: bool = True,
     counts_copies_as_one: bool = True,
     statistic_passes: int = 0,
+    spared_passes: tuple[dict[str, JsonValue], ...] = (),
+    local_where: tuple[dict[str, JsonValue], ...] = (),
     copies: bool = False,
     nested: Mapping[str, NestedScope] | None = None,
     collect: Callable[..., Sequence[StatisticRequest]] | None = None,
@@ -401,6 +403,9 @@ def merge_method(
 
     working_copies: of the largest tensor, where a method sees whole ones, as float32: the base's, the result's and
     what it works on, beside one per model. benchmarks/memory counts them.
+
+    statistic_passes: how often `collect` reads the inputs at most; spared_passes: each names parameters whose values
+    spare it one of these passes; local_where: parameters whose values make all its statistics local (LocalStatistic).
 
     nested: parameters of type NestedMethod; `context.nested` holds the methods they name, and `collect`, which else
     takes the parameters alone, takes the mapping of those with scope "merge_set" as a second argument.
@@ -448,6 +453,8 @@ def merge_method(
         is_scale_equivariant=is_scale_equivariant,
         counts_copies_as_one=counts_copies_as_one,
         statistic_passes=statistic_passes,
+        spared_passes=spared_passes,
+        local_where=local_where,
         accepts_adapters=bool(spaces),
         accepts_dense=accepts_dense,
         adapter_spaces=spaces,
@@ -493,6 +500,7 @@ def transform(
     granularity: Granularity,
     version: int = 1,
     statistic_passes: int = 0,
+    spared_passes: tuple[dict[str, JsonValue], ...] = (),
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Transform]:
     """Turn `apply(base, finetuned, parameters, context) -> finetuned` into a transform with its card.
@@ -502,7 +510,7 @@ def transform(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=schema_of(parameters), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> Transform:
@@ -521,6 +529,7 @@ def post_step(
     granularity: Granularity,
     version: int = 1,
     statistic_passes: int = 0,
+    spared_passes: tuple[dict[str, JsonValue], ...] = (),
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], PostStep]:
     """Turn `apply(base, finetuned, merged, parameters, context) -> merged` into a post-step with its card.
@@ -530,7 +539,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=schema_of(parameters), statistic_passes=statistic_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:

@@ -46,7 +46,7 @@ from app.storage.buckets import WORKER_PATIENCE_SECONDS
 from app.storage.factory import open_storage
 from app.storage.sources import Sources
 from workers.housekeeping import Housekeeping
-from workers.identity import NameTaken, take_name
+from workers.identity import NameTaken, find_machine, take_name
 from workers.lookout import Lookout
 from workers.runtime import Runtime
 from workers.tasks import Kind, Supervisor
@@ -145,6 +145,7 @@ class _Worker:
             patience_seconds=WORKER_PATIENCE_SECONDS,
         )
         self._queue = JobQueue(settings.broker_url)
+        machine, cores = find_machine(name)
         self._facts = WorkerFacts(
             id=new_id("wrk"),
             name=name,
@@ -152,6 +153,9 @@ class _Worker:
             device=settings.device,
             concurrency=settings.concurrency,
             version=version("amalgam"),
+            machine=machine,
+            cores=cores,
+            threads=settings.threads,
         )
         runtime = self._make_runtime()
         self._servers = {

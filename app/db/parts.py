@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
+from app.db import clock
 from app.db import jobs as rows
 from app.db.tables import Job, Worker
 from app.domain.checkpoints import FileEntry
 from app.domain.jobs import LIVE_STATES, JobKind, JobState, ResourceClass
+from app.domain.parts import Room
 
 
 def of_merge(session: Session, merge_id: str) -> Sequence[Job]:
@@ -44,7 +46,23 @@ def kept_digests(session: Session) -> set[str]:
     return {file.sha256 for row in session.scalars(live) for file in files_of(row)}
 
 
-def count_slots(session: Session, resource_class: ResourceClass) -> int:
-    """Return how many jobs of a class the workers that are there could run at once."""
-    active = session.execute(select(Worker.queues, Worker.concurrency).where(Worker.state == "active"))
-    return sum(concurrency for queues, concurrency in active if str(resource_class) in queues)
+def list_rooms(session: Session, resource_class: ResourceClass) -> list[Room]:
+    """Return the active workers with the jobs that each holds; of those that serve another class no slots."""
+    holding = select(Job.worker_id, func.count()).where(rows.in_state(*rows.HELD)).group_by(Job.worker_id)
+    held = {worker_id: n_jobs for worker_id, n_jobs in session.execute(holding)}  # noqa: C416 (rows are not pairs to mypy)
+    return [
+        Room(
+            machine=worker.machine or worker.name,
+            cores=worker.cores,
+            threads=worker.threads,
+            n_slots=worker.concurrency if str(resource_class) in worker.queues else 0,
+            n_held=held.get(worker.id, 0),
+        )
+        for worker in session.scalars(select(Worker).where(Worker.state == "active").order_by(Worker.id))
+    ]
+
+
+def count_waiting(session: Session, resource_class: ResourceClass) -> int:
+    """Return how many jobs of a class wait for a worker."""
+    waiting = select(func.count()).where(rows.runnable(clock.now(session)), Job.resource_class == str(resource_class))
+    return session.scalar(waiting) or 0

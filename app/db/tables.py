@@ -437,6 +437,9 @@ class Worker(Table):
     queues: Mapped[list[Any]]
     device: Mapped[str] = mapped_column(String(64))
     concurrency: Mapped[int]
+    machine: Mapped[str] = mapped_column(String(256), server_default=text("''"))  # workers of one share its cores
+    cores: Mapped[int] = mapped_column(server_default=text("1"))
+    threads: Mapped[int] = mapped_column(server_default=text("0"))  # of a job; 0: the cores that are free
     version: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default="active")
     load: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -106,6 +106,8 @@ class MethodCard(Value):
     is_scale_equivariant: bool = True  # law T8
     counts_copies_as_one: bool = True  # law T4: a model named n times with weight 1/n is that model
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs before the merge, at most
+    spared_passes: tuple[dict[str, JsonValue], ...] = ()  # each: one less, where the parameters have these values
+    local_where: tuple[dict[str, JsonValue], ...] = ()  # where they have these, tensors are looked at one by one
     copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
     presets: dict[str, Preset] = Field(default_factory=dict)  # aliases that say more than the name
@@ -122,6 +124,25 @@ class MethodCard(Value):
         return need.why
 
 
+def count_passes(card: "MethodCard | StepCard", variants: Sequence[Mapping[str, JsonValue]]) -> int:
+    """Return how often what a card describes reads the inputs before the merge.
+
+    variants: effective parameters, of which some tensors may have one and some another: a pass is spared where all
+    spare it.
+    """
+    spared = [where for where in card.spared_passes if _holds(where, variants)]
+    return max(0, card.statistic_passes - len(spared))
+
+
+def count_rounds(card: MethodCard, variants: Sequence[Mapping[str, JsonValue]]) -> int:
+    """Return how many of these passes find what all tensors have to be read for."""
+    return 0 if any(_holds(where, variants) for where in card.local_where) else count_passes(card, variants)
+
+
+def _holds(where: Mapping[str, JsonValue], variants: Sequence[Mapping[str, JsonValue]]) -> bool:
+    return all(where.items() <= one.items() for one in variants)
+
+
 class StepCard(Value):
     """What a caller needs to know about a transform (before the method) or a post-step (after it)."""
 
@@ -132,7 +153,8 @@ class StepCard(Value):
     source: str
     granularity: Granularity
     parameters: dict[str, Any]  # JSON Schema of the parameters object
-    statistic_passes: int = Field(default=0, ge=0)
+    statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs, at most
+    spared_passes: tuple[dict[str, JsonValue], ...] = ()  # each: one less, where the parameters have these values
 
 
 ClassesRule = Literal["required", "optional", "none"]  # must, may or must not a task name classes

@@ -4,6 +4,7 @@ The layout of the result stays that of its plan, so the bytes do not depend on t
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import JsonValue
@@ -18,7 +19,7 @@ from app.domain.recipes import Recipe
 from app.domain.sums import keeps_sums
 
 MAX_PARTS = 1000
-PARTS_PER_SLOT = 2  # under `auto`: a worker that is slower, or is lost, then holds the others up less
+PARTS_PER_PLACE = 2  # under `auto`: a worker that is slower, or is lost, then holds the others up less
 WORTH_SECONDS = 10.0  # of a merge as its plan estimates it; splitting costs about one
 
 Parallelism = Literal["auto"] | int
@@ -41,17 +42,60 @@ class MergedFiles(Value):
     report: dict[str, JsonValue]  # of the whole merge, as far as one part knows it
 
 
-def count_parts(asked: Parallelism, recipe: Recipe, card: MethodCard, plan: MergePlan, *, n_slots: int) -> int:
+class Room(Value):
+    """What a worker has room for."""
+
+    machine: str  # whose cores it shares with other workers
+    cores: int
+    threads: int  # of a job; 0: the cores that are free
+    n_slots: int  # for jobs that merge
+    n_held: int  # jobs that it runs
+
+
+def count_free(rooms: Sequence[Room], *, n_waiting: int) -> int:
+    """Return how many merges could begin now, each with cores that no other job uses.
+
+    A merge works with its threads, and one more core hashes what it writes. n_waiting: merges that go before.
+    """
+    free = (max(0, _count_places(own, n_beside=1) - sum(room.n_held for room in own)) for own in _by_machine(rooms))
+    return max(0, sum(free) - n_waiting)
+
+
+def count_tallying(rooms: Sequence[Room]) -> int:
+    """Return how many parts that only tally the workers could run at once, each with cores of its own."""
+    return sum(_count_places(own, n_beside=0) for own in _by_machine(rooms))
+
+
+def _by_machine(rooms: Sequence[Room]) -> list[list[Room]]:
+    machines: dict[str, list[Room]] = {}
+    for room in rooms:
+        machines.setdefault(room.machine, []).append(room)
+    return list(machines.values())
+
+
+def _count_places(own: Sequence[Room], *, n_beside: int) -> int:
+    """own: the workers of one machine; n_beside: cores that a job keeps busy beside its threads."""
+    cores = max(room.cores for room in own)
+    of_a_job = max(min(cores, room.threads + n_beside) if room.threads else cores for room in own)
+    return min(sum(room.n_slots for room in own), cores // of_a_job)
+
+
+def is_large(plan: MergePlan) -> bool:
+    """Tell whether splitting a merge could pay."""
+    return plan.estimated_seconds >= WORTH_SECONDS
+
+
+def count_parts(asked: Parallelism, recipe: Recipe, card: MethodCard, plan: MergePlan, *, n_free: int) -> int:
     """Return into how many parts a merge is split; 1: it is not.
 
-    n_slots: how many jobs the workers that are there could run at once.
+    n_free: how many merges could begin now, as `count_free` finds it.
     Raises: Invalid when more parts are asked for than there can be.
     """
     why_whole = find_why_whole(recipe, card)
     n_files = len(plan.files)
     if asked == "auto":
-        is_worth = why_whole is None and n_slots > 1 and plan.estimated_seconds >= WORTH_SECONDS
-        return min(n_files, PARTS_PER_SLOT * n_slots, MAX_PARTS) if is_worth else 1
+        is_worth = why_whole is None and n_free > 1 and is_large(plan)
+        return min(n_files, PARTS_PER_PLACE * n_free, MAX_PARTS) if is_worth else 1
     if asked > 1 and why_whole is not None:
         _refuse(f'found {asked}, expected 1 or "auto": {why_whole}; leave parallelism out')
     if asked > n_files:
@@ -93,6 +137,12 @@ def share_out(plan: MergePlan, n_parts: int) -> tuple[Share, ...]:
         groups[-1].append(file.path)
         before += file.size_bytes
     return tuple(Share(index=index, n_parts=len(groups), files=tuple(files)) for index, files in enumerate(groups))
+
+
+def deal_out(shares: Sequence[Share], n: int) -> tuple[tuple[Share, ...], ...]:
+    """Return neighboring shares together, in n groups of about the same number."""
+    bounds = [len(shares) * at // n for at in range(n + 1)]
+    return tuple(tuple(shares[begin:end]) for begin, end in pairwise(bounds))
 
 
 def add_progress(total: int, parts: Sequence[tuple[JobState, Progress]]) -> Progress:

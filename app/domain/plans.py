@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from app.domain.adapters import update_ranks
-from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest
+from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest, count_passes, count_rounds
 from app.domain.checkpoints import (
     DTYPE_BYTES,
     MERGEABLE_DTYPES,
@@ -107,6 +107,7 @@ class MergePlan(WeightsPlan):
     peak_memory_bytes: int
     disk_bytes: int
     estimated_seconds: float
+    n_rounds: int = 0  # of statistics, before parts of it merge, as far as the cards tell
     tensor_bytes: int = 0  # held of the largest tensor at a time, where whole ones are merged
     layers: tuple[Layer, ...] = ()  # of a result put together from slices: which block of which model, in order
     n_layers: int = 0  # of the reference, in that case
@@ -150,8 +151,9 @@ def make_plan(
     merge_set = find_merge_set(recipe, base, models)
     group_tensors(recipe, list(merge_set.merged))
     _check_coefficients(recipe, card, list(merge_set.merged))
+    n_passes, n_rounds = _count_passes(recipe, card, beside)
     cost = _Cost(
-        n_passes=1 + sum(one.statistic_passes for one in (card, *beside)),
+        n_passes=1 + n_passes,
         granularity=coarsest([one.granularity for one in (card, *beside)]),
         reads_base=any(isinstance(one, StepCard) or one.base_model != "unused" for one in (card, *beside)),
         reads_models=card.granularity == "matrix"
@@ -172,6 +174,7 @@ def make_plan(
         tensors=tensors,
         warnings=list_warnings(merge_set, card),
         n_passes=cost.n_passes,
+        n_rounds=n_rounds,
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES
@@ -180,6 +183,18 @@ def make_plan(
         tensor_bytes=tensor_bytes,
         estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
     )
+
+
+def _count_passes(recipe: Recipe, card: MethodCard, beside: Sequence[MethodCard | StepCard]) -> tuple[int, int]:
+    """Return how often the inputs are read before they are merged, and how often for what all tensors tell together."""
+    variants = [recipe.parameters, *({**recipe.parameters, **one.parameters} for one in recipe.overrides)]
+    nested = sum(one.statistic_passes for one in beside if isinstance(one, MethodCard))
+    steps = [one for one in beside if isinstance(one, StepCard)]
+    asked = [step.parameters for step in (*recipe.transforms, *recipe.post_steps)]
+    of_steps = sum(count_passes(step, [parameters]) for step, parameters in zip(steps, asked, strict=False))
+    own = count_passes(card, variants)
+    is_alone = not recipe.post_steps and not card.nested  # as workers/pipelines/program.py sees it
+    return own + nested + of_steps, (count_rounds(card, variants) if is_alone else own) + nested + of_steps
 
 
 def known_ranks(recipe: Recipe, models: Sequence[Manifest], base: Manifest | None) -> UpdateRanks:

@@ -273,7 +273,7 @@ class MergeRequest(WorkRequest):
     parallelism: Annotated[int, Field(ge=1, le=MAX_PARTS)] | Literal["auto"] = Field(
         default="auto",
         description="Into how many jobs the merge is split, any worker taking any; `auto`: where it is large and more "
-        "than one job could run at once.",
+        "than one merge could begin now on cores of its own.",
     )
     n_blocks: int | None = Field(default=None, ge=1, le=2**31, description="Refuse models of another depth.")
     method_version: int | None = Field(default=None, ge=1, le=2**53, description="Refuse any other version's bytes.")

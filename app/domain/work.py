@@ -51,6 +51,7 @@ class PartWork(Value):
     share: Share
     tallies: tuple[Path, ...] = ()  # files of all parts, of every pass that has been tallied
     round: int = 0
+    merges: bool = True  # False: it tallies only; where nothing is left to tally, others merge
     is_whole: bool = True  # all inputs are here as a whole; else only the tensors of the share, as for every part
 
 
@@ -185,7 +186,10 @@ class MaterializeOutcome(Value):
 
 
 class PartOutcome(Value):
-    """A part of a merge was done: files in the work's output folder, the one that tells of it last."""
+    """A part of a merge was done: files in the work's output folder, the one that tells of it last.
+
+    No files: it was to tally, and nothing was left to be.
+    """
 
     kind: Literal["part"] = "part"
     files: tuple[FileEntry, ...]

@@ -41,10 +41,15 @@ def fetch(
     return _work(keepers, spec, output, here)
 
 
+def is_remote(keepers: Keepers, spec: MergeSpec) -> bool:
+    """Tell whether bytes of what is merged have to be moved to whoever merges. Raises: InputChanged."""
+    return any(inputs.is_remote(keepers, checkpoint_id) for checkpoint_id in dict.fromkeys(_merged_by(spec)))
+
+
 def fetch_part(keepers: Keepers, spec: MergeSpec, output: Path, share: Share) -> tuple[MergeWork, bool]:
     """Bring here what a part of a merge reads; return the work of its merge, and whether more lies here than that."""
     wanted = _merged_by(spec)
-    if not any(inputs.is_remote(keepers, checkpoint_id) for checkpoint_id in dict.fromkeys(wanted)):
+    if not is_remote(keepers, spec):
         return fetch(keepers, spec, output), True
     own = only_of(merge_plans.plan_spec(keepers.sessions, spec), share)
     with keepers.sessions.read() as session:

@@ -15,7 +15,7 @@ from app.domain.errors import AmalgamError, ArtifactGone, IncompatibleCheckpoint
 from app.domain.identifiers import new_id
 from app.domain.jobs import JobKind, JobState, ResourceClass
 from app.domain.mergekit.writing import write_merge
-from app.domain.parts import count_parts, share_out
+from app.domain.parts import count_free, count_parts, is_large, share_out
 from app.domain.plans import MergePlan
 from app.domain.recipes import Recipe
 from app.domain.requests import MergeRequest, TaskAdditionRequest, request_of
@@ -167,8 +167,11 @@ def _plan_ahead(wiring: Wiring, actor: Actor, request: MergeRequest) -> tuple[Dr
 
 
 def _count_parts(session: Session, request: MergeRequest, made: Draft, plan: MergePlan) -> int:
-    n_slots = part_rows.count_slots(session, ResourceClass.CPU)
-    return count_parts(request.parallelism, made.recipe, made.card, plan, n_slots=n_slots)
+    n_free = 0
+    if request.parallelism == "auto" and is_large(plan):
+        rooms = part_rows.list_rooms(session, ResourceClass.CPU)
+        n_free = count_free(rooms, n_waiting=part_rows.count_waiting(session, ResourceClass.CPU))
+    return count_parts(request.parallelism, made.recipe, made.card, plan, n_free=n_free)
 
 
 def _pinned_view(ref: str, row: Checkpoint) -> PinnedView:
@@ -226,7 +229,10 @@ class MergeSteps:
         if not merged:
             plan = merge_plans.plan_spec(keepers.sessions, spec)
             shares = share_out(plan, spec.n_parts)
-            return parts.hand_over(keepers.sessions, claim, shares, total_bytes=plan.bytes_read)
+            is_dealt_out = plan.n_rounds > 0 and not merge_jobs.is_remote(keepers, spec)
+            n_tallying = parts.count_tallying_places(keepers.sessions) if is_dealt_out else len(shares)
+            first = parts.first_round(shares, n_rounds=plan.n_rounds, n_tallying=n_tallying)
+            return parts.hand_over(keepers.sessions, claim, first, total_bytes=plan.bytes_read)
         folder = keepers.storage.fetch(merged, watch=keepers.watch)
         work = merge_jobs.fetch(keepers, spec, scratch / "output", is_wanted=merge_jobs.is_companion)
         return JoinWork(merge=work, merged=tuple(folder / file.path for file in merged))

@@ -19,7 +19,7 @@ from app.db.engine import Sessions
 from app.db.tables import Job
 from app.domain.checkpoints import FileEntry, Value
 from app.domain.jobs import FINAL_STATES, JobKind, JobState, Progress, ResourceClass
-from app.domain.parts import Share, add_progress
+from app.domain.parts import Share, add_progress, count_tallying, deal_out
 from app.domain.views.jobs import JobView
 from app.domain.work import Outcome, PartOutcome, PartWork
 from app.queue import JobQueue
@@ -31,16 +31,47 @@ from app.services.running import Claim, ClaimLost, HandedOver, JobResult, Keeper
 
 
 class PartSpec(Value):
-    """A part's spec; all else is in that of its merge."""
+    """A part's spec; all else is in that of its merge.
+
+    merging: of a part that tallies only, the shares that are merged in its place, from round `merging_round` on, or as
+    soon as nothing is left to tally.
+    """
 
     share: Share
     round: int
+    merging: tuple[Share, ...] = ()
+    merging_round: int = 0
+
+    def follow(self, *, is_left: bool) -> "list[PartSpec]":
+        """Return the specs of the next round. is_left: this round found something to tally."""
+        number = self.round + 1
+        if self.merging and (number >= self.merging_round or not is_left):
+            return [PartSpec(share=share, round=number) for share in self.merging]
+        return [self.model_copy(update={"round": number})]
+
+
+def first_round(shares: Sequence[Share], *, n_rounds: int, n_tallying: int) -> list[PartSpec]:
+    """Return the specs of the first round: of n_tallying parts that tally, where some rounds do, or of the shares.
+
+    Every part repeats what is small (samples, folds): fewer parts have less of it to do.
+    """
+    if n_rounds == 0 or not 0 < n_tallying < len(shares):
+        return [PartSpec(share=share, round=0) for share in shares]
+    return [
+        PartSpec(
+            share=Share(index=index, n_parts=n_tallying, files=tuple(file for one in group for file in one.files)),
+            round=0,
+            merging=group,
+            merging_round=n_rounds,
+        )
+        for index, group in enumerate(deal_out(shares, n_tallying))
+    ]
 
 
 # ── the merge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def hand_over(sessions: Sessions, claim: Claim, shares: Sequence[Share], *, total_bytes: int) -> HandedOver:
+def hand_over(sessions: Sessions, claim: Claim, specs: Sequence[PartSpec], *, total_bytes: int) -> HandedOver:
     """Add the parts of a merge that was claimed, and give the claim up: the merge waits for them.
 
     total_bytes: of input, that all parts will read. Raises: ClaimLost.
@@ -63,8 +94,14 @@ def hand_over(sessions: Sessions, claim: Claim, shares: Sequence[Share], *, tota
             "progress": progress.model_dump(mode="json"),
         }
         rows.move(session, claim.job.id, guard, values=values)
-        event_log.append(session, claim.job.id, "job.split", {"n_parts": len(shares)})
-        return HandedOver(tuple(_add_round(session, claim.job, shares, 0)))
+        event_log.append(session, claim.job.id, "job.split", {"n_parts": sum(len(spec.merging) or 1 for spec in specs)})
+        return HandedOver(tuple(_add_round(session, claim.job, specs)))
+
+
+def count_tallying_places(sessions: Sessions) -> int:
+    """Return how many parts that only tally the workers that are there could run at once."""
+    with sessions.read() as session:
+        return count_tallying(part_rows.list_rooms(session, ResourceClass.CPU))
 
 
 def settle(sessions: Sessions, queue: JobQueue, merge_id: str) -> None:
@@ -103,7 +140,7 @@ def _settle(session: Session, merge_id: str) -> list[JobView]:
             return []
     specs = [PartSpec.model_validate(row.spec) for row in parts]
     last = max(spec.round for spec in specs)
-    current = [(row, spec.share) for row, spec in zip(parts, specs, strict=True) if spec.round == last]
+    current = [(row, spec) for row, spec in zip(parts, specs, strict=True) if spec.round == last]
     n_left = sum(row.state not in FINAL_STATES for row, _ in current)
     if n_left == merge.n_remaining_children:
         return []
@@ -112,7 +149,9 @@ def _settle(session: Session, merge_id: str) -> list[JobView]:
         rows.move(session, merge_id, values={"n_remaining_children": n_left})
         return []
     if not all((row.result or {})["is_merged"] for row, _ in current):
-        return _add_round(session, rows.view(session, merge), [share for _, share in current], last + 1)
+        is_left = any(part_rows.files_of(row) for row, _ in current)
+        following = [one for _, spec in current for one in spec.follow(is_left=is_left)]
+        return _add_round(session, rows.view(session, merge), following)
     values = {"state": str(JobState.QUEUED), "n_remaining_children": 0, "hinted_at": clock.now(session)}
     queued = rows.move(session, merge_id, values=values)
     event_log.append(session, merge_id, "job.queued", {"reason": "its parts are merged"})
@@ -126,15 +165,15 @@ def _tell(session: Session, merge: Job, parts: Sequence[Job]) -> None:
     event_log.append(session, merge.id, "job.progress", progress)
 
 
-def _add_round(session: Session, merge: JobView, shares: Sequence[Share], number: int) -> list[JobView]:
-    rows.move(session, merge.id, values={"n_remaining_children": len(shares)})
+def _add_round(session: Session, merge: JobView, specs: Sequence[PartSpec]) -> list[JobView]:
+    rows.move(session, merge.id, values={"n_remaining_children": len(specs)})
     actor = Actor(merge.project_id, merge.actor, merge.request_id, merge.traceparent)
     return [
         jobs.add(
             session,
             actor,
             kind=JobKind.PART,
-            spec=PartSpec(share=share, round=number).model_dump(mode="json"),
+            spec=spec.model_dump(mode="json"),
             inputs=(),  # its merge keeps them
             resource_class=ResourceClass(merge.resource_class),
             priority=merge.priority,
@@ -142,7 +181,7 @@ def _add_round(session: Session, merge: JobView, shares: Sequence[Share], number
             timeout_seconds=merge.timeout_seconds,
             parent_id=merge.id,
         )
-        for share in shares
+        for spec in specs
     ]
 
 
@@ -168,6 +207,7 @@ class PartSteps:
             share=spec.share,
             tallies=tuple(folder / file.path for file in tallies),
             round=spec.round,
+            merges=not spec.merging,
             is_whole=is_whole,
         )
 

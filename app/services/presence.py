@@ -14,7 +14,11 @@ from app.domain.jobs import ResourceClass
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """A worker process as it introduces itself. `id` is new with every start, `name` stays."""
+    """A worker process as it introduces itself. `id` is new with every start, `name` stays.
+
+    machine: what shares its cores with others that say the same; cores: how many it may use; threads: of a job, 0: the
+    cores that are free.
+    """
 
     id: str
     name: str
@@ -22,6 +26,9 @@ class WorkerFacts:
     device: str
     concurrency: int
     version: str
+    machine: str
+    cores: int
+    threads: int
 
 
 def register(sessions: Sessions, facts: WorkerFacts) -> None:
@@ -36,6 +43,9 @@ def register(sessions: Sessions, facts: WorkerFacts) -> None:
                 device=facts.device,
                 concurrency=facts.concurrency,
                 version=facts.version,
+                machine=facts.machine,
+                cores=facts.cores,
+                threads=facts.threads,
                 started_at=at,
                 seen_at=at,
             )

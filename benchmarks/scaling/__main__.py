@@ -1,8 +1,9 @@
 """What a merge costs as models grow: merges at several sizes, a line through their seconds, and what it says of more.
 
-Seconds = start + bytes read · a + bytes written · b: an element-wise merge does nothing whose cost grows otherwise.
-What has not been measured (models of 70 and 405 billion parameters, other disks, networks) is computed from that line
-and from the rates given, and says so.
+Seconds = start + bytes read · a + bytes written · b where inputs lie in the page cache: an element-wise merge does
+nothing whose cost grows otherwise. Where they do not, the disk reads and writes, one after the other, and that takes
+longer. What has not been measured (models of 70 and 405 billion parameters, other disks, networks) is computed from
+this and from the rates given, and says so; what was measured beyond the line is held against it.
 """
 
 import argparse
@@ -27,6 +28,7 @@ N_MODELS = (1, 3)
 STORED_BYTES = 2  # of an element
 LARGE = ((70e9, 8), (405e9, 4))  # parameters, models beside the base
 WORKERS = 8  # that share one merge
+TWO_WORKERS = {"task_arithmetic": 1.62, "ties": 1.51}  # as fast as one: medians of benchmarks/service/README.md
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,45 @@ class Line:
         return self.start + self.per_read * read_bytes + self.per_written * written_bytes
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What bytes take, and what a worker costs."""
+
+    disk: float  # bytes per second that are read or written
+    network: float  # to and from the bucket
+    price: float  # $ of an hour of a worker
+
+
+@dataclass(frozen=True)
+class Large:
+    """What a merge takes whose inputs lie in a bucket and fit into no memory; seconds."""
+
+    fetch: float
+    work: float  # of the cores
+    disk: float
+    upload: float
+
+    @property
+    def merge(self) -> float:
+        """The merge itself: the cores work while the disk reads and writes."""
+        return max(self.work, self.disk)
+
+    @property
+    def alone(self) -> float:
+        """All of it, by one worker."""
+        return self.fetch + self.merge + self.upload
+
+    def shared(self, n: int, speedup: float) -> float:
+        """All of it, by n workers, each with a disk and a network of its own, whose cores are so much faster."""
+        return (self.fetch + self.upload) / n + max(self.work / speedup, self.disk / n)
+
+
+def speed_up(n: int, of_two: float) -> float:
+    """Return how much faster n workers are than one, from how much faster two are: a share stays serial (Amdahl)."""
+    serial = 2 / of_two - 1
+    return n / (1 + serial * (n - 1))
+
+
 def main() -> None:
     """Generate, merge, print what was measured and what follows from it."""
     arguments = _parse()
@@ -81,13 +122,23 @@ def main() -> None:
 def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
     """Return the tables."""
     lines = [
-        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s | memory above idle, MB |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| method | parameters | models | read, GB | written, GB | merge, s | by the line, s | by the model, s "
+        "| memory above idle, MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
+    disk = rates.disk * 1e9
     fitted = {
-        method: fit([one for one in found if one.method == method and one.shape in rates.fit]) for method in METHODS
+        method: fit([one for one in found if one.method == method and one.shape in rates.fit])
+        for method in METHODS
+        if any(one.method == method for one in found)
     }
-    lines += [_row(one, fitted[one.method]) for one in found]
+    lines += [_row(one, fitted[one.method], disk if one.shape not in rates.fit else None) for one in found]
+    beyond = [
+        f"{one.seconds / _by_model(one, fitted[one.method], disk):.2f} ({one.method} {one.shape} base + {one.n_models})"
+        for one in found
+        if one.shape not in rates.fit
+    ]
+    lines += ["", f"Measured against the model, beyond the line: {', '.join(beyond) or 'nothing measured'}."]
     lines += ["", "| method | start, s | s per GB read | s per GB written |", "|---|---:|---:|---:|"]
     lines += [
         f"| {method} | {line.start:.2f} | {line.per_read * 1e9:.3f} | {line.per_written * 1e9:.3f} |"
@@ -98,7 +149,13 @@ def render(found: Sequence[Measured], rates: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _row(one: Measured, line: Line) -> str:
+def _by_model(one: Measured, line: Line, disk: float | None) -> float:
+    """Return what the model says; disk: bytes per second, None where all inputs lie in the page cache."""
+    work = line.seconds(one.read_bytes, one.written_bytes)
+    return work if disk is None else max(work, (one.read_bytes + one.written_bytes) / disk)
+
+
+def _row(one: Measured, line: Line, disk: float | None) -> str:
     values = (
         one.method,
         f"{n_elements(SHAPES[one.shape]) / 1e9:.2f} B",
@@ -107,6 +164,7 @@ def _row(one: Measured, line: Line) -> str:
         f"{one.written_bytes / 1e9:.1f}",
         f"{one.seconds:.1f}",
         f"{line.seconds(one.read_bytes, one.written_bytes):.1f}",
+        f"{_by_model(one, line, disk):.1f}",
         f"{(one.peak_bytes - one.idle_bytes) / 1e6:.0f}",
     )
     return f"| {' | '.join(values)} |"
@@ -144,14 +202,16 @@ def _tell_floors(found: Sequence[Measured]) -> list[str]:
 def _tell_large(found: Sequence[Measured], fitted: Mapping[str, Line], rates: argparse.Namespace) -> list[str]:
     """Return the table of what was not measured.
 
-    A merge is as slow as the slowest of: its own work, its reading from the disk, its writing there. Inputs in a bucket
-    are fetched first. Of many workers each takes its share of all of it, at best: what it costs stays the same.
+    A merge takes what its work takes, or its reading and writing over one disk, whichever is longer. Inputs in a bucket
+    are fetched first. Of many workers each moves its share of the bytes; their work grows as that of two was measured.
     """
-    disk, network = rates.disk * 1e9, rates.network * 1e9
     heads = ["method", "parameters", "models", "inputs, GB", "result, GB", "fetch, min", "merge, min", "upload, min"]
-    heads += ["one worker, min", f"{WORKERS} workers, min", "$"]
+    heads += ["one worker, min", f"{WORKERS} workers, min", "one, $", f"{WORKERS}, $"]
+    speedups = {method: speed_up(WORKERS, rates.two_workers.get(method, 2.0)) for method in fitted}
+    told = ", ".join(f"{speedup:.1f} ({method})" for method, speedup in speedups.items())
     lines = [
-        f"Computed: disk {rates.disk:g} GB/s, network {rates.network:g} GB/s, ${rates.price:g} an hour of a worker.",
+        f"Computed: disk {rates.disk:g} GB/s, network {rates.network:g} GB/s, ${rates.price:g} an hour of a worker; "
+        f"the work of {WORKERS} workers is this much faster than that of one: {told}.",
         "",
         f"| {' | '.join(heads)} |",
         "|---|---|---|" + "---:|" * (len(heads) - 3),
@@ -161,16 +221,28 @@ def _tell_large(found: Sequence[Measured], fitted: Mapping[str, Line], rates: ar
         for parameters, n_models in LARGE:
             written = STORED_BYTES * parameters
             inputs = (n_models + 1) * written
-            merge = max(line.seconds(passes * inputs, written), passes * inputs / disk, written / disk)
-            minutes = [seconds / 60 for seconds in (inputs / network, merge, written / network)]
+            large = compute(line, passes, inputs, written, Rates(rates.disk * 1e9, rates.network * 1e9, rates.price))
+            shared = large.shared(WORKERS, speedups[method])
+            minutes = (large.fetch, large.merge, large.upload, large.alone, shared)
             values = (
                 f"{method} | {parameters / 1e9:.0f} B | base + {n_models}",
                 *(f"{size / 1e9:.0f}" for size in (inputs, written)),
-                *(f"{one:.1f}" for one in (*minutes, sum(minutes), sum(minutes) / WORKERS)),
-                f"{sum(minutes) / 60 * rates.price:.2f}",
+                *(f"{seconds / 60:.1f}" for seconds in minutes),
+                *(f"{seconds / 3600 * rates.price:.2f}" for seconds in (large.alone, WORKERS * shared)),
             )
             lines.append(f"| {' | '.join(values)} |")
     return lines
+
+
+def compute(line: Line, n_passes: int, inputs: float, written: float, rates: Rates) -> Large:
+    """Return what a merge takes by the model. inputs, written: bytes."""
+    read = n_passes * inputs
+    return Large(
+        fetch=inputs / rates.network,
+        work=line.seconds(read, written),
+        disk=(read + written) / rates.disk,
+        upload=written / rates.network,
+    )
 
 
 def _measure(models: Path, method: str, shape: str, n_models: int) -> Measured:
@@ -210,8 +282,23 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--disk", type=float, default=2.0, help="GB/s that are read or written")
     parser.add_argument("--network", type=float, default=1.25, help="GB/s to and from the bucket (10 Gbit/s)")
+    parser.add_argument(
+        "--two-workers",
+        type=_ratio,
+        nargs="+",
+        default=list(TWO_WORKERS.items()),
+        metavar="METHOD=RATIO",
+        help="how much faster two workers are than one, as benchmarks.service.parts prints it",
+    )
     parser.add_argument("--price", type=float, default=0.5, help="$ of an hour of a worker")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.two_workers = dict(arguments.two_workers)
+    return arguments
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    method, _, ratio = text.partition("=")
+    return method, float(ratio)
 
 
 if __name__ == "__main__":

@@ -114,8 +114,9 @@ def test_a_worker_is_healthy_once_it_has_its_row(migrated_sqlite_url: str) -> No
 
 def register_worker(database_url: str, *, name: str) -> None:
     facts = WorkerFacts(
-        id=new_id("wrk"), name=name, queues=(ResourceClass.CPU,), device="cpu", concurrency=1, version="0.1.0"
-    )
+        id=new_id("wrk"), name=name, queues=(ResourceClass.CPU,), device="cpu", concurrency=1, version="0.1.0",
+        machine="here", cores=1, threads=0,
+    )  # fmt: skip
     engine = make_engine(database_url)
     presence.register(Sessions(engine), facts)
     engine.dispose()

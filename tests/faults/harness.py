@@ -113,7 +113,7 @@ class Plant:
     @property
     def n_active_workers(self) -> int:
         with self.sessions.read() as session:
-            return part_rows.count_slots(session, ResourceClass.IO)
+            return sum(room.n_slots for room in part_rows.list_rooms(session, ResourceClass.IO))
 
     def add(
         self, *, hints: int = 1, max_attempts: int = 3, timeout_seconds: int = 60, **behavior: object

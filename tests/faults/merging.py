@@ -135,6 +135,11 @@ class MergingPlant:
         return {sha256 for sha256, _ in self.wiring.storage.list_objects()}
 
     @property
+    def temporary_files(self) -> list[str]:
+        """Files of the store, a local folder, that are no objects yet."""
+        return sorted(path.name for path in self.home.glob("store/temp/*"))
+
+    @property
     def leftovers(self) -> list[str]:
         """Folders of attempts that nobody has removed."""
         return sorted(path.name for path in self.home.glob("scratch-*/jobs/*"))

@@ -105,7 +105,7 @@ def run_jobs(environment: Mapping[str, str], killed_at: int, told: Path | None =
     wiring = wire(settings)
     keepers = Keepers(wiring.sessions, wiring.storage, wiring.sources)
     worker = WorkerIdentity(new_id("wrk"), WORKER, tuple(ResourceClass))
-    presence.register(wiring.sessions, WorkerFacts(worker.id, WORKER, worker.classes, "cpu", 1, "0"))
+    presence.register(wiring.sessions, WorkerFacts(worker.id, WORKER, worker.classes, "cpu", 1, "0", "here", 2, 0))
     reaping.release_former(wiring.sessions, WORKER, worker.id)
     with wiring.sessions.begin() as session:
         session.execute(update(Job).values(not_before=None))  # the backoff is over

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.jobs import JobState
+from app.domain.views.jobs import JobView
 from tests.faults.harness import freeze
 from tests.faults.merging import MergingPlant, open_merging_plant
 from tests.servers import S3Bucket
@@ -21,6 +22,15 @@ SQUARES = {f"layers.{index}.weight": (700, 700) for index in range(4)}  # second
 def plant(tmp_path: Path) -> Iterator[MergingPlant]:
     with open_merging_plant(tmp_path / "plant") as opened:
         yield opened
+
+
+def check_nothing_is_left(plant: MergingPlant, *merges: JobView) -> None:
+    """No job, no folder of an attempt, no file on its way into the store, and no object that none of these names."""
+    ended = [part for merge in merges for part in plant.parts(merge.id)]
+    assert {part.state for part in ended} <= {JobState.SUCCEEDED}
+    wait_until(lambda: plant.leftovers == [], deadline_seconds=60, reason="no folder of an attempt is left")
+    assert plant.sweep() == {sha256 for merge in merges for sha256 in plant.files(merge).values()}
+    assert plant.temporary_files == []
 
 
 def check_two_workers(plant: MergingPlant, rows: int = 500) -> None:
@@ -74,6 +84,8 @@ def test_a_killed_worker_costs_its_part_and_nothing_more(plant: MergingPlant) ->
     assert plant.files(split) == plant.files(whole)
     assert split.attempts == 1
     assert sorted(part.attempts for part in plant.parts(job.id)) == [1, 1, 1, 2]
+    plant.start_worker("first")  # the killed one's folder is removed by whoever works there again
+    check_nothing_is_left(plant, split, whole)
 
 
 def test_a_worker_frozen_past_its_lease_does_no_harm(plant: MergingPlant) -> None:
@@ -91,6 +103,7 @@ def test_a_worker_frozen_past_its_lease_does_no_harm(plant: MergingPlant) -> Non
     assert split.state is JobState.SUCCEEDED, split.problem
     assert plant.files(split) == plant.files(whole)
     assert plant.look(job.id) == split
+    check_nothing_is_left(plant, split, whole)
 
 
 def test_canceling_stops_every_part_and_leaves_nothing(plant: MergingPlant) -> None:

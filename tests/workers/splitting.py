@@ -13,11 +13,21 @@ from app.domain.needs import find_needed
 from app.domain.parts import Share, only_of, share_out
 from app.domain.plans import MergePlan
 from app.domain.work import JoinWork, MergeWork, PartOutcome, PartWork
+from app.services.parts import first_round
 from tests.workers.files import FileMerge, ignore
 from workers.catalog import load_recipe
 from workers.pipelines.parts import join_parts, merge_part
 
-MAX_ROUNDS = 12
+MAX_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a merge is split."""
+
+    n_parts: int
+    is_whole: bool = True  # each part has all inputs; else its own tensors alone
+    n_tallying: int = 0  # parts of a round of statistics; 0: as many as merge
 
 
 @dataclass(frozen=True)
@@ -26,44 +36,56 @@ class SplitMerge:
 
     merge: FileMerge
     n_parts: int
-    is_whole: bool = True  # each part has all inputs; else its own tensors alone
+    is_whole: bool = True
+    n_tallying: int = 0
 
     def __call__(
         self, base: LocalCheckpoint | None, models: Sequence[LocalCheckpoint], output: Path
     ) -> tuple[Manifest, dict[str, JsonValue], int]:
         """Merge into the folder `output`; return manifest, report and the number of rounds."""
         recipe, plan = self.merge.plan(base, models)
-        code = load_recipe(recipe)
         output.mkdir(parents=True)
         work = MergeWork(recipe=recipe, base_model=base, models=tuple(models), output=output)
-        tallies: list[Path] = []
-        for index in range(MAX_ROUNDS):
-            outcomes = [
-                merge_part(
-                    plan,
-                    code,
-                    PartWork(
-                        merge=work
-                        if self.is_whole
-                        else _cut(work, plan, share, output.with_name(f"{output.name}-own")),
-                        share=share,
-                        tallies=tuple(tallies),
-                        round=index,
-                        is_whole=self.is_whole,
-                    ),
-                    on_progress=ignore,
-                    threads=self.merge.threads,
-                    chunk_elements=self.merge.chunk_elements,
-                )
-                for share in share_out(plan, self.n_parts)
-            ]
-            told = [_take_away(output, outcome, f"round-{index}") for outcome in outcomes]
-            if all(outcome.is_merged for outcome in outcomes):
-                manifest, report = join_parts(plan, code, JoinWork(merge=work, merged=tuple(told)), on_progress=ignore)
-                return manifest, report, index + 1
-            assert not any(outcome.is_merged for outcome in outcomes)
-            tallies += told
-        raise AssertionError(f"{MAX_ROUNDS} rounds were not enough")
+        parts = Parts(self.n_parts, self.is_whole, self.n_tallying)
+        return merge_in_parts(plan, work, parts, threads=self.merge.threads, chunk_elements=self.merge.chunk_elements)
+
+
+def merge_in_parts(
+    plan: MergePlan, work: MergeWork, parts: Parts, *, threads: int | None = None, chunk_elements: int | None = None
+) -> tuple[Manifest, dict[str, JsonValue], int]:
+    """Merge into the work's empty output folder; return manifest, report and the number of rounds."""
+    code, output = load_recipe(work.recipe), work.output
+    specs = first_round(share_out(plan, parts.n_parts), n_rounds=plan.n_rounds, n_tallying=parts.n_tallying)
+    tallies: list[Path] = []
+    for index in range(MAX_ROUNDS):
+        outcomes = [
+            merge_part(
+                plan,
+                code,
+                PartWork(
+                    merge=work
+                    if parts.is_whole
+                    else _cut(work, plan, spec.share, output.with_name(f"{output.name}-own")),
+                    share=spec.share,
+                    tallies=tuple(tallies),
+                    round=index,
+                    merges=not spec.merging,
+                    is_whole=parts.is_whole,
+                ),
+                on_progress=ignore,
+                threads=threads,
+                chunk_elements=chunk_elements,
+            )
+            for spec in specs
+        ]
+        told = [_take_away(output, outcome, f"round-{index}") for outcome in outcomes if outcome.files]
+        if all(outcome.is_merged for outcome in outcomes):
+            manifest, report = join_parts(plan, code, JoinWork(merge=work, merged=tuple(told)), on_progress=ignore)
+            return manifest, report, index + 1
+        assert not any(outcome.is_merged for outcome in outcomes)
+        tallies += told
+        specs = [following for spec in specs for following in spec.follow(is_left=bool(told))]
+    raise AssertionError(f"{MAX_ROUNDS} rounds were not enough")
 
 
 def _cut(work: MergeWork, plan: MergePlan, share: Share, folder: Path) -> MergeWork:

@@ -51,13 +51,12 @@ class BaseFile:
         self._places[tensor] += len(content)
 
     def finish(self, weights_digest: str) -> FileEntry:
-        """Write the header, and return the file; all bytes are on the disk. weights_digest: of what is shared."""
+        """Write the header, and return the file. weights_digest: of what is shared."""
         header = self._header(weights_digest)
         if len(header) != self._header_bytes:
             raise JobInternal(f"the weights digest {weights_digest!r} has not {len(DIGEST)} digits; report this fault.")
         self._put(memoryview(header), 0)
         digest = hash_file(self._path, lambda _: None)
-        os.fsync(self._file)
         size_bytes = os.fstat(self._file).st_size
         self._close()
         return FileEntry(path=BASE_FILE, size_bytes=size_bytes, sha256=digest)

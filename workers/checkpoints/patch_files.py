@@ -101,8 +101,6 @@ class PatchWriter:
             for content in (content for stored in parts for content in stored.content):
                 digest.update(content)
                 file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
             entry = FileEntry(path=planned.path, size_bytes=file.tell(), sha256=digest.hexdigest())
         shutil.rmtree(spool.folder)
         values = [stored.part for stored in parts if stored.part.role not in WEIGHTLESS]

@@ -22,7 +22,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WeightsWriter:
-    """Writes planned tensors; `finish` makes the bytes durable and gives the digests.
+    """Writes planned tensors; `finish` gives the digests. Whoever keeps the files makes them durable: the store does.
 
     on_written: hears how many bytes of a file are as they will stay, headers included.
     """
@@ -62,13 +62,10 @@ class WeightsWriter:
         self._on_written(tensor.file, self._ready[tensor.file])
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
-        """Return the files, and tensor name -> digest; all bytes are on the disk."""
+        """Return the files, and tensor name -> digest."""
         while self._descriptors:
             file, descriptor = self._descriptors.popitem()
-            try:
-                with _clear_when_full(file, self._sizes[file]):
-                    os.fsync(descriptor)
-            finally:
+            with _clear_when_full(file, self._sizes[file]):  # network file systems tell of a quota here
                 os.close(descriptor)
         entries = [
             FileEntry(path=file, size_bytes=size, sha256=self._of_files[file].hexdigest())

@@ -52,6 +52,7 @@ def fuse(_parameters: ArceeFusionParameters, context: MergeContext) -> FusedMerg
     granularity="row",
     is_scale_equivariant=False,
     statistic_passes=2,
+    local_where=({},),
     collect=collect,
     fused=fuse,
 )

@@ -106,6 +106,8 @@ def fuse(parameters: BreadcrumbsParameters, context: MergeContext) -> FusedMerge
     granularity="row",
     is_random=True,
     statistic_passes=1,
+    spared_passes=({"scope": "row"}, {"mask_mode": "random"}),
+    local_where=({"scope": "tensor"},),
     neutral_parameters={"density": 1.0, "outlier_fraction": 0.0, "scaling_coefficient": 1.0},
     per_model=("density", "outlier_fraction"),
     task_addition=TaskAddition(fixed={"elect_signs": False}),

@@ -62,6 +62,8 @@ def fuse(parameters: ConsensusTiesParameters, context: MergeContext) -> FusedMer
     models=(1, None),
     granularity="element",
     statistic_passes=2,
+    spared_passes=({"zero_vote": "positive"},),
+    local_where=({"zero_vote": "positive", "trim_scope": "tensor"},),
     neutral_parameters={"density": 1.0, "mask_threshold": 0.0, "min_tasks": 1, "scaling_coefficient": 1.0},
     per_model=("mask_threshold",),
     collect=collect,

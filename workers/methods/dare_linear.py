@@ -46,6 +46,8 @@ def fuse(parameters: DareLinearParameters, context: MergeContext) -> FusedMerge:
     granularity="element",
     is_random=True,
     statistic_passes=1,
+    spared_passes=({"rescale": "inverse_density"}, {"rescale": "none"}),
+    local_where=({},),
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     per_model=("density",),
     collect=collect,

@@ -72,6 +72,13 @@ def fuse(parameters: DareTiesParameters, context: MergeContext) -> FusedMerge:
     granularity="element",
     is_random=True,
     statistic_passes=3,
+    spared_passes=(
+        {"rescale": "inverse_density"},
+        {"rescale": "none"},
+        {"zero_vote": "positive"},
+        {"zero_vote": "positive", "trim_density": 1.0},
+    ),
+    local_where=({"zero_vote": "positive", "trim_density": 1.0},),
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     per_model=("density",),
     collect=collect,

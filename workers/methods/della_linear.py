@@ -49,6 +49,8 @@ def fuse(parameters: DellaLinearParameters, context: MergeContext) -> FusedMerge
     granularity="row",
     is_random=True,
     statistic_passes=1,
+    spared_passes=({"rescale": "inverse_probability"}, {"rescale": "none"}),
+    local_where=({},),
     neutral_parameters={"density": 1.0, "density_spread": 0.0, "scaling_coefficient": 1.0},
     per_model=("density", "density_spread"),
     collect=collect,

@@ -55,6 +55,7 @@ def fuse(parameters: KarcherParameters, context: MergeContext) -> FusedMerge:
     weights="non_negative",
     granularity="element",
     statistic_passes=1,
+    local_where=({},),
     neutral_parameters={},
     collect=collect,
     fused=fuse,

@@ -97,6 +97,7 @@ def learn(parameters: LocalizeAndStitchParameters, session: LearningSession) -> 
     weights="non_negative",
     granularity="element",
     statistic_passes=1,
+    local_where=({"trim_scope": "tensor"},),
     neutral_parameters={"density": 1.0},
     collect=collect,
     learning=Learning(learn, data="labelled", statistics=MASK),

@@ -60,6 +60,7 @@ def keep(
     weights="non_negative",
     granularity="element",
     statistic_passes=1,
+    local_where=({"trim_scope": "tensor"},),
     neutral_parameters={"density": 1.0},
     collect=collect,
     sums=keep,

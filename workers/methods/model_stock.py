@@ -64,6 +64,8 @@ def fuse(parameters: ModelStockParameters, context: MergeContext) -> FusedMerge:
     weights="unused",
     granularity="row",
     statistic_passes=1,
+    spared_passes=({"scope": "row"},),
+    local_where=({},),
     collect=collect,
     fused=fuse,
 )

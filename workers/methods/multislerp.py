@@ -47,6 +47,7 @@ def fuse(parameters: MultislerpParameters, context: MergeContext) -> FusedMerge:
     models=(1, None),
     granularity="element",
     statistic_passes=1,
+    local_where=({},),
     neutral_parameters={},
     collect=collect,
     fused=fuse,

@@ -58,6 +58,8 @@ def fuse(parameters: NuslerpParameters, context: MergeContext) -> FusedMerge | N
     models=(2, 2),
     granularity="row",
     statistic_passes=1,
+    spared_passes=({"scope": "row"},),
+    local_where=({},),
     collect=collect,
     fused=fuse,
 )

@@ -58,6 +58,7 @@ def patch(
     models=(1, None),
     granularity="element",
     statistic_passes=1,
+    spared_passes=({"density": 1.0},),
     nested={SHARED: "merge_set"},
     collect=collect,
     patch=patch,

@@ -50,6 +50,8 @@ def patch(
     weights="unused",
     granularity="element",
     statistic_passes=1,
+    spared_passes=({"density": 1.0},),
+    local_where=({"scope": "tensor"},),
     collect=collect,
     patch=patch,
     patch_codec="replacement",

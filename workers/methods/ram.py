@@ -67,6 +67,8 @@ def fuse(parameters: RamParameters, context: MergeContext) -> FusedMerge:
     weights="unused",
     granularity="element",
     statistic_passes=1,
+    spared_passes=({"unique_boost": 0.0},),
+    local_where=({},),
     neutral_parameters={"change_threshold": 0.0},
     is_scale_equivariant=False,
     collect=collect,

@@ -50,6 +50,7 @@ def fuse(parameters: SlerpParameters, context: MergeContext) -> FusedMerge:
     order_matters=True,
     is_scale_equivariant=False,
     statistic_passes=1,
+    local_where=({},),
     collect=collect,
     fused=fuse,
 )

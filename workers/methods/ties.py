@@ -48,6 +48,8 @@ def fuse(parameters: TiesParameters, context: MergeContext) -> FusedMerge:
     models=(1, None),
     granularity="element",
     statistic_passes=2,
+    spared_passes=({"zero_vote": "positive"},),
+    local_where=({"zero_vote": "positive", "trim_scope": "tensor"},),
     neutral_parameters={"density": 1.0, "scaling_coefficient": 1.0},
     per_model=("density",),
     collect=collect,

@@ -44,12 +44,13 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
     chunk_elements: int | None = None,
     on_written: OnWritten = ignore,
 ) -> PartOutcome:
-    """Write this part's weight files, or its tallies of the next pass, into the work's output folder.
+    """Write this part's weight files, or its tallies of the next pass, into the work's output folder; or nothing.
 
     Raises: as merge.merge_checkpoints.
     """
     merge, own = work.merge, only_of(plan, work.share)
-    check_room(sum(file.size_bytes for file in own.files), merge.output)
+    if work.merges:
+        check_room(sum(file.size_bytes for file in own.files), merge.output)
     with ExitStack() as stack:
         opened = open_merge(
             stack,
@@ -81,6 +82,8 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
         except PassTallied as over:
             entry = _keep_tallies(work, over)
             return PartOutcome(files=(entry,), is_merged=False, bytes_read=n_tallied_bytes)
+        if not work.merges:
+            return PartOutcome(files=(), is_merged=False, bytes_read=0)
         n_bytes = total_bytes(own, opened.inputs)
         opened.meter.enter("merging")
         opened.meter.expect(n_bytes)

@@ -38,6 +38,7 @@ def collect(parameters: TiesStepParameters) -> Sequence[StatisticRequest]:
     parameters=TiesStepParameters,
     granularity="element",
     statistic_passes=2,
+    spared_passes=({"zero_vote": "positive"},),
     collect=collect,
 )
 def apply(base: Tensor, finetuned: Tensor, parameters: TiesStepParameters, context: MergeContext) -> Tensor:

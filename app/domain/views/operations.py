@@ -14,6 +14,9 @@ class WorkerView(View):
     queues: list[str]
     device: str
     concurrency: int
+    machine: str  # empty, as of a worker of an earlier release: unknown
+    cores: int
+    threads: int
     version: str
     load: dict[str, Any]
     started_at: Instant

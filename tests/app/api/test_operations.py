@@ -90,6 +90,7 @@ def test_silent_workers_are_told_from_active_ones(house: House) -> None:
         ("c", "stopped"),
     ]
     assert workers[0]["queues"] == ["io", "cpu"]
+    assert (workers[0]["machine"], workers[0]["cores"], workers[0]["threads"]) == ("", 1, 0)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from app.db.tables import Job
 from app.domain.jobs import ResourceClass
 from app.services import freeing, parts, presence, reaping, running
 from app.services.presence import WorkerFacts
+from app.services.running import WorkerIdentity
 from tests.app.api.house import Document, House, draw
 
 LAYERS = {f"layers.{index}.weight": (400, 700) for index in range(4)}  # 1.12 MB each: one to a file
@@ -141,19 +142,53 @@ def test_a_sweep_is_not_split(house: House) -> None:
     assert "/merge/parallelism: found 2, expected 1" in response.text
 
 
-def test_auto_splits_what_is_large_where_several_jobs_could_run(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def add_worker(house: House, name: str, machine: str, *, serves: ResourceClass = ResourceClass.CPU) -> None:
+    facts = WorkerFacts(f"wrk_{name}", name, (serves,), "cpu", 2, "0", machine=machine, cores=2, threads=0)
+    presence.register(house.wiring.sessions, facts)
+
+
+def test_auto_splits_what_is_large_where_several_machines_are_there(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register_family(house)
+    add_worker(house, "one", "a")
     assert house.made("/v1/plans", ties())["n_parts"] == 1
     monkeypatch.setattr("app.domain.parts.WORTH_SECONDS", 0.0)
-    assert house.made("/v1/plans", ties())["n_parts"] == 1  # no worker is there
-    for name in ("one", "two"):
-        facts = WorkerFacts(f"wrk_{name}", name, (ResourceClass.CPU,), "cpu", 1, "0")
-        presence.register(house.wiring.sessions, facts)
-    presence.register(house.wiring.sessions, WorkerFacts("wrk_gpu", "gpu", (ResourceClass.GPU,), "cpu", 8, "0"))
+    add_worker(house, "two", "a")
+    add_worker(house, "gpu", "b", serves=ResourceClass.GPU)
+    assert house.made("/v1/plans", ties())["n_parts"] == 1  # four slots, of one machine
+    add_worker(house, "three", "c")
     assert house.made("/v1/plans", ties())["n_parts"] == 4
     assert house.made("/v1/plans", ties(method="emr"))["n_parts"] == 1
-    presence.leave(house.wiring.sessions, "wrk_two")
+    presence.leave(house.wiring.sessions, "wrk_three")
     assert house.made("/v1/plans", ties())["n_parts"] == 1
+
+
+def test_auto_leaves_a_merge_whole_where_others_run_or_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_family(house)
+    monkeypatch.setattr("app.domain.parts.WORTH_SECONDS", 0.0)
+    for name in ("one", "two"):
+        add_worker(house, name, machine=name)
+    first = house.made("/v1/merges", ties(parallelism=1))
+    assert house.made("/v1/plans", ties(method="task_arithmetic"))["n_parts"] == 1  # it goes before
+    held = running.claim(house.wiring.sessions, WorkerIdentity("wrk_one", "one", (ResourceClass.CPU,)), lease_seconds=9)
+    assert held is not None
+    assert held.job.id == first["id"]
+    assert house.made("/v1/plans", ties(method="task_arithmetic"))["n_parts"] == 1  # one machine is busy
+    running.release(house.wiring.sessions, held, "test")
+    house.work()
+    assert house.made("/v1/plans", ties(method="task_arithmetic"))["n_parts"] == 4
+
+
+def test_as_many_parts_tally_as_machines_are_there(house: House) -> None:
+    register_family(house)
+    whole = house.finish("/v1/merges", ties(parallelism=1))
+    for name in ("one", "two"):
+        add_worker(house, name, machine=name)
+    split = house.finish("/v1/merges", ties(parallelism=3, force=True))
+    assert files_of(house, split) == files_of(house, whole)
+    assert split["parts"]["total"] == split["parts"]["succeeded"] == 2 + 2 + 3  # boundaries, majority, merge
+    assert split["result"]["data"]["n_parts"] == 3
 
 
 def test_a_plan_says_what_cannot_be_split(house: House) -> None:

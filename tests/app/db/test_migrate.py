@@ -157,6 +157,21 @@ def test_jobs_and_their_log_survive_the_kind_of_parts(engine: Engine) -> None:
         assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == ["job_1"]
 
 
+def test_a_worker_of_the_release_before_has_one_core_of_an_unknown_machine(engine: Engine) -> None:
+    migrate.upgrade(engine)
+    add = text(
+        "INSERT INTO workers (id, name, queues, device, concurrency, version, state, load, started_at, seen_at)"
+        " VALUES ('wrk_1', 'w', '[]', 'cpu', 2, '0', 'active', '{}', '2026-01-01', '2026-01-01')"
+    )
+    with engine.begin() as connection:
+        connection.execute(add)
+        found = connection.execute(text("SELECT machine, cores, threads FROM workers")).one()
+    assert tuple(found) == ("", 1, 0)
+    migrate.downgrade(engine, "0003")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT id FROM workers")).scalars().all() == ["wrk_1"]
+
+
 def _add_job(
     connection: Connection, job_id: str, kind: str, *, state: str = "queued", parent: str | None = None
 ) -> None:

@@ -3,7 +3,18 @@
 import pytest
 
 from app.domain.jobs import JobState, Progress
-from app.domain.parts import Share, add_progress, only_of, share_out, sources_of, tallied_by
+from app.domain.parts import (
+    Room,
+    Share,
+    add_progress,
+    count_free,
+    count_tallying,
+    deal_out,
+    only_of,
+    share_out,
+    sources_of,
+    tallied_by,
+)
 from app.domain.plans import MergePlan, PlannedFile, PlannedTensor
 
 
@@ -73,6 +84,51 @@ def test_tensors_are_dealt_out_evenly_where_all_inputs_are_at_hand() -> None:
     shares = share_out(plan, 2)
     assert files(shares) == ["01", "234"]
     assert [tallied_by(plan, share, is_whole=True) for share in shares] == [{"t0", "t3"}, {"t1", "t2", "t4"}]
+
+
+def room(machine: str = "a", *, cores: int = 2, threads: int = 0, n_slots: int = 2, n_held: int = 0) -> Room:
+    return Room(machine=machine, cores=cores, threads=threads, n_slots=n_slots, n_held=n_held)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "expected"),
+    [
+        ([], 0),
+        ([room()], 1),  # two slots, and the cores of one merge
+        ([room(n_slots=1), room(n_slots=1)], 1),  # of one machine
+        ([room("a"), room("b"), room("c")], 3),
+        ([room("a"), room("b", n_slots=0)], 1),  # that one serves another class
+        ([room("a"), room("b", n_held=1)], 1),
+        ([room("a"), room("b", n_held=2), room("b")], 1),
+        ([room("a", cores=1, threads=1), room("b", cores=1, threads=1)], 2),  # each held to a core
+        ([room(cores=8, threads=1, n_slots=8)], 4),  # a thread, and the core that hashes
+        ([room(cores=8, threads=1, n_slots=8, n_held=3)], 1),
+        ([room(cores=8, threads=3, n_slots=1)], 1),
+        ([room(cores=64, n_slots=4)], 1),  # a merge takes the cores that are free
+    ],
+)
+def test_machines_and_cores_count_not_slots(rooms: list[Room], expected: int) -> None:
+    assert count_free(rooms, n_waiting=0) == expected
+
+
+def test_a_part_that_tallies_needs_its_threads_alone_and_may_wait_for_others() -> None:
+    assert count_tallying([room("a", n_held=1), room("b"), room("c", n_slots=0)]) == 2
+    assert count_tallying([room(threads=1)]) == 2
+    assert count_tallying([room("a", cores=1, threads=1, n_slots=1), room("b", cores=1, threads=1, n_slots=1)]) == 2
+    assert count_tallying([]) == 0
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [5]), (2, [2, 3]), (3, [1, 2, 2]), (5, [1, 1, 1, 1, 1])])
+def test_neighboring_shares_are_dealt_out(n: int, sizes: list[int]) -> None:
+    shares = share_out(plan_of(*[5] * 5), 5)
+    groups = deal_out(shares, n)
+    assert [len(group) for group in groups] == sizes
+    assert tuple(share for group in groups for share in group) == shares
+
+
+def test_merges_that_wait_go_before() -> None:
+    rooms = [room("a"), room("b"), room("c")]
+    assert [count_free(rooms, n_waiting=n) for n in (0, 1, 3, 9)] == [3, 2, 0, 0]
 
 
 def test_progress_counts_what_is_done_in_all_parts() -> None:

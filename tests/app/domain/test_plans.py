@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
+from app.domain.catalog import StepCard
 from app.domain.checkpoints import DTYPE_BYTES
 from app.domain.headers import parse_header
 from app.domain.plans import PROCESS_BYTES, WHOLE_TENSORS_BYTES, MergePlan, make_plan, piece_elements
-from app.domain.recipes import PinnedStep
+from app.domain.recipes import Override, PinnedStep
 from tests.app.domain.plan_inputs import Layout, card_of, manifest_of, recipe_of
 
 LAYOUT: Layout = {"a": (4,), "b": (2, 3), "c": ("I64", (3,)), "d": ()}
@@ -103,6 +105,30 @@ def test_bytes_are_counted_by_pass() -> None:
     assert (counted.n_passes, counted.bytes_read) == (3, 3 * 3 * 22 + 24)
     unused = make_plan(recipe_of(2), manifest, [manifest] * 2, card_of(base_model="unused"))
     assert unused.bytes_read == 2 * 22 + 24
+
+
+def test_passes_are_those_that_the_parameters_ask_for() -> None:
+    manifest = manifest_of(LAYOUT)
+    card = card_of(statistic_passes=3, spared_passes=({"scope": "row"}, {"vote": "any", "density": 1.0}))
+
+    def passes(parameters: dict[str, JsonValue], *overrides: dict[str, JsonValue], step: float = 0.5) -> int:
+        pinned = PinnedStep(name="trim", version=1, parameters={"density": step})
+        recipe = recipe_of(
+            parameters=parameters,
+            overrides=tuple(Override(match="*", parameters=one) for one in overrides),
+            transforms=(pinned,),
+        )
+        return make_plan(recipe, manifest, [manifest], card, (step_card,)).n_passes
+
+    step_card = StepCard(
+        name="trim", version=1, title="", summary="", source="", granularity="element", parameters={},
+        statistic_passes=1, spared_passes=({"density": 1.0},),
+    )  # fmt: skip
+    assert passes({"scope": "all"}) == 1 + 3 + 1
+    assert passes({"scope": "row"}) == 1 + 2 + 1
+    assert passes({"scope": "row", "vote": "any", "density": 0.5}) == 1 + 2 + 1  # both values spare a pass, not one
+    assert passes({"scope": "row", "vote": "any", "density": 1.0}, step=1.0) == 1 + 1 + 0
+    assert passes({"scope": "row"}, {"scope": "all"}) == 1 + 3 + 1  # tensors of the override are read for it
 
 
 def test_disk_holds_weights_and_what_travels_along() -> None:

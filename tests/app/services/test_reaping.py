@@ -29,7 +29,7 @@ def expire(world: JobWorld, job_id: str) -> None:
 
 
 def facts(name: str) -> WorkerFacts:
-    return WorkerFacts(new_id("wrk"), name, tuple(ResourceClass), "cpu", 2, "0")
+    return WorkerFacts(new_id("wrk"), name, tuple(ResourceClass), "cpu", 2, "0", "here", 2, 0)
 
 
 def test_an_expired_lease_queues_the_job_again(world: JobWorld) -> None:

@@ -170,6 +170,26 @@ def test_what_the_disk_says_is_translated(number: int, kind: type[Exception]) ->
         raise OSError(number, os.strerror(number))
 
 
+def test_bytes_are_on_the_disk_before_they_are_an_object_and_its_name_before_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode, done = _file(tmp_path).stat().st_ino, list[str]()
+    sync, link = os.fsync, os.link
+
+    def note_sync(descriptor: int) -> None:
+        done.append("the file" if os.fstat(descriptor).st_ino == inode else "a folder")
+        sync(descriptor)
+
+    def note_link(source: Path, target: Path) -> None:
+        done.append("linked")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "link", note_link)
+    LocalStorage(tmp_path / "store").publish(tmp_path, [entry("file", CONTENT)])
+    assert done == ["the file", "linked", "a folder", "a folder"]
+
+
 def test_a_full_disk_ends_an_upload_with_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStorage(tmp_path / "store")
 

@@ -67,16 +67,19 @@ def check(
 ) -> int:
     """Check a merge in parts against the whole one; return the number of rounds it took.
 
-    Once where every part has all inputs, and once where each has the ranges of its own tensors alone.
+    Once where each part has the ranges of its own tensors alone, and where every part has all inputs once with all of
+    them and once with one in the rounds of statistics.
     """
     whole = merge(base, models, folder / "whole")
-    for is_whole in (False, True):
-        output = folder / ("split" if is_whole else "sparse")
-        manifest, report, n_rounds = SplitMerge(merge, n_parts, is_whole)(base, models, output)
+    rounds = {}
+    for name, is_whole, n_tallying in (("sparse", False, 0), ("split", True, 0), ("tallied by one", True, 1)):
+        output = folder / name
+        manifest, report, rounds[name] = SplitMerge(merge, n_parts, is_whole, n_tallying)(base, models, output)
         assert manifest == whole
         assert digests(output) == digests(folder / "whole")
         assert report["n_parts"] == n_parts
-    return n_rounds
+    assert rounds["tallied by one"] >= rounds["split"]
+    return rounds["split"]
 
 
 def _base_for(card: MethodCard, base: LocalCheckpoint) -> LocalCheckpoint | None:
@@ -96,6 +99,7 @@ def test_every_method_gives_the_bytes_of_the_whole_merge(card: MethodCard, tmp_p
         ("task_arithmetic", {}, 1),
         ("ties", {}, 3),  # boundaries, majority, merge
         ("ties", {"zero_vote": "positive"}, 2),
+        ("ties", {"zero_vote": "positive", "density": 1.0}, 1),  # one less than the card says
         ("ties", {"zero_vote": "positive", "trim_scope": "tensor"}, 1),  # each part finds those of its own tensors
         ("breadcrumbs", {"scope": "global"}, 2),
         ("breadcrumbs", {"scope": "tensor"}, 1),
