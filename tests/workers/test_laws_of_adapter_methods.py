@@ -25,7 +25,6 @@ from workers.adapter_contract import ModuleUpdates, Update
 from workers.catalog import load_adapter_recipe
 from workers.pipelines.adapter_program import merge_modules
 
-CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = {"layers.0.w": (7, 9), "layers.1.w": (8, 5)}
 AVERAGE = {"merge": {"method": "average", "parameters": {}}}
@@ -104,7 +103,7 @@ def merge(
         for key, weight in zip(keys or range(len(weights)), weights, strict=True)
     )
     recipe = Recipe(method=card.name, method_version=1, models=models, parameters=effective, shard_bytes=1 << 30)
-    found = merge_modules(load_adapter_recipe(recipe), recipe, modules, CPU).updates
+    found = merge_modules(load_adapter_recipe(recipe), recipe, modules).updates
     return {name: one.b.double() @ one.a.double() for name, one in found.items()}
 
 
