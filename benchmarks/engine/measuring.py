@@ -28,6 +28,7 @@ from benchmarks.parity.environments import REQUIREMENTS
 from benchmarks.telling import describe_machine, today, write_between
 
 TOOLS = (MERGEKIT, FUSION_BENCH)
+LARGE = ("1.1b", "3b")  # shapes of which the floor is seconds
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Measuring:
         self._arguments = arguments
         self._rows = defaults.rows
         self.name = f"{arguments.shape}-cold" if arguments.cold else arguments.shape
+        self._is_large = arguments.shape in LARGE
         self._settle = forget if arguments.cold else read_once
         self._models = _make_models(folder, arguments.shape, arguments.models)
         self._tiny = _make_models(folder, defaults.tiny, arguments.models)
@@ -76,7 +78,7 @@ class Measuring:
         tools = [REQUIREMENTS[tool] for tool in self._results.start_ups]
         return (
             f"{what}; {self._results.tell(self._rows)}\non {describe_machine(*tools)}\n\n"
-            f"{self._results.render(self._rows, is_cold=self._arguments.cold)}"
+            f"{self._results.render(self._rows, is_cold=self._arguments.cold, is_large=self._is_large)}"
         )
 
     def measure(self, row: Row) -> None:

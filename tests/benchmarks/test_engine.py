@@ -141,6 +141,7 @@ def test_memory_and_floors_have_goals_of_their_own() -> None:
     assert "| 151 (≤ 300) | 2 |" in ties
     assert ties.endswith("| 6.7 |")
     assert "6.7 (≤ 3) **missed**" in results.render([Row("ties")])
+    assert results.render([Row("ties")], is_large=False).endswith("| 6.7 |")
 
 
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:

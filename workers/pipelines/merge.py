@@ -96,8 +96,8 @@ def merge_checkpoints(  # noqa: PLR0913 a recipe, what it names, and how to run 
                 update_ranks=ranks,
                 read_updates=partial(read_updates, opened.inputs.models) if are_factors_true else know_no_updates,
             )
-        opened.meter.enter("merging")
         opened.meter.expect(total_bytes(plan, opened.inputs))
+        opened.meter.enter("merging")
         tasks = label_tasks(recipe) if code.method.patch is not None else ()
         merger = Merger(ready, opened.inputs, opened.source, opened.meter, tasks)
         written = write_weights(plan, merger, output, open_beside(plan, code.method, recipe, output, onto), on_written)

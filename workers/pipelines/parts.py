@@ -85,8 +85,8 @@ def merge_part(  # noqa: PLR0913 a part, and how to run it
         if not work.merges:
             return PartOutcome(files=(), is_merged=False, bytes_read=0)
         n_bytes = total_bytes(own, opened.inputs)
-        opened.meter.enter("merging")
         opened.meter.expect(n_bytes)
+        opened.meter.enter("merging")
         merger = Merger(ready, opened.inputs, opened.source, opened.meter)
         written = write_weights(own, merger, merge.output, NOTHING_BESIDE, on_written)
     merged = MergedFiles(
