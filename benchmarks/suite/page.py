@@ -97,7 +97,7 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
 def _row(row: Row, tasks: Sequence[str], individual: Row) -> str:
     name = row["method"]
     if "produces" in row:
-        step = f" + [`{row['post_step']}`](methods/{row['post_step']}.md)" if "post_step" in row else ""
+        step = f" + [`{row['post_step']}`](steps/{row['post_step']}.md)" if "post_step" in row else ""
         name = f"[`{name}`](methods/{name}.md){step}" + (" *per task*" if _is_per_task(row) else "")
     values = " | ".join(f"{100 * _share(row, task):.1f}" for task in tasks)
     normalized = sum(_share(row, task) / _share(individual, task) for task in tasks) / len(tasks)
