@@ -3,6 +3,7 @@
 Exits with 1 if results that should be equal are not.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -210,4 +211,5 @@ def _verdict(row: Row) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__).parse_args()
     sys.exit(main())
