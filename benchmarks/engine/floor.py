@@ -81,9 +81,15 @@ def read_once(folder: Path) -> None:
 def forget(folder: Path) -> None:
     """Drop every weight file below a folder from the page cache, so that whoever comes next reads the disk."""
     for path in weight_files(folder):
+        sync(path)
         with path.open("rb") as stream:
-            os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync(path: Path) -> None:
+    """Have a file on the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def read_files(paths: Iterable[Path]) -> int:

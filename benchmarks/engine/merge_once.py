@@ -20,6 +20,7 @@ from app.domain.catalog import load_catalog
 from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.plans import make_plan
 from app.domain.recipes import Recipe, RecipeModel, pin
+from benchmarks.engine.floor import sync, weight_files
 from benchmarks.engine.processes import anonymous_bytes
 from workers.catalog import load_recipe
 from workers.numerics import fused
@@ -85,6 +86,8 @@ def merge_once(folder: Path, order: Order, output: Path, *, threads: int | None)
         on_progress=lambda _: None,
         threads=threads,
     )
+    for file in weight_files(output):
+        sync(file)  # as the store does, before it publishes
     seconds, cpu_seconds = time.perf_counter() - began_at, time.process_time() - cpu_before
     if order.task is not None:
         (output / "task").mkdir()
