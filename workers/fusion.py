@@ -51,6 +51,11 @@ class Rows:
         """How many rows are models."""
         return len(self.kinds) - self.has_base
 
+    @property
+    def are_stored(self) -> bool:
+        """Whether kernels read all rows from files, and so can read elsewhere in the tensor, too."""
+        return bool((self.files != NO_FILE).all())
+
     def without_base(self) -> "Rows":
         """Return the models' rows alone."""
         if not self.has_base:

@@ -157,15 +157,30 @@ def count_keys(rows: Rows, windows: Windows) -> list[tuple[int, Keys]]:
     return [(int(n_above), keys[:n_found]) for keys, (n_above, n_found) in zip(found, counts, strict=False)]
 
 
-def read_keys(rows: Rows) -> Keys:
+def read_keys(rows: Rows, begins: Sequence[int] | NDArray[np.int64] = (0,)) -> Keys:
     """Return the bits of each task vector's magnitudes, [n_models, m].
 
+    begins: elements from the rows' first to those at which runs of as many as the rows have begin, which follow each
+    other then: m is so many times as large. Other runs than the rows' own are read where all rows are stored.
     Raises: NotClean.
     """
-    keys = np.empty((rows.n_models, rows.n_elements), dtype=np.int32)
+    keys = np.empty((rows.n_models, len(begins) * rows.n_elements), dtype=np.int32)
     given = input_of(rows)
-    _check(_loaded[0].read_keys(given, scratch_of(1, given), keys.view(np.float32)))
+    at = np.array(begins, dtype=np.int64)
+    _check(_loaded[0].read_keys(given, at, scratch_of(1, given), keys.view(np.float32)))
     return keys
+
+
+def find_keys(rows: Rows, key: int, limit: int) -> NDArray[np.int64]:
+    """Return the indices, from the rows' first, of entries whose magnitudes have these bits; the first `limit`, > 0.
+
+    rows: of one model. Raises: NotClean.
+    """
+    found = np.empty(min(limit, rows.n_elements), dtype=np.int64)
+    given = input_of(rows)
+    n_found = int(_loaded[0].find_keys(given, np.int32(key), scratch_of(1, given), found))
+    _check(n_found)
+    return found[:n_found]
 
 
 def join_counts(one: tuple[Keys, Counts], other: tuple[Keys, Counts]) -> tuple[Keys, Counts]:

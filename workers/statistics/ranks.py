@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from math import sqrt
 
 import numpy as np
@@ -30,7 +31,7 @@ from workers.statistics.tallies import Block, Count, Tally, count_bins, join
 ModelBoundaries = tuple[tuple[Boundary, ...], ...]  # per model, one boundary per rank
 
 LARGEST_KEY = int(np.iinfo(np.int32).max)
-TIE_READ_ELEMENTS = 1 << 17
+TIE_READ_ELEMENTS = 1 << 19
 WIDER = 16  # times as wide is the next window, where the rank lies beside one
 GOLDEN_RATIO = 0.6180339887498949  # its multiples lie evenly in [0, 1)
 MIDDLE_OF = 1 << 13  # entries of a sample, where its quantile need not be exact: only the error is estimated there
@@ -203,57 +204,59 @@ def _guess(
     source: PieceSource, scopes: Sequence[Scope], indices: Sequence[int], effort: Effort
 ) -> dict[int, list[_Window]]:
     """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
-    runs = [[(run[0], run) for run in _sample_runs(scopes[index], effort)] for index in indices]
-    sampled = source.visit(lambda run: _read_keys(source, *run), runs) if runs else ()
+    runs = [[(runs[0], runs) for runs in _sample_runs(scopes[index], effort)] for index in indices]
+    sampled = source.visit(lambda runs: _read_sample(source, *runs), runs) if runs else ()
     margin = effort.margin if len(indices) < effort.many_scopes else effort.margin_of_many
 
     def guess(found: tuple[int, Iterator[Keys]]) -> tuple[int, list[_Window]]:
-        index, keys = found
-        return index, _guess_windows(list(keys), scopes[index], source.n_models, margin)
+        index, samples = found
+        return index, _guess_windows(list(samples), scopes[index], source.n_models, margin)
 
     return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=source.threads))
 
 
-def _guess_windows(runs: Sequence[Keys], scope: Scope, n_models: int, margin: float) -> list[_Window]:
+def _guess_windows(samples: Sequence[Keys], scope: Scope, n_models: int, margin: float) -> list[_Window]:
     windows: list[_Window] = []
     for model in range(n_models):
-        of_model = [run[model] for run in runs]
+        of_model = [sample[model] for sample in samples]
         for rank in scope.searched_ranks:
             low, high = _bracket(of_model, rank / scope.n_elements, margin)
             windows.append(_Window(model, rank, low, high))
     return windows
 
 
-def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, int, int]]:
-    """Yield (tensor, offset, elements) of runs, one in each of equal parts of the scope, anywhere within it.
+def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yield (tensor, offsets, elements of each) of runs, one in each of equal parts of the scope, anywhere within it.
 
     Anywhere, so that no period of the scope (its rows, its layers) is met at the same place each time.
     """
     starts = [start for _, _, start in scope.tensors]
     n_runs = scope.n_elements // effort.elements_per_sample_run
     n_runs = min(max(n_runs, effort.min_sample_runs), effort.max_sample_runs)
-    for run in range(n_runs):
-        index = int((run + (run * GOLDEN_RATIO + 0.5) % 1.0) * scope.n_elements / n_runs)
-        name, size, start = scope.tensors[bisect_right(starts, index) - 1]
+    indices = (int((run + (run * GOLDEN_RATIO + 0.5) % 1.0) * scope.n_elements / n_runs) for run in range(n_runs))
+    for number, within in groupby(indices, lambda index: bisect_right(starts, index) - 1):
+        name, size, start = scope.tensors[number]
         n_elements = min(size, effort.sample_run_elements)
-        yield name, min(index - start, size - n_elements), n_elements
+        yield name, tuple(min(index - start, size - n_elements) for index in within), n_elements
 
 
-def _bracket(runs: Sequence[Keys], share: float, margin: float) -> tuple[int, int]:
+def _bracket(samples: Sequence[Keys], share: float, margin: float) -> tuple[int, int]:
     """Return keys between which the quantile lies: the sample's, some standard errors to each side.
+
+    samples: of one model and each tensor, [runs, elements].
 
     The error is that of a sample with one run in each part of the scope: what neighboring runs differ by (a ratio
     estimate). Entries of a run are alike, so that it counts as one; tensors that differ widely do no harm.
     """
-    entries = np.concatenate(runs)
-    n = len(entries)
+    entries = np.concatenate([sample.ravel() for sample in samples])
+    n, n_runs = len(entries), sum(map(len, samples))
     some = np.sort(entries[:: max(1, n // MIDDLE_OF)])
     middle = some[min(len(some) - 1, int((1 - share) * len(some)))]
-    n_above = np.array([np.count_nonzero(run >= middle) for run in runs])
-    excess = n_above - n_above.sum() / n * np.array([len(run) for run in runs])
-    steps = np.diff(excess) if len(runs) > 1 else excess
+    n_above = np.concatenate([np.count_nonzero(sample >= middle, axis=1) for sample in samples])
+    excess = n_above - n_above.sum() / n * np.repeat([sample.shape[1] for sample in samples], [*map(len, samples)])
+    steps = np.diff(excess) if n_runs > 1 else excess
     # each of n runs varies by half of what two do, and there are n - 1 steps
-    variance = float(np.square(steps).mean()) / (2 if len(runs) > 1 else 1) * len(runs)
+    variance = float(np.square(steps).mean()) / (2 if n_runs > 1 else 1) * n_runs
     reach = margin * sqrt(variance) + 2  # in entries of the sample
     below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
     low, high = _at(entries, max(0, below), min(n - 1, above), some)
@@ -401,15 +404,18 @@ def _find_ties(source: PieceSource, scopes: Sequence[Scope], ties: Sequence[tupl
         for index, tie in ties
     ]
     visited = source.visit(lambda place: _find_keys(source, *place), groups) if groups else ()
-    for (_, tie), runs in zip(ties, visited, strict=True):
-        missing = tie.n_ties
-        for behind in runs:
-            if missing <= len(behind):
-                yield int(behind[missing - 1])
-                break
-            missing -= len(behind)
-        else:
-            raise ValueError(f"{missing} ties are missing from entries {tie.block.first} to {tie.block.behind}")
+    found = zip((tie for _, tie in ties), visited, strict=True)
+    return parallel.map_in_order(lambda one: _find_tie(*one), found, threads=source.threads)
+
+
+def _find_tie(tie: _Tie, runs: Iterator[NDArray[np.int64]]) -> int:
+    """Return the index right behind a tie. runs: what `_find_keys` finds in its block, as far as it is asked for."""
+    missing = tie.n_ties
+    for behind in runs:
+        if missing <= len(behind):
+            return int(behind[missing - 1])
+        missing -= len(behind)
+    raise ValueError(f"{missing} ties are missing from entries {tie.block.first} to {tie.block.behind}")
 
 
 def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, int, int, int]]:
@@ -419,19 +425,22 @@ def _runs_between(scope: Scope, first: int, behind: int) -> Iterator[tuple[str, 
             yield name, begin - start, min(TIE_READ_ELEMENTS, behind - begin, start + size - begin), begin
 
 
-def _read_keys(source: PieceSource, tensor: str, offset: int, n_elements: int, *, model: int | None = None) -> Keys:
-    """Return the bits of |τ| of one run, [n_models, m]; of one model [1, m]."""
-    rows = source.rows(tensor, offset, n_elements) if fused.is_ready() else None
-    if rows is not None:
+def _read_sample(source: PieceSource, tensor: str, offsets: Sequence[int], n_elements: int) -> Keys:
+    """Return the bits of |τ| of runs of one tensor, [n_models, runs, n_elements]."""
+    rows = source.rows(tensor, offsets[0], n_elements) if fused.is_ready() else None
+    if rows is not None and rows.are_stored:
         with suppress(NotClean):
-            return fused.read_keys(rows if model is None else rows.of_model(model))
-    keys = _keys(source.read(tensor, offset, n_elements))
-    return keys if model is None else keys[model : model + 1]
+            return fused.read_keys(rows, np.array(offsets) - offsets[0]).reshape(-1, len(offsets), n_elements)
+    return np.stack([_keys(source.read(tensor, offset, n_elements)) for offset in offsets], axis=1)
 
 
 def _find_keys(source: PieceSource, tie: _Tie, run: tuple[str, int, int], start: int) -> NDArray[np.int64]:
     """Return the indices right behind the first entries of a run that have the tie's key; `start`: of the run."""
-    (keys,) = _read_keys(source, *run, model=tie.model)
+    rows = source.rows(*run) if fused.is_ready() else None
+    if rows is not None:
+        with suppress(NotClean):
+            return fused.find_keys(rows.of_model(tie.model), tie.key, tie.n_ties) + (start + 1)
+    keys = _keys(source.read(*run))[tie.model]
     return np.flatnonzero(keys == tie.key)[: tie.n_ties] + (start + 1)
 
 

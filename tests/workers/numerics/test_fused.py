@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -459,6 +460,57 @@ def test_keys_are_the_bits_of_magnitudes(dtype: torch.dtype, *, has_base: bool) 
     assert np.array_equal(found, vectors.abs().numpy().view(np.int32))
     with pytest.raises(fusion.NotClean):
         fused.read_keys(one(torch.inf))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_keys_of_runs_anywhere_in_a_tensor_are_read_in_one_go(dtype: torch.dtype, tmp_path: Path) -> None:
+    numbers = torch.randn(3, 50_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (tmp_path / "rows").write_bytes(numbers.view(torch.uint8).numpy().tobytes())
+    keys = (numbers[1:].float() - numbers[0].float()).abs().numpy().view(np.int32)
+    n, first = 20_000, 1_000  # longer than a part
+    with (tmp_path / "rows").open("rb") as file:
+        rows = rows_in(file.fileno(), numbers, first, n)
+        assert rows.are_stored
+        found = fused.read_keys(rows, [0, 29_000, 7])
+        assert np.array_equal(found, np.concatenate([keys[:, at : at + n] for at in (1_000, 30_000, 1_007)], axis=1))
+        with pytest.raises(fusion.NotClean):
+            fused.read_keys(rows, [110_000])  # behind the file's end
+    assert not rows_as(Piece("w", (50_000,), 0, 0, None, numbers.float()), dtype).are_stored
+
+
+def rows_in(file: int, numbers: Tensor, offset: int, n: int) -> Rows:
+    """Return a run of rows that a file holds one after the other. numbers: [rows, m]."""
+    item, rows = numbers.element_size(), rows_as(Piece("w", (n,), 0, 0, numbers[0], numbers[1:]), numbers.dtype)
+    places = (np.arange(len(numbers)) * numbers.shape[1] + offset) * item
+    return replace(
+        rows,
+        shape=(numbers.shape[1],),
+        offset=offset,
+        n_elements=n,
+        content=np.empty(len(numbers) * n * item, dtype=np.uint8),
+        at=np.arange(len(numbers)) * n * item,
+        files=np.full(len(numbers), file),
+        places=places,
+    )
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 40), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_the_first_entries_with_a_key_are_found(m: int, limit: int, n_values: int, seed: int) -> None:
+    numbers = np.random.default_rng(seed).integers(-n_values, n_values, m, endpoint=True).astype(np.float32)
+    rows = Piece("w", (m,), 0, 0, torch.ones(m), torch.from_numpy(numbers + 1).unsqueeze(0)).rows
+    expected = np.flatnonzero(np.abs(numbers) == 1.0)[:limit]
+    assert fused.find_keys(rows, int(np.float32(1.0).view(np.int32)), limit).tolist() == expected.tolist()
+
+
+def test_keys_are_not_looked_for_behind_the_last_that_is_wanted() -> None:
+    numbers = torch.ones(1, 40_000)
+    numbers[0, 39_000] = torch.inf
+    rows = Piece("w", (40_000,), 0, 0, None, numbers).rows
+    key = int(np.float32(1.0).view(np.int32))
+    assert fused.find_keys(rows, key, 20_000).tolist() == list(range(20_000))
+    with pytest.raises(fusion.NotClean):
+        fused.find_keys(rows, key, 35_000)
 
 
 def one(value: float, base: float = 0.0) -> Rows:

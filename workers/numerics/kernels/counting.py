@@ -3,7 +3,7 @@
 import numpy as np
 from numba import types
 
-from workers.fusion import BFLOAT16, FLOAT32
+from workers.fusion import BFLOAT16, FLOAT32, PART
 from workers.numerics.kernels.adding import add, add_magnitudes
 from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
 from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
@@ -19,9 +19,18 @@ from workers.numerics.kernels.compiling import (
     compiled,
 )
 from workers.numerics.kernels.drawing import keep_draw
-from workers.numerics.kernels.reading import are_finite, halves_of, is_row_finite, largest_bits, load, words_of
+from workers.numerics.kernels.reading import (
+    are_finite,
+    cut_part,
+    halves_of,
+    is_row_finite,
+    largest_bits,
+    load,
+    read_part,
+    words_of,
+)
 from workers.numerics.kernels.scoring import weigh_run
-from workers.numerics.programs import NOT_CLEAN
+from workers.numerics.programs import BLOCK, NOT_CLEAN
 
 GROUP = 64  # keys that are looked at together; a loop of fewer is unrolled, and is no vector instructions then
 
@@ -59,15 +68,18 @@ def _append_between(keys, begin, behind, window, found, n_found):
 
 @compiled
 def _load_keys(given, model, begin, scratch, row):
-    """Read the bits of a model's magnitudes, or its task vector's, or of how much changes matter, as int32."""
+    """Read the bits of a model's magnitudes, or its task vector's, or of how much changes matter; return the largest.
+
+    row: where the bits stand as float32 numbers.
+    """
     base = scratch.rows[0, : len(row)]
     keys, number, kind = row.view(np.int32), model + i64(given.has_base), given.kinds[model + i64(given.has_base)]
     is_whole = given.has_base and len(given.keys) == 0 and len(given.divergences) == 0
     if is_whole and kind == BFLOAT16:
-        _subtract_to_keys(halves_of(given, number, begin, len(row)), base, keys)
-    elif is_whole and kind == FLOAT32:
-        _subtract_to_keys(words_of(given, number, begin, len(row)), base, keys)
-    elif len(given.divergences) > 0:
+        return _subtract_to_keys(halves_of(given, number, begin, len(row)), base, keys)
+    if is_whole and kind == FLOAT32:
+        return _subtract_to_keys(words_of(given, number, begin, len(row)), base, keys)
+    if len(given.divergences) > 0:
         theirs = scratch.rows[2, : len(row)]
         load(given, number, begin, theirs)
         weigh_run(theirs, base, given.divergences, given.width, given.offset + begin, row)
@@ -76,12 +88,17 @@ def _load_keys(given, model, begin, scratch, row):
         keep_draw(given, model, begin, row)
         for j in range(len(row)):
             keys[j] = i32(keys[j] & i32(MAGNITUDE))
+    return largest_bits(row)
 
 
 @compiled
 def _subtract_to_keys(stored, base, keys):
+    largest = u32(0)
     for j in range(len(keys)):
-        keys[j] = i32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
+        key = u32(as_bits(f32(to_float(stored[j]) - base[j])) & MAGNITUDE)
+        largest = max(largest, key)
+        keys[j] = i32(key)
+    return largest
 
 
 @by_block
@@ -94,8 +111,8 @@ def _count_keys_by_block(given, _first, begin, behind, scratch, state):
         if windows.of_model[model] == windows.of_model[model + 1]:
             is_finite = is_finite and is_row_finite(given, model + i64(given.has_base), begin, m)
             continue
-        _load_keys(given, model, begin, scratch, row)
-        is_finite = is_finite and (largest_bits(row) < INFINITY or are_finite(given, begin, m))
+        largest = _load_keys(given, model, begin, scratch, row)
+        is_finite = is_finite and (largest < INFINITY or are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
             counts[window, 0] += _count_above(keys, high)
@@ -103,12 +120,31 @@ def _count_keys_by_block(given, _first, begin, behind, scratch, state):
     return i64(0) if is_finite else NOT_CLEAN
 
 
-@by_block
-def _read_keys_by_block(given, first, begin, behind, scratch, state):
-    out = state[0]
-    for model in range(len(out)):
-        _load_keys(given, model, begin, scratch, out[model, first + begin : first + behind])
-    return i64(0)
+@compiled
+def _read_key_part(part, first, n, scratch, out):
+    """Write the keys of a part of n elements to `out`, from the index `first` on."""
+    for begin in range(0, n, BLOCK):
+        behind = min(n, begin + BLOCK)
+        if part.has_base:
+            load(part, 0, begin, scratch.rows[0, : behind - begin])
+        for model in range(len(out)):
+            _load_keys(part, model, begin, scratch, out[model, first + begin : first + behind])
+
+
+@compiled
+def _append_equal(keys, key, index, found, n_found):
+    """Append the indices of keys that equal one, as far as there is room; return how many are found now."""
+    for begin in range(0, len(keys), GROUP):
+        some = keys[begin : min(len(keys), begin + GROUP)]
+        n_equal = i32(0)
+        for j in range(len(some)):
+            n_equal = i32(n_equal + i32(some[j] == key))
+        if n_equal > i32(0):
+            for j in range(len(some)):
+                if some[j] == key and n_found < len(found):
+                    found[n_found] = index + begin + j
+                    n_found += 1
+    return n_found
 
 
 @by_block
@@ -177,10 +213,43 @@ def count_keys(given, windows, scratch, found, counts):
     return _count_keys_by_block(given, len(given.divergences) > 0, scratch, (windows, found, counts))
 
 
-@called(types.int64, INPUT, SCRATCH, WIDE_ROWS)
-def read_keys(given, scratch, out):
-    """Write the bits of magnitudes to `out`, [n_models, n_elements], where they stand as float32 numbers."""
-    return _read_keys_by_block(given, JUDGES, scratch, (out,))
+@called(types.int64, INPUT, INTEGERS, SCRATCH, WIDE_ROWS)
+def read_keys(given, begins, scratch, out):
+    """Write the bits of magnitudes to `out`, [n_models, runs · n_elements], where they stand as float32 numbers.
+
+    begins: where runs begin, in elements from the rows' first.
+    """
+    at = given.at_part
+    for run in range(len(begins)):
+        for first in range(0, given.n_elements, PART):
+            begin, n = begins[run] + first, min(PART, given.n_elements - first)
+            if not read_part(given, begin, n, at, JUDGES):
+                return NOT_CLEAN
+            _read_key_part(cut_part(given, begin, n, at), run * given.n_elements + first, n, scratch, out)
+    return i64(0)
+
+
+@called(types.int64, INPUT, types.int32, SCRATCH, INTEGERS)
+def find_keys(given, key, scratch, found):
+    """Write indices of the one model's entries that have a key to `found`, from the rows' first on; return how many.
+
+    No more is read once `found` is full.
+    """
+    at, keys, n_found = given.at_part, scratch.rows[1].view(np.int32), i64(0)
+    for first in range(0, given.n_elements, PART):
+        n = min(PART, given.n_elements - first)
+        if not read_part(given, first, n, at, JUDGES):
+            return NOT_CLEAN
+        part = cut_part(given, first, n, at)
+        for begin in range(0, n, BLOCK):
+            m = min(n, begin + BLOCK) - begin
+            if part.has_base:
+                load(part, 0, begin, scratch.rows[0, :m])
+            _load_keys(part, 0, begin, scratch, scratch.rows[1, :m])
+            n_found = _append_equal(keys[:m], key, first + begin, found, n_found)
+            if n_found == len(found):
+                return n_found
+    return n_found
 
 
 @called(types.int64, INPUT, SCRATCH, types.int64[:, :, ::1])

@@ -8,7 +8,15 @@ What is called with rows returns NOT_CLEAN where they cannot be read or are not 
 """
 
 from workers.numerics.kernels.adding import sum_magnitudes
-from workers.numerics.kernels.counting import count_keys, count_overlaps, join_counts, read_keys, spread, sum_norms
+from workers.numerics.kernels.counting import (
+    count_keys,
+    count_overlaps,
+    find_keys,
+    join_counts,
+    read_keys,
+    spread,
+    sum_norms,
+)
 from workers.numerics.kernels.drawing import draw
 from workers.numerics.kernels.merging import count_signs, mask, merge
 from workers.numerics.kernels.multiplying import combine_rows, inner_products, multiply_blocks
@@ -17,7 +25,7 @@ from workers.numerics.kernels.reading import read_rows
 from workers.numerics.kernels.scoring import compete, diverge, share_out
 
 __all__ = [
-    "combine_rows", "compete", "count_keys", "count_overlaps", "count_signs", "diverge", "draw",
+    "combine_rows", "compete", "count_keys", "count_overlaps", "count_signs", "diverge", "draw", "find_keys",
     "inner_products", "join_counts", "mask", "merge", "multiply_blocks", "pick", "read_keys", "read_rows", "share_out",
     "spread", "sum_magnitudes", "sum_norms",
 ]  # fmt: skip
