@@ -6,7 +6,7 @@ from workers.fusion import PART
 from workers.numerics.kernels.bits import f32, i32, i64, u32
 from workers.numerics.kernels.compiling import compiled, inlined
 from workers.numerics.kernels.drawing import keep_draw
-from workers.numerics.kernels.reading import cut_part, load, load_delta, read_part
+from workers.numerics.kernels.reading import cut_part, load, load_delta, load_delta_between, read_part
 from workers.numerics.programs import BLOCK, NOT_CLEAN
 
 JUDGES = True
@@ -50,13 +50,16 @@ def _whole(n, given):
 def load_masked(given, program, model, begin, base, row):
     """Load a model's row, form the task vector, drop what is dropped; return the largest magnitude's bits."""
     largest, number = u32(0), model + i64(given.has_base)
-    if program.of_deltas:
+    is_banded, is_drawn = len(program.marks) > 0, len(given.keys) > 0
+    is_in_one = is_banded and program.of_deltas and not is_drawn
+    if program.of_deltas and not is_in_one:
         largest = load_delta(given, number, begin, base, row)
-    else:
+    elif not is_in_one:
         load(given, number, begin, row)
     keep_draw(given, model, begin, row)
-    if len(program.marks) > 0:
-        _keep_band(row, given.offset + begin, program.marks[model], program.ends[model])
+    if is_banded:
+        band = program.marks[model], program.ends[model]
+        largest = max(largest, _keep_band(given, number, begin, base, row, band, is_in_one))
     return largest
 
 
@@ -69,16 +72,20 @@ def _keep_between(row, lower, upper):
 
 
 @compiled
-def _keep_band(row, index, marks, ends):
-    """Keep a band of a row whose first element has flat index `index`."""
-    n = len(row)
+def _keep_band(given, number, begin, base, row, band, loads):
+    """Keep a band of a row; loads: the task vector is formed first, and the bits of its largest magnitude returned."""
+    (marks, ends), index, n, largest = band, given.offset + begin, len(row), u32(0)
     first, second = min(max(ends[0] - index, 0), n), min(max(ends[1] - index, 0), n)
     near, far = min(first, second), max(first, second)
-    for begin, end in ((0, near), (near, far), (far, n)):
-        lower = marks[2] if begin < first else marks[0]
-        upper = marks[3] if begin < second else marks[1]
-        if begin < end:
-            _keep_between(row[begin:end], f32(lower), f32(upper))
+    for start, end in ((0, near), (near, far), (far, n)):
+        lower = f32(marks[2] if start < first else marks[0])
+        upper = f32(marks[3] if start < second else marks[1])
+        if start < end and loads:
+            some = base[start:end], row[start:end]
+            largest = max(largest, load_delta_between(given, number, begin + start, *some, lower, upper))
+        elif start < end:
+            _keep_between(row[start:end], lower, upper)
+    return largest
 
 
 @compiled

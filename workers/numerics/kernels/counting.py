@@ -5,7 +5,23 @@ from numba import types
 
 from workers.fusion import BFLOAT16, FLOAT32, PART
 from workers.numerics.kernels.adding import add, add_magnitudes
-from workers.numerics.kernels.bits import INFINITY, MAGNITUDE, NOTHING, as_bits, f32, f64, i32, i64, to_float, u32, u64
+from workers.numerics.kernels.bits import (
+    GROUP,
+    INFINITY,
+    MAGNITUDE,
+    NOTHING,
+    as_bits,
+    compare,
+    count_ones,
+    f32,
+    f64,
+    first_one,
+    i32,
+    i64,
+    to_float,
+    u32,
+    u64,
+)
 from workers.numerics.kernels.blocks import JUDGES, by_block, load_vector
 from workers.numerics.kernels.compiling import (
     FLOATS,
@@ -32,38 +48,24 @@ from workers.numerics.kernels.reading import (
 from workers.numerics.kernels.scoring import weigh_run
 from workers.numerics.programs import BLOCK, NOT_CLEAN
 
-GROUP = 64  # keys that are looked at together; a loop of fewer is unrolled, and is no vector instructions then
-
-
-@compiled
-def _count_above(keys, high):
-    above = i32(0)
-    for j in range(len(keys)):
-        above = i32(above + i32(keys[j] > high))
-    return i64(above)
-
 
 @compiled
 def _find_between(keys, low, high, found, n_found):
-    """Append the keys within a window to what was found; return how many are found now."""
-    span, n_grouped = u32(high - low), len(keys) // GROUP * GROUP
+    """Append the keys within a window to what was found; return how many lie above it, and how many are found now."""
+    n_above, n_grouped = u64(0), len(keys) // GROUP * GROUP
     for begin in range(0, n_grouped, GROUP):
-        signs = i32(-1)  # negative as long as one of the two distances to the window's ends is, for every key
-        for j in range(GROUP):  # unsigned: no index below zero
-            key = keys[u64(begin) + u64(j)]
-            signs = i32(signs & i32(i32(key - low) | i32(high - key)))
-        if signs >= 0:
-            n_found = _append_between(keys, begin, begin + GROUP, (low, span), found, n_found)
-    return _append_between(keys, n_grouped, len(keys), (low, span), found, n_found)
-
-
-@compiled
-def _append_between(keys, begin, behind, window, found, n_found):
-    low, span = window
-    for j in range(begin, behind):
-        found[u64(n_found)] = keys[u64(j)]
-        n_found += i64(u32(keys[u64(j)] - low) <= span)
-    return n_found
+        within, above = compare(keys, begin, low, high)
+        n_above += count_ones(above)
+        while within != u64(0):
+            found[u64(n_found)] = keys[u64(begin) + first_one(within)]
+            n_found += 1
+            within &= within - u64(1)
+    for j in range(n_grouped, len(keys)):
+        n_above += u64(keys[j] > high)
+        if low <= keys[j] <= high:
+            found[n_found] = keys[j]
+            n_found += 1
+    return i64(n_above), n_found
 
 
 @compiled
@@ -115,8 +117,8 @@ def _count_keys_by_block(given, _first, begin, behind, scratch, state):
         is_finite = is_finite and (largest < INFINITY or are_finite(given, begin, m))
         for window in range(windows.of_model[model], windows.of_model[model + 1]):
             low, high = windows.lows[window], windows.highs[window]
-            counts[window, 0] += _count_above(keys, high)
-            counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+            n_above, counts[window, 1] = _find_between(keys, low, high, found[window], counts[window, 1])
+            counts[window, 0] += n_above
     return i64(0) if is_finite else NOT_CLEAN
 
 
@@ -132,18 +134,19 @@ def _read_key_part(part, first, n, scratch, out):
 
 
 @compiled
-def _append_equal(keys, key, index, found, n_found):
+def _find_equal(keys, key, index, found, n_found):
     """Append the indices of keys that equal one, as far as there is room; return how many are found now."""
-    for begin in range(0, len(keys), GROUP):
-        some = keys[begin : min(len(keys), begin + GROUP)]
-        n_equal = i32(0)
-        for j in range(len(some)):
-            n_equal = i32(n_equal + i32(some[j] == key))
-        if n_equal > i32(0):
-            for j in range(len(some)):
-                if some[j] == key and n_found < len(found):
-                    found[n_found] = index + begin + j
-                    n_found += 1
+    room, n_grouped = len(found), len(keys) // GROUP * GROUP
+    for begin in range(0, n_grouped, GROUP):
+        equal = compare(keys, begin, key, key)[0]
+        while equal != u64(0) and n_found < room:
+            found[n_found] = index + begin + i64(first_one(equal))
+            n_found += 1
+            equal &= equal - u64(1)
+    for j in range(n_grouped, len(keys)):
+        if keys[j] == key and n_found < room:
+            found[n_found] = index + j
+            n_found += 1
     return n_found
 
 
@@ -246,7 +249,7 @@ def find_keys(given, key, scratch, found):
             if part.has_base:
                 load(part, 0, begin, scratch.rows[0, :m])
             _load_keys(part, 0, begin, scratch, scratch.rows[1, :m])
-            n_found = _append_equal(keys[:m], key, first + begin, found, n_found)
+            n_found = _find_equal(keys[:m], key, first + begin, found, n_found)
             if n_found == len(found):
                 return n_found
     return n_found

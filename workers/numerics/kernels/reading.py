@@ -154,6 +154,29 @@ def _subtract(stored, base, row):
 
 
 @compiled
+def load_delta_between(given, number, begin, base, row, lower, upper):
+    """Do as `load_delta`, and write 0.0 where the magnitude is not above `lower`, or is above `upper`."""
+    if given.kinds[number] == BFLOAT16:
+        return _subtract_between(halves_of(given, number, begin, len(row)), base, row, lower, upper)
+    if given.kinds[number] == FLOAT32:
+        return _subtract_between(words_of(given, number, begin, len(row)), base, row, lower, upper)
+    load(given, number, begin, row)
+    return _subtract_between(row.view(np.uint32), base, row, lower, upper)
+
+
+@compiled
+def _subtract_between(stored, base, row, lower, upper):
+    largest, bits = u32(0), row.view(np.uint32)
+    for j in range(len(row)):
+        delta = f32(to_float(stored[j]) - base[j])
+        magnitude = abs(delta)
+        largest = max(largest, as_bits(magnitude))
+        is_kept = u32(u32(magnitude <= upper) & u32(magnitude > lower))
+        bits[j] = u32(as_bits(delta) & u32(u32(0) - is_kept))
+    return largest
+
+
+@compiled
 def largest_bits(row):
     bits = row.view(np.uint32)
     largest = u32(0)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from workers.fusion import BFLOAT16, FLOAT16
-from workers.numerics.kernels.adding import add, add_both_stored, add_stored
+from workers.numerics.kernels.adding import add, add_both, add_both_stored, add_stored
 from workers.numerics.kernels.bits import MAGNITUDE, NOTHING, SIGN, f32, f64, fma, i64, u32
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled, inlined
@@ -19,7 +19,7 @@ def _sum(given, program, begin, scratch, total):
     """Sum the block's masked rows; return the largest magnitude's bits."""
     m, n, largest, model = len(total), len(program.weights), u32(0), 0
     is_whole = len(program.marks) == 0 and len(given.keys) == 0
-    base, row, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m]
+    base, row, other, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m], scratch.rows[3, :m]
     total[:] = NOTHING
     if program.of_deltas:
         origin = base
@@ -36,6 +36,11 @@ def _sum(given, program, begin, scratch, total):
         elif is_stored:
             seen = _add_row(given, number, begin, origin, total, weights[model])
             model += 1
+        elif model + 1 < n:
+            seen = load_masked(given, program, model, begin, base, row)
+            seen = max(seen, load_masked(given, program, model + 1, begin, base, other))
+            add_both(total, row, other, weights[model], weights[model + 1])
+            model += 2
         else:
             seen = load_masked(given, program, model, begin, base, row)
             add(total, row, weights[model])
