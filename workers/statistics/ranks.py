@@ -218,10 +218,9 @@ def _guess(
 def _guess_windows(samples: Sequence[Keys], scope: Scope, n_models: int, margin: float) -> list[_Window]:
     windows: list[_Window] = []
     for model in range(n_models):
-        of_model = [sample[model] for sample in samples]
+        sample = _Sample([of_tensor[model] for of_tensor in samples])
         for rank in scope.searched_ranks:
-            low, high = _bracket(of_model, rank / scope.n_elements, margin)
-            windows.append(_Window(model, rank, low, high))
+            windows.append(_Window(model, rank, *sample.bracket(rank / scope.n_elements, margin)))
     return windows
 
 
@@ -240,27 +239,32 @@ def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, tuple[int,
         yield name, tuple(min(index - start, size - n_elements) for index in within), n_elements
 
 
-def _bracket(samples: Sequence[Keys], share: float, margin: float) -> tuple[int, int]:
-    """Return keys between which the quantile lies: the sample's, some standard errors to each side.
+class _Sample:
+    """The keys of a model that were sampled: runs of each tensor, [runs, elements]."""
 
-    samples: of one model and each tensor, [runs, elements].
+    def __init__(self, of_tensors: Sequence[Keys]) -> None:
+        self._of_tensors = of_tensors
+        self._lengths = np.repeat([runs.shape[1] for runs in of_tensors], [len(runs) for runs in of_tensors])
+        self._entries = np.concatenate([runs.ravel() for runs in of_tensors])
+        self._some = np.sort(self._entries[:: max(1, len(self._entries) // MIDDLE_OF)])
 
-    The error is that of a sample with one run in each part of the scope: what neighboring runs differ by (a ratio
-    estimate). Entries of a run are alike, so that it counts as one; tensors that differ widely do no harm.
-    """
-    entries = np.concatenate([sample.ravel() for sample in samples])
-    n, n_runs = len(entries), sum(map(len, samples))
-    some = np.sort(entries[:: max(1, n // MIDDLE_OF)])
-    middle = some[min(len(some) - 1, int((1 - share) * len(some)))]
-    n_above = np.concatenate([np.count_nonzero(sample >= middle, axis=1) for sample in samples])
-    excess = n_above - n_above.sum() / n * np.repeat([sample.shape[1] for sample in samples], [*map(len, samples)])
-    steps = np.diff(excess) if n_runs > 1 else excess
-    # each of n runs varies by half of what two do, and there are n - 1 steps
-    variance = float(np.square(steps).mean()) / (2 if n_runs > 1 else 1) * n_runs
-    reach = margin * sqrt(variance) + 2  # in entries of the sample
-    below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
-    low, high = _at(entries, max(0, below), min(n - 1, above), some)
-    return low if below >= 0 else 0, high if above < n else LARGEST_KEY
+    def bracket(self, share: float, margin: float) -> tuple[int, int]:
+        """Return keys between which the quantile lies: the sample's, some standard errors to each side.
+
+        The error is that of a sample with one run in each part of the scope: what neighboring runs differ by (a ratio
+        estimate). Entries of a run are alike, so that it counts as one; tensors that differ widely do no harm.
+        """
+        n, n_runs, some = len(self._entries), len(self._lengths), self._some
+        middle = some[min(len(some) - 1, int((1 - share) * len(some)))]
+        n_above = np.concatenate([np.count_nonzero(runs >= middle, axis=1) for runs in self._of_tensors])
+        excess = n_above - n_above.sum() / n * self._lengths
+        steps = np.diff(excess) if n_runs > 1 else excess
+        # each of n runs varies by half of what two do, and there are n - 1 steps
+        variance = float(np.square(steps).mean()) / (2 if n_runs > 1 else 1) * n_runs
+        reach = margin * sqrt(variance) + 2  # in entries of the sample
+        below, above = int((1 - share) * n - reach), int((1 - share) * n + reach) + 1
+        low, high = _at(self._entries, max(0, below), min(n - 1, above), some)
+        return low if below >= 0 else 0, high if above < n else LARGEST_KEY
 
 
 def _at(entries: Keys, below: int, above: int, some: Keys) -> tuple[int, int]:
@@ -271,7 +275,7 @@ def _at(entries: Keys, below: int, above: int, some: Keys) -> tuple[int, int]:
     near = entries[(entries >= lowest) & (entries <= some[min(n_some - 1, above * n_some // n + slack)])]
     n_before = int(np.count_nonzero(entries < lowest))
     if not n_before <= below <= above < n_before + len(near):
-        near, n_before = entries, 0
+        near, n_before = entries, 0  # ordered in place: nobody asks for their order
     near.partition([below - n_before, above - n_before])
     return int(near[below - n_before]), int(near[above - n_before])
 
