@@ -12,7 +12,7 @@ in the context.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 Place = TypeVar("Place")
 Fused = FusedMerge | FusedMasks
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
-
+Spread = Callable[[Sequence[Callable[[], None]]], None]  # does all of these, in any order, on any threads
 
 # of a tensor by its name, what each model adds to it as a product in the order of the base, [rows, r] · [r, columns]
 # float64, of rank 0 where that is nothing; None where it is not known as one. Empty where no model's is.
@@ -51,6 +51,12 @@ ReadUpdates = Callable[[str], Sequence[LowRank | None]]
 
 def ignore_tick(_fraction: float) -> None:
     """Take note of nothing."""
+
+
+def in_turn(works: Iterable[Callable[[], None]]) -> None:
+    """Do one after the other."""
+    for work in works:
+        work()
 
 
 def know_no_updates(_tensor: str) -> Sequence[LowRank | None]:
@@ -75,6 +81,7 @@ class MergeContext:
     update_ranks: Mapping[str, Sequence[int | None]] = field(default_factory=dict)  # see app/domain/adapters.py
     read_updates: ReadUpdates = field(default=know_no_updates, compare=False, repr=False)  # of models that are adapters
     tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
+    spread: Spread = field(default=in_turn, compare=False, repr=False)  # over threads that have nothing else to do
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
