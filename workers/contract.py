@@ -25,6 +25,7 @@ from app.domain.adapters import AdapterSpace
 from app.domain.catalog import (
     ClassesNeed,
     Granularity,
+    MatrixWork,
     MethodCard,
     NestedScope,
     PatchCodec,
@@ -398,6 +399,7 @@ def merge_method(
     presets: Mapping[str, Preset] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] | None = None,
+    work: tuple[MatrixWork, ...] = (),
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -437,6 +439,7 @@ def merge_method(
     learning: how a method that looks at data learns before it merges; without data `context.learned` is None.
     presets: what some of the aliases say beside the name.
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
+    work: what it computes of a matrix, where that takes longer than reading it.
     """
     default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
     spaces = default if adapter_spaces is None else adapter_spaces
@@ -477,6 +480,7 @@ def merge_method(
         patch_codec=patch_codec,
         task_addition=task_addition,
         per_model=per_model,
+        work=work,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
@@ -537,6 +541,7 @@ def post_step(
     version: int = 1,
     statistic_passes: int = 0,
     spared_passes: tuple[dict[str, JsonValue], ...] = (),
+    work: tuple[MatrixWork, ...] = (),
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], PostStep]:
     """Turn `apply(base, finetuned, merged, parameters, context) -> merged` into a post-step with its card.
@@ -546,7 +551,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes, work=work,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import AdamLearningRate, MatrixParameters, Steps
 from workers.contract import MergeContext, merge_method
 from workers.numerics import matrices, optimize, spectra
@@ -51,6 +52,11 @@ class WudiParameters(MatrixParameters):
     neutral_parameters={},
     is_scale_equivariant=False,
     counts_copies_as_one=False,
+    work=(
+        MatrixWork(seconds=0.08, each="model"),
+        MatrixWork(seconds=0.022, of="inputs", each="step", where={"solver": "adam"}),
+        MatrixWork(seconds=0.3, of="input_square", where={"solver": "closed_form"}),
+    ),
 )
 def merge(base: Tensor, finetuned: Models, parameters: WudiParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ τ with τ least in Σ ‖(τ − τᵢ) τᵢᵀ‖² / ‖τᵢ‖² for a matrix, θ₀ + λ · mean for any other tensor.
