@@ -79,23 +79,28 @@ def spread(works: Sequence[Callable[[], None]]) -> None:
     left = deque(works)
 
     def work() -> None:
-        while left:
-            try:
-                one = left.popleft()
-            except IndexError:  # another thread took the last
-                return
-            one()
+        try:
+            while (one := _take(left)) is not None:
+                one()
+        finally:
+            left.clear()  # where one failed, nobody begins another
 
     pool: ThreadPoolExecutor | None = getattr(_here, "pool", None)
     helpers = [pool.submit(work) for _ in range(min(_here.size, len(works)) - 1)] if pool is not None else []
     try:
         work()
     finally:
-        left.clear()
         begun = [helper for helper in helpers if not helper.cancel()]
         wait(begun)
     for helper in begun:
         helper.result()
+
+
+def _take(left: deque[Callable[[], None]]) -> Callable[[], None] | None:
+    try:
+        return left.popleft()
+    except IndexError:  # which another thread may have emptied
+        return None
 
 
 @contextmanager

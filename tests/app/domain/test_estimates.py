@@ -14,7 +14,7 @@ from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
 SHAPES = {"bias": (1000,), "conv": (100, 10, 3, 3), "embed": (1000, 100), "w": (100, 300)}
 # smaller side² · (rows + columns), in 10⁹
 SIZE = {"conv": 90 * 90 * 190e-9, "embed": 100 * 100 * 1100e-9, "w": 100 * 100 * 400e-9}
-ONLY_W = {"dense_patterns": ["emb*"]}
+ONLY_W: dict[str, Any] = {"dense_patterns": ["emb*"]}
 STEP = StepCard(
     name="turn", version=1, title="", summary="", source="", granularity="matrix", parameters={},
     work=(MatrixWork(seconds=7.0),),
@@ -96,7 +96,8 @@ def test_a_plan_has_them_beside_its_bytes() -> None:
 
 def test_every_method_that_decomposes_says_what_it_takes() -> None:
     catalog = load_catalog()
-    working = {card.name for card in (*catalog.methods, *catalog.post_steps) if card.work}
+    cards: list[MethodCard | StepCard] = [*catalog.methods, *catalog.post_steps]
+    working = {card.name for card in cards if card.work}
     assert working == {
         "tsv_m", "tsv_c", "iso_c", "iso_cts", "dc_merge", "opcm", "peru_lora", "wudi", "doge_ta", "svc"
     }  # fmt: skip

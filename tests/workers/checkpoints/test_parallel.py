@@ -100,3 +100,17 @@ def test_an_error_within_a_spread_item_ends_it() -> None:
     for threads in (1, 3):
         with pytest.raises(ValueError, match="three"):
             list(map_in_order(item, range(4), threads=threads))
+
+
+def test_an_error_on_another_thread_ends_a_spread_item() -> None:
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise ValueError("there")
+
+    def wait() -> None:
+        assert failed.wait(timeout=10)
+
+    with pytest.raises(ValueError, match="there"):
+        list(map_in_order(lambda _: spread([wait, fail]), [0], threads=2))
