@@ -12,7 +12,7 @@ in the context.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -25,6 +25,7 @@ from app.domain.adapters import AdapterSpace
 from app.domain.catalog import (
     ClassesNeed,
     Granularity,
+    MatrixWork,
     MethodCard,
     NestedScope,
     PatchCodec,
@@ -42,7 +43,7 @@ Result = TypeVar("Result")
 Place = TypeVar("Place")
 Fused = FusedMerge | FusedMasks
 Tick = Callable[[float], None]  # takes the fraction, 0 to 1, of the work at hand that is done
-
+Spread = Callable[[Sequence[Callable[[], None]]], None]  # does all of these, in any order, on any threads
 
 # of a tensor by its name, what each model adds to it as a product in the order of the base, [rows, r] · [r, columns]
 # float64, of rank 0 where that is nothing; None where it is not known as one. Empty where no model's is.
@@ -51,6 +52,12 @@ ReadUpdates = Callable[[str], Sequence[LowRank | None]]
 
 def ignore_tick(_fraction: float) -> None:
     """Take note of nothing."""
+
+
+def in_turn(works: Iterable[Callable[[], None]]) -> None:
+    """Do one after the other."""
+    for work in works:
+        work()
 
 
 def know_no_updates(_tensor: str) -> Sequence[LowRank | None]:
@@ -75,6 +82,7 @@ class MergeContext:
     update_ranks: Mapping[str, Sequence[int | None]] = field(default_factory=dict)  # see app/domain/adapters.py
     read_updates: ReadUpdates = field(default=know_no_updates, compare=False, repr=False)  # of models that are adapters
     tick: Tick = field(default=ignore_tick, compare=False, repr=False)  # of this piece, where it takes long
+    spread: Spread = field(default=in_turn, compare=False, repr=False)  # over threads that have nothing else to do
 
     def random(self, purpose: str, model: int) -> torch.Generator:
         """Return a generator keyed by (seed, purpose, model content, tensor, offset), whatever the order and sharding.
@@ -391,6 +399,7 @@ def merge_method(
     presets: Mapping[str, Preset] | None = None,
     accepts_dense: bool = True,
     adapter_spaces: tuple[AdapterSpace, ...] | None = None,
+    work: tuple[MatrixWork, ...] = (),
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Turn `merge(base, finetuned, parameters, context) -> Tensor` into a method with its card.
 
@@ -430,6 +439,7 @@ def merge_method(
     learning: how a method that looks at data learns before it merges; without data `context.learned` is None.
     presets: what some of the aliases say beside the name.
     adapter_spaces: default: delta and factors; delta alone for a multitask artifact.
+    work: what it computes of a matrix, where that takes longer than reading it.
     """
     default: tuple[AdapterSpace, ...] = ("delta", "factors") if patch is None else ("delta",)
     spaces = default if adapter_spaces is None else adapter_spaces
@@ -470,6 +480,7 @@ def merge_method(
         patch_codec=patch_codec,
         task_addition=task_addition,
         per_model=per_model,
+        work=work,
     )
 
     def decorate(function: Callable[..., Tensor]) -> MergeMethod:
@@ -530,6 +541,7 @@ def post_step(
     version: int = 1,
     statistic_passes: int = 0,
     spared_passes: tuple[dict[str, JsonValue], ...] = (),
+    work: tuple[MatrixWork, ...] = (),
     collect: Callable[[Any], Sequence[StatisticRequest]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], PostStep]:
     """Turn `apply(base, finetuned, merged, parameters, context) -> merged` into a post-step with its card.
@@ -539,7 +551,7 @@ def post_step(
     """
     card = StepCard(
         name=name, version=version, title=title, summary=summary, source=source, granularity=granularity,
-        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes,
+        parameters=schema_of(parameters), statistic_passes=statistic_passes, spared_passes=spared_passes, work=work,
     )  # fmt: skip
 
     def decorate(function: Callable[..., Tensor]) -> PostStep:

@@ -72,6 +72,21 @@ class ClassesNeed(Value):
     where: dict[str, JsonValue] = Field(default_factory=dict)  # the parameters under which it does
 
 
+class MatrixWork(Value):
+    """A part of what code computes of each matrix beside reading it, for the seconds of a plan."""
+
+    seconds: float = Field(gt=0.0)  # of one core for 10⁹ of `of`, as measured by benchmarks/spectral/work.py
+    of: Literal[
+        "decomposition",  # smaller side² · (rows + columns)
+        "product",  # rows · columns · smaller side
+        "inputs",  # rows · columns²
+        "input_square",  # columns³
+    ] = "decomposition"
+    each: Literal["matrix", "model", "step"] = "matrix"  # step: of the parameter `steps`
+    where: dict[str, JsonValue] = Field(default_factory=dict)  # the parameters under which it does
+    takes_factors: bool = False  # whether it is nothing where models are adapters
+
+
 class MethodCard(Value):
     """What a caller and the pipeline need to know about a merge method."""
 
@@ -111,6 +126,7 @@ class MethodCard(Value):
     copies: bool = False  # nothing is computed: `slices` says which tensor of which model becomes which of the result
     nested: dict[str, NestedScope] = Field(default_factory=dict)  # parameters that name a method, and what it sees
     presets: dict[str, Preset] = Field(default_factory=dict)  # aliases that say more than the name
+    work: tuple[MatrixWork, ...] = ()  # all parts; none: it takes no longer than reading
 
     def learns(self, parameters: Mapping[str, JsonValue]) -> bool:
         """Tell whether a merge with these effective parameters looks at data."""
@@ -155,6 +171,7 @@ class StepCard(Value):
     parameters: dict[str, Any]  # JSON Schema of the parameters object
     statistic_passes: int = Field(default=0, ge=0)  # passes over the inputs, at most
     spared_passes: tuple[dict[str, JsonValue], ...] = ()  # each: one less, where the parameters have these values
+    work: tuple[MatrixWork, ...] = ()  # all parts; none: it takes no longer than reading
 
 
 ClassesRule = Literal["required", "optional", "none"]  # must, may or must not a task name classes

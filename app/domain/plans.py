@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from app.domain import estimates
 from app.domain.adapters import update_ranks
 from app.domain.catalog import Granularity, MethodCard, StepCard, coarsest, count_passes, count_rounds
 from app.domain.checkpoints import (
@@ -28,7 +29,7 @@ from app.domain.patches import JOINED_AT_ONCE, UpdateRanks, bound_patch_bytes
 from app.domain.recipes import Recipe
 from app.domain.statistics_files import is_statistics_file
 from app.domain.sums import bound_sums_bytes
-from app.domain.tensor_parameters import group_tensors
+from app.domain.tensor_parameters import TensorGroup, group_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -149,7 +150,7 @@ def make_plan(
     if card.copies:
         return _plan_copies(recipe, base or models[0], models)
     merge_set = find_merge_set(recipe, base, models)
-    group_tensors(recipe, list(merge_set.merged))
+    groups = group_tensors(recipe, list(merge_set.merged))
     _check_coefficients(recipe, card, list(merge_set.merged))
     n_passes, n_rounds = _count_passes(recipe, card, beside)
     cost = _Cost(
@@ -181,8 +182,26 @@ def make_plan(
         + max(_piece_bytes(merge_set, cost, tensor_bytes), _learning_bytes(recipe, merge_set, card)),
         disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         tensor_bytes=tensor_bytes,
-        estimated_seconds=round(bytes_read / READ_BYTES_PER_SECOND + bytes_written / WRITE_BYTES_PER_SECOND, 2),
+        estimated_seconds=round(
+            bytes_read / READ_BYTES_PER_SECOND
+            + bytes_written / WRITE_BYTES_PER_SECOND
+            + _core_seconds(recipe, merge_set, groups, (card, beside), ranks) / THREADS,
+            2,
+        ),
     )
+
+
+def _core_seconds(
+    recipe: Recipe,
+    merge_set: MergeSet,
+    groups: Sequence[TensorGroup],
+    cards: tuple[MethodCard, Sequence[MethodCard | StepCard]],
+    ranks: UpdateRanks,
+) -> float:
+    """Return how long one core takes over the matrices of a merge."""
+    shapes = {name: tensor.shape for name, tensor in merge_set.merged.items()}
+    known = {name for name, of_models in ranks.items() if None not in of_models}
+    return estimates.seconds_of_work(recipe, groups, shapes, cards, known)
 
 
 def _count_passes(recipe: Recipe, card: MethodCard, beside: Sequence[MethodCard | StepCard]) -> tuple[int, int]:

@@ -122,7 +122,9 @@ def merge(method: str, models: Sequence[dict[str, Tensor]], threads: int) -> tup
     stacks = {name: torch.stack([model[name] for model in models[1:]]) for name in SHAPES}
 
     def merge_one(name: str) -> tuple[str, Tensor]:
-        context = MergeContext(tensor=name, shape=SHAPES[name], offset=0, position=0, weights=weights)
+        context = MergeContext(
+            tensor=name, shape=SHAPES[name], offset=0, position=0, weights=weights, spread=parallel.spread
+        )
         return name, ours.merge(models[0][name], stacks[name], parameters, context)
 
     with parallel.one_torch_thread():

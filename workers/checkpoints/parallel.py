@@ -1,12 +1,15 @@
 """Runs a function over items on several threads and yields the results in the items' order, a few ahead.
 
+A large item may be spread: its thread hands parts of it to those that have nothing else to do.
+
 torch and hashlib let go of the interpreter lock while they work, so threads are enough.
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
@@ -18,6 +21,8 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
+
+_here = threading.local()  # .pool: that this thread belongs to, .size: how many threads it has
 
 
 def n_cores() -> int:
@@ -42,7 +47,7 @@ def map_in_order(
         pending: deque[Future[list[Result]]] = deque()
         try:
             for group in groups:
-                pending.append(pool.submit(_apply, function, group))
+                pending.append(pool.submit(_apply, function, group, pool, threads))
                 if len(pending) >= threads * AHEAD:
                     yield from pending.popleft().result()
             while pending:
@@ -59,8 +64,43 @@ def batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
         yield group
 
 
-def _apply(function: Callable[[Item], Result], group: Sequence[Item]) -> list[Result]:
+def _apply(
+    function: Callable[[Item], Result], group: Sequence[Item], pool: ThreadPoolExecutor, size: int
+) -> list[Result]:
+    _here.pool, _here.size = pool, size
     return [function(item) for item in group]
+
+
+def spread(works: Sequence[Callable[[], None]]) -> None:
+    """Do all of these, on this thread and on those of the `map_in_order` it belongs to that are idle; contract.Spread.
+
+    Others stand behind all items that the pool has been handed before. The first error ends everything.
+    """
+    left = deque(works)
+
+    def work() -> None:
+        try:
+            while (one := _take(left)) is not None:
+                one()
+        finally:
+            left.clear()  # where one failed, nobody begins another
+
+    pool: ThreadPoolExecutor | None = getattr(_here, "pool", None)
+    helpers = [pool.submit(work) for _ in range(min(_here.size, len(works)) - 1)] if pool is not None else []
+    try:
+        work()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
+
+
+def _take(left: deque[Callable[[], None]]) -> Callable[[], None] | None:
+    try:
+        return left.popleft()
+    except IndexError:  # which another thread may have emptied
+        return None
 
 
 @contextmanager

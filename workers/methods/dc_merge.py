@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import Density, MatrixParameters, RankFraction
 from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, sparsify
@@ -53,6 +54,7 @@ class DcMergeParameters(MatrixParameters):
     granularity="matrix",
     neutral_parameters={"density": 1.0},
     counts_copies_as_one=False,
+    work=(MatrixWork(seconds=0.6), MatrixWork(seconds=0.04, each="model")),
 )
 def merge(base: Tensor, finetuned: Models, parameters: DcMergeParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ U⊥ M V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import AdamLearningRate, Density, MatrixParameters, Steps, VectorReduce
 from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, merge_method
 from workers.numerics import matrices, optimize, sparsify, spectra
@@ -114,6 +115,11 @@ def collect(parameters: DogeTaParameters) -> Sequence[StatisticRequest]:
     is_scale_equivariant=False,
     statistic_passes=1,
     collect=collect,
+    work=(
+        MatrixWork(seconds=0.2),
+        MatrixWork(seconds=0.08, each="model"),
+        MatrixWork(seconds=0.034, of="product", each="step"),
+    ),
 )
 def merge(base: Tensor, finetuned: Models, parameters: DogeTaParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ Σ λᵢ mᵢ ⊙ (τᵢ + δ) for a matrix, θ₀ for any other tensor.

@@ -7,6 +7,7 @@ Departs from source: directions of the sum that are zero up to rounding stay zer
 
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import MatrixParameters, RankTolerance
 from workers.contract import MergeContext, merge_method
 from workers.numerics import matrices, spectra
@@ -31,6 +32,7 @@ class IsoCParameters(MatrixParameters):
     models=(1, None),
     granularity="matrix",
     counts_copies_as_one=False,
+    work=(MatrixWork(seconds=0.14),),
 )
 def merge(base: Tensor, finetuned: Models, parameters: IsoCParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ σ̄ U Vᵀ for a matrix, with U Σ Vᵀ the sum of task vectors; θ₀ + λ · mean for any other tensor.

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import MatrixParameters, RankTolerance
 from workers.contract import MergeContext, Tick, merge_method
 from workers.numerics import covers, matrices, spectra
@@ -47,6 +48,7 @@ class IsoCtsParameters(MatrixParameters):
     models=(1, None),
     granularity="matrix",
     counts_copies_as_one=False,
+    work=(MatrixWork(seconds=0.4), MatrixWork(seconds=0.05, each="model")),
 )
 def merge(base: Tensor, finetuned: Models, parameters: IsoCtsParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ σ̄ U⊥ V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.

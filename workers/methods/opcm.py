@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import MatrixParameters, VectorReduce
 from workers.contract import MergeContext, Piece, PieceSource, StatisticRequest, Tick, ignore_tick, merge_method
 from workers.numerics import matrices, spectra
@@ -101,6 +102,7 @@ def collect(parameters: OpcmParameters) -> Sequence[StatisticRequest]:
     counts_copies_as_one=False,
     statistic_passes=1,
     collect=collect,
+    work=(MatrixWork(seconds=0.3, each="model"),),
 )
 def merge(base: Tensor, finetuned: Models, parameters: OpcmParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ s M for a matrix, with M the sum of projected task vectors; θ₀ + λ s Σ τᵢ for any other tensor.

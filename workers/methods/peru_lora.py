@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.domain.catalog import TaskAddition
+from app.domain.catalog import MatrixWork, TaskAddition
 from app.domain.parameters import Parameters, TaskArithmeticCoefficient
 from app.domain.patches import default_rank
 from workers.contract import MergeContext, merge_method
@@ -132,6 +132,7 @@ def _ranks(parameters: PeruLoraParameters, of_models: Sequence[int | None]) -> l
     patch=patch,
     patch_codec="low_rank",
     task_addition=TaskAddition(fixed={"mode": "per_adapter"}),
+    work=(MatrixWork(seconds=0.065, each="model", takes_factors=True),),
 )
 def merge(base: Tensor, finetuned: Tensor, parameters: PeruLoraParameters, context: MergeContext) -> Tensor:
     """Return θ₀ itself, or θ₀ + λ Σ wᵢ τᵢ in mode "residual".

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import Parameters, RankFraction
 from workers.contract import MergeContext, merge_method
 from workers.numerics import low_rank, matrices, residuals
@@ -49,6 +50,7 @@ def patch(
     granularity="matrix",
     patch=patch,
     patch_codec="low_rank",
+    work=(MatrixWork(seconds=0.1, each="model"),),
 )
 def merge(base: Tensor, _finetuned: Models, _parameters: TsvCompressParameters, _context: MergeContext) -> Tensor:
     """Return θ₀ itself: what all tasks share. base: [*shape]; result: [*shape]."""

@@ -7,6 +7,7 @@ Departs from source: where the stacked directions depend on each other, no arbit
 
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import MatrixParameters, RankFraction
 from workers.contract import MergeContext, merge_method
 from workers.numerics import covers, matrices
@@ -32,6 +33,7 @@ class TsvMParameters(MatrixParameters):
     granularity="matrix",
     neutral_parameters={},
     counts_copies_as_one=False,
+    work=(MatrixWork(seconds=0.45), MatrixWork(seconds=0.055, each="model")),
 )
 def merge(base: Tensor, finetuned: Models, parameters: TsvMParameters, context: MergeContext) -> Tensor:
     """Return θ₀ + λ U⊥ Σ V⊥ᵀ for a matrix, θ₀ + λ · mean of task vectors for any other tensor.

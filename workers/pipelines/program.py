@@ -20,6 +20,7 @@ from app.domain.errors import JobInternal
 from app.domain.parameters import Parameters
 from app.domain.recipes import Recipe
 from app.domain.tensor_parameters import TensorGroup, group_tensors
+from workers.checkpoints import parallel
 from workers.contract import (
     Fused,
     LocalStatistic,
@@ -437,4 +438,5 @@ def _blank_context(recipe: Recipe) -> MergeContext:
         weights=tuple(model.weight for model in recipe.models),
         seed=recipe.seed,
         model_keys=tuple(model.weights_digest for model in recipe.models),
+        spread=parallel.spread,
     )

@@ -11,19 +11,21 @@ INTERVAL_SECONDS = 0.2
 
 
 class Share:
-    """Units of one piece of work, counted as it says how far it is; a share belongs to one thread."""
+    """Units of one piece of work, counted as it says how far it is, on any thread."""
 
     def __init__(self, advance: Callable[[int], None], n: int) -> None:
         self._advance = advance
         self._n = n
         self._done = 0
+        self._lock = threading.Lock()
 
     def tick(self, fraction: float) -> None:
         """Take the fraction, 0 to 1, of the work that is done; one that is behind an earlier one is passed over."""
         done = int(fraction * self._n)
-        if done > self._done:
-            self._advance(done - self._done)
-            self._done = done
+        with self._lock:
+            more, self._done = max(0, done - self._done), max(done, self._done)
+        if more:
+            self._advance(more)
 
 
 class ProgressMeter:

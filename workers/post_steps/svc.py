@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from app.domain.catalog import MatrixWork
 from app.domain.parameters import MatrixChoice
 from workers.contract import MergeContext, post_step
 from workers.numerics import calibration, matrices, precision
@@ -37,6 +38,7 @@ class SvcParameters(MatrixChoice):
     source="2026, arXiv:2602.05536",
     parameters=SvcParameters,
     granularity="matrix",
+    work=(MatrixWork(seconds=0.2),),
 )
 def apply(base: Tensor, finetuned: Models, merged: Tensor, parameters: SvcParameters, context: MergeContext) -> Tensor:
     """Return the base plus the calibrated merged task matrix; what is no matrix stays as it was merged.

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
-from workers.checkpoints.parallel import batched, map_in_order, n_threads, one_torch_thread
+from workers.checkpoints.parallel import batched, map_in_order, n_threads, one_torch_thread, spread
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -58,3 +59,58 @@ def test_torch_uses_one_thread_inside_and_as_many_as_before_outside() -> None:
     with one_torch_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_a_spread_item_uses_the_threads_that_have_nothing_to_do() -> None:
+    both_are_here = threading.Barrier(2, timeout=10)
+    threads: set[int] = set()
+
+    def meet() -> None:
+        both_are_here.wait()
+        threads.add(threading.get_ident())
+
+    assert list(map_in_order(lambda _: spread([meet, meet]), [0], threads=2)) == [None]
+    assert len(threads) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_all_of_a_spread_item_is_done_when_it_is(threads: int) -> None:
+    def count(item: int) -> int:
+        done: list[int] = []
+        spread([partial(done.append, index) for index in range(item)])
+        return len(set(done))
+
+    assert list(map_in_order(count, range(40), threads=threads)) == [*range(40)]
+
+
+def test_outside_of_any_map_one_thread_does_all() -> None:
+    done: list[int] = []
+    spread([partial(done.append, index) for index in range(5)])
+    assert done == [*range(5)]
+
+
+def test_an_error_within_a_spread_item_ends_it() -> None:
+    def fail(index: int) -> None:
+        if index == 3:
+            raise ValueError("three")
+
+    def item(_: int) -> None:
+        spread([partial(fail, index) for index in range(100)])
+
+    for threads in (1, 3):
+        with pytest.raises(ValueError, match="three"):
+            list(map_in_order(item, range(4), threads=threads))
+
+
+def test_an_error_on_another_thread_ends_a_spread_item() -> None:
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise ValueError("there")
+
+    def wait() -> None:
+        assert failed.wait(timeout=10)
+
+    with pytest.raises(ValueError, match="there"):
+        list(map_in_order(lambda _: spread([wait, fail]), [0], threads=2))
