@@ -26,7 +26,7 @@ DIGEST = "0" * 64  # as long as any weights digest
 
 
 class BaseFile:
-    """Takes the base's numbers, the runs of each tensor in the order of their offsets.
+    """Takes the base's numbers, the runs of each tensor from any thread, in any order.
 
     planned: the result's tensors; metadata: what the header says beside format and digest.
     """
@@ -43,12 +43,11 @@ class BaseFile:
             self._places[one.name], place = place, place + one.end - one.begin
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
-    def write(self, tensor: str, numbers: Tensor) -> None:
-        """Write the next run of a tensor, in its stored dtype."""
-        content = bytes_of(numbers)
-        self._put(content, self._places[tensor])
-        start_writeback(self._file, self._places[tensor], len(content))
-        self._places[tensor] += len(content)
+    def place(self, tensor: str, offset: int, numbers: Tensor) -> None:
+        """Write a run of a tensor, in its stored dtype, from byte `offset` of the tensor on."""
+        content, begin = bytes_of(numbers), self._places[tensor] + offset
+        self._put(content, begin)
+        start_writeback(self._file, begin, len(content))
 
     def finish(self, weights_digest: str) -> FileEntry:
         """Write the header, and return the file. weights_digest: of what is shared."""

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -123,6 +124,14 @@ class PatchReader:
         """The names of the tensors that the patch changes."""
         return frozenset(name for name, parts in self._parts.items() if surgery.UP not in parts)
 
+    def specs(self, tensor: str) -> Mapping[str, TensorSpec]:
+        """Return where the parts of a tensor's patch lie in the file, by role; none where it does not change it."""
+        return self._parts.get(tensor, {})
+
+    def open(self) -> BinaryIO:
+        """Open the file."""
+        return self._path.open("rb")
+
     def modules(self) -> dict[str, SurgeryModule]:
         """Return the surgery modules by place. Raises: InputChanged when the file ends before they do."""
         places = sorted(name for name, parts in self._parts.items() if surgery.UP in parts)
@@ -134,8 +143,8 @@ class PatchReader:
 
         Raises: InputChanged when the file ends before they do.
         """
-        with self._path.open("rb") as file:
-            return {role: read_part(file.fileno(), spec) for role, spec in self._parts.get(tensor, {}).items()}
+        with self.open() as file:
+            return {role: read_part(file.fileno(), spec) for role, spec in self.specs(tensor).items()}
 
 
 def read_patch_header(

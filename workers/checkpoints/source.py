@@ -20,6 +20,7 @@ from app.domain.checkpoints import DTYPE_BYTES, TensorSpec
 from app.domain.errors import NotFinite
 from app.domain.recipes import NanPolicy
 from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
+from workers.checkpoints.readahead import want
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
@@ -213,6 +214,10 @@ class CheckpointSource:
         kinds = [
             FLOAT32 if file is None else ROW_KINDS[spec.dtype] for file, (_, spec) in zip(files, stored, strict=True)
         ]
+        places = [spec.begin + run.offset * KIND_BYTES[kind] for (_, spec), kind in zip(stored, kinds, strict=True)]
+        for file, place, kind in zip(files, places, kinds, strict=True):
+            if file is not None:
+                want(file, place, run.n_elements * KIND_BYTES[kind])
         sizes = [
             KIND_BYTES[kind] * (run.n_elements if file is None else min(run.n_elements, room))
             for file, kind in zip(files, kinds, strict=True)
@@ -233,10 +238,7 @@ class CheckpointSource:
             at=np.array(begins[:-1], dtype=np.int64),
             kinds=np.array(kinds, dtype=np.int64),
             files=np.array([NO_FILE if file is None else file for file in files], dtype=np.int64),
-            places=np.array(
-                [spec.begin + run.offset * KIND_BYTES[kind] for (_, spec), kind in zip(stored, kinds, strict=True)],
-                dtype=np.int64,
-            ),
+            places=np.array(places, dtype=np.int64),
             has_base=len(stored) > len(self.models),
             is_judged=self.nan_policy != "zero" and tensor.name in self._judged,
         )

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.domain.checkpoints import DTYPE_BYTES, FileEntry, LocalCheckpoint, TensorSpec
+from app.domain.checkpoints import FileEntry, LocalCheckpoint
 from app.domain.errors import IncompatibleCheckpoints
 from app.domain.recipes import Recipe
 from app.domain.sums import SUMS_FILE, SUMS_FORMAT, SUMS_FORMAT_VERSION
 from workers.checkpoints.patch_files import PatchFile, PatchWriter, read_part, read_patch_header
+from workers.checkpoints.patch_runs import slice_of
 from workers.checkpoints.patch_spools import SEPARATOR
 from workers.checkpoints.reader import path_of
 from workers.patches import INDICES, Part
@@ -87,10 +88,4 @@ class SumsReader:
 
     def _read(self, name: str, begin: int, end: int) -> Tensor:
         with self._path.open("rb") as file:
-            return read_part(file.fileno(), _slice(self._parts[name], begin, end))
-
-
-def _slice(spec: TensorSpec, begin: int, end: int) -> TensorSpec:
-    item = DTYPE_BYTES[spec.dtype]
-    place = {"shape": (end - begin,), "begin": spec.begin + begin * item, "end": spec.begin + end * item}
-    return spec.model_copy(update=place)
+            return read_part(file.fileno(), slice_of(self._parts[name], begin, end))

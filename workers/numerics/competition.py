@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.numerics import elementary, fused, precision
@@ -80,9 +81,12 @@ def share_out(
 
 def to_magnitudes(scores: Tensor) -> Tensor:
     """Return non-negative finite float32 numbers in the order of the scores, one for one, to be ranked by."""
-    bits = scores.view(torch.int32)
+    bits: NDArray[np.int32] = scores.contiguous().numpy().view(np.int32)
     is_negative = bits >> 31  # all bits of it
-    return ((bits & _SIZE) ^ is_negative).sub_(is_negative).add_(_ONE).view(torch.float32)
+    size = bits & np.int32(_SIZE)
+    np.bitwise_xor(size, is_negative, out=size)
+    np.subtract(size, is_negative, out=size)
+    return torch.from_numpy(np.add(size, np.int32(_ONE), out=size).view(np.float32))
 
 
 def to_score(magnitude: float) -> float:

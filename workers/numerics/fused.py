@@ -285,10 +285,10 @@ def compete(deltas: torch.Tensor, clips: Sequence[tuple[float, float]], *, of_re
 
     clips: smallest and largest magnitude of each; of_rescaled: whether they are compared by rescaled magnitudes.
     """
-    scores = torch.empty(deltas.shape)
+    scores = np.empty(deltas.shape, dtype=np.float32)
     bounds, memory = np.array(clips, dtype=np.float64), np.empty((2 * len(deltas) + 1, programs.SOME))
-    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, memory, scores.numpy())
-    return scores
+    _loaded[0].compete(deltas.contiguous().numpy(), bounds, of_rescaled, memory, scores)
+    return torch.from_numpy(scores)
 
 
 def share_out(
@@ -299,11 +299,11 @@ def share_out(
     weights: Sequence[float],
 ) -> torch.Tensor:
     """Return numerics/competition.py's `share_out` on the CPU, [m] float64, m > 0. clips, bounds: of each."""
-    out = torch.empty(deltas.shape[1], dtype=torch.float64)
+    out = np.empty(deltas.shape[1])
     numbers = [np.array(values, dtype=np.float64) for values in (clips, bounds, weights)]
     rows = deltas.contiguous().numpy(), scores.contiguous().numpy()
-    _loaded[0].share_out(*rows, *numbers, np.empty(programs.BLOCK), out.numpy())
-    return out
+    _loaded[0].share_out(*rows, *numbers, np.empty(programs.BLOCK), out)
+    return torch.from_numpy(out)
 
 
 def combine_rows(base: torch.Tensor | None, finetuned: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

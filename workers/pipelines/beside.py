@@ -1,7 +1,7 @@
 """The files that a merge writes beside the weights while it runs: a multitask artifact's patches, a result's sums."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.domain.checkpoints import LocalCheckpoint
@@ -11,7 +11,7 @@ from app.domain.sums import keeps_sums
 from workers.checkpoints.sums_file import SumsWriter
 from workers.contract import MergeMethod
 from workers.learning_contract import HasModules
-from workers.pipelines.merge_steps import Merger, Produced
+from workers.pipelines.merge_steps import Merger, Produced, Step
 from workers.pipelines.patching import PatchesWritten, TaskPatches
 from workers.surgery import Modules
 
@@ -22,6 +22,12 @@ class FilesBeside:
 
     patches: TaskPatches | None
     sums: SumsWriter | None
+
+    def place(self, step: Step, made: Produced) -> Produced:
+        """Write what has its place already, from any thread; return what is left to be written in order."""
+        if self.patches is None:
+            return made
+        return replace(made, patches=self.patches.place(step.target, step.offset, made.patches))
 
     def write(self, target: PlannedTensor, made: Produced) -> None:
         """Take what a step gave beside its bytes."""

@@ -87,10 +87,12 @@ def _fill(planned: Sequence[PlannedTensor], merger: Merger) -> dict[str, Tensor]
     content = {target.name: torch.empty(target.end - target.begin, dtype=torch.uint8) for target in planned}
 
     def place(step: Step) -> None:
-        made = produce(step, merger).content
-        if len(made):
-            run = slice(step.offset, step.offset + len(made))
-            content[step.target.name][run] = torch.frombuffer(made, dtype=torch.uint8)
+        made = produce(step, merger)
+        if len(made.content):
+            run = slice(step.offset, step.offset + len(made.content))
+            content[step.target.name][run] = torch.frombuffer(made.content, dtype=torch.uint8)
+        if made.block is not None:
+            merger.blocks.take_back(made.block)
 
     steps = (step for target in planned for step in cut_steps(target, merger))
     for _ in parallel.map_in_order(place, steps, threads=merger.source.threads):

@@ -1,16 +1,18 @@
 """Materialize: the dense models of tasks out of a multitask checkpoint: its shared weights with each task's patch.
 
-A tensor at a time is read, patched and written, for all tasks; equal artifacts give equal bytes.
+A run of elements at a time is read, patched and written, for all tasks; equal artifacts give equal bytes.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from app.domain.checkpoints import (
+    DTYPE_BYTES,
     CheckpointKind,
     FileEntry,
     LocalCheckpoint,
@@ -28,6 +30,7 @@ from workers.checkpoints.companions import copy_companions, write_file, write_in
 from workers.checkpoints.finiteness import has_finite_bits
 from workers.checkpoints.parallel import one_torch_thread
 from workers.checkpoints.patch_files import PatchReader
+from workers.checkpoints.patch_runs import cut_runs, read_runs
 from workers.checkpoints.patch_spools import TORCH
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.writer import WeightsWriter
@@ -64,12 +67,14 @@ def materialize_all(
     meter = ProgressMeter(on_progress, total=len(folders) * n_bytes)
     meter.enter(f"applying the patch{'es' if len(folders) > 1 else ''} of {', '.join(folders)}")
     with TensorReader(checkpoint) as reader, one_torch_thread():
-        origin = _Origin(checkpoint)
+        origin = None if manifest.patch_base is None else PatchReader(checkpoint, manifest.patch_base)
+        if origin is not None:
+            _check_belongs(origin, checkpoint)
         models = [
-            _TaskModel(checkpoint, patch, origin, WeightsWriter(plan, folder))
+            _TaskModel(checkpoint, patch, WeightsWriter(plan, folder))
             for patch, folder in zip(chosen, folders.values(), strict=True)
         ]
-        written = _write_weights(plan, models, reader, meter)
+        written = _write_weights(plan, models, (reader, origin), meter)
     return tuple(
         _complete(checkpoint, plan, patch, folder, weights)
         for patch, folder, weights in zip(chosen, folders.values(), written, strict=True)
@@ -85,49 +90,33 @@ def find_patch(manifest: Manifest, task: str) -> TaskPatch:
     return found
 
 
-class _Origin:
-    """The base's tensors that masks lie over, each read once for all tasks."""
-
-    def __init__(self, checkpoint: LocalCheckpoint) -> None:
-        file = checkpoint.manifest.patch_base
-        self._reader = None if file is None else PatchReader(checkpoint, file)
-        self._last: tuple[str, torch.Tensor] | None = None
-        if self._reader is not None:
-            _check_belongs(self._reader, checkpoint)
-
-    def read(self, name: str) -> torch.Tensor | None:
-        """Return a tensor, or None where no file has the base."""
-        if self._reader is None:
-            return None
-        if self._last is None or self._last[0] != name:
-            self._last = name, self._reader.parts(name)[patches.VALUES]
-        return self._last[1]
-
-
 class _TaskModel:
-    """A task's model, made of one shared tensor after the other."""
+    """A task's model, made of one run of the shared weights after the other."""
 
-    def __init__(self, checkpoint: LocalCheckpoint, patch: TaskPatch, origin: _Origin, writer: WeightsWriter) -> None:
+    def __init__(self, checkpoint: LocalCheckpoint, patch: TaskPatch, writer: WeightsWriter) -> None:
         self.writer = writer
+        self.patch = PatchReader(checkpoint, patch.file)
         self._task = patch.task
-        self._origin = origin
-        self._patch = PatchReader(checkpoint, patch.file)
-        _check_belongs(self._patch, checkpoint)
+        _check_belongs(self.patch, checkpoint)
 
-    def write(self, target: PlannedTensor, tensor: torch.Tensor) -> None:
-        """Turn a shared tensor, in its stored dtype, into the task's, in place, and write it."""
-        parts = self._patch.parts(target.name)
-        patches.apply(tensor, parts, self._origin.read(target.name) if patches.MASK in parts else None)
+    def write(
+        self, target: PlannedTensor, offset: int, run: Tensor, parts: Mapping[str, Tensor], base: Tensor | None
+    ) -> None:
+        """Turn a run of a shared tensor, from byte `offset` on, into the task's, in place, and write it.
+
+        run, base: [m] in their stored dtypes.
+        """
+        patches.apply(run, parts, base)
         if patches.is_arithmetic(parts):
-            self._check(tensor, target)
-        content = tensor.reshape(-1).view(torch.uint8).numpy().data
-        self.writer.place(target, 0, content)
+            self._check(run, target)
+        content = run.view(torch.uint8).numpy().data
+        self.writer.place(target, offset, content)
         self.writer.digest(target, content)
 
-    def _check(self, tensor: torch.Tensor, target: PlannedTensor) -> None:
+    def _check(self, tensor: Tensor, target: PlannedTensor) -> None:
         if target.name.endswith(VARIANCE_SUFFIX):
             tensor.clamp_(min=0.0)
-        if not has_finite_bits(tensor.view(-1)):
+        if not has_finite_bits(tensor):
             raise NotFinite(
                 f"Tensor {target.name!r} of task {self._task!r} holds a number that is not finite in {tensor.dtype}; "
                 "merge again with a wider output dtype."
@@ -143,27 +132,46 @@ def _check_belongs(source: PatchReader, checkpoint: LocalCheckpoint) -> None:
         )
 
 
-def _read_whole(reader: TensorReader, spec: TensorSpec) -> torch.Tensor:
-    content = torch.empty(spec.size_bytes, dtype=torch.uint8)
-    reader.read_bytes(spec, 0, content.numpy().data)
-    return content.view(TORCH[spec.dtype]).view(spec.shape)
-
-
 def _write_weights(
-    plan: WeightsPlan, models: Sequence[_TaskModel], reader: TensorReader, meter: ProgressMeter
+    plan: WeightsPlan,
+    models: Sequence[_TaskModel],
+    shared: tuple[TensorReader, PatchReader | None],
+    meter: ProgressMeter,
 ) -> list[tuple[list[FileEntry], dict[str, str]]]:
-    stored = {tensor.name: tensor for tensor in reader.checkpoint.manifest.tensors}
+    """Write all tasks' tensors. shared: the weights, and the base's numbers that masks lie over."""
+    stored = {tensor.name: tensor for tensor in shared[0].checkpoint.manifest.tensors}
     try:
         for target in plan.tensors:
-            shared = _read_whole(reader, stored[target.name])
-            for model in models:
-                model.write(target, shared if model is models[-1] else shared.clone())
-                meter.advance(target.end - target.begin)
+            for n_bytes in _write_tensor(target, stored[target.name], models, shared):
+                meter.advance(len(models) * n_bytes)
         return [model.writer.finish() for model in models]
     except BaseException:
         for model in models:
             model.writer.abandon()
         raise
+
+
+def _write_tensor(
+    target: PlannedTensor,
+    spec: TensorSpec,
+    models: Sequence[_TaskModel],
+    shared: tuple[TensorReader, PatchReader | None],
+) -> Iterator[int]:
+    """Write all tasks' tensor, and yield the bytes of each run that is done."""
+    reader, origin = shared
+    found = [model.patch.specs(spec.name) for model in models]
+    runs = cut_runs(spec.n_elements, found)
+    is_masked = origin is not None and any(patches.MASK in parts for parts in found)
+    of_base = read_runs(origin, spec.name, runs) if origin is not None and is_masked else ({} for _ in runs)
+    of_tasks = (read_runs(model.patch, spec.name, runs) for model in models)
+    for (first, behind), base, *parts in zip(runs, of_base, *of_tasks, strict=True):
+        offset = first * DTYPE_BYTES[spec.dtype]
+        content = torch.empty(behind * DTYPE_BYTES[spec.dtype] - offset, dtype=torch.uint8)
+        reader.read_bytes(spec, offset, content.numpy().data)
+        run = content.view(TORCH[spec.dtype])
+        for model, own in zip(models, parts, strict=True):
+            model.write(target, offset, run if model is models[-1] else run.clone(), own, base.get(patches.VALUES))
+        yield content.nbytes
 
 
 def _complete(

@@ -45,12 +45,14 @@ def write_weights(
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
-            lambda step: _produce_and_place(step, merger, writer), steps, threads=merger.source.threads
+            lambda step: _produce_and_place(step, merger, writer, beside), steps, threads=merger.source.threads
         )
         with closing(produced):  # no thread writes any more when it is left
             for step, made in produced:
                 writer.digest(step.target, made.content)
                 beside.write(step.target, made)
+                if made.block is not None:
+                    merger.blocks.take_back(made.block)
                 if made.differs and not merger.patched and step.target.name not in differing:
                     differing.append(step.target.name)
         entries, blake3_of = writer.finish()
@@ -91,10 +93,10 @@ def complete(  # noqa: PLR0913 all that the card tells
     return completed, [*plan.warnings, *differing, *written.beside.warnings, *more]
 
 
-def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter) -> tuple[Step, Produced]:
+def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter, beside: FilesBeside) -> tuple[Step, Produced]:
     made = produce(step, merger)
     writer.place(step.target, step.offset, made.content)
-    return step, made
+    return step, beside.place(step, made)
 
 
 def _digest(plan: MergePlan, blake3_of: Mapping[str, str]) -> str:

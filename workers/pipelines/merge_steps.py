@@ -12,11 +12,12 @@ from app.domain.checkpoints import TensorSpec
 from app.domain.errors import JobInternal, NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
+from workers.checkpoints.memory import Blocks
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
 from workers.contract import Fused, Piece, Tick
-from workers.fusion import FusedMasks
+from workers.fusion import Bytes, FusedMasks
 from workers.numerics import fused, task_vectors
 from workers.patches import Masked, Packed, Part
 from workers.pipelines.additions import Onto
@@ -63,6 +64,7 @@ class Merger:
     source: CheckpointSource
     meter: ProgressMeter
     patched: tuple[str, ...] = ()  # of a multitask artifact: its tasks, one per model
+    blocks: Blocks = field(default_factory=Blocks)  # for what steps give
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Produced:
     differs: bool = False  # whether the models disagree about what is copied
     patches: list[RunPatches] = field(default_factory=list)
     sums: list[Part] = field(default_factory=list)  # that a dense result keeps, encoded
+    block: Bytes | None = None  # that the content lies in, to be taken back
 
 
 def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
@@ -108,44 +111,56 @@ def produce(step: Step, merger: Merger) -> Produced:
         return Produced(memoryview(b""))
     if not step.runs:
         return _copy(step, merger)
-    made = [_merge_run(step, run, merger) for run in step.runs]
-    out = made[0].content if len(made) == 1 else torch.cat([one.content for one in made])
-    return Produced(
-        out.view(torch.uint8).numpy().data,
-        patches=[one.patches for one in made if one.patches is not None],
-        sums=[part for one in made for part in one.sums],
-    )
+    made = None if step.fusion is None else _merge_fused(step, step.fusion, merger)
+    return _merge_runs(step, merger) if made is None else made
 
 
-@dataclass(frozen=True)
-class _MergedRun:
-    """What a run becomes: in the target's dtype and in memory of its own, and what lies beside it."""
-
-    content: Tensor
-    patches: RunPatches | None = None
-    sums: Sequence[Part] = ()
-
-
-def _merge_run(step: Step, run: Run, merger: Merger) -> _MergedRun:
-    dtype = TORCH_DTYPES[step.target.dtype]
+def _merge_fused(step: Step, fusion: Fused, merger: Merger) -> Produced | None:
+    """Return what a step's one run becomes; None: what is wrong shows when it is merged by the method."""
+    (run,) = step.runs
     share = merger.meter.share(run.n_bytes)
-    fused_run = None if step.fusion is None else _merge_fused(step, step.fusion, run, merger)
-    if fused_run is not None:
-        share.tick(1.0)
-        return fused_run
-    piece, result, sums = _merge(run, step.target.name, merger, share.tick)
-    if step.target.source.endswith(VARIANCE_SUFFIX):
-        result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
-    patches = None
-    if merger.patched:  # before another copy of a whole tensor is made
-        found = merger.program.patch(piece, share.tick)
-        patches = encode_run(
-            None if piece.base is None else piece.base.clone(), run.offset, found, step.target, merger.patched
-        )
-    out = result.to(dtype, copy=True)  # also where dtypes agree: the piece's buffers are used again
-    _check_result(out, run)
+    block = merger.blocks.lend(step.n_bytes)
+    out = torch.from_numpy(block[: step.n_bytes]).view(TORCH_DTYPES[step.target.dtype])
+    result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
+    rows, masks = merger.source.read_rows(run), None
+    if isinstance(fusion, FusedMasks):
+        masks = fused.mask(rows, fusion, result)
+        is_finite = masks is not None
+    else:
+        is_finite = fused.merge(rows, fusion, result)
+    if is_finite and result is not out:
+        out.copy_(result)
+        is_finite = has_finite_bits(out)
+    if not is_finite:
+        merger.blocks.take_back(block)
+        return None
+    patches = [] if masks is None else [_encode_masks(masks, step.target, run, merger)]
     share.tick(1.0)
-    return _MergedRun(out, patches, sums)
+    return Produced(block[: step.n_bytes].data, patches=patches, block=block)
+
+
+def _merge_runs(step: Step, merger: Merger) -> Produced:
+    """Return what a step's runs become by the method's own function."""
+    dtype, patches, kept = TORCH_DTYPES[step.target.dtype], list[RunPatches](), list[Part]()
+    block: Bytes | None = None
+    for run in step.runs:
+        share = merger.meter.share(run.n_bytes)
+        piece, result, sums = _merge(run, step.target.name, merger, share.tick)
+        if step.target.source.endswith(VARIANCE_SUFFIX):
+            result = result.clamp(min=0.0)  # extrapolation may leave a variance below zero
+        if merger.patched:  # before another copy of a whole tensor is made
+            found = merger.program.patch(piece, share.tick)
+            base = None if piece.base is None else piece.base.clone()
+            patches.append(encode_run(base, run.offset, found, step.target, merger.patched))
+        block = merger.blocks.lend(step.n_bytes) if block is None else block
+        begin = (run.offset - step.runs[0].offset) * dtype.itemsize
+        out = torch.from_numpy(block[begin : begin + run.n_elements * dtype.itemsize]).view(dtype)
+        out.copy_(result)  # also where dtypes agree: the piece's buffers are used again
+        _check_result(out, run)
+        kept += sums
+        share.tick(1.0)
+    content = memoryview(b"") if block is None else block[: step.n_bytes].data
+    return Produced(content, patches=patches, sums=kept, block=block)
 
 
 def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tensor, list[Part]]:
@@ -163,26 +178,8 @@ def _merge(run: Run, name: str, merger: Merger, tick: Tick) -> tuple[Piece, Tens
     return piece, result if onto is None else onto.add(result, piece, name), []
 
 
-def _merge_fused(step: Step, fusion: Fused, run: Run, merger: Merger) -> _MergedRun | None:
-    """Return what a run becomes; None: what is wrong shows when it is merged by the method."""
-    out = torch.empty(run.n_elements, dtype=TORCH_DTYPES[step.target.dtype])
-    result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
-    rows, masks = merger.source.read_rows(run), None
-    if isinstance(fusion, FusedMasks):
-        masks = fused.mask(rows, fusion, result)
-        is_finite = masks is not None
-    else:
-        is_finite = fused.merge(rows, fusion, result)
-    if is_finite and result is not out:
-        out.copy_(result)
-        is_finite = has_finite_bits(out)
-    if not is_finite:
-        return None
-    return _MergedRun(out, None if masks is None else _encode_masks(masks, step.target, run, merger))
-
-
 def _encode_masks(found: fused.FoundMasks, target: PlannedTensor, run: Run, merger: Merger) -> RunPatches:
-    base = torch.empty(run.n_elements)
+    base = torch.from_numpy(np.empty(run.n_elements, dtype=np.float32))
     if merger.inputs.base is not None and run.tensor.base is not None:
         merger.inputs.base.read_floats(run.tensor.base, run.offset, base, is_judged=False)
     packed = [Packed(bits, run.n_elements) for bits in found.bits]

@@ -6,7 +6,7 @@ from the shared one.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +110,22 @@ class TaskPatches:
         self._warnings: list[str] = []
         self._places: list[tuple[str, ...]] = [()] * len(self._tasks)  # of each task's surgery modules
 
+    def place(self, target: PlannedTensor, offset: int, runs: Sequence[RunPatches]) -> list[RunPatches]:
+        """Write what runs add to the base's file, from byte `offset` of the tensor on; return the rest of them.
+
+        From any thread, in any order.
+        """
+        for run in runs:
+            if self._base is not None and run.of_base is not None:
+                self._base.place(target.name, offset, run.of_base)
+                offset += run.of_base.nbytes
+        return [replace(run, of_base=None) for run in runs]
+
     def write(self, target: PlannedTensor, runs: Sequence[RunPatches]) -> None:
         """Take the next runs of a tensor."""
         for run in runs:
             for index, parts in enumerate(run.of_tasks):
                 self._writer.write(index, target.name, target.dtype, parts)
-            if self._base is not None and run.of_base is not None:
-                self._base.write(target.name, run.of_base)
             if run.measures is not None:
                 self._add_measures(target, run.measures)
 

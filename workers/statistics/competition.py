@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workers.contract import Piece, PieceSource
-from workers.numerics import competition, sparsify, task_vectors
+from workers.numerics import competition, sparsify
 from workers.numerics.competition import Bounds, Variant
 from workers.statistics.magnitudes import MagnitudeBoundaries
 from workers.statistics.views import ChangedSource
@@ -77,4 +78,7 @@ def _find_extremes(source: PieceSource) -> list[Bounds]:
 
 
 def _deltas(piece: Piece) -> Tensor:
-    return piece.finetuned if piece.base is None else task_vectors.subtract(piece.finetuned, piece.base)
+    """Return the task vectors, in memory of numpy's: see checkpoints/memory.py on torch's between what is counted."""
+    if piece.base is None:
+        return piece.finetuned
+    return torch.sub(piece.finetuned, piece.base, out=torch.from_numpy(np.empty_like(piece.finetuned.numpy())))

@@ -36,8 +36,9 @@ def _plan(name: str, tensor: Tensor) -> PlannedTensor:
 def write(folder: Path) -> BaseFile:
     file = BaseFile(folder, plan(), {"method": "probe"})
     for name, tensor in TENSORS.items():
-        for run in torch.split(tensor.view(-1), 4):
-            file.write(name, run)
+        runs = torch.split(tensor.view(-1), 4)
+        for index in reversed(range(len(runs))):  # in any order
+            file.place(name, 4 * index * tensor.itemsize, runs[index])
     return file
 
 

@@ -182,6 +182,14 @@ def test_models_of_several_tasks_are_those_of_each_alone_and_the_shared_weights_
             assert path.read_bytes() == (tmp_path / f"alone-{task}" / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("method", ["emr", "post_pruning", "bitdelta", "tsv_c", "peru_lora"])
+def test_runs_do_not_show_in_a_model(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = run(plan(method, write(tmp_path, draw(0), draw(1), draw(2))), tmp_path / "out")
+    whole = task_of(artifact, "task-1", tmp_path / "whole")
+    monkeypatch.setattr("workers.checkpoints.patch_runs.RUN_ELEMENTS", 16)
+    assert task_of(artifact, "task-1", tmp_path / "cut") == whole
+
+
 def test_where_one_of_several_models_fails_nothing_is_left(tmp_path: Path) -> None:
     base = {"a": torch.ones(2, 2), "w": torch.full((2, 2), 60_000.0)}
     good = {"a": base["a"], "w": base["w"] - 1.0}
