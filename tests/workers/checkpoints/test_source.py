@@ -220,3 +220,12 @@ def test_tensors_are_cut_anywhere_or_between_rows() -> None:
     assert runs((), by_rows=True) == [(0, 1)]
     assert runs((0, 4), by_rows=True) == []
     assert runs((4, 0), by_rows=True) == []
+
+
+def test_the_disk_is_told_of_rows_before_kernels_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, model = write_pair(tmp_path, {"w": torch.ones(3, 5).bfloat16()})
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("workers.checkpoints.source.want", lambda _, *where: asked.append(where))
+    source_of(base, model).rows("w", 4, 7)
+    begins = [checkpoint.manifest.tensors[0].begin for checkpoint in (base, model)]
+    assert asked == [(begin + 2 * 4, 2 * 7) for begin in begins]
