@@ -170,8 +170,7 @@ class CheckpointSource:
             return self.read_run(run)
         tensor = run.tensor
         if self.nan_policy == "fail" and tensor.name not in self._judged:
-            for some in self.cut(tensor.name, "element"):
-                self.read_run(some)
+            self._judge(run)
             self._judged.add(tensor.name)
         base = None
         if self.base is not None and tensor.base is not None:
@@ -205,10 +204,8 @@ class CheckpointSource:
         Nothing of it is judged. What no file holds as it is needed, is read now.
         """
         tensor = run.tensor
-        room = max(PART, width_of(tensor.shape))  # of a kernel that cuts no rows
-        stored = list(zip(self.models, tensor.finetuned, strict=True))
-        if self.base is not None and tensor.base is not None:
-            stored.insert(0, (self.base, tensor.base))
+        room = self._room(run)
+        stored = self._stored(tensor)
         files = [_open_row(*source) for source in stored]
         kinds = [
             FLOAT32 if file is None else ROW_KINDS[spec.dtype] for file, (_, spec) in zip(files, stored, strict=True)
@@ -241,6 +238,17 @@ class CheckpointSource:
             is_judged=self.nan_policy != "zero" and tensor.name in self._judged,
         )
 
+    def _room(self, run: Run) -> int:
+        """Return how many elements of a row a kernel reads at a time: no fewer than a row that it does not cut."""
+        return max(PART, width_of(run.tensor.shape))
+
+    def _stored(self, tensor: MergedTensor) -> list[tuple[FloatReader, TensorSpec]]:
+        """Return where each row of a tensor is stored, the base's first."""
+        stored = list(zip(self.models, tensor.finetuned, strict=True))
+        if self.base is not None and tensor.base is not None:
+            stored.insert(0, (self.base, tensor.base))
+        return stored
+
     def _count(self, run: Run, result: Result) -> Result:
         self.on_bytes(run.n_bytes)
         return result
@@ -256,6 +264,11 @@ class CheckpointSource:
         reader = cast("TensorReader", self.models[model])  # read_piece has looked
         reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
         self._zero(out)
+
+    def _judge(self, run: Run) -> None:
+        """Read a whole tensor piece by piece. Raises: NotFinite."""
+        for some in self.cut(run.tensor.name, "element"):
+            CheckpointSource.read_run(self, some)  # not what another class keeps of it
 
     def _zero(self, numbers: Tensor) -> None:
         if self.nan_policy == "zero":
