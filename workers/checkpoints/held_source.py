@@ -1,6 +1,7 @@
 """A merge set of which several merges see each run: it is read once, and kept until its thread reads another one."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +32,19 @@ class _Held:
 
 @dataclass(frozen=True)
 class HeldSource(CheckpointSource):
-    """Reads a run once, whoever looks at it then, and however often."""
+    """Reads a run once, whoever looks at it then, and however often; runs are short, so that they stay in a cache."""
+
+    pieces_per_run: ClassVar[int] = 4
 
     def read_rows(self, run: Run) -> Rows:
         """Return a run as kernels read it, out of memory; see CheckpointSource."""
         return super().read_rows(run) if run.n_bytes > HELD_BYTES else self._hold(run).rows
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows:
+        """Return a run that kernels read from the files: a statistic looks there alone, and not at all of it."""
+        self._buffers.held = None  # its memory is used
+        run = Run(self.merged[tensor], offset, n_elements)
+        return self._count(run, super().read_rows(run))
 
     def read_run(self, run: Run) -> Piece:
         """Return a run as float32; see CheckpointSource."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from math import prod
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class Run:
 class CheckpointSource:
     """Reads runs of the merge set from the open checkpoints; satisfies workers.contract.PieceSource."""
 
+    pieces_per_run: ClassVar[int] = PIECES_AT_ONCE  # of a run for kernels
     base: FloatReader | None
     models: Sequence[FloatReader]
     merged: Mapping[str, MergedTensor]  # sorted by name
@@ -115,7 +116,12 @@ class CheckpointSource:
         """Apply a function to the rows of every run, on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in self.cut_rows(tensor.name, granularity))
-        yield from map_in_order(lambda run: self._map_run(function, run), runs, threads=self.threads)
+        yield from map_in_order(
+            lambda run: self._map_run(function, run),
+            runs,
+            threads=self.threads,
+            at_once=PIECES_AT_ONCE // self.pieces_per_run,
+        )
         self._judged.update(tensor.name for tensor in merged)
 
     def visit(
@@ -147,7 +153,7 @@ class CheckpointSource:
     def cut_rows(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into longer runs, for kernels that read in parts."""
         tensor = self.merged[name]
-        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements * PIECES_AT_ONCE))
+        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements * self.pieces_per_run))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""

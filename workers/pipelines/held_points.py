@@ -75,7 +75,8 @@ class HeldPoints:
         """Merge a point and those right behind it that differ in nothing but numbers, as many as fit."""
         n_fitting = count_held(plan, room_bytes=self.room_bytes, threads=self.threads) - len(self._made)
         together = {recipe.digest: (recipe, self.load_code(recipe))}
-        for other in islice(following, max(0, n_fitting - 1)):
+        others = (one for one in following if one.digest not in together and one.digest not in self._made)
+        for other in islice(others, max(0, n_fitting - 1)):
             found, code = self.find_plan(other), self.load_code(other)
             if found is None or (found.tensors, code.uses_base) != (plan.tensors, together[recipe.digest][1].uses_base):
                 break
