@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from app.domain.catalog import Granularity
 from app.domain.recipes import Recipe
-from workers.checkpoints.source import CheckpointSource
-from workers.contract import Piece, Place, visit_in_turn
+from workers.contract import Piece, PieceSource, Place, visit_in_turn
 from workers.fusion import NotClean, Rows
 from workers.statistics.kept import Shelf
 
@@ -83,7 +82,7 @@ class _Finding:
 class SharedPasses:
     """Where merges meet that read one source; satisfies kept.Keeper."""
 
-    def __init__(self, source: CheckpointSource, shelf: Shelf) -> None:
+    def __init__(self, source: PieceSource, shelf: Shelf) -> None:
         self._source = source
         self._shelf = shelf
         self._changed = threading.Condition()
@@ -190,7 +189,7 @@ class SharedPasses:
 class SharedSource:
     """A source as one of several merges sees it; satisfies workers.contract.PieceSource."""
 
-    source: CheckpointSource
+    source: PieceSource
     passes: SharedPasses
     weights: Sequence[float]  # one per model
 
