@@ -1,6 +1,6 @@
 """Merges that meet for their passes: one pass for all that wait, results in order, failures for whom they are."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_fails_for_all() -> None:
     assert [repr(one) for one in meeting.run(total, total)] == ["OSError('gone')"] * 2
 
 
-def collect(key: Hashable, function: Callable[[PieceSource], object], meeting: Meeting, source: PieceSource) -> object:
+def collect(key: Any, function: Callable[[PieceSource], object], meeting: Meeting, source: PieceSource) -> object:
     return meeting.passes.collect(key, lambda: function(source))
 
 
