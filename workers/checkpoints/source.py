@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from math import prod
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class Run:
 class CheckpointSource:
     """Reads runs of the merge set from the open checkpoints; satisfies workers.contract.PieceSource."""
 
+    pieces_per_run: ClassVar[int] = PIECES_AT_ONCE  # of a run for kernels
     base: FloatReader | None
     models: Sequence[FloatReader]
     merged: Mapping[str, MergedTensor]  # sorted by name
@@ -116,7 +117,12 @@ class CheckpointSource:
         """Apply a function to the rows of every run, on several threads; yield results in order of position."""
         merged = [tensor for name, tensor in self.merged.items() if tensors is None or name in tensors]
         runs = (run for tensor in merged for run in self.cut_rows(tensor.name, granularity))
-        yield from map_in_order(lambda run: self._map_run(function, run), runs, threads=self.threads)
+        yield from map_in_order(
+            lambda run: self._map_run(function, run),
+            runs,
+            threads=self.threads,
+            at_once=PIECES_AT_ONCE // self.pieces_per_run,
+        )
         self._judged.update(tensor.name for tensor in merged)
 
     def visit(
@@ -148,7 +154,7 @@ class CheckpointSource:
     def cut_rows(self, name: str, granularity: Granularity) -> Iterator[Run]:
         """Cut a tensor into longer runs, for kernels that read in parts."""
         tensor = self.merged[name]
-        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements * PIECES_AT_ONCE))
+        yield from _cut(tensor, step_elements(granularity, tensor.shape, self.piece_elements * self.pieces_per_run))
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor, on the caller's thread, into memory of its own."""
@@ -171,8 +177,7 @@ class CheckpointSource:
             return self.read_run(run)
         tensor = run.tensor
         if self.nan_policy == "fail" and tensor.name not in self._judged:
-            for some in self.cut(tensor.name, "element"):
-                self.read_run(some)
+            self._judge(run)
             self._judged.add(tensor.name)
         base = None
         if self.base is not None and tensor.base is not None:
@@ -206,10 +211,8 @@ class CheckpointSource:
         Nothing of it is judged. What no file holds as it is needed, is read now.
         """
         tensor = run.tensor
-        room = max(PART, width_of(tensor.shape))  # of a kernel that cuts no rows
-        stored = list(zip(self.models, tensor.finetuned, strict=True))
-        if self.base is not None and tensor.base is not None:
-            stored.insert(0, (self.base, tensor.base))
+        room = self._room(run)
+        stored = self._stored(tensor)
         files = [_open_row(*source) for source in stored]
         kinds = [
             FLOAT32 if file is None else ROW_KINDS[spec.dtype] for file, (_, spec) in zip(files, stored, strict=True)
@@ -243,6 +246,17 @@ class CheckpointSource:
             is_judged=self.nan_policy != "zero" and tensor.name in self._judged,
         )
 
+    def _room(self, run: Run) -> int:
+        """Return how many elements of a row a kernel reads at a time: no fewer than a row that it does not cut."""
+        return max(PART, width_of(run.tensor.shape))
+
+    def _stored(self, tensor: MergedTensor) -> list[tuple[FloatReader, TensorSpec]]:
+        """Return where each row of a tensor is stored, the base's first."""
+        stored = list(zip(self.models, tensor.finetuned, strict=True))
+        if self.base is not None and tensor.base is not None:
+            stored.insert(0, (self.base, tensor.base))
+        return stored
+
     def _count(self, run: Run, result: Result) -> Result:
         self.on_bytes(run.n_bytes)
         return result
@@ -258,6 +272,11 @@ class CheckpointSource:
         reader = cast("TensorReader", self.models[model])  # read_piece has looked
         reader.read_rows(tensor.finetuned[model], offset, out, stride=stride)
         self._zero(out)
+
+    def _judge(self, run: Run) -> None:
+        """Read a whole tensor piece by piece. Raises: NotFinite."""
+        for some in self.cut(run.tensor.name, "element"):
+            CheckpointSource.read_run(self, some)  # not what another class keeps of it
 
     def _zero(self, numbers: Tensor) -> None:
         if self.nan_policy == "zero":

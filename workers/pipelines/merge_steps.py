@@ -54,6 +54,11 @@ class Step:
     runs: tuple[Run, ...] = ()  # none: copied
     fusion: Fused | None = None  # how all runs are merged, if in one go
 
+    @property
+    def input_bytes(self) -> int:
+        """How many bytes of input it is made of."""
+        return sum(run.n_bytes for run in self.runs) if self.runs else self.n_bytes
+
 
 @dataclass(frozen=True)
 class Merger:
@@ -96,6 +101,16 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             return
         for runs in batched(merger.source.cut(target.source, merger.program.granularity), PIECES_AT_ONCE):
             yield Step(target, runs[0].offset * item, sum(run.n_elements for run in runs) * item, runs)
+
+
+def split_step(step: Step) -> Iterator[Step]:
+    """Yield a step for each of a step's runs; what is copied stays in one."""
+    if len(step.runs) <= 1:
+        yield step
+        return
+    item = step.n_bytes // sum(run.n_elements for run in step.runs)
+    for run in step.runs:
+        yield replace(step, offset=run.offset * item, n_bytes=run.n_elements * item, runs=(run,))
 
 
 def _fuse(target: PlannedTensor, merger: Merger) -> Fused | None:

@@ -1,38 +1,33 @@
 """Sweep: merge at many points, measure each on validation, and write the best merge as any merge is written.
 
-Losers are never stored. Where the result is a dense model that fits into memory it is measured from there; else it is
-merged into a folder that is removed again. The numbers are the same either way.
+Losers are never stored. Where the result is a dense model that fits into memory it is measured from there; points of a
+grid are merged several at a time, as many as fit. Else each is merged into a folder that is removed again. The numbers
+are the same either way.
 """
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 
 from app.domain.catalog import load_catalog
-from app.domain.checkpoints import FileEntry, LocalCheckpoint
+from app.domain.checkpoints import LocalCheckpoint
 from app.domain.errors import Invalid, JobError, NotFinite
 from app.domain.jobs import Progress
-from app.domain.planning import plan_merge
 from app.domain.recipes import Recipe
 from app.domain.sweeps import Grid, MeasuredPoint, Space, Values, find_best, recipe_at
 from app.domain.tasks import Measurement
 from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, PatchedTasks, SweepOutcome, SweepWork
-from workers.checkpoints.companions import copy_companions
-from workers.checkpoints.held import hold
 from workers.checkpoints.model import Models
 from workers.contract import RecipeCode
 from workers.memory import free_bytes
 from workers.model_contract import Evaluator
 from workers.pipelines.evaluate import evaluate
-from workers.pipelines.held_merge import MergeSet, can_hold, merge_in_memory
+from workers.pipelines.held_points import HeldPoints
 from workers.pipelines.sweep_report import describe, write_curve
-from workers.statistics.kept import Shelf
 
 HELD_SHARE = 0.5  # of the memory that is free: a held model may take so much
 OnProgress = Callable[[Progress], None]
@@ -60,7 +55,7 @@ def sweep(
     """
     work.scratch.mkdir()
     progress = _SweepProgress(on_progress, work.space.n_points)
-    points = _measure_all(work, _Bench(work, workshop), progress, on_point)
+    points = _measure_all(work, _Bench(work, workshop, progress), progress, on_point)
     best = find_best(points)
     if best is None:
         raise JobError(
@@ -92,7 +87,7 @@ def _measure_all(
         if key in known:
             point = known[key].model_copy(update={"index": len(points)})
         else:
-            point = bench.measure(len(points), values, progress.measure)
+            point = bench.measure(len(points), values)
             on_point(point)
         known[key] = point
         points.append(point)
@@ -111,6 +106,13 @@ def _propose(space: Space) -> Proposals:
 def _walk(grid: Grid) -> Proposals:
     for values in grid.points():  # noqa: UP028 (an iterator takes no answers)
         yield values
+
+
+def _coming_points(work: SweepWork) -> dict[str, Values]:
+    """Return the points that are known before any is measured, and are not measured yet, in order, by their key."""
+    measured = {_key(point.parameters) for point in work.measured}
+    points = {_key(values): values for values in (work.space.points() if isinstance(work.space, Grid) else ())}
+    return {key: values for key, values in points.items() if key not in measured}
 
 
 def _next(proposals: Proposals, goodness: float | None) -> Values | None:
@@ -133,20 +135,30 @@ def _goodness(point: MeasuredPoint) -> float | None:
 class _Bench:
     """Merges and measures one point after the other."""
 
-    def __init__(self, work: SweepWork, workshop: Workshop) -> None:
+    def __init__(self, work: SweepWork, workshop: Workshop, progress: "_SweepProgress") -> None:
         self._work = work
         self._workshop = workshop
+        self._progress = progress
         self._catalog = load_catalog()
-        self._held = self._open_held()
+        self._coming = _coming_points(work)
+        self._held = HeldPoints(
+            work.merge,
+            work.scratch / "held",
+            workshop.load_code,
+            Models(workshop.device),
+            workshop.threads,
+            workshop.room_bytes,
+        )
 
-    def measure(self, index: int, values: Values, on_progress: OnProgress) -> MeasuredPoint:
+    def measure(self, index: int, values: Values) -> MeasuredPoint:
         """Return the point with what was measured there, or with the reason why nothing could be."""
+        self._coming.pop(_key(values), None)
         try:
             recipe = recipe_at(self._catalog, self._work.merge.recipe, values)
         except Invalid as error:  # between the corners of a search
             return MeasuredPoint(index=index, parameters=values, problem=error.detail)
         try:
-            found = self._measure(recipe, on_progress)
+            found = self._measure(recipe)
         except NotFinite as error:  # the point loses; any other error ends the sweep
             return MeasuredPoint(index=index, parameters=values, problem=error.detail)
         metric = self._work.selection.metric
@@ -155,34 +167,25 @@ class _Bench:
         undefined = f"{metric} is undefined on some task."
         return point if point.mean is not None else point.model_copy(update={"problem": undefined})
 
-    def _measure(self, recipe: Recipe, on_progress: OnProgress) -> tuple[Measurement, ...]:
-        models = self._held.models if self._held is not None else None
-        with self._merged(recipe) as checkpoint:
+    def _measure(self, recipe: Recipe) -> tuple[Measurement, ...]:
+        evaluators, device, on_progress = self._workshop.evaluators, self._workshop.device, self._progress.measure
+        plan = self._held.find_plan(recipe)
+        if plan is None:
+            with self._stored(recipe) as checkpoint:
+                return evaluate(self._evaluation(checkpoint), evaluators, on_progress, device=device)
+        with self._held.merged(recipe, plan, self._following(), self._progress.merge_points) as checkpoint:
             order = self._evaluation(checkpoint)
-            return evaluate(order, self._workshop.evaluators, on_progress, device=self._workshop.device, models=models)
+            return evaluate(order, evaluators, on_progress, device=device, models=self._held.models)
 
-    def _open_held(self) -> "_Held | None":
-        """Return what merges in memory stand on; None where the result is no dense model, or too large."""
-        work, workshop = self._work.merge, self._workshop
-        base = work.base_model.manifest if work.base_model is not None else None
-        card, beside = self._catalog.method(work.recipe.method), self._catalog.cards_beside(work.recipe)
-        plan = plan_merge(work.recipe, base, [model.manifest for model in work.models], card, beside)
-        if not can_hold(work.recipe, card, plan, room_bytes=workshop.room_bytes):
-            return None
-        folder = self._work.scratch / "held"
-        folder.mkdir()
-        reference = work.base_model or work.models[0]
-        companions = tuple(copy_companions(reference, folder, dtype=work.recipe.output_dtype))
-        merge_set = MergeSet(plan, work.base_model, work.models, workshop.device, workshop.threads)
-        return _Held(merge_set, folder, companions, Models(workshop.device))
+    def _following(self) -> Iterator[Recipe]:
+        """Yield the recipes of the points that will be measured next, as far as they are known."""
+        for values in self._coming.values():
+            with suppress(Invalid):
+                yield recipe_at(self._catalog, self._work.merge.recipe, values)
 
     @contextmanager
-    def _merged(self, recipe: Recipe) -> Iterator[LocalCheckpoint]:
-        """Yield the merge, in memory or in a folder; it is gone afterwards."""
-        if self._held is not None:
-            with self._held.merged(recipe, self._workshop.load_code(recipe)) as held:
-                yield held
-            return
+    def _stored(self, recipe: Recipe) -> Iterator[LocalCheckpoint]:
+        """Yield the merge in a folder; it is gone afterwards."""
         folder = self._work.scratch / "merged"
         output = folder / "output"
         (folder / "tasks").mkdir(parents=True)
@@ -208,30 +211,6 @@ class _Bench:
         )
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What merges in memory share."""
-
-    merge_set: MergeSet
-    folder: Path
-    companions: tuple[FileEntry, ...]
-    models: Models
-    shelf: Shelf = field(default_factory=Shelf)
-
-    @contextmanager
-    def merged(self, recipe: Recipe, code: RecipeCode) -> Iterator[LocalCheckpoint]:
-        """Yield the merge in memory."""
-        self.shelf.begin()
-        tensors = merge_in_memory(self.merge_set, recipe, code, self.shelf)
-        content = recipe.model_dump_json().encode()
-        identity = FileEntry(path="recipe.json", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        checkpoint = hold(tensors, self.folder, self.companions, identity)
-        try:
-            yield checkpoint
-        finally:
-            self.models.forget(checkpoint)
-
-
 class _SweepProgress:
     """Turns the progress of one point, and of the last merge, into that of the sweep."""
 
@@ -251,6 +230,10 @@ class _SweepProgress:
         per_point = elapsed / (done - self._first) if done > self._first else None
         left = None if per_point is None else per_point * (self._n_points + 1 - done)
         self._say("measuring points", done, left)
+
+    def merge_points(self, _progress: Progress) -> None:
+        """Report that points are merged before they are measured."""
+        self._say("merging points", self.done, None)
 
     def merge(self, progress: Progress) -> None:
         """Report how far the merge of the best point is."""

@@ -6,10 +6,17 @@ request that cannot be compared with another (it holds a bound method, say) is c
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from app.domain.recipes import PinnedStep
 from workers.contract import MergeContext, PieceSource, RandomStatistic, RecipeCode, StatisticRequest
+
+
+class Keeper(Protocol):
+    """Where a statistic is looked up before it is collected."""
+
+    def collect(self, key: Hashable, collect: Callable[[], Any]) -> Any:
+        """Return what is kept under the key, or collect it."""
 
 
 class Shelf:
@@ -20,7 +27,7 @@ class Shelf:
         self._asked: set[Hashable] = set()
 
     def begin(self) -> None:
-        """Begin a merge: drop what the last one did not ask for, so that no more than two merges' are held."""
+        """Begin a merge, or some at once: drop what the last did not ask for, so that no more than two's are held."""
         self._kept = {key: found for key, found in self._kept.items() if key in self._asked}
         self._asked = set()
 
@@ -35,15 +42,15 @@ class Shelf:
         return self._kept[key]
 
 
-def keep_statistics(code: RecipeCode, shelf: Shelf, transforms: Sequence[PinnedStep]) -> RecipeCode:
-    """Return the code with requests that look on the shelf first.
+def keep_statistics(code: RecipeCode, keeper: Keeper, transforms: Sequence[PinnedStep]) -> RecipeCode:
+    """Return the code with requests that ask the keeper first.
 
     Post-steps see what was merged, and methods nested with scope "local" other tensors each time: theirs are not kept.
     """
     steps = tuple(step.model_dump_json() for step in transforms)
 
     def keep(collect: Callable[..., Sequence[StatisticRequest]]) -> Callable[..., Sequence[StatisticRequest]]:
-        return lambda *arguments: [_KeptRequest(request, shelf, steps) for request in collect(*arguments)]
+        return lambda *arguments: [_KeptRequest(request, keeper, steps) for request in collect(*arguments)]
 
     scopes = code.method.card.nested
     return replace(
@@ -59,10 +66,10 @@ def keep_statistics(code: RecipeCode, shelf: Shelf, transforms: Sequence[PinnedS
 
 @dataclass(frozen=True)
 class _KeptRequest:
-    """A request that looks on the shelf first; satisfies RandomStatistic, too."""
+    """A request that asks the keeper first; satisfies RandomStatistic, too."""
 
     request: StatisticRequest
-    shelf: Shelf
+    keeper: Keeper
     steps: tuple[str, ...]
     context: MergeContext | None = field(default=None, repr=False)
 
@@ -84,4 +91,4 @@ class _KeptRequest:
             drawn = (self.context.seed, self.context.model_keys, self.context.weights)
             request = request.within(self.context)
         seen = (tuple(name for name, _, _ in source.tensors), tuple(source.weights))
-        return self.shelf.collect((self.steps, self.request, drawn, seen), lambda: request.collect(source))
+        return self.keeper.collect((self.steps, self.request, drawn, seen), lambda: request.collect(source))

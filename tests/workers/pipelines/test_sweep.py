@@ -11,7 +11,7 @@ import pytest
 from pydantic import JsonValue
 
 from app.domain.catalog import load_catalog
-from app.domain.checkpoints import LocalCheckpoint
+from app.domain.checkpoints import LocalCheckpoint, Manifest
 from app.domain.errors import JobError
 from app.domain.jobs import Progress
 from app.domain.planning import plan_merge
@@ -22,9 +22,12 @@ from app.domain.work import CheckpointOutcome, EvaluateWork, MergeWork, SweepOut
 from tests.workers import tiny_bert
 from tests.workers.learning.world import make_world
 from workers import catalog
+from workers.checkpoints.model import Models
 from workers.figures import style
+from workers.pipelines import held_points
 from workers.pipelines.evaluate import evaluate
-from workers.pipelines.held_merge import can_hold
+from workers.pipelines.held_merge import can_hold, merge_together
+from workers.pipelines.held_points import HeldPoints
 from workers.pipelines.surface import Side, Surface, draw_surface
 from workers.pipelines.sweep import Workshop, sweep
 from workers.pipelines.sweep_report import find_surface
@@ -359,3 +362,99 @@ def test_a_search_proposes_the_same_points_each_time(sweeps: Sweeps) -> None:
     assert first == again
     assert len({json.dumps(point.parameters) for point in sweeps.told[:4]}) == 4
     assert all(0.1 <= float(str(point.parameters["density"])) <= 1.0 for point in sweeps.told)
+
+
+# --- points that are merged together ------------------------------------------------------------------------------
+
+
+class Batches:
+    """Hears of the merges that are made together, and of the order in which points are merged and measured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+
+        def listen(merge_set: Any, points: Sequence[Any], *others: Any) -> Any:
+            self.sizes.append(len(points))
+            return merge_together(merge_set, points, *others)
+
+        monkeypatch.setattr(held_points, "merge_together", listen)
+
+
+FIVE = make_grid({"scaling_coefficient": [0.0, 0.25, 0.5, 0.75, 1.0]})
+
+
+def room_for(work: SweepWork, n_points: int) -> int:
+    """Return room in which so many results fit."""
+    elements = sum(tensor.n_elements for tensor in sweep_base(work).tensors)
+    return 4 * elements + n_points * sum(tensor.size_bytes for tensor in sweep_base(work).tensors)
+
+
+def sweep_base(work: SweepWork) -> Manifest:
+    assert work.merge.base_model is not None
+    return work.merge.base_model.manifest
+
+
+@pytest.mark.parametrize(("n_fitting", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (9, [5])])
+def test_points_of_a_grid_are_merged_as_many_at_once_as_fit(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch, n_fitting: int, sizes: list[int]
+) -> None:
+    alone = sweeps.run(sweeps.work(FIVE), room_bytes=0)
+    batches, work = Batches(monkeypatch), sweeps.work(FIVE)
+
+    outcome = sweeps.run(work, room_bytes=room_for(work, n_fitting))
+
+    assert batches.sizes == sizes
+    assert outcome == alone
+    assert "merging points" in {report.stage for report in sweeps.progress}
+
+
+def test_points_that_were_measured_before_are_not_merged_again(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sweeps.run(sweeps.work(FIVE))
+    known = tuple(sweeps.told[1:3])
+    batches = Batches(monkeypatch)
+
+    assert sweeps.run(sweeps.work(FIVE, measured=known)) == whole
+    assert batches.sizes == [3]
+
+
+def test_a_point_that_is_not_finite_takes_no_other_with_it(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(monkeypatch)
+
+    outcome = sweeps.run(sweeps.work(make_grid({"scaling_coefficient": [0.0, 1e39, 0.5, 1.0]})))
+
+    assert batches.sizes == [4]
+    assert [point.problem is None for point in sweeps.told] == [True, False, True, True]
+    assert outcome.curve["n_failed"] == 1
+
+
+def test_points_with_equal_recipes_are_merged_one_after_the_other(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(monkeypatch)
+
+    sweeps.run(sweeps.work(make_grid({"scaling_coefficient": [1, 1.0, 0.5]})))
+
+    assert len({point.mean for point in sweeps.told[:2]}) == 1
+    assert batches.sizes == [2, 1]
+
+
+def test_only_points_of_one_plan_are_merged_together(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, work = Batches(monkeypatch), sweeps.work(FIVE)
+    first, second, *_ = (recipe_at(load_catalog(), work.merge.recipe, values) for values in FIVE.points())
+    other = second.model_copy(update={"output_dtype": "bfloat16"})
+    work.scratch.mkdir()
+    points = HeldPoints(work.merge, work.scratch / "held", catalog.load_recipe, Models(), 1, ROOM)
+    plan = points.find_plan(first)
+    assert plan is not None
+
+    with points.merged(first, plan, [other, second], tiny_bert.ignore):
+        assert batches.sizes == [1]
+
+
+def test_a_search_merges_one_point_at_a_time(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    batches = Batches(monkeypatch)
+
+    sweeps.run(sweeps.work(Search(axes=(("scaling_coefficient", NumberRange(low=0.1, high=1.0)),), n_trials=3, seed=1)))
+
+    assert batches.sizes == [1, 1, 1]
