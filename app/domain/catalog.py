@@ -362,7 +362,7 @@ class Catalog(Value):
             problem = FieldProblem(f"{pointer}/name", _unknown(what, name, list(cards)), near_match(name, cards))
             raise Invalid(problem.message, errors=[problem])
         card = cards[name]
-        faults = parameter_faults(card.parameters, parameters, pointer=f"{pointer}/parameters")
+        faults = schema_faults(card.parameters, dict(parameters), pointer=f"{pointer}/parameters")  # no gradients
         if faults:
             raise InvalidParameters(_summary(card.name, faults), errors=faults)
         return card, fill_defaults(card.parameters, parameters)

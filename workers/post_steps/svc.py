@@ -50,5 +50,7 @@ def apply(base: Tensor, finetuned: Models, merged: Tensor, parameters: SvcParame
         return merged
     tasks = TaskMatrices.of(base.view(len(base), -1), finetuned, (1.0,) * len(finetuned))
     delta = merged.view(len(base), -1).double().sub_(tasks.base)
+    if not bool(delta.isfinite().all()):
+        return merged  # which is refused by its name
     calibrated = calibration.calibrate(delta, tasks, floor=parameters.floor)
     return precision.round_to_float32(calibrated.add_(tasks.base)).view(base.shape)

@@ -223,6 +223,15 @@ def test_an_unknown_step_is_refused(kind: Any, name: str, words: str) -> None:
     assert caught.value.errors[0].pointer == f"/{kind}/0/name"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "parameter"), [("post_steps", "lines", "slope"), ("transforms", "awd", "norm_penalty")]
+)
+def test_a_step_takes_no_numbers_over_depth(kind: Any, name: str, parameter: str) -> None:
+    with pytest.raises(InvalidParameters, match="is not of type 'number'") as caught:
+        load_catalog().check_step(kind, name, {parameter: [0.1, 0.2]}, pointer=f"/{kind}/0")
+    assert caught.value.errors[0].pointer == f"/{kind}/0/parameters/{parameter}"
+
+
 def test_the_cards_beside_a_method_are_those_that_see_the_merge_set() -> None:
     recipe = recipe_of(
         2, method="outer", parameters=_check({})[1], transforms=(PinnedStep(name="turn", version=2, parameters={}),)
