@@ -106,13 +106,15 @@ def _outcome(
     request: dict[str, JsonValue], models: ModelSet, catalog: Catalog, cut: Cut, folder: Path
 ) -> Outcome | None:
     """Return what comes of a request; None where it is not split."""
+    try:
+        asked = MergeRequest.model_validate(request)
+    except ValidationError:
+        return Outcome(REFUSED)
     place = folder / "outcome"
     output = place / "out"
     output.mkdir(parents=True)
     try:
-        made = _merge(MergeRequest.model_validate(request), models, catalog, cut, output)
-    except ValidationError:
-        return Outcome(REFUSED)
+        made = _merge(asked, models, catalog, cut, output)
     except JobInternal:
         raise
     except AmalgamError as error:
