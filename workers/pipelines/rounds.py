@@ -16,6 +16,7 @@ from workers.checkpoints.source import CheckpointSource
 from workers.checkpoints.tallies_file import Tallies
 from workers.contract import Piece, Place, visit_in_turn
 from workers.fusion import Rows
+from workers.statistics.views import SourceView
 
 Result = TypeVar("Result")
 JOINED_AT_ONCE = 16
@@ -59,7 +60,7 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class ReplayedSource:
+class ReplayedSource(SourceView):
     """A source of which one process reads some tensors only; satisfies workers.contract.PieceSource."""
 
     source: CheckpointSource
@@ -68,21 +69,6 @@ class ReplayedSource:
     is_whole: bool = True  # all tensors are at hand: visits are no passes, every process reads the little they need
     folded: Sequence[Folded] = ()  # found in earlier rounds
     _progress: _Progress = field(default_factory=_Progress, init=False, repr=False)
-
-    @property
-    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
-        """(name, shape, position) of each tensor."""
-        return self.source.tensors
-
-    @property
-    def threads(self) -> int:
-        """How many threads read at once."""
-        return self.source.threads
-
-    @property
-    def n_models(self) -> int:
-        """How many models are merged."""
-        return self.source.n_models
 
     @property
     def weights(self) -> Sequence[float]:
@@ -147,14 +133,6 @@ class ReplayedSource:
         progress.n_passes, progress.n_found = known.n_passes, known.n_found
         progress.folded[number] = known
         return cast(Result, known.value)
-
-    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
-        """Read one run of elements of a tensor that is at hand."""
-        return self.source.read(tensor, offset, n_elements)
-
-    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
-        """Return the rows of one run of a tensor that is at hand."""
-        return self.source.rows(tensor, offset, n_elements)
 
     def _wanted(self, tensors: Container[str] | None) -> frozenset[str]:
         return self.own if tensors is None else frozenset(name for name in self.own if name in tensors)

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from app.domain.catalog import Granularity
 from app.domain.recipes import Recipe
-from workers.contract import Piece, PieceSource, Place, visit_in_turn
+from workers.contract import Piece, PieceSource
 from workers.fusion import NotClean, Rows
 from workers.statistics.kept import Shelf
+from workers.statistics.views import SourceView
 
 Result = TypeVar("Result")
 
@@ -186,27 +187,11 @@ class SharedPasses:
 
 
 @dataclass(frozen=True)
-class SharedSource:
+class SharedSource(SourceView):
     """A source as one of several merges sees it; satisfies workers.contract.PieceSource."""
 
-    source: PieceSource
     passes: SharedPasses
     weights: Sequence[float]  # one per model
-
-    @property
-    def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
-        """(name, shape, position) of each tensor."""
-        return self.source.tensors
-
-    @property
-    def threads(self) -> int:
-        """How many threads read at once."""
-        return self.source.threads
-
-    @property
-    def n_models(self) -> int:
-        """How many models are merged."""
-        return self.source.n_models
 
     def map(
         self,
@@ -227,21 +212,3 @@ class SharedSource:
     ) -> Iterator[Result]:
         """Apply a function to the rows of every run, in a pass with others."""
         yield from self.passes.begin(_Pass(function, tensors, (Rows, granularity)))
-
-    def visit(
-        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
-    ) -> Sequence[Iterator[Result]]:
-        """Apply a function to places within tensors, one after the other."""
-        return visit_in_turn(function, groups)
-
-    def once(self, function: Callable[[], Result]) -> Result:
-        """Return what the function finds."""
-        return function()
-
-    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
-        """Read one run of elements of a tensor."""
-        return self.source.read(tensor, offset, n_elements)
-
-    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
-        """Return the rows of one run of elements."""
-        return self.source.rows(tensor, offset, n_elements)

@@ -20,14 +20,13 @@ Placed = TypeVar("Placed", Piece, Rows)
 
 
 @dataclass(frozen=True)
-class ChangedSource:
-    """A source whose pieces are seen through a pure change, which needs pieces of some granularity."""
+class SourceView:
+    """A source that shows another one as it is, but for what a kind of view does otherwise.
+
+    With passes (`map`, `map_rows`) and weights, which each kind adds, it satisfies workers.contract.PieceSource.
+    """
 
     source: PieceSource
-    change: Callable[[Piece], Piece]
-    granularity: Granularity
-    change_rows: Callable[[Rows], Rows] | None = None  # the same of rows, if they can say it
-    _last: dict[tuple[str, int, int], Piece] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tensors(self) -> Sequence[tuple[str, tuple[int, ...], int]]:
@@ -43,6 +42,34 @@ class ChangedSource:
     def n_models(self) -> int:
         """How many models are merged."""
         return self.source.n_models
+
+    def visit(
+        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
+    ) -> Sequence[Iterator[Result]]:
+        """Apply a function to places within tensors, wherever the source has it done."""
+        return self.source.visit(function, groups)
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Return what the function finds, or what it has found before."""
+        return self.source.once(function)
+
+    def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
+        """Read one run of elements of a tensor."""
+        return self.source.read(tensor, offset, n_elements)
+
+    def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
+        """Return the rows of one run of elements, if the source has any."""
+        return self.source.rows(tensor, offset, n_elements)
+
+
+@dataclass(frozen=True)
+class ChangedSource(SourceView):
+    """A source whose pieces are seen through a pure change, which needs pieces of some granularity."""
+
+    change: Callable[[Piece], Piece]
+    granularity: Granularity
+    change_rows: Callable[[Rows], Rows] | None = None  # the same of rows, if they can say it
+    _last: dict[tuple[str, int, int], Piece] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def weights(self) -> Sequence[float]:
@@ -77,16 +104,6 @@ class ChangedSource:
             return self.source.map_rows(lambda rows: function(change(rows)), tensors, granularity=needed)
         return self.map(lambda piece: _of_rows(function, piece), tensors, granularity=granularity)
 
-    def visit(
-        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
-    ) -> Sequence[Iterator[Result]]:
-        """Apply a function to places within tensors, wherever the source has it done."""
-        return self.source.visit(function, groups)
-
-    def once(self, function: Callable[[], Result]) -> Result:
-        """Return what the function finds, or what it has found before."""
-        return self.source.once(function)
-
     def rows(self, tensor: str, offset: int, n_elements: int) -> Rows | None:
         """Return the rows of one run, if they can say the change of any."""
         if self.change_rows is None or self.granularity != "element":
@@ -112,10 +129,9 @@ class ChangedSource:
 
 
 @dataclass(frozen=True)
-class PartOfSource:
+class PartOfSource(SourceView):
     """Some of a source's tensors, as if there were no others, under weights of their own."""
 
-    source: PieceSource
     names: frozenset[str]
     weights: Sequence[float]
 
@@ -129,16 +145,6 @@ class PartOfSource:
                 found.append((name, shape, position))
                 position += prod(shape)
         return found
-
-    @property
-    def threads(self) -> int:
-        """How many threads read at once."""
-        return self.source.threads
-
-    @property
-    def n_models(self) -> int:
-        """How many models are merged."""
-        return self.source.n_models
 
     def map(
         self,
@@ -163,16 +169,6 @@ class PartOfSource:
         return self.source.map_rows(
             lambda rows: function(self.place(rows)), self._wanted(tensors), granularity=granularity
         )
-
-    def visit(
-        self, function: Callable[[Place], Result], groups: Sequence[Sequence[tuple[str, Place]]]
-    ) -> Sequence[Iterator[Result]]:
-        """Apply a function to places within tensors, wherever the source has it done."""
-        return self.source.visit(function, groups)
-
-    def once(self, function: Callable[[], Result]) -> Result:
-        """Return what the function finds, or what it has found before."""
-        return self.source.once(function)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
         """Read one run of elements of a tensor."""
