@@ -21,7 +21,8 @@ from workers.contract import MergeContext, PieceSource, StatisticRequest, Tick, 
 from workers.numerics import matrices, optimize, sparsify, spectra
 from workers.numerics.matrices import Delta, TaskMatrices
 from workers.numerics.sparsify import Boundary
-from workers.statistics.ranks import USUAL_EFFORT, Scope, select
+from workers.statistics.rank_scopes import USUAL_EFFORT, Scope
+from workers.statistics.ranks import select
 from workers.stored import Models
 
 TRIM = "trim"

@@ -10,7 +10,8 @@ from typing import Literal
 
 from workers.contract import PieceSource
 from workers.numerics.sparsify import Boundary
-from workers.statistics.ranks import USUAL_EFFORT, Effort, ModelBoundaries, Scope, select
+from workers.statistics.rank_scopes import USUAL_EFFORT, Effort, Scope
+from workers.statistics.ranks import ModelBoundaries, select
 
 __all__ = ["Boundary", "BoundaryTable", "MagnitudeBoundaries"]
 

@@ -211,7 +211,7 @@ def test_what_was_found_of_passes_is_not_found_again_in_later_rounds(
     tensors = [{f"layers.{at}.w": torch.randn(250, 401, generator=generator) for at in range(4)} for _ in range(3)]
     base, *models = [write_checkpoint(tmp_path / f"m{index}", own) for index, own in enumerate(tensors)]
     calls: list[str] = []
-    for name in ("_guess", "_find_ties"):
+    for name in ("guess_windows", "find_ties"):
         made = getattr(ranks, name)
 
         def note(*arguments: Any, name: str = name, made: Any = made) -> Any:
@@ -222,4 +222,4 @@ def test_what_was_found_of_passes_is_not_found_again_in_later_rounds(
     merge = FileMerge("ties", shard_bytes=500_000)
     _, _, n_rounds = SplitMerge(merge, 2)(base, models, tmp_path / "split")
     assert n_rounds == 3
-    assert calls == ["_guess"] * 2 + ["_find_ties"] * 2
+    assert calls == ["guess_windows"] * 2 + ["find_ties"] * 2

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from tests.workers.memory import MemorySource
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
-from workers.statistics import ranks
-from workers.statistics.ranks import Effort, Scope, select
-from workers.statistics.tallies import Block, Count, Tally, count_bins
+from workers.statistics.rank_scopes import Effort, Scope
+from workers.statistics.ranks import select
 
 COUNTED = Effort(small_scope=0)  # nothing is held
 BLIND = replace(
@@ -91,31 +90,6 @@ def test_rows_of_different_scale_do_not_mislead_the_sample_for_long() -> None:
     assert len(source.n_pieces) <= 2
 
 
-def test_tensors_of_different_scale_do_not_widen_the_window() -> None:
-    generator = torch.Generator().manual_seed(3)
-    model = {
-        f"{index:02}": scale * torch.randn(1 << 14, generator=generator)
-        for index, scale in enumerate(torch.logspace(-2, 0, 64))
-    }
-    source = MemorySource(None, [model])
-    rank = 1 << 18
-    effort = replace(COUNTED, sample_run_elements=64, elements_per_sample_run=1 << 12)
-    ((window,),) = ranks._guess(source, [scope_of(source, (rank,))], [0], effort).values()
-    keys = torch.cat(list(model.values())).abs().numpy().view(np.int32)
-    assert window.low <= int(np.sort(keys)[-rank]) <= window.high
-    assert np.mean((keys >= window.low) & (keys <= window.high)) < 0.05
-
-
-def test_a_window_that_misses_is_followed_by_one_beside_it() -> None:
-    window = ranks._Window(0, rank=10, low=100, high=109)
-    above, below = Tally(16), Tally(16)
-    block = Block(0, 50, *count_bins(np.zeros(1, dtype=np.int32)))
-    above.add(Count(12, 0, (block,)))
-    below.add(Count(2, 0, (block,)))
-    assert ranks._settle(window, above) == ranks._Window(0, 10, 110, 109 + 160)
-    assert ranks._settle(window, below) == ranks._Window(0, 10, 0, 99)
-
-
 def test_ranks_of_none_and_of_all_need_no_reading() -> None:
     source = CountingSource(None, [{"w": torch.ones(3)}])
     (found,) = select(source, [scope_of(source, (0, 3))], Effort())
@@ -162,13 +136,3 @@ class CountingSource(MemorySource):
         for result in super().map(function, tensors, granularity=granularity):
             self.n_pieces[-1] += 1
             yield result
-
-
-@pytest.mark.parametrize("is_like_the_rest", [True, False])
-def test_entries_of_a_sample_are_found_by_index(*, is_like_the_rest: bool) -> None:
-    entries = np.random.default_rng(0).integers(0, 1000, 20_000, dtype=np.int32)
-    some = np.sort(entries[::5]) if is_like_the_rest else np.full(100, 999, dtype=np.int32)  # these mislead
-    ordered = np.sort(entries)
-    for below, above in ((0, 1), (3_000, 3_100), (10_000, 19_999), (0, 19_999)):
-        found = ranks._at(entries.copy(), below, above, some)
-        assert found == (ordered[below], ordered[above])

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.numerics import fused
-from workers.statistics import ranks
 from workers.statistics.tallies import Block, Count, Tally, join
 
 
@@ -86,20 +85,6 @@ def test_what_several_have_counted_is_what_one_would_have(groups: list[list[list
     assert total.counts.tolist() == counts.tolist()
     assert whole.n_above == sum(len(pieces) for pieces in groups)
     assert (whole.blocks[0].first, whole.blocks[-1].behind) == (0, first)
-
-
-def test_what_a_part_has_counted_does_not_grow_with_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "MIN_JOINED_COUNTS", 64)
-    random = np.random.default_rng(0)
-    pieces = [
-        ranks.Counted(0, 0.01, (Count(2, 0, (block(first, random.integers(0, 10**6, 100).tolist()),)),))
-        for first in range(0, 20_000, 100)
-    ]
-    joined = pieces[0].join(pieces[1:])
-    (count,) = joined.counts
-    assert (joined.scope, joined.behind, count.n_above) == (0, 20_000, 400)
-    assert sum(len(one.bins) for one in count.blocks) <= 0.01 * 20_000
-    assert sum(int(one.counts.sum()) for one in count.blocks) == 20_000
 
 
 @given(lists=st.lists(st.lists(st.integers(0, 40), max_size=30), min_size=1, max_size=6))
