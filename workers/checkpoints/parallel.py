@@ -1,16 +1,19 @@
 """Runs a function over items on several threads and yields the results in the items' order, a few ahead.
 
+Whoever takes the results comes first: a merge's are hashed, in order, on one thread, and that is its longest chain.
+
 A large item may be spread: its thread hands parts of it to those that have nothing else to do.
 
 torch and hashlib let go of the interpreter lock while they work, so threads are enough.
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
 
@@ -21,6 +24,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
+BEHIND = 10  # steps of priority (nice)
 
 _here = threading.local()  # .pool: that this thread belongs to, .size: how many threads it has
 
@@ -43,7 +47,7 @@ def map_in_order(
     at_once: how many items a thread is handed together; a handover costs about half a millisecond of CPU.
     """
     groups = batched(items, at_once)
-    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=_stand_back) as pool:
         pending: deque[Future[list[Result]]] = deque()
         try:
             for group in groups:
@@ -62,6 +66,13 @@ def batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
     iterator = iter(items)
     while group := tuple(islice(iterator, size)):
         yield group
+
+
+def _stand_back() -> None:
+    """Leave a core to those that wait for one. Linux has a priority for each thread, others one for the process."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + BEHIND)
 
 
 def _apply(

@@ -1,6 +1,7 @@
 """Writes the weight files of a checkpoint: pre-sized, bytes from any thread, digests in the order of offsets.
 
-Bytes are placed where they are computed, on several threads; the thread that collects them hashes them meanwhile.
+Bytes are placed where they are computed, on several threads; the thread that collects them hashes them meanwhile. That
+is what a merge of few steps waits for: so of its two digests one may be taken on a thread of its own.
 """
 
 import errno
@@ -8,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,17 +20,24 @@ from app.domain.errors import OutOfDisk
 from app.domain.plans import PlannedTensor, WeightsPlan
 from workers.checkpoints.writeback import write_range
 
+WORTH_BYTES = 1 << 17  # of a run, for another thread to be asked
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WeightsWriter:
     """Writes planned tensors; `finish` gives the digests. Whoever keeps the files makes them durable: the store does.
 
-    on_written: hears how many bytes of a file are as they will stay, headers included.
+    on_written: hears how many bytes of a file are as they will stay, headers included; in_two: whether the digests of
+    files and of tensors are taken at the same time.
     """
 
     def __init__(
-        self, plan: WeightsPlan, folder: Path, on_written: Callable[[str, int], None] = lambda _path, _n_bytes: None
+        self,
+        plan: WeightsPlan,
+        folder: Path,
+        on_written: Callable[[str, int], None] = lambda _path, _n_bytes: None,
+        *,
+        in_two: bool = False,
     ) -> None:
         self._plan = plan
         self._folder = folder
@@ -40,6 +49,7 @@ class WeightsWriter:
         self._of_files: dict[str, hashlib._Hash] = {}
         self._of_tensors: dict[str, blake3] = {}
         self._ready: dict[str, int] = {}
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="digest") if in_two else None
 
     def place(self, tensor: PlannedTensor, offset: int, content: memoryview) -> None:
         """Write the tensor's bytes from byte `offset` on; from any thread, in any order.
@@ -56,8 +66,13 @@ class WeightsWriter:
             self._of_files[tensor.file], self._ready[tensor.file] = hashlib.sha256(header), len(header)
         if tensor.name not in self._of_tensors:
             self._of_tensors[tensor.name] = blake3()
-        self._of_files[tensor.file].update(content)
-        self._of_tensors[tensor.name].update(content)
+        if self._aside is not None and len(content) >= WORTH_BYTES:
+            other = self._aside.submit(self._of_tensors[tensor.name].update, content)
+            self._of_files[tensor.file].update(content)
+            other.result()
+        else:
+            self._of_files[tensor.file].update(content)
+            self._of_tensors[tensor.name].update(content)
         self._ready[tensor.file] += len(content)
         self._on_written(tensor.file, self._ready[tensor.file])
 

@@ -77,7 +77,9 @@ class Program(NamedTuple):
     is_clamped: bool  # the ratio, to [0, 1]
     joins_base: bool
     scaling: float
-    divisor: float
+    divisor: float  # 1 where the next two stand for it
+    reciprocal: float  # of the divisor, rounded towards zero, or 1
+    rest: float  # what it is less than that by: x · reciprocal + x · rest, rounded twice, is x / divisor to the last bit
     base_share: float
 
 

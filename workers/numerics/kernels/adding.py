@@ -65,38 +65,49 @@ def _sum_by_exponent(row, sums):
         sums[i64(exponent)] += i64(u32(u32(bits[j] & u32(0x7FFFFF)) | u32(u32(exponent > u32(0)) << u32(23))))
 
 
-@compiled
-def add_stored(total, stored, origin, weight):
-    """Add a row's differences from the origin; return the bits of the largest magnitude."""
-    largest = u32(0)
-    for j in range(len(stored)):
-        delta = f32(to_float(stored[j]) - origin[j])
-        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
-        total[j] = fma(f64(delta), weight, total[j])
-    return largest
+def _adding(*, starts):
+    """Make the functions that add one or two rows to a sum, of numbers or as files hold them; or start it with them.
+
+    A sum is started as if they were added to NOTHING, which need not be written before.
+    """
+
+    @compiled
+    def add(total, row, weight):
+        for j in range(len(row)):
+            total[j] = f64(row[j]) * weight if starts else fma(f64(row[j]), weight, total[j])
+
+    @compiled
+    def add_both(total, one, other, weight, other_weight):
+        for j in range(len(one)):
+            first = f64(one[j]) * weight if starts else fma(f64(one[j]), weight, total[j])
+            total[j] = fma(f64(other[j]), other_weight, first)
+
+    @compiled
+    def add_stored(total, stored, origin, weight):
+        """Add a row's differences from the origin; return the bits of the largest magnitude."""
+        largest = u32(0)
+        for j in range(len(stored)):
+            delta = f32(to_float(stored[j]) - origin[j])
+            largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
+            total[j] = f64(delta) * weight if starts else fma(f64(delta), weight, total[j])
+        return largest
+
+    @compiled
+    def add_both_stored(total, one, other, origin, weight, other_weight):
+        """Do as `add_stored` for two rows, one after the other, while the sum goes through memory once."""
+        largest = u32(0)
+        for j in range(len(one)):
+            delta, other_delta = f32(to_float(one[j]) - origin[j]), f32(to_float(other[j]) - origin[j])
+            largest = max(largest, u32(as_bits(delta) & MAGNITUDE), u32(as_bits(other_delta) & MAGNITUDE))
+            first = f64(delta) * weight if starts else fma(f64(delta), weight, total[j])
+            total[j] = fma(f64(other_delta), other_weight, first)
+        return largest
+
+    return add, add_both, add_stored, add_both_stored
 
 
-@compiled
-def add_both_stored(total, one, other, origin, weight, other_weight):
-    """Do as `add_stored` for two rows, one after the other, while the sum goes through memory once."""
-    largest = u32(0)
-    for j in range(len(one)):
-        delta, other_delta = f32(to_float(one[j]) - origin[j]), f32(to_float(other[j]) - origin[j])
-        largest = max(largest, u32(as_bits(delta) & MAGNITUDE), u32(as_bits(other_delta) & MAGNITUDE))
-        total[j] = fma(f64(other_delta), other_weight, fma(f64(delta), weight, total[j]))
-    return largest
-
-
-@compiled
-def add(total, row, weight):
-    for j in range(len(row)):
-        total[j] = fma(f64(row[j]), weight, total[j])
-
-
-@compiled
-def add_both(total, one, other, weight, other_weight):
-    for j in range(len(one)):
-        total[j] = fma(f64(other[j]), other_weight, fma(f64(one[j]), weight, total[j]))
+add, add_both, add_stored, add_both_stored = _adding(starts=False)
+start, start_both, start_stored, start_both_stored = _adding(starts=True)
 
 
 @compiled

@@ -29,7 +29,8 @@ PROGRAM = types.NamedTuple(
     (
         types.boolean, types.int64, FLOATS, types.boolean, FLOATS, types.float64, FLOATS, types.float64,
         types.float32[::1], types.float64[:, ::1], types.int64[:, ::1], types.int64, types.float64,
-        types.boolean, types.boolean, types.boolean, types.float64, types.float64, types.float64,
+        types.boolean, types.boolean, types.boolean, types.float64, types.float64, types.float64, types.float64,
+        types.float64,
     ), programs.Program,
 )  # fmt: skip
 WINDOWS = types.NamedTuple((INTEGERS, KEYS, KEYS), programs.Windows)

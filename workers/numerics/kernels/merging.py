@@ -101,15 +101,12 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
     """Merge; return the bits of the largest magnitude, or NOT_CLEAN where a task vector overflows."""
     program, out, to_bfloat16 = state
     m = behind - begin
-    base, row, total = scratch.rows[0, :m], scratch.rows[1, :m], scratch.wide[0, :m]
+    base, total = scratch.rows[0, :m], scratch.wide[0, :m]
     if reduce_rows(given, program, begin, scratch, total) >= INFINITY:
         return NOT_CLEAN
     if program.min_needing > 0:
         keep_needed(given, program, begin, scratch, total)
-    join_base(program, total, base, row)
-    largest = keep_negative_zeros(row, base) if given.has_base else largest_bits(row)
-    write(row, first + begin, out, to_bfloat16)
-    return i64(largest)
+    return i64(join_base(program, total, base, given.has_base, first + begin, out, to_bfloat16))
 
 
 @by_block

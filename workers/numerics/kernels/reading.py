@@ -185,6 +185,12 @@ def largest_bits(row):
     return largest
 
 
+@inlined
+def rounded(bits):
+    """Return a float32 number's bits, rounded to bfloat16's."""
+    return u16(u32(u32(bits + u32(0x7FFF)) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+
+
 @compiled
 def write(row, place, out, to_bfloat16):
     if to_bfloat16:
@@ -197,7 +203,7 @@ def write(row, place, out, to_bfloat16):
 def _round_to_bfloat16(row, out):
     bits = row.view(np.uint32)
     for j in range(len(row)):
-        out[j] = u16(u32(u32(bits[j] + u32(0x7FFF)) + u32(u32(bits[j] >> u32(16)) & u32(1))) >> u32(16))
+        out[j] = rounded(bits[j])
 
 
 @compiled

@@ -3,12 +3,21 @@
 import numpy as np
 
 from workers.fusion import BFLOAT16, FLOAT16
-from workers.numerics.kernels.adding import add, add_both, add_both_stored, add_stored
-from workers.numerics.kernels.bits import MAGNITUDE, NOTHING, SIGN, f32, f64, fma, i64, u32
+from workers.numerics.kernels.adding import (
+    add,
+    add_both,
+    add_both_stored,
+    add_stored,
+    start,
+    start_both,
+    start_both_stored,
+    start_stored,
+)
+from workers.numerics.kernels.bits import MAGNITUDE, SIGN, as_bits, f32, f64, fma, i64, u32
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled, inlined
 from workers.numerics.kernels.pulling import pull_rows
-from workers.numerics.kernels.reading import halves_of, load, load_delta, words_of
+from workers.numerics.kernels.reading import halves_of, load, load_delta, rounded, words_of
 from workers.numerics.kernels.scoring import weigh_run
 from workers.numerics.kernels.voting import reduce_agreeing, sum_votes
 from workers.numerics.programs import FURTHEST, IMPORTANT, MEAN_OF_CHANGED, NEAR, PULLED, SUM_OF_ALL
@@ -20,51 +29,71 @@ def _sum(given, program, begin, scratch, total):
     m, n, largest, model = len(total), len(program.weights), u32(0), 0
     is_whole = len(program.marks) == 0 and len(given.keys) == 0
     base, row, other, origin = scratch.rows[0, :m], scratch.rows[1, :m], scratch.rows[2, :m], scratch.rows[3, :m]
-    total[:] = NOTHING
     if program.of_deltas:
         origin = base
     else:
         origin[:] = f32(0.0)
     weights = program.weights
     while model < n:
-        number = model + i64(given.has_base)
+        number, is_pair = model + i64(given.has_base), model + 1 < n
         kind = given.kinds[number]
         is_stored = is_whole and kind != FLOAT16
-        if is_stored and model + 1 < n and given.kinds[number + 1] == kind:
-            seen = _add_rows(given, number, begin, origin, total, weights[model], weights[model + 1])
+        if is_stored and is_pair and given.kinds[number + 1] == kind:
+            seen = _add_stored_pair(given, number, begin, origin, total, weights[model : model + 2], model == 0)
             model += 2
         elif is_stored:
-            seen = _add_row(given, number, begin, origin, total, weights[model])
+            seen = _add_stored_row(given, number, begin, origin, total, weights[model], model == 0)
             model += 1
-        elif model + 1 < n:
+        elif is_pair:
             seen = load_masked(given, program, model, begin, base, row)
             seen = max(seen, load_masked(given, program, model + 1, begin, base, other))
-            add_both(total, row, other, weights[model], weights[model + 1])
+            _add_pair(total, row, other, weights[model : model + 2], model == 0)
             model += 2
         else:
             seen = load_masked(given, program, model, begin, base, row)
-            add(total, row, weights[model])
+            _add_row(total, row, weights[model], model == 0)
             model += 1
         largest = max(largest, seen)
     return largest
 
 
 @compiled
-def _add_row(given, number, begin, origin, total, weight):
-    m = len(total)
+def _add_stored_row(given, number, begin, origin, total, weight, starts):
     if given.kinds[number] == BFLOAT16:
-        return add_stored(total, halves_of(given, number, begin, m), origin, weight)
-    return add_stored(total, words_of(given, number, begin, m), origin, weight)
+        half = halves_of(given, number, begin, len(total))
+        return start_stored(total, half, origin, weight) if starts else add_stored(total, half, origin, weight)
+    word = words_of(given, number, begin, len(total))
+    return start_stored(total, word, origin, weight) if starts else add_stored(total, word, origin, weight)
 
 
 @compiled
-def _add_rows(given, number, begin, origin, total, weight, next_weight):
+def _add_stored_pair(given, number, begin, origin, total, weights, starts):
     m, other = len(total), number + 1
     if given.kinds[number] == BFLOAT16:
         one, two = halves_of(given, number, begin, m), halves_of(given, other, begin, m)
-        return add_both_stored(total, one, two, origin, weight, next_weight)
+        if starts:
+            return start_both_stored(total, one, two, origin, weights[0], weights[1])
+        return add_both_stored(total, one, two, origin, weights[0], weights[1])
     first, second = words_of(given, number, begin, m), words_of(given, other, begin, m)
-    return add_both_stored(total, first, second, origin, weight, next_weight)
+    if starts:
+        return start_both_stored(total, first, second, origin, weights[0], weights[1])
+    return add_both_stored(total, first, second, origin, weights[0], weights[1])
+
+
+@compiled
+def _add_row(total, row, weight, starts):
+    if starts:
+        start(total, row, weight)
+    else:
+        add(total, row, weight)
+
+
+@compiled
+def _add_pair(total, one, other, weights, starts):
+    if starts:
+        start_both(total, one, other, weights[0], weights[1])
+    else:
+        add_both(total, one, other, weights[0], weights[1])
 
 
 @compiled
@@ -172,18 +201,53 @@ def keep_needed(given, program, begin, scratch, total):
         total[j] = total[j] if counts[j] >= f32(program.min_needing) else 0.0
 
 
+def _joining(*, joins_base, keeps_zeros, to_bfloat16):
+    """Make a function that joins a sum to the base model, and writes it."""
+
+    @compiled
+    def join(program, total, base, out):
+        largest, of_base = u32(0), base.view(np.uint32)
+        for j in range(len(total)):
+            share = fma(total[j], program.reciprocal, total[j] * program.rest)
+            if joins_base:
+                number = f32(fma(share, program.scaling, f64(base[j]) * program.base_share))
+            else:
+                number = f32(share * program.scaling)
+            bits = as_bits(number)
+            magnitude = u32(bits & MAGNITUDE)
+            largest = max(largest, magnitude)
+            if keeps_zeros:
+                bits = u32(bits | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
+            out[j] = rounded(bits) if to_bfloat16 else bits
+        return largest
+
+    return join
+
+
+_join, _join_rounded = (_joining(joins_base=True, keeps_zeros=True, to_bfloat16=to) for to in (False, True))
+_keep, _keep_rounded = (_joining(joins_base=False, keeps_zeros=True, to_bfloat16=to) for to in (False, True))
+_leave, _leave_rounded = (_joining(joins_base=False, keeps_zeros=False, to_bfloat16=to) for to in (False, True))
+
+
 @compiled
-def join_base(program, total, base, row):
-    """Write base_share · base + scaling · total / divisor, rounded once."""
+def join_base(program, total, base, has_base, place, out, to_bfloat16):
+    """Write base_share · base + scaling · total / divisor, rounded once; -0.0 where that is zero and the base is -0.0.
+
+    place: index of the first element within `out`. Return the bits of the largest magnitude, before it is a bfloat16.
+    """
+    behind = place + len(total)
     if program.divisor != 1.0:
         for j in range(len(total)):
             total[j] = total[j] / program.divisor
+    if to_bfloat16:
+        half = out[2 * place : 2 * behind].view(np.uint16)
+        if program.joins_base:
+            return _join_rounded(program, total, base, half)
+        return _keep_rounded(program, total, base, half) if has_base else _leave_rounded(program, total, base, half)
+    word = out[4 * place : 4 * behind].view(np.uint32)
     if program.joins_base:
-        for j in range(len(total)):
-            row[j] = f32(fma(total[j], program.scaling, f64(base[j]) * program.base_share))
-    else:
-        for j in range(len(total)):
-            row[j] = f32(total[j] * program.scaling)
+        return _join(program, total, base, word)
+    return _keep(program, total, base, word) if has_base else _leave(program, total, base, word)
 
 
 @compiled

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from workers.numerics.kernels.adding import add, add_both, add_ones, scale
-from workers.numerics.kernels.bits import NOTHING, ONE, SIGN, as_wide_bits, f32, f64, fma, i64, u32, u64
+from workers.numerics.kernels.adding import add, add_both, add_ones, scale, start, start_both
+from workers.numerics.kernels.bits import ONE, SIGN, as_wide_bits, f32, f64, fma, i64, u32, u64
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled
 from workers.numerics.programs import LARGEST, MEAN
@@ -13,14 +13,17 @@ from workers.numerics.programs import LARGEST, MEAN
 def sum_votes(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
-    total[:] = NOTHING
     for model in range(n):
         row = scratch.rows[1 + model, :m]
         largest = max(largest, load_masked(given, program, model, begin, scratch.rows[0, :m], row))
         if program.turns[model] != f32(1.0):
             scale(row, program.turns[model])
-        if model % 2 == 1:
+        if model == 1:
+            start_both(total, scratch.rows[model, :m], row, votes[0], votes[1])
+        elif model % 2 == 1:
             add_both(total, scratch.rows[model, :m], row, votes[model - 1], votes[model])
+        elif n == 1:
+            start(total, row, votes[0])
         elif model + 1 == n:
             add(total, row, votes[model])
     return largest
@@ -32,8 +35,8 @@ def reduce_agreeing(program, scratch, total):
     m = len(total)
     counts, elected = scratch.rows[len(scratch.rows) - 2, :m], scratch.rows[len(scratch.rows) - 1, :m]
     _elect(total, program.nudge, elected)
-    total[:] = 0.0
     if program.reduction == LARGEST:
+        total[:] = 0.0
         for model in range(len(program.weights)):
             _keep_agreeing(scratch.rows[1 + model, :m], elected)
             _take_larger(total, scratch.rows[1 + model, :m], program.weights[model])
@@ -48,11 +51,45 @@ def reduce_agreeing(program, scratch, total):
             _turn(total, elected)
 
 
+def _adding_agreeing(*, starts):
+    """Make the functions that add what of one or two rows has the elected sign, and count it; or start with it."""
+
+    @compiled
+    def add_agreeing(total, counts, row, elected, weight):
+        for j in range(len(row)):
+            turned = f32(row[j] * elected[j])
+            turned = turned if turned > f32(0.0) else f32(0.0)
+            total[j] = f64(turned) * weight if starts else fma(f64(turned), weight, total[j])
+            count = f32(turned > f32(0.0))
+            counts[j] = count if starts else f32(counts[j] + count)
+
+    @compiled
+    def add_both_agreeing(total, counts, one, other, elected, weight):
+        """Do as `add_agreeing` for two rows, one after the other, while sums go through memory once."""
+        for j in range(len(one)):
+            turned, other_turned = f32(one[j] * elected[j]), f32(other[j] * elected[j])
+            turned = turned if turned > f32(0.0) else f32(0.0)
+            other_turned = other_turned if other_turned > f32(0.0) else f32(0.0)
+            first = f64(turned) * weight if starts else fma(f64(turned), weight, total[j])
+            total[j] = fma(f64(other_turned), weight, first)
+            count = f32(f32(turned > f32(0.0)) + f32(other_turned > f32(0.0)))
+            counts[j] = count if starts else f32(counts[j] + count)
+
+    return add_agreeing, add_both_agreeing
+
+
+_add_agreeing, _add_both_agreeing = _adding_agreeing(starts=False)
+_start_agreeing, _start_both_agreeing = _adding_agreeing(starts=True)
+
+
 @compiled
 def _sum_agreeing(program, scratch, elected, total, counts):
     m, n, weight = len(total), len(program.weights), program.weights[0]
-    counts[:] = f32(0.0)
-    for model in range(1, n, 2):
+    if n == 1:
+        _start_agreeing(total, counts, scratch.rows[1, :m], elected, weight)
+        return
+    _start_both_agreeing(total, counts, scratch.rows[1, :m], scratch.rows[2, :m], elected, weight)
+    for model in range(3, n, 2):
         _add_both_agreeing(total, counts, scratch.rows[model, :m], scratch.rows[model + 1, :m], elected, weight)
     if n % 2 == 1:
         _add_agreeing(total, counts, scratch.rows[n, :m], elected, weight)
@@ -62,6 +99,7 @@ def _sum_agreeing(program, scratch, elected, total, counts):
 def _reduce_by_weights(program, scratch, elected, total):
     m, smallest = len(total), np.inf
     shares = scratch.wide[1, :m]
+    total[:] = 0.0
     shares[:] = 0.0
     for model in range(len(program.weights)):
         row, weight = scratch.rows[1 + model, :m], program.weights[model]
@@ -99,26 +137,6 @@ def _keep_agreeing(row, elected):
     for j in range(len(row)):
         turned = f32(row[j] * elected[j])
         row[j] = turned if turned > f32(0.0) else f32(0.0)
-
-
-@compiled
-def _add_agreeing(total, counts, row, elected, weight):
-    for j in range(len(row)):
-        turned = f32(row[j] * elected[j])
-        turned = turned if turned > f32(0.0) else f32(0.0)
-        total[j] = fma(f64(turned), weight, total[j])
-        counts[j] += f32(turned > f32(0.0))
-
-
-@compiled
-def _add_both_agreeing(total, counts, one, other, elected, weight):
-    """Do as `_add_agreeing` for two rows, one after the other, while sums go through memory once."""
-    for j in range(len(one)):
-        turned, other_turned = f32(one[j] * elected[j]), f32(other[j] * elected[j])
-        turned = turned if turned > f32(0.0) else f32(0.0)
-        other_turned = other_turned if other_turned > f32(0.0) else f32(0.0)
-        total[j] = fma(f64(other_turned), weight, fma(f64(turned), weight, total[j]))
-        counts[j] += f32(turned > f32(0.0)) + f32(other_turned > f32(0.0))
 
 
 @compiled
