@@ -8,6 +8,7 @@ definition: the two agree to the last bit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log2
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
 ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
 KIND_BYTES = {BFLOAT16: 2, FLOAT32: 4, FLOAT16: 2}
 NO_FILE = -1
-PART = 1 << 14  # elements of a row that are read from its file at a time: a part's rows fit the second cache
+PART_BYTES = 1 << 19  # of all rows, that are read from their files at a time: they fit the second cache
+LEAST_PART, PART, LARGEST_PART = 1 << 12, 1 << 14, 1 << 16  # elements of a row
 Bytes = NDArray[np.uint8]
 
 
@@ -45,6 +47,7 @@ class Rows:
     is_judged: bool = False  # an earlier pass found all of the tensor finite
     draws: tuple["Draw", ...] = ()  # one per model: what chance drops of it before anything else; (): none
     importance: "Importance | None" = None  # of the one model's changes: they stand for task vectors where keys count
+    part: int = PART  # elements of each row that a kernel reads at a time
 
     @property
     def n_models(self) -> int:
@@ -69,6 +72,11 @@ class Rows:
 
     def _with(self, numbers: list[int]) -> "Rows":
         return replace(self, **{name: getattr(self, name)[numbers] for name in ("at", "kinds", "files", "places")})
+
+
+def part_of(n_bytes: int) -> int:
+    """Return how many elements of each row are read at a time, of rows whose elements have so many bytes together."""
+    return min(max(1 << round(log2(PART_BYTES / n_bytes)), LEAST_PART), LARGEST_PART)
 
 
 @dataclass(frozen=True)

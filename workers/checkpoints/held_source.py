@@ -65,8 +65,8 @@ class HeldSource(CheckpointSource):
             held.matrix = self._open(held)
         return held.matrix
 
-    def _room(self, run: Run) -> int:
-        return super()._room(run) if run.n_bytes > HELD_BYTES else run.n_elements
+    def _room(self, run: Run, part: int) -> int:
+        return super()._room(run, part) if run.n_bytes > HELD_BYTES else run.n_elements
 
     def _hold(self, run: Run) -> _Held:
         held: _Held | None = getattr(self._buffers, "held", None)

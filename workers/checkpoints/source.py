@@ -23,7 +23,7 @@ from workers.checkpoints.parallel import PIECES_AT_ONCE, map_in_order
 from workers.checkpoints.readahead import want
 from workers.checkpoints.reader import FloatReader, TensorReader
 from workers.contract import Piece, Place, visit_in_turn
-from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, PART, ROW_KINDS, Bytes, NotClean, Rows
+from workers.fusion import FLOAT32, KIND_BYTES, NO_FILE, ROW_KINDS, Bytes, NotClean, Rows, part_of
 from workers.granularity import step_elements, width_of
 from workers.stored import StoredModels
 
@@ -211,7 +211,6 @@ class CheckpointSource:
         Nothing of it is judged. What no file holds as it is needed, is read now.
         """
         tensor = run.tensor
-        room = self._room(run)
         stored = self._stored(tensor)
         files = [_open_row(*source) for source in stored]
         kinds = [
@@ -221,6 +220,8 @@ class CheckpointSource:
         for file, place, kind in zip(files, places, kinds, strict=True):
             if file is not None:
                 want(file, place, run.n_elements * KIND_BYTES[kind])
+        part = part_of(sum(KIND_BYTES[kind] for kind in kinds))
+        room = self._room(run, part)
         sizes = [
             KIND_BYTES[kind] * (run.n_elements if file is None else min(run.n_elements, room))
             for file, kind in zip(files, kinds, strict=True)
@@ -244,11 +245,12 @@ class CheckpointSource:
             places=np.array(places, dtype=np.int64),
             has_base=len(stored) > len(self.models),
             is_judged=self.nan_policy != "zero" and tensor.name in self._judged,
+            part=part,
         )
 
-    def _room(self, run: Run) -> int:
-        """Return how many elements of a row a kernel reads at a time: no fewer than a row that it does not cut."""
-        return max(PART, width_of(run.tensor.shape))
+    def _room(self, run: Run, part: int) -> int:
+        """Return for how many elements of a row a kernel has room: a part, or a row of the tensor that it does not cut."""
+        return max(part, width_of(run.tensor.shape))
 
     def _stored(self, tensor: MergedTensor) -> list[tuple[FloatReader, TensorSpec]]:
         """Return where each row of a tensor is stored, the base's first."""

@@ -46,6 +46,7 @@ def input_of(
         divergences=np.empty(0) if importance is None else importance.divergences,
         at_part=np.empty_like(rows.at),
         ranking=ranking_of(ranked if draws else 1),
+        part=rows.part,
     )  # fmt: skip
 
 

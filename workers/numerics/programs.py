@@ -10,7 +10,7 @@ NUDGE = 1e-300  # far below any sum of float32 numbers: only an exact balance of
 LEAST_TOTAL = 1e-12  # of the scores at an entry, by which shares are divided; the authors' (methods/pcb.py)
 SOME = 256  # entries for which task vectors compete at a time
 BLOCK = 2048  # elements that are merged at a time, in the nearer caches
-PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: PART is a multiple
+PRODUCT_BLOCK = 1 << 12  # entries whose products are summed together, whatever the pieces are: parts are multiples
 NOT_CLEAN = np.int64(0xFFFF_FFFF)  # what a kernel returns that cannot go on
 # reductions; the first six are of all entries, the others of those that agree with an election
 SUM_OF_ALL, MEAN_OF_CHANGED, FURTHEST, NEAR, IMPORTANT, PULLED, MEAN, SUM, LARGEST = range(9)
@@ -55,6 +55,7 @@ class Input(NamedTuple):
     divergences: Floats  # of the tensor's rows, or empty: see fusion.Importance
     at_part: Integers  # memory: where each row of a part begins
     ranking: Integers  # memory where entries are ranked, [6, width or more], else empty: see kernels/drawing.py
+    part: int  # elements of each row that are read at a time
 
 
 class Program(NamedTuple):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from workers.fusion import PART
 from workers.numerics.kernels.bits import f32, i32, i64, u32
 from workers.numerics.kernels.compiling import compiled, inlined
 from workers.numerics.kernels.drawing import keep_draw
@@ -24,7 +23,7 @@ def by_block(visit):
     @compiled
     def visit_all(given, judges, scratch, state):
         largest, at = i64(0), given.at_part
-        part_size, block_size = _whole(PART, given), _whole(BLOCK, given)
+        part_size, block_size = _whole(given.part, given), _whole(BLOCK, given)
         for first in range(0, given.n_elements, part_size):
             n = min(part_size, given.n_elements - first)
             if not read_part(given, first, n, at, judges):

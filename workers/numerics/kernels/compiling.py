@@ -22,7 +22,7 @@ INPUT = types.NamedTuple(
     (
         types.uint8[::1], INTEGERS, INTEGERS, INTEGERS, INTEGERS, types.int64, types.int64, types.boolean,
         types.boolean, types.int64, types.boolean, types.uint64[::1], types.int64[:, ::1], types.float64[:, ::1],
-        FLOATS, FLOATS, INTEGERS, types.int64[:, ::1],
+        FLOATS, FLOATS, INTEGERS, types.int64[:, ::1], types.int64,
     ), programs.Input,
 )  # fmt: skip
 PROGRAM = types.NamedTuple(

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import types
 
-from workers.fusion import BFLOAT16, FLOAT32, PART
+from workers.fusion import BFLOAT16, FLOAT32
 from workers.numerics.kernels.adding import add, add_magnitudes
 from workers.numerics.kernels.bits import (
     GROUP,
@@ -224,8 +224,8 @@ def read_keys(given, begins, scratch, out):
     """
     at = given.at_part
     for run in range(len(begins)):
-        for first in range(0, given.n_elements, PART):
-            begin, n = begins[run] + first, min(PART, given.n_elements - first)
+        for first in range(0, given.n_elements, given.part):
+            begin, n = begins[run] + first, min(given.part, given.n_elements - first)
             if not read_part(given, begin, n, at, JUDGES):
                 return NOT_CLEAN
             _read_key_part(cut_part(given, begin, n, at), run * given.n_elements + first, n, scratch, out)
@@ -239,8 +239,8 @@ def find_keys(given, key, scratch, found):
     No more is read once `found` is full.
     """
     at, keys, n_found = given.at_part, scratch.rows[1].view(np.int32), i64(0)
-    for first in range(0, given.n_elements, PART):
-        n = min(PART, given.n_elements - first)
+    for first in range(0, given.n_elements, given.part):
+        n = min(given.part, given.n_elements - first)
         if not read_part(given, first, n, at, JUDGES):
             return NOT_CLEAN
         part = cut_part(given, first, n, at)

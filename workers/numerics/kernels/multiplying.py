@@ -2,7 +2,6 @@
 
 from numba import types
 
-from workers.fusion import PART
 from workers.numerics.kernels.bits import f32, f64, fma, i64
 from workers.numerics.kernels.blocks import JUDGES, load_vector
 from workers.numerics.kernels.compiling import FLOATS, INPUT, WIDE_ROWS, called, compiled
@@ -151,8 +150,8 @@ def multiply_blocks(given, vectors, tree, head, tail, products):
             return NOT_CLEAN
         _load_vectors(cut_part(given, 0, n_head, at), 0, base[:n_head], head)
     behind = given.n_elements - n_tail
-    for begin in range(n_head, given.n_elements, PART):
-        n = min(PART, given.n_elements - begin)
+    for begin in range(n_head, given.n_elements, given.part):
+        n = min(given.part, given.n_elements - begin)
         if not read_part(given, begin, n, at, JUDGES):
             return NOT_CLEAN
         part = cut_part(given, begin, n, at)

@@ -86,7 +86,7 @@ def cut_part(given, begin, n, at):
     return Input(
         given.content, at, given.kinds, given.files, given.places, n, given.offset + begin, given.has_base,
         given.is_judged, given.width, given.is_by_row, given.keys, given.behinds, given.divisors, given.factors,
-        given.divergences, given.at_part, given.ranking,
+        given.divergences, given.at_part, given.ranking, given.part,
     )  # fmt: skip
 
 
