@@ -249,7 +249,7 @@ class CheckpointSource:
         )
 
     def _room(self, run: Run, part: int) -> int:
-        """Return for how many elements of a row a kernel has room: a part, or a row of the tensor that it does not cut."""
+        """Return for how many elements of a row there is room: a part, or a row of the tensor, which may not be cut."""
         return max(part, width_of(run.tensor.shape))
 
     def _stored(self, tensor: MergedTensor) -> list[tuple[FloatReader, TensorSpec]]:

@@ -78,6 +78,7 @@ class WeightsWriter:
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
         """Return the files, and tensor name -> digest."""
+        self._stop()
         while self._descriptors:
             file, descriptor = self._descriptors.popitem()
             with _clear_when_full(file, self._sizes[file]):  # network file systems tell of a quota here
@@ -90,10 +91,15 @@ class WeightsWriter:
 
     def abandon(self) -> None:
         """Close, and remove what was written; nothing is placed any more."""
+        self._stop()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
         for path in self._begun:
             path.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        if self._aside is not None:
+            self._aside.shutdown()
 
     def _put(self, file: str, content: memoryview, position: int) -> None:
         descriptor = self._open(file)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import inf
+from math import copysign, inf
 
 import numpy as np
 import torch
@@ -114,18 +114,21 @@ def program_of(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a
 def _split(divisor: float, weights: Sequence[float]) -> tuple[float, float, float]:
     """Return a divisor to divide by, and the two parts of its reciprocal; one of both is 1.
 
-    With them the quotient differs from the exact one by less than 2^-104 of itself. A quotient that is none of float64's
-    numbers nor halfway between two differs from these by 2^-94 at least, where the divisor has 40 bits or fewer: it is
-    rounded as division does (Brisebarre, Muller and Raina 2004). Others, and what may underflow, are divided.
+    By them a quotient differs from the exact one by less than 2^-103 of itself before it is rounded. By a divisor of 40
+    bits or fewer, an exact quotient differs by 2^-94 at least from every number of float64 that it is not, and from
+    every one halfway between two of them: both are rounded to the same. By other divisors, and where something may
+    underflow, it is divided. After Brisebarre, Muller and Raina, Accelerating correctly rounded floating-point division
+    when the divisor is known in advance (2004).
     """
     has_few_bits = int(np.frexp(divisor)[0] * 2.0**53) % 2**13 == 0
-    if not (has_few_bits and 2.0**-64 <= abs(divisor) <= 2.0**64 and all(abs(w) >= 2.0**-500 or w == 0 for w in weights)):
+    is_moderate = 2.0**-64 <= abs(divisor) <= 2.0**64 and all(abs(one) >= 2.0**-500 for one in weights if one != 0.0)
+    if not (has_few_bits and is_moderate):
         return divisor, 1.0, 0.0
     exact = 1 / Fraction(divisor)
     reciprocal = float(exact)
     if abs(Fraction(reciprocal)) > abs(exact):
         reciprocal = float(np.nextafter(reciprocal, 0.0))
-    return 1.0, reciprocal, float(exact - Fraction(reciprocal))
+    return 1.0, reciprocal, copysign(float(exact - Fraction(reciprocal)), reciprocal)  # so that zeros keep their signs
 
 
 def _marks(band: Band) -> tuple[float, float, float, float]:

@@ -78,9 +78,9 @@ class Program(NamedTuple):
     is_clamped: bool  # the ratio, to [0, 1]
     joins_base: bool
     scaling: float
-    divisor: float  # 1 where the next two stand for it
-    reciprocal: float  # of the divisor, rounded towards zero, or 1
-    rest: float  # what it is less than that by: x · reciprocal + x · rest, rounded twice, is x / divisor to the last bit
+    divisor: float  # 1 where the next two stand for it: x · reciprocal + (x · rest) is x / divisor to the last bit
+    reciprocal: float  # of the divisor, rounded towards zero
+    rest: float  # by which that is too small
     base_share: float
 
 

@@ -1,5 +1,7 @@
 """Threads: order kept, few results ahead, the first error ends everything."""
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -7,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from workers.checkpoints.parallel import batched, map_in_order, n_threads, one_torch_thread, spread
+from workers.checkpoints.parallel import BEHIND, batched, map_in_order, n_threads, one_torch_thread, spread
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -114,3 +116,14 @@ def test_an_error_on_another_thread_ends_a_spread_item() -> None:
 
     with pytest.raises(ValueError, match="there"):
         list(map_in_order(lambda _: spread([wait, fail]), [0], threads=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_who_takes_the_results_comes_before_who_makes_them() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def priority(_: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert set(map_in_order(priority, range(9), threads=3)) == {min(own + BEHIND, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own

@@ -15,6 +15,7 @@ from app.domain.recipes import NanPolicy
 from tests.workers.files import ignore, write_checkpoint
 from workers.checkpoints.reader import TensorReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor
+from workers.fusion import LARGEST_PART, LEAST_PART, part_of
 from workers.numerics import fused
 from workers.pipelines.importing import import_checkpoint
 from workers.stored import StoredModels
@@ -220,6 +221,24 @@ def test_tensors_are_cut_anywhere_or_between_rows() -> None:
     assert runs((), by_rows=True) == [(0, 1)]
     assert runs((0, 4), by_rows=True) == []
     assert runs((4, 0), by_rows=True) == []
+
+
+@pytest.mark.parametrize(("dtype", "n_models", "part"), [("bfloat16", 3, 1 << 16), ("float32", 8, 1 << 14)])
+def test_kernels_read_as_much_at_a_time_as_the_second_cache_holds(
+    dtype: str, n_models: int, part: int, tmp_path: Path
+) -> None:
+    tensors = {"w": torch.zeros(300, 1000, dtype=getattr(torch, dtype))}
+    source = source_of(*(write_checkpoint(tmp_path / str(model), tensors) for model in range(1 + n_models)))
+    rows = source.rows("w", 0, 300_000)
+    item = tensors["w"].element_size()
+    assert rows.part == part
+    assert len(rows.content) >= (1 + n_models) * part * item
+    assert len(rows.content) <= 1.2 * (1 << 19)
+
+
+@pytest.mark.parametrize(("n_bytes", "part"), [(2, LARGEST_PART), (4 * 33, LEAST_PART), (4 * 1000, LEAST_PART)])
+def test_parts_have_a_least_and_a_largest_size(n_bytes: int, part: int) -> None:
+    assert part_of(n_bytes) == part
 
 
 def test_the_disk_is_told_of_rows_before_kernels_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from app.domain.plans import MergePlan, make_plan
 from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
 from workers.checkpoints.hashing import hash_file, hash_weights
 from workers.checkpoints.writeback import start_writeback
-from workers.checkpoints.writer import WeightsWriter
+from workers.checkpoints.writer import WORTH_BYTES, WeightsWriter
 
 
 def plan_of(shard_bytes: int = 5_000_000_000, size: int = 100) -> MergePlan:
@@ -24,8 +25,8 @@ def plan_of(shard_bytes: int = 5_000_000_000, size: int = 100) -> MergePlan:
     return make_plan(recipe_of(shard_bytes=shard_bytes), manifest, [manifest], card_of())
 
 
-def write_all(plan: MergePlan, folder: Path, step: int = 64) -> WeightsWriter:
-    writer = WeightsWriter(plan, folder)
+def write_all(plan: MergePlan, folder: Path, step: int = 64, *, in_two: bool = False) -> WeightsWriter:
+    writer = WeightsWriter(plan, folder, in_two=in_two)
     for index, tensor in enumerate(plan.tensors):
         size = tensor.end - tensor.begin
         content = bytes([index + 1]) * size
@@ -51,6 +52,22 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
     arrays = {name: array for entry in entries for name, array in load_file(tmp_path / entry.path).items()}
     assert {name: array.shape for name, array in arrays.items()} == {"a": (100,), "empty": (0,), "s": (), "z": (3, 4)}
     assert len(digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)) == 64
+
+
+def test_digests_are_the_same_when_they_are_taken_in_two(tmp_path: Path) -> None:
+    found = []
+    for in_two in (False, True):
+        folder = tmp_path / str(in_two)
+        folder.mkdir()
+        writer = write_all(plan_of(size=WORTH_BYTES), folder, WORTH_BYTES + 4, in_two=in_two)  # and a short run
+        found.append(writer.finish())
+    assert found[0] == found[1]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
+
+
+def test_no_thread_is_left_when_it_is_abandoned(tmp_path: Path) -> None:
+    write_all(plan_of(size=WORTH_BYTES), tmp_path, WORTH_BYTES, in_two=True).abandon()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def _sum_by_exponent(row, sums):
 
 
 def _adding(*, starts):
-    """Make the functions that add one or two rows to a sum, of numbers or as files hold them; or start it with them.
+    """Make the functions that add one or two rows to a sum, or start it with them.
 
     A sum is started as if they were added to NOTHING, which need not be written before.
     """
@@ -82,9 +82,14 @@ def _adding(*, starts):
             first = f64(one[j]) * weight if starts else fma(f64(one[j]), weight, total[j])
             total[j] = fma(f64(other[j]), other_weight, first)
 
+    return add, add_both
+
+
+def _adding_stored(*, starts):
+    """Make the same of rows as files hold them, less an origin; they return the bits of the largest magnitude."""
+
     @compiled
     def add_stored(total, stored, origin, weight):
-        """Add a row's differences from the origin; return the bits of the largest magnitude."""
         largest = u32(0)
         for j in range(len(stored)):
             delta = f32(to_float(stored[j]) - origin[j])
@@ -94,7 +99,6 @@ def _adding(*, starts):
 
     @compiled
     def add_both_stored(total, one, other, origin, weight, other_weight):
-        """Do as `add_stored` for two rows, one after the other, while the sum goes through memory once."""
         largest = u32(0)
         for j in range(len(one)):
             delta, other_delta = f32(to_float(one[j]) - origin[j]), f32(to_float(other[j]) - origin[j])
@@ -103,11 +107,13 @@ def _adding(*, starts):
             total[j] = fma(f64(other_delta), other_weight, first)
         return largest
 
-    return add, add_both, add_stored, add_both_stored
+    return add_stored, add_both_stored
 
 
-add, add_both, add_stored, add_both_stored = _adding(starts=False)
-start, start_both, start_stored, start_both_stored = _adding(starts=True)
+add, add_both = _adding(starts=False)
+start, start_both = _adding(starts=True)
+add_stored, add_both_stored = _adding_stored(starts=False)
+start_stored, start_both_stored = _adding_stored(starts=True)
 
 
 @compiled
