@@ -20,8 +20,8 @@ BFLOAT16, FLOAT32, FLOAT16 = range(3)  # kinds of rows
 ROW_KINDS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
 KIND_BYTES = {BFLOAT16: 2, FLOAT32: 4, FLOAT16: 2}
 NO_FILE = -1
-PART_BYTES = 1 << 19  # of all rows, that are read from their files at a time: they fit the second cache
-LEAST_PART, PART, LARGEST_PART = 1 << 12, 1 << 14, 1 << 16  # elements of a row
+PART_BYTES = 1 << 19  # of all rows, that are read from their files at a time, or about as many: half a second cache
+LEAST_PART, PART, LARGEST_PART = 1 << 12, 1 << 14, 1 << 16  # elements of a row; programs.PRODUCT_BLOCK divides them
 Bytes = NDArray[np.uint8]
 
 

@@ -1,6 +1,6 @@
 """Runs a function over items on several threads and yields the results in the items' order, a few ahead.
 
-Whoever takes the results comes first: a merge's are hashed, in order, on one thread, and that is its longest chain.
+Whoever takes the results comes before those that make them: a merge's are hashed in order, on one thread.
 
 A large item may be spread: its thread hands parts of it to those that have nothing else to do.
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
-BEHIND = 10  # steps of priority (nice)
+STEPS_BACK = 5  # of priority (nice): whoever has none to give comes three times as often to a core
 
 _here = threading.local()  # .pool: that this thread belongs to, .size: how many threads it has
 
@@ -47,7 +47,9 @@ def map_in_order(
     at_once: how many items a thread is handed together; a handover costs about half a millisecond of CPU.
     """
     groups = batched(items, at_once)
-    with ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=_stand_back) as pool:
+    with ThreadPoolExecutor(
+        threads, thread_name_prefix="merge", initializer=_set_priority, initargs=(_priority(),)
+    ) as pool:
         pending: deque[Future[list[Result]]] = deque()
         try:
             for group in groups:
@@ -68,11 +70,17 @@ def batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
         yield group
 
 
-def _stand_back() -> None:
-    """Leave a core to those that wait for one. Linux has a priority for each thread, others one for the process."""
+def _priority() -> int:
+    """Return the priority of threads that make results: some steps behind this one, unless it is one of them."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    return own if hasattr(_here, "pool") else own + STEPS_BACK
+
+
+def _set_priority(priority: int) -> None:
+    """Give this thread a priority; Linux has one for each thread, others one for the process."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + BEHIND)
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
 
 
 def _apply(

@@ -1,7 +1,7 @@
 """Writes the weight files of a checkpoint: pre-sized, bytes from any thread, digests in the order of offsets.
 
-Bytes are placed where they are computed, on several threads; the thread that collects them hashes them meanwhile. That
-is what a merge of few steps waits for: so of its two digests one may be taken on a thread of its own.
+Bytes are placed where they are computed, on several threads; the thread that collects them hashes them meanwhile. A
+merge that computes little waits for that, so one of the two digests may be taken by a thread of its own.
 """
 
 import errno
@@ -66,13 +66,14 @@ class WeightsWriter:
             self._of_files[tensor.file], self._ready[tensor.file] = hashlib.sha256(header), len(header)
         if tensor.name not in self._of_tensors:
             self._of_tensors[tensor.name] = blake3()
-        if self._aside is not None and len(content) >= WORTH_BYTES:
-            other = self._aside.submit(self._of_tensors[tensor.name].update, content)
-            self._of_files[tensor.file].update(content)
-            other.result()
+        of_file, of_tensor = self._of_files[tensor.file], self._of_tensors[tensor.name]
+        aside = self._aside if len(content) >= WORTH_BYTES else None
+        half = None if aside is None else aside.submit(of_tensor.update, content)
+        of_file.update(content)
+        if half is None:
+            of_tensor.update(content)
         else:
-            self._of_files[tensor.file].update(content)
-            self._of_tensors[tensor.name].update(content)
+            half.result()
         self._ready[tensor.file] += len(content)
         self._on_written(tensor.file, self._ready[tensor.file])
 

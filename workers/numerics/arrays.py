@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import copysign, inf
+from math import copysign, frexp, inf
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from workers.granularity import width_of
 from workers.numerics import programs, randomness
 from workers.numerics.programs import NUDGE, Input, Program, Scratch
 
+FEW_BITS = 40  # of a divisor
 NO_RANKING = np.empty((0, 0), dtype=np.int64)
 _OF_ALL = {
     "sum": programs.SUM_OF_ALL, "mean_of_changed": programs.MEAN_OF_CHANGED, "furthest": programs.FURTHEST,
@@ -85,7 +86,7 @@ def program_of(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a
     """Return a merge as kernels take it."""
     election, needed, importance = fused.election, fused.needed, fused.importance
     weights = [abs(weight) if election else weight for weight in fused.weights]
-    divisor, reciprocal, rest = _split(fused.divisor, weights)
+    divisor, reciprocal, rest = _invert(fused.divisor, weights)
     return Program(
         of_deltas=has_base and fused.of_deltas,
         reduction=_OF_AGREEING[election.reduction] if election else _OF_ALL[fused.reduction],
@@ -111,8 +112,8 @@ def program_of(fused: FusedMerge, has_base: bool) -> Program:  # noqa: FBT001 (a
     )
 
 
-def _split(divisor: float, weights: Sequence[float]) -> tuple[float, float, float]:
-    """Return a divisor to divide by, and the two parts of its reciprocal; one of both is 1.
+def _invert(divisor: float, weights: Sequence[float]) -> tuple[float, float, float]:
+    """Return a divisor of a weighted sum, 1 and 0; or 1 and the two parts of its reciprocal, both of its sign.
 
     By them a quotient differs from the exact one by less than 2^-103 of itself before it is rounded. By a divisor of 40
     bits or fewer, an exact quotient differs by 2^-94 at least from every number of float64 that it is not, and from
@@ -120,7 +121,7 @@ def _split(divisor: float, weights: Sequence[float]) -> tuple[float, float, floa
     underflow, it is divided. After Brisebarre, Muller and Raina, Accelerating correctly rounded floating-point division
     when the divisor is known in advance (2004).
     """
-    has_few_bits = int(np.frexp(divisor)[0] * 2.0**53) % 2**13 == 0
+    has_few_bits = (frexp(divisor)[0] * 2.0**FEW_BITS).is_integer()
     is_moderate = 2.0**-64 <= abs(divisor) <= 2.0**64 and all(abs(one) >= 2.0**-500 for one in weights if one != 0.0)
     if not (has_few_bits and is_moderate):
         return divisor, 1.0, 0.0
@@ -128,7 +129,7 @@ def _split(divisor: float, weights: Sequence[float]) -> tuple[float, float, floa
     reciprocal = float(exact)
     if abs(Fraction(reciprocal)) > abs(exact):
         reciprocal = float(np.nextafter(reciprocal, 0.0))
-    return 1.0, reciprocal, copysign(float(exact - Fraction(reciprocal)), reciprocal)  # so that zeros keep their signs
+    return 1.0, reciprocal, copysign(float(exact - Fraction(reciprocal)), reciprocal)  # of one sign: zeros keep theirs
 
 
 def _marks(band: Band) -> tuple[float, float, float, float]:

@@ -3,13 +3,14 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 
-from workers.checkpoints.parallel import BEHIND, batched, map_in_order, n_threads, one_torch_thread, spread
+from workers.checkpoints.parallel import STEPS_BACK, batched, map_in_order, n_threads, one_torch_thread, spread
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -121,9 +122,17 @@ def test_an_error_on_another_thread_ends_a_spread_item() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
 def test_who_takes_the_results_comes_before_who_makes_them() -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
+    found: list[int] = []
 
-    def priority(_: int) -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    def note() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, 0))
+        time.sleep(0.01)
 
-    assert set(map_in_order(priority, range(9), threads=3)) == {min(own + BEHIND, 19)}
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    def make(_: int) -> None:
+        note()
+        spread([note] * 8)  # on a thread that is begun by this one
+        list(map_in_order(lambda _: note(), range(2), threads=2))
+
+    list(map_in_order(make, range(1), threads=2))
+    assert found == [min(own + STEPS_BACK, 19)] * 11
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own

@@ -54,20 +54,27 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
     assert len(digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)) == 64
 
 
+def count_hashing() -> int:
+    return sum(thread.name.startswith("digest") for thread in threading.enumerate())
+
+
 def test_digests_are_the_same_when_they_are_taken_in_two(tmp_path: Path) -> None:
     found = []
     for in_two in (False, True):
         folder = tmp_path / str(in_two)
         folder.mkdir()
         writer = write_all(plan_of(size=WORTH_BYTES), folder, WORTH_BYTES + 4, in_two=in_two)  # and a short run
+        assert count_hashing() == in_two
         found.append(writer.finish())
     assert found[0] == found[1]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
+    assert count_hashing() == 0
 
 
 def test_no_thread_is_left_when_it_is_abandoned(tmp_path: Path) -> None:
-    write_all(plan_of(size=WORTH_BYTES), tmp_path, WORTH_BYTES, in_two=True).abandon()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
+    writer = write_all(plan_of(size=WORTH_BYTES), tmp_path, WORTH_BYTES, in_two=True)
+    assert count_hashing() == 1
+    writer.abandon()
+    assert count_hashing() == 0
 
 
 @contextmanager

@@ -478,6 +478,32 @@ def test_keys_of_runs_anywhere_in_a_tensor_are_read_in_one_go(dtype: torch.dtype
     assert not rows_as(Piece("w", (50_000,), 0, 0, None, numbers.float()), dtype).are_stored
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_byte_depends_on_how_much_is_read_at_a_time(dtype: torch.dtype, tmp_path: Path) -> None:
+    numbers = torch.randn(4, 700 * 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (tmp_path / "rows").write_bytes(numbers.view(torch.uint8).numpy().tobytes())
+    masks, election = tuple(Band((0.3, 90), (2.0, 70), 0) for _ in range(3)), Election((1.0,) * 3, 1, "mean")
+    programs = (
+        FusedMerge((1.0, 2.0, 0.5), divisor=3.5),
+        FusedMerge((1.0,) * 3, of_deltas=True, masks=masks, election=election, base_share=1.0),
+        FusedMerge((1.0,) * 3, of_deltas=True, draws=tuple(Draw(key, 0.5, 0.2) for key in range(3)), base_share=1.0),
+    )
+    found: list[list[bytes]] = []
+    with (tmp_path / "rows").open("rb") as file:
+        rows = replace(rows_in(file.fileno(), numbers, 0, 700 * 64), shape=(700, 64))
+        for part in (fusion.LEAST_PART, fusion.PART, fusion.LARGEST_PART):
+            of_part = replace(rows, part=part)
+            outs = [torch.empty(700 * 64, dtype=dtype) for _ in range(4)]
+            assert all(fused.merge(of_part, program, out) for program, out in zip(programs, outs, strict=False))
+            masked = fused.mask(of_part, FusedMasks(is_measured=True), outs[3])
+            assert masked is not None
+            assert masked.sums is not None
+            statistics = [fused.read_keys(of_part), masked.bits, masked.sums, fused.multiply_blocks(of_part)[1].numpy()]
+            found.append([out.view(torch.uint8).numpy().tobytes() for out in outs] + [x.tobytes() for x in statistics])
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == len(found[0])
+
+
 def rows_in(file: int, numbers: Tensor, offset: int, n: int) -> Rows:
     """Return a run of rows that a file holds one after the other. numbers: [rows, m]."""
     item, rows = numbers.element_size(), rows_as(Piece("w", (n,), 0, 0, numbers[0], numbers[1:]), numbers.dtype)

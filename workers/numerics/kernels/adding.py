@@ -65,37 +65,34 @@ def _sum_by_exponent(row, sums):
         sums[i64(exponent)] += i64(u32(u32(bits[j] & u32(0x7FFFFF)) | u32(u32(exponent > u32(0)) << u32(23))))
 
 
-def _adding(*, starts):
-    """Make the functions that add one or two rows to a sum, or start it with them.
+@compiled
+def add(total, row, weight):
+    for j in range(len(row)):
+        total[j] = fma(f64(row[j]), weight, total[j])
 
-    A sum is started as if they were added to NOTHING, which need not be written before.
+
+@compiled
+def add_stored(total, stored, origin, weight):
+    """Add a row's differences from the origin; return the bits of the largest magnitude."""
+    largest = u32(0)
+    for j in range(len(stored)):
+        delta = f32(to_float(stored[j]) - origin[j])
+        largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
+        total[j] = fma(f64(delta), weight, total[j])
+    return largest
+
+
+def _adding_both(*, starts):
+    """Make the functions that do as those above for two rows, one after the other: the sum goes through memory once.
+
+    Or that start a sum with two rows, as if they were added to NOTHING, which need not be written before.
     """
-
-    @compiled
-    def add(total, row, weight):
-        for j in range(len(row)):
-            total[j] = f64(row[j]) * weight if starts else fma(f64(row[j]), weight, total[j])
 
     @compiled
     def add_both(total, one, other, weight, other_weight):
         for j in range(len(one)):
             first = f64(one[j]) * weight if starts else fma(f64(one[j]), weight, total[j])
             total[j] = fma(f64(other[j]), other_weight, first)
-
-    return add, add_both
-
-
-def _adding_stored(*, starts):
-    """Make the same of rows as files hold them, less an origin; they return the bits of the largest magnitude."""
-
-    @compiled
-    def add_stored(total, stored, origin, weight):
-        largest = u32(0)
-        for j in range(len(stored)):
-            delta = f32(to_float(stored[j]) - origin[j])
-            largest = max(largest, u32(as_bits(delta) & MAGNITUDE))
-            total[j] = f64(delta) * weight if starts else fma(f64(delta), weight, total[j])
-        return largest
 
     @compiled
     def add_both_stored(total, one, other, origin, weight, other_weight):
@@ -107,13 +104,11 @@ def _adding_stored(*, starts):
             total[j] = fma(f64(other_delta), other_weight, first)
         return largest
 
-    return add_stored, add_both_stored
+    return add_both, add_both_stored
 
 
-add, add_both = _adding(starts=False)
-start, start_both = _adding(starts=True)
-add_stored, add_both_stored = _adding_stored(starts=False)
-start_stored, start_both_stored = _adding_stored(starts=True)
+add_both, add_both_stored = _adding_both(starts=False)
+start_both, start_both_stored = _adding_both(starts=True)
 
 
 @compiled

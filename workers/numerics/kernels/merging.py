@@ -8,7 +8,7 @@ from workers.numerics.kernels.bits import INFINITY, NOTHING, f32, f64, i64, u8, 
 from workers.numerics.kernels.blocks import JUDGES, by_block
 from workers.numerics.kernels.compiling import INPUT, INTEGERS, PROGRAM, SCRATCH, called, compiled
 from workers.numerics.kernels.reading import are_finite, largest_bits, load, load_delta, write
-from workers.numerics.kernels.reducing import join_base, keep_needed, keep_negative_zeros, reduce_rows
+from workers.numerics.kernels.reducing import keep_needed, keep_negative_zeros, reduce_rows, write_joined
 from workers.numerics.kernels.voting import count_balance, sum_votes
 from workers.numerics.programs import NOT_CLEAN, SUM_OF_ALL
 
@@ -106,7 +106,7 @@ def _merge_by_block(given, first, begin, behind, scratch, state):
         return NOT_CLEAN
     if program.min_needing > 0:
         keep_needed(given, program, begin, scratch, total)
-    return i64(join_base(program, total, base, given.has_base, first + begin, out, to_bfloat16))
+    return i64(write_joined(program, total, base, given.has_base, first + begin, out, to_bfloat16))
 
 
 @by_block

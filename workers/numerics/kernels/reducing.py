@@ -3,17 +3,8 @@
 import numpy as np
 
 from workers.fusion import BFLOAT16, FLOAT16
-from workers.numerics.kernels.adding import (
-    add,
-    add_both,
-    add_both_stored,
-    add_stored,
-    start,
-    start_both,
-    start_both_stored,
-    start_stored,
-)
-from workers.numerics.kernels.bits import MAGNITUDE, SIGN, as_bits, f32, f64, fma, i64, u32
+from workers.numerics.kernels.adding import add, add_both, add_both_stored, add_stored, start_both, start_both_stored
+from workers.numerics.kernels.bits import MAGNITUDE, NOTHING, SIGN, as_bits, f32, f64, fma, i64, u32
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled, inlined
 from workers.numerics.kernels.pulling import pull_rows
@@ -33,7 +24,9 @@ def _sum(given, program, begin, scratch, total):
         origin = base
     else:
         origin[:] = f32(0.0)
-    weights = program.weights
+    weights, first = program.weights, i64(given.has_base)
+    if n == 1 or given.kinds[first] != given.kinds[first + 1]:
+        total[:] = NOTHING  # where no pair starts the sum
     while model < n:
         number, is_pair = model + i64(given.has_base), model + 1 < n
         kind = given.kinds[number]
@@ -42,28 +35,29 @@ def _sum(given, program, begin, scratch, total):
             seen = _add_stored_pair(given, number, begin, origin, total, weights[model : model + 2], model == 0)
             model += 2
         elif is_stored:
-            seen = _add_stored_row(given, number, begin, origin, total, weights[model], model == 0)
+            seen = _add_stored_row(given, number, begin, origin, total, weights[model])
             model += 1
         elif is_pair:
             seen = load_masked(given, program, model, begin, base, row)
             seen = max(seen, load_masked(given, program, model + 1, begin, base, other))
-            _add_pair(total, row, other, weights[model : model + 2], model == 0)
+            if model == 0:
+                start_both(total, row, other, weights[0], weights[1])
+            else:
+                add_both(total, row, other, weights[model], weights[model + 1])
             model += 2
         else:
             seen = load_masked(given, program, model, begin, base, row)
-            _add_row(total, row, weights[model], model == 0)
+            add(total, row, weights[model])
             model += 1
         largest = max(largest, seen)
     return largest
 
 
 @compiled
-def _add_stored_row(given, number, begin, origin, total, weight, starts):
+def _add_stored_row(given, number, begin, origin, total, weight):
     if given.kinds[number] == BFLOAT16:
-        half = halves_of(given, number, begin, len(total))
-        return start_stored(total, half, origin, weight) if starts else add_stored(total, half, origin, weight)
-    word = words_of(given, number, begin, len(total))
-    return start_stored(total, word, origin, weight) if starts else add_stored(total, word, origin, weight)
+        return add_stored(total, halves_of(given, number, begin, len(total)), origin, weight)
+    return add_stored(total, words_of(given, number, begin, len(total)), origin, weight)
 
 
 @compiled
@@ -78,22 +72,6 @@ def _add_stored_pair(given, number, begin, origin, total, weights, starts):
     if starts:
         return start_both_stored(total, first, second, origin, weights[0], weights[1])
     return add_both_stored(total, first, second, origin, weights[0], weights[1])
-
-
-@compiled
-def _add_row(total, row, weight, starts):
-    if starts:
-        start(total, row, weight)
-    else:
-        add(total, row, weight)
-
-
-@compiled
-def _add_pair(total, one, other, weights, starts):
-    if starts:
-        start_both(total, one, other, weights[0], weights[1])
-    else:
-        add_both(total, one, other, weights[0], weights[1])
 
 
 @compiled
@@ -201,6 +179,12 @@ def keep_needed(given, program, begin, scratch, total):
         total[j] = total[j] if counts[j] >= f32(program.min_needing) else 0.0
 
 
+@inlined
+def _with_sign_of_zero(bits, of_base):
+    """Return the bits of -0.0 where these are of a zero and the base's are of -0.0."""
+    return u32(bits | u32(u32((u32(bits & MAGNITUDE) == u32(0)) & (of_base == SIGN)) * SIGN))
+
+
 def _joining(*, joins_base, keeps_zeros, to_bfloat16):
     """Make a function that joins a sum to the base model, and writes it."""
 
@@ -214,26 +198,28 @@ def _joining(*, joins_base, keeps_zeros, to_bfloat16):
             else:
                 number = f32(share * program.scaling)
             bits = as_bits(number)
-            magnitude = u32(bits & MAGNITUDE)
-            largest = max(largest, magnitude)
+            largest = max(largest, u32(bits & MAGNITUDE))
             if keeps_zeros:
-                bits = u32(bits | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
+                bits = _with_sign_of_zero(bits, of_base[j])
             out[j] = rounded(bits) if to_bfloat16 else bits
         return largest
 
     return join
 
 
-_join, _join_rounded = (_joining(joins_base=True, keeps_zeros=True, to_bfloat16=to) for to in (False, True))
-_keep, _keep_rounded = (_joining(joins_base=False, keeps_zeros=True, to_bfloat16=to) for to in (False, True))
-_leave, _leave_rounded = (_joining(joins_base=False, keeps_zeros=False, to_bfloat16=to) for to in (False, True))
+_over_base, _over_base_rounded = (_joining(joins_base=True, keeps_zeros=True, to_bfloat16=to) for to in (False, True))
+_beside_base, _beside_base_rounded = (
+    _joining(joins_base=False, keeps_zeros=True, to_bfloat16=to) for to in (False, True)
+)
+_alone, _alone_rounded = (_joining(joins_base=False, keeps_zeros=False, to_bfloat16=to) for to in (False, True))
 
 
 @compiled
-def join_base(program, total, base, has_base, place, out, to_bfloat16):
-    """Write base_share · base + scaling · total / divisor, rounded once; -0.0 where that is zero and the base is -0.0.
+def write_joined(program, total, base, has_base, place, out, to_bfloat16):
+    """Write base_share · base + scaling · total / divisor as float32, -0.0 where that is zero and the base is -0.0.
 
-    place: index of the first element within `out`. Return the bits of the largest magnitude, before it is a bfloat16.
+    place: index of the first element within `out`; to_bfloat16: it is rounded to that, once more.
+    Return the bits of the largest float32 magnitude.
     """
     behind = place + len(total)
     if program.divisor != 1.0:
@@ -242,12 +228,14 @@ def join_base(program, total, base, has_base, place, out, to_bfloat16):
     if to_bfloat16:
         half = out[2 * place : 2 * behind].view(np.uint16)
         if program.joins_base:
-            return _join_rounded(program, total, base, half)
-        return _keep_rounded(program, total, base, half) if has_base else _leave_rounded(program, total, base, half)
+            return _over_base_rounded(program, total, base, half)
+        if has_base:
+            return _beside_base_rounded(program, total, base, half)
+        return _alone_rounded(program, total, base, half)
     word = out[4 * place : 4 * behind].view(np.uint32)
     if program.joins_base:
-        return _join(program, total, base, word)
-    return _keep(program, total, base, word) if has_base else _leave(program, total, base, word)
+        return _over_base(program, total, base, word)
+    return _beside_base(program, total, base, word) if has_base else _alone(program, total, base, word)
 
 
 @compiled
@@ -255,7 +243,6 @@ def keep_negative_zeros(row, base):
     """Write -0.0 where the result is zero and the base is -0.0; return the bits of the largest magnitude."""
     bits, of_base, largest = row.view(np.uint32), base.view(np.uint32), u32(0)
     for j in range(len(row)):
-        magnitude = u32(bits[j] & MAGNITUDE)
-        largest = max(largest, magnitude)
-        bits[j] = u32(bits[j] | u32(u32((magnitude == u32(0)) & (of_base[j] == SIGN)) * SIGN))
+        largest = max(largest, u32(bits[j] & MAGNITUDE))
+        bits[j] = _with_sign_of_zero(bits[j], of_base[j])
     return largest

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from workers.numerics.kernels.adding import add, add_both, add_ones, scale, start, start_both
-from workers.numerics.kernels.bits import ONE, SIGN, as_wide_bits, f32, f64, fma, i64, u32, u64
+from workers.numerics.kernels.adding import add, add_both, add_ones, scale, start_both
+from workers.numerics.kernels.bits import NOTHING, ONE, SIGN, as_wide_bits, f32, f64, fma, i64, u32, u64
 from workers.numerics.kernels.blocks import load_masked
 from workers.numerics.kernels.compiling import compiled
 from workers.numerics.programs import LARGEST, MEAN
@@ -13,6 +13,8 @@ from workers.numerics.programs import LARGEST, MEAN
 def sum_votes(given, program, begin, scratch, total):
     """Sum the votes of the block's masked rows, and keep those; return the largest magnitude's bits."""
     m, n, votes, largest = len(total), len(program.votes), program.votes, u32(0)
+    if n == 1:
+        total[:] = NOTHING  # else a pair starts the sum
     for model in range(n):
         row = scratch.rows[1 + model, :m]
         largest = max(largest, load_masked(given, program, model, begin, scratch.rows[0, :m], row))
@@ -22,8 +24,6 @@ def sum_votes(given, program, begin, scratch, total):
             start_both(total, scratch.rows[model, :m], row, votes[0], votes[1])
         elif model % 2 == 1:
             add_both(total, scratch.rows[model, :m], row, votes[model - 1], votes[model])
-        elif n == 1:
-            start(total, row, votes[0])
         elif model + 1 == n:
             add(total, row, votes[model])
     return largest
@@ -51,21 +51,20 @@ def reduce_agreeing(program, scratch, total):
             _turn(total, elected)
 
 
-def _adding_agreeing(*, starts):
-    """Make the functions that add what of one or two rows has the elected sign, and count it; or start with it."""
+@compiled
+def _add_agreeing(total, counts, row, elected, weight):
+    for j in range(len(row)):
+        turned = f32(row[j] * elected[j])
+        turned = turned if turned > f32(0.0) else f32(0.0)
+        total[j] = fma(f64(turned), weight, total[j])
+        counts[j] += f32(turned > f32(0.0))
 
-    @compiled
-    def add_agreeing(total, counts, row, elected, weight):
-        for j in range(len(row)):
-            turned = f32(row[j] * elected[j])
-            turned = turned if turned > f32(0.0) else f32(0.0)
-            total[j] = f64(turned) * weight if starts else fma(f64(turned), weight, total[j])
-            count = f32(turned > f32(0.0))
-            counts[j] = count if starts else f32(counts[j] + count)
+
+def _adding_both_agreeing(*, starts):
+    """Make the function that does so for two rows, one after the other; or that starts with them."""
 
     @compiled
     def add_both_agreeing(total, counts, one, other, elected, weight):
-        """Do as `add_agreeing` for two rows, one after the other, while sums go through memory once."""
         for j in range(len(one)):
             turned, other_turned = f32(one[j] * elected[j]), f32(other[j] * elected[j])
             turned = turned if turned > f32(0.0) else f32(0.0)
@@ -75,18 +74,19 @@ def _adding_agreeing(*, starts):
             count = f32(f32(turned > f32(0.0)) + f32(other_turned > f32(0.0)))
             counts[j] = count if starts else f32(counts[j] + count)
 
-    return add_agreeing, add_both_agreeing
+    return add_both_agreeing
 
 
-_add_agreeing, _add_both_agreeing = _adding_agreeing(starts=False)
-_start_agreeing, _start_both_agreeing = _adding_agreeing(starts=True)
+_add_both_agreeing, _start_both_agreeing = (_adding_both_agreeing(starts=starts) for starts in (False, True))
 
 
 @compiled
 def _sum_agreeing(program, scratch, elected, total, counts):
     m, n, weight = len(total), len(program.weights), program.weights[0]
     if n == 1:
-        _start_agreeing(total, counts, scratch.rows[1, :m], elected, weight)
+        total[:] = 0.0
+        counts[:] = f32(0.0)
+        _add_agreeing(total, counts, scratch.rows[1, :m], elected, weight)
         return
     _start_both_agreeing(total, counts, scratch.rows[1, :m], scratch.rows[2, :m], elected, weight)
     for model in range(3, n, 2):
