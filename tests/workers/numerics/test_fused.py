@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.errors import JobInternal
@@ -498,7 +499,8 @@ def test_no_byte_depends_on_how_much_is_read_at_a_time(dtype: torch.dtype, tmp_p
             masked = fused.mask(of_part, FusedMasks(is_measured=True), outs[3])
             assert masked is not None
             assert masked.sums is not None
-            statistics = [fused.read_keys(of_part), masked.bits, masked.sums, fused.multiply_blocks(of_part)[1].numpy()]
+            products = fused.multiply_blocks(of_part)[1].numpy()
+            statistics: list[NDArray[Any]] = [fused.read_keys(of_part), masked.bits, masked.sums, products]
             found.append([out.view(torch.uint8).numpy().tobytes() for out in outs] + [x.tobytes() for x in statistics])
     assert found[0] == found[1] == found[2]
     assert len(set(found[0])) == len(found[0])
