@@ -5,7 +5,7 @@ Measured right after a merge, in the same state of the page cache, with the engi
 - read: the weight files of the models that the merge reads, each once and whole, as many threads as there are cores,
   each into one buffer of 1 MiB that it uses again. Read twice: as the merge found them (cached, or cold), then at once
   again, which is what every further pass of the merge costs.
-- write: files of the result's sizes, allocated first, written by `writeback.write_range` from one buffer and synced, as
+- write: files of the result's sizes, allocated first, written as a `RangeFile` from one buffer and synced, as
   `WeightsWriter` does; meanwhile another thread takes one SHA-256 of as many bytes. Both at once are timed.
 
 The floor is the first reading, one more for each further pass that the merge made (its report says how many), and the
@@ -18,11 +18,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from workers.checkpoints.memory import lying_as
 from workers.checkpoints.parallel import n_cores
-from workers.checkpoints.writeback import write_range
+from workers.checkpoints.range_file import RangeFile
 
 BUFFER_BYTES = 1 << 20
 RANGE_BYTES = 1 << 26  # of a file, that a thread reads at a time
@@ -110,13 +114,14 @@ def _read_range(part: tuple[Path, int]) -> int:
 
 
 def _write(folder: Path, sizes: Sequence[int]) -> None:
-    content = memoryview(os.urandom(BUFFER_BYTES))
+    content = lying_as(0, BUFFER_BYTES)
+    content[:] = np.frombuffer(os.urandom(BUFFER_BYTES), dtype=np.uint8)
     for index, size in enumerate(sizes):
-        with (folder / str(index)).open("wb", buffering=0) as stream:
-            os.posix_fallocate(stream.fileno(), 0, size)
+        path = folder / str(index)
+        with closing(RangeFile(path, size, past_cache=True)) as file:
             for begin in range(0, size, BUFFER_BYTES):
-                write_range(stream.fileno(), content[: size - begin], begin)
-            os.fsync(stream.fileno())
+                file.write(content[: size - begin].data, begin)
+        sync(path)
 
 
 def _hash(n_bytes: int) -> None:

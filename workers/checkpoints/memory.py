@@ -5,15 +5,18 @@ faults and arithmetic by default, 3 ns in arithmetic alone once freed blocks are
 """
 
 import ctypes
+import mmap
 
 import numpy as np
 
 from workers.fusion import Bytes
 
+PAGE_BYTES = mmap.PAGESIZE
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 KEPT_BYTES = 1 << 28
 LARGEST_KEPT_BLOCK_BYTES = 1 << 25  # larger blocks (whole tensors) still go back at once
+LARGEST_ITEM_BYTES = 8
 LARGEST_LENT_BYTES = 1 << 23  # more than any step of a merge that is not of a whole tensor
 
 
@@ -23,6 +26,17 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def lying_as(position: int, n_bytes: int, within: Bytes | None = None) -> Bytes:
+    """Return so many bytes that lie as far behind the beginning of a page as a position of a file does.
+
+    within: bytes that they are taken from if there is room. Where numbers would lie askew, a page begins with them.
+    """
+    room = n_bytes + PAGE_BYTES
+    block = within if within is not None and len(within) >= room else np.empty(room, dtype=np.uint8)
+    begin = (position if position % LARGEST_ITEM_BYTES == 0 else 0) - block.ctypes.data
+    return block[begin % PAGE_BYTES :][:n_bytes]
 
 
 class Blocks:
@@ -36,15 +50,19 @@ class Blocks:
     def __init__(self) -> None:
         self._free: list[Bytes] = []
 
-    def lend(self, n_bytes: int) -> Bytes:
-        """Return at least so many bytes, of whatever content; from any thread."""
-        try:
-            found = self._free.pop()
-        except IndexError:
-            return np.empty(n_bytes, dtype=np.uint8)
-        return found if len(found) >= n_bytes else np.empty(n_bytes, dtype=np.uint8)
+    def lend(self, n_bytes: int, position: int = 0) -> Bytes:
+        """Return so many bytes of whatever content, from any thread.
 
-    def take_back(self, block: Bytes) -> None:
-        """Take a block that nobody looks at any more; one of a whole tensor is let go."""
-        if len(block) <= LARGEST_LENT_BYTES:
+        position: where in a file they will be written; they lie in memory as there, see `lying_as`.
+        """
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = None
+        return lying_as(position, n_bytes, block)
+
+    def take_back(self, lent: Bytes) -> None:
+        """Take what was lent and nobody looks at any more; a block of a whole tensor is let go."""
+        block = lent.base
+        if isinstance(block, np.ndarray) and len(block) <= LARGEST_LENT_BYTES:
             self._free.append(block)

@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
+WAITING = 3  # threads more than cores: results are written past the page cache
 STEPS_BACK = 5  # of priority (nice): whoever has none to give comes three times as often to a core
 
 _here = threading.local()  # .pool: that this thread belongs to, .size: how many threads it has
@@ -35,8 +36,8 @@ def n_cores() -> int:
 
 
 def n_threads(threads: int | None) -> int:
-    """Return the number of threads asked for, or one for each core this process may use and one to wait for disks."""
-    return max(1, threads if threads is not None else n_cores() + 1)
+    """Return the number of threads asked for, else one for each core of this process and some that wait for disks."""
+    return max(1, threads if threads is not None else n_cores() + WAITING)
 
 
 def map_in_order(

@@ -18,7 +18,7 @@ from blake3 import blake3
 from app.domain.checkpoints import FileEntry
 from app.domain.errors import OutOfDisk
 from app.domain.plans import PlannedTensor, WeightsPlan
-from workers.checkpoints.writeback import write_range
+from workers.checkpoints.range_file import RangeFile
 
 WORTH_BYTES = 1 << 17  # of a run, for another thread to be asked
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -27,8 +27,9 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class WeightsWriter:
     """Writes planned tensors; `finish` gives the digests. Whoever keeps the files makes them durable: the store does.
 
-    on_written: hears how many bytes of a file are as they will stay, headers included; in_two: whether the digests of
-    files and of tensors are taken at the same time.
+    on_written: hears how many bytes of a file are as they will stay, headers included. by_several: whether several
+    threads place bytes; then whoever places some may wait for the disk, and the digests of files and of tensors are
+    taken at the same time.
     """
 
     def __init__(
@@ -37,19 +38,20 @@ class WeightsWriter:
         folder: Path,
         on_written: Callable[[str, int], None] = lambda _path, _n_bytes: None,
         *,
-        in_two: bool = False,
+        by_several: bool = False,
     ) -> None:
         self._plan = plan
         self._folder = folder
         self._on_written = on_written
+        self._by_several = by_several
         self._sizes = {file.path: file.size_bytes for file in plan.files}
         self._opening = threading.Lock()
-        self._descriptors: dict[str, int] = {}
+        self._open: dict[str, RangeFile] = {}
         self._begun: list[Path] = []
         self._of_files: dict[str, hashlib._Hash] = {}
         self._of_tensors: dict[str, blake3] = {}
         self._ready: dict[str, int] = {}
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="digest") if in_two else None
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="digest") if by_several else None
 
     def place(self, tensor: PlannedTensor, offset: int, content: memoryview) -> None:
         """Write the tensor's bytes from byte `offset` on; from any thread, in any order.
@@ -75,15 +77,15 @@ class WeightsWriter:
         else:
             half.result()
         self._ready[tensor.file] += len(content)
-        self._on_written(tensor.file, self._ready[tensor.file])
+        self._on_written(tensor.file, self._file(tensor.file).count_settled(self._ready[tensor.file]))
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
         """Return the files, and tensor name -> digest."""
         self._stop()
-        while self._descriptors:
-            file, descriptor = self._descriptors.popitem()
-            with _clear_when_full(file, self._sizes[file]):  # network file systems tell of a quota here
-                os.close(descriptor)
+        while self._open:
+            path, file = self._open.popitem()
+            with _clear_when_full(path, self._sizes[path]):  # network file systems tell of a quota here
+                file.close()
         entries = [
             FileEntry(path=file, size_bytes=size, sha256=self._of_files[file].hexdigest())
             for file, size in self._sizes.items()
@@ -93,8 +95,8 @@ class WeightsWriter:
     def abandon(self) -> None:
         """Close, and remove what was written; nothing is placed any more."""
         self._stop()
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        while self._open:
+            self._open.popitem()[1].close()
         for path in self._begun:
             path.unlink(missing_ok=True)
 
@@ -102,20 +104,16 @@ class WeightsWriter:
         if self._aside is not None:
             self._aside.shutdown()
 
-    def _put(self, file: str, content: memoryview, position: int) -> None:
-        descriptor = self._open(file)
-        with _clear_when_full(file, self._sizes[file]):
-            write_range(descriptor, content, position)
+    def _put(self, path: str, content: memoryview, position: int) -> None:
+        with _clear_when_full(path, self._sizes[path]):
+            self._file(path).write(content, position)
 
-    def _open(self, file: str) -> int:
+    def _file(self, path: str) -> RangeFile:
         with self._opening:
-            if file not in self._descriptors:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._descriptors[file] = os.open(self._folder / file, flags, 0o644)
-                self._begun.append(self._folder / file)
-                with _clear_when_full(file, self._sizes[file]):
-                    os.posix_fallocate(self._descriptors[file], 0, self._sizes[file])
-            return self._descriptors[file]
+            if path not in self._open:
+                self._open[path] = RangeFile(self._folder / path, self._sizes[path], past_cache=self._by_several)
+                self._begun.append(self._folder / path)
+            return self._open[path]
 
 
 @contextmanager

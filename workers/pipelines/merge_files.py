@@ -40,7 +40,7 @@ def write_weights(
     plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside, on_written: OnWritten = ignore
 ) -> WrittenWeights:
     """Write every step in the order of offsets, then the patches or sums; `on_written` as WeightsWriter's."""
-    writer = WeightsWriter(plan, output, on_written, in_two=merger.source.threads > 1)
+    writer = WeightsWriter(plan, output, on_written, by_several=merger.source.threads > 1)
     differing: list[str] = []
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))

@@ -12,7 +12,7 @@ from app.domain.checkpoints import TensorSpec
 from app.domain.errors import JobInternal, NotFinite
 from app.domain.plans import PlannedTensor
 from workers.checkpoints.finiteness import has_finite_bits
-from workers.checkpoints.memory import Blocks
+from workers.checkpoints.memory import Blocks, lying_as
 from workers.checkpoints.parallel import PIECES_AT_ONCE, batched
 from workers.checkpoints.reader import TORCH_DTYPES, FloatReader
 from workers.checkpoints.source import CheckpointSource, MergedTensor, Run
@@ -53,6 +53,11 @@ class Step:
     n_bytes: int
     runs: tuple[Run, ...] = ()  # none: copied
     fusion: Fused | None = None  # how all runs are merged, if in one go
+
+    @property
+    def position(self) -> int:
+        """Where its bytes begin in their file."""
+        return self.target.begin + self.offset
 
     @property
     def input_bytes(self) -> int:
@@ -134,8 +139,8 @@ def _merge_fused(step: Step, fusion: Fused, merger: Merger) -> Produced | None:
     """Return what a step's one run becomes; None: what is wrong shows when it is merged by the method."""
     (run,) = step.runs
     share = merger.meter.share(run.n_bytes)
-    block = merger.blocks.lend(step.n_bytes)
-    out = torch.from_numpy(block[: step.n_bytes]).view(TORCH_DTYPES[step.target.dtype])
+    block = merger.blocks.lend(step.n_bytes, step.position)
+    out = torch.from_numpy(block).view(TORCH_DTYPES[step.target.dtype])
     result = out if out.dtype in fused.OUTPUTS else torch.empty_like(out, dtype=torch.float32)
     rows, masks = merger.source.read_rows(run), None
     if isinstance(fusion, FusedMasks):
@@ -151,7 +156,7 @@ def _merge_fused(step: Step, fusion: Fused, merger: Merger) -> Produced | None:
         return None
     patches = [] if masks is None else [_encode_masks(masks, step.target, run, merger)]
     share.tick(1.0)
-    return Produced(block[: step.n_bytes].data, patches=patches, block=block)
+    return Produced(block.data, patches=patches, block=block)
 
 
 def _merge_runs(step: Step, merger: Merger) -> Produced:
@@ -167,14 +172,14 @@ def _merge_runs(step: Step, merger: Merger) -> Produced:
             found = merger.program.patch(piece, share.tick)
             base = None if piece.base is None else piece.base.clone()
             patches.append(encode_run(base, run.offset, found, step.target, merger.patched))
-        block = merger.blocks.lend(step.n_bytes) if block is None else block
+        block = merger.blocks.lend(step.n_bytes, step.position) if block is None else block
         begin = (run.offset - step.runs[0].offset) * dtype.itemsize
         out = torch.from_numpy(block[begin : begin + run.n_elements * dtype.itemsize]).view(dtype)
         out.copy_(result)  # also where dtypes agree: the piece's buffers are used again
         _check_result(out, run)
         kept += sums
         share.tick(1.0)
-    content = memoryview(b"") if block is None else block[: step.n_bytes].data
+    content = memoryview(b"") if block is None else block.data
     return Produced(content, patches=patches, sums=kept, block=block)
 
 
@@ -236,7 +241,7 @@ def _copy(step: Step, merger: Merger) -> Produced:
     if step.target.model is not None:
         return Produced(_copy_from(inputs.models[step.target.model], inputs.own[step.target.model], step, merger))
     stored = inputs.stored[step.target.name]
-    content = np.empty(step.n_bytes, dtype=np.uint8)
+    content = lying_as(step.position, step.n_bytes)
     inputs.reference.read_bytes(stored, step.offset, content.data)
     merger.meter.advance(step.n_bytes)
     differs = step.target.copied_because == "integer" and any(
@@ -251,7 +256,7 @@ def _copy_from(reader: FloatReader, tensors: Mapping[str, TensorSpec], step: Ste
     target, stored = step.target, tensors[step.target.source]
     merger.meter.advance(step.n_bytes)
     if target.factor == 1.0 and target.dtype == stored.dtype:
-        content = np.empty(step.n_bytes, dtype=np.uint8)
+        content = lying_as(step.position, step.n_bytes)
         reader.read_bytes(stored, step.offset, content.data)
         return content.data
     dtype = TORCH_DTYPES[target.dtype]

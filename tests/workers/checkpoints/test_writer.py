@@ -25,8 +25,13 @@ def plan_of(shard_bytes: int = 5_000_000_000, size: int = 100) -> MergePlan:
     return make_plan(recipe_of(shard_bytes=shard_bytes), manifest, [manifest], card_of())
 
 
-def write_all(plan: MergePlan, folder: Path, step: int = 64, *, in_two: bool = False) -> WeightsWriter:
-    writer = WeightsWriter(plan, folder, in_two=in_two)
+def write_all(plan: MergePlan, folder: Path, step: int = 64, *, by_several: bool = False) -> WeightsWriter:
+    writer = WeightsWriter(plan, folder, by_several=by_several)
+    write_to(writer, plan, step)
+    return writer
+
+
+def write_to(writer: WeightsWriter, plan: MergePlan, step: int) -> None:
     for index, tensor in enumerate(plan.tensors):
         size = tensor.end - tensor.begin
         content = bytes([index + 1]) * size
@@ -34,13 +39,17 @@ def write_all(plan: MergePlan, folder: Path, step: int = 64, *, in_two: bool = F
             part = memoryview(content[offset : offset + step])
             writer.place(tensor, offset, part)
             writer.digest(tensor, part)
-    return writer
 
 
+@pytest.mark.parametrize("by_several", [False, True])
 @pytest.mark.parametrize("shard_bytes", [50, 420, 5_000_000_000])
-def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_path: Path) -> None:
+def test_files_and_digests_are_those_of_the_bytes_written(
+    shard_bytes: int,
+    by_several: bool,
+    tmp_path: Path,  # noqa: FBT001 a parameter of the test
+) -> None:
     plan = plan_of(shard_bytes)
-    entries, blake3_of = write_all(plan, tmp_path).finish()
+    entries, blake3_of = write_all(plan, tmp_path, by_several=by_several).finish()
     assert [entry.path for entry in entries] == [file.path for file in plan.files]
     for entry in entries:
         content = (tmp_path / entry.path).read_bytes()
@@ -54,24 +63,43 @@ def test_files_and_digests_are_those_of_the_bytes_written(shard_bytes: int, tmp_
     assert len(digest_weights([tensor.spec for tensor in plan.tensors], blake3_of)) == 64
 
 
+def test_what_is_told_to_be_written_lies_in_the_file(tmp_path: Path) -> None:
+    plan = plan_of(size=30_000)
+    path = tmp_path / plan.files[0].path
+    heard: dict[int, str] = {}  # number of bytes -> their digest
+    writer = WeightsWriter(
+        plan, tmp_path, lambda _, n_bytes: heard.update({n_bytes: sha256(path.read_bytes()[:n_bytes])}), by_several=True
+    )
+    write_to(writer, plan, 10_000)
+    writer.finish()
+    content = path.read_bytes()
+    assert heard == {n_bytes: sha256(content[:n_bytes]) for n_bytes in heard}
+    assert len(heard) > 10
+    assert max(heard) == len(content)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def count_hashing() -> int:
     return sum(thread.name.startswith("digest") for thread in threading.enumerate())
 
 
 def test_digests_are_the_same_when_they_are_taken_in_two(tmp_path: Path) -> None:
     found = []
-    for in_two in (False, True):
-        folder = tmp_path / str(in_two)
+    for by_several in (False, True):
+        folder = tmp_path / str(by_several)
         folder.mkdir()
-        writer = write_all(plan_of(size=WORTH_BYTES), folder, WORTH_BYTES + 4, in_two=in_two)  # and a short run
-        assert count_hashing() == in_two
+        writer = write_all(plan_of(size=WORTH_BYTES), folder, WORTH_BYTES + 4, by_several=by_several)  # and a short run
+        assert count_hashing() == by_several
         found.append(writer.finish())
     assert found[0] == found[1]
     assert count_hashing() == 0
 
 
 def test_no_thread_is_left_when_it_is_abandoned(tmp_path: Path) -> None:
-    writer = write_all(plan_of(size=WORTH_BYTES), tmp_path, WORTH_BYTES, in_two=True)
+    writer = write_all(plan_of(size=WORTH_BYTES), tmp_path, WORTH_BYTES, by_several=True)
     assert count_hashing() == 1
     writer.abandon()
     assert count_hashing() == 0
