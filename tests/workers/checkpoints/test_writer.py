@@ -45,8 +45,9 @@ def write_to(writer: WeightsWriter, plan: MergePlan, step: int) -> None:
 @pytest.mark.parametrize("shard_bytes", [50, 420, 5_000_000_000])
 def test_files_and_digests_are_those_of_the_bytes_written(
     shard_bytes: int,
+    *,
     by_several: bool,
-    tmp_path: Path,  # noqa: FBT001 a parameter of the test
+    tmp_path: Path,
 ) -> None:
     plan = plan_of(shard_bytes)
     entries, blake3_of = write_all(plan, tmp_path, by_several=by_several).finish()
