@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # groups of results that may wait, per thread
 PIECES_AT_ONCE = 8
-WAITING = 3  # threads more than cores: results are written past the page cache
+WAITING = 2  # threads more where whoever makes results waits until they are written
 STEPS_BACK = 5  # of priority (nice): whoever has none to give comes three times as often to a core
 
 _here = threading.local()  # .pool: that this thread belongs to, .size: how many threads it has
@@ -35,9 +35,13 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def n_threads(threads: int | None) -> int:
-    """Return the number of threads asked for, else one for each core of this process and some that wait for disks."""
-    return max(1, threads if threads is not None else n_cores() + WAITING)
+def n_threads(cores: int | None) -> int:
+    """Return how many threads keep so many cores busy (default: those of this process): one more, as disks let wait.
+
+    One core is one thread's.
+    """
+    cores = n_cores() if cores is None else cores
+    return cores + 1 if cores > 1 else 1
 
 
 def map_in_order(

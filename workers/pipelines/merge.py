@@ -238,7 +238,7 @@ def open_inputs(
 def count_threads(plan: MergePlan, threads: int | None) -> int:
     """Return how many runs may be in flight; whole tensors, and what is made of them, are large: none waits for a disk.
 
-    threads: None: as many as pay.
+    threads: cores to keep busy; None: all of this process.
     """
     if not plan.tensor_bytes:
         return parallel.n_threads(threads)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain.checkpoints import CheckpointKind, FileEntry, LocalCheckpoint, Manifest, digest_weights
-from app.domain.plans import MergePlan
+from app.domain.plans import MergePlan, PlannedTensor
 from app.domain.recipes import Recipe
 from workers.checkpoints import config, parallel
 from workers.checkpoints.companions import copy_companions, write_file, write_index
@@ -15,7 +15,7 @@ from workers.checkpoints.layer_config import read_configs, with_layers
 from workers.checkpoints.writer import WeightsWriter
 from workers.contract import MergeMethod
 from workers.pipelines.beside import FilesBeside
-from workers.pipelines.merge_steps import Merger, Produced, Step, cut_steps, produce
+from workers.pipelines.merge_steps import Merger, Produced, Step, cut_steps, fuse, produce
 from workers.pipelines.model_card import write_model_card
 from workers.pipelines.patching import PatchesWritten
 
@@ -40,12 +40,15 @@ def write_weights(
     plan: MergePlan, merger: Merger, output: Path, beside: FilesBeside, on_written: OnWritten = ignore
 ) -> WrittenWeights:
     """Write every step in the order of offsets, then the patches or sums; `on_written` as WeightsWriter's."""
-    writer = WeightsWriter(plan, output, on_written, by_several=merger.source.threads > 1)
+    threads = merger.source.threads
+    writer = WeightsWriter(plan, output, on_written, by_several=threads > 1)
+    if threads > 1 and not merger.patched and all(_is_light(target, merger) for target in plan.tensors):
+        threads += parallel.WAITING
     differing: list[str] = []
     try:
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
-            lambda step: _produce_and_place(step, merger, writer, beside), steps, threads=merger.source.threads
+            lambda step: _produce_and_place(step, merger, writer, beside), steps, threads=threads
         )
         with closing(produced):  # no thread writes any more when it is left
             for step, made in produced:
@@ -91,6 +94,11 @@ def complete(  # noqa: PLR0913 all that the card tells
         for name in written.differing
     ]
     return completed, [*plan.warnings, *differing, *written.beside.warnings, *more]
+
+
+def _is_light(target: PlannedTensor, merger: Merger) -> bool:
+    """Tell whether a tensor is copied, or merged by a kernel, and so takes little memory."""
+    return target.copied_because is not None or fuse(target, merger) is not None
 
 
 def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter, beside: FilesBeside) -> tuple[Step, Produced]:

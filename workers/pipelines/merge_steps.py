@@ -98,7 +98,7 @@ def cut_steps(target: PlannedTensor, merger: Merger) -> Iterator[Step]:
             yield Step(target, offset, min(COPY_BYTES, size - offset))
     else:
         item = size // target.spec.n_elements
-        fusion = _fuse(target, merger)
+        fusion = fuse(target, merger)
         if fusion is not None:
             granularity = "element" if isinstance(fusion, FusedMasks) else fusion.granularity
             for run in merger.source.cut_rows(target.source, granularity):
@@ -118,7 +118,8 @@ def split_step(step: Step) -> Iterator[Step]:
         yield replace(step, offset=run.offset * item, n_bytes=run.n_elements * item, runs=(run,))
 
 
-def _fuse(target: PlannedTensor, merger: Merger) -> Fused | None:
+def fuse(target: PlannedTensor, merger: Merger) -> Fused | None:
+    """Return how a kernel merges a tensor of the result; None where the method's own function does."""
     if merger.inputs.onto is not None or target.source.endswith(VARIANCE_SUFFIX):
         return None
     found = merger.program.fuse(target.source, target.shape)

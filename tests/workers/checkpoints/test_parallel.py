@@ -51,8 +51,9 @@ def test_an_error_arrives_and_no_thread_is_left() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
 
 
-def test_threads_are_those_asked_for_or_the_cores() -> None:
-    assert n_threads(3) == 3
+def test_threads_are_one_more_than_the_cores_unless_it_is_one_core() -> None:
+    assert n_threads(3) == 4
+    assert n_threads(1) == 1
     assert n_threads(0) == 1
     assert n_threads(None) >= 1
 
