@@ -36,7 +36,7 @@ def import_checkpoint(source: Path, on_progress: Callable[[Progress], None], *, 
     files.check_index(found, tensors)
     facts = config.read_config(found.root) if config.CONFIG_FILE in found.companions else config.ModelConfig()
     adapter = _read_adapter(found, tensors)
-    entries, blake3_of = _hash(found, tensors, on_progress, threads=parallel.n_threads(threads))
+    entries, blake3_of = _hash(found, tensors, on_progress, threads=threads or parallel.n_cores())
     weights_digest = digest_weights(tensors, blake3_of)
     patches, patch_base = check_patches(found.root, found.patches, tensors, weights_digest)
     return Manifest(
