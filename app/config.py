@@ -82,7 +82,9 @@ class Settings(BaseSettings):
         description="Resource classes, separated by commas, that this worker serves.",
     )
     concurrency: int = Field(default=0, ge=0, le=1024, description="Jobs at a time; 0: one per core, at most four.")
-    threads: int = Field(default=0, ge=0, le=1024, description="Cores that a job keeps busy; 0: the cores shared among the jobs.")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="Cores that a job keeps busy; 0: the cores shared among the jobs."
+    )
     poll_seconds: Seconds = Field(default=5.0, description="How often an idle worker looks for work without a message.")
     grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=30.0, description="How long running jobs may go on after SIGTERM."

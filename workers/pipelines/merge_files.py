@@ -97,8 +97,8 @@ def complete(  # noqa: PLR0913 all that the card tells
 
 
 def _is_light(target: PlannedTensor, merger: Merger) -> bool:
-    """Tell whether a tensor is copied, or merged by a kernel, and so takes little memory."""
-    return target.copied_because is not None or fuse(target, merger) is not None
+    """Tell whether a tensor is empty, copied, or merged by a kernel, and so takes little memory."""
+    return target.begin == target.end or target.copied_because is not None or fuse(target, merger) is not None
 
 
 def _produce_and_place(step: Step, merger: Merger, writer: WeightsWriter, beside: FilesBeside) -> tuple[Step, Produced]:
