@@ -16,7 +16,6 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 KEPT_BYTES = 1 << 28
 LARGEST_KEPT_BLOCK_BYTES = 1 << 25  # larger blocks (whole tensors) still go back at once
-LARGEST_ITEM_BYTES = 8
 LARGEST_LENT_BYTES = 1 << 23  # more than any step of a merge that is not of a whole tensor
 
 
@@ -31,12 +30,13 @@ def keep_freed_memory() -> None:
 def lying_as(position: int, n_bytes: int, within: Bytes | None = None) -> Bytes:
     """Return so many bytes that lie as far behind the beginning of a page as a position of a file does.
 
-    within: bytes that they are taken from if there is room. Where numbers would lie askew, a page begins with them.
+    within: bytes that they are taken from if there is room. Numbers lie as well as in the file: plans place each tensor
+    at a multiple of its numbers' size.
     """
     room = n_bytes + PAGE_BYTES
     block = within if within is not None and len(within) >= room else np.empty(room, dtype=np.uint8)
-    begin = (position if position % LARGEST_ITEM_BYTES == 0 else 0) - block.ctypes.data
-    return block[begin % PAGE_BYTES :][:n_bytes]
+    begin = (position - block.ctypes.data) % PAGE_BYTES
+    return block[begin : begin + n_bytes]
 
 
 class Blocks:
@@ -64,5 +64,5 @@ class Blocks:
     def take_back(self, lent: Bytes) -> None:
         """Take what was lent and nobody looks at any more; a block of a whole tensor is let go."""
         block = lent.base
-        if isinstance(block, np.ndarray) and len(block) <= LARGEST_LENT_BYTES:
+        if isinstance(block, np.ndarray) and len(lent) <= LARGEST_LENT_BYTES:
             self._free.append(block)

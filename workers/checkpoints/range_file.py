@@ -51,8 +51,10 @@ class RangeFile:
             os.posix_fallocate(self._descriptor, 0, size_bytes)
             self._direct = _open_direct(path) if past_cache else None
         except OSError:
-            self.close()
-            path.unlink()
+            try:
+                self.close()
+            finally:
+                path.unlink()
             raise
 
     def write(self, content: memoryview, position: int) -> None:

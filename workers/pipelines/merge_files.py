@@ -42,10 +42,10 @@ def write_weights(
     """Write every step in the order of offsets, then the patches or sums; `on_written` as WeightsWriter's."""
     threads = merger.source.threads
     writer = WeightsWriter(plan, output, on_written, by_several=threads > 1)
-    if threads > 1 and not merger.patched and all(_is_light(target, merger) for target in plan.tensors):
-        threads += parallel.WAITING
     differing: list[str] = []
     try:
+        if threads > 1 and not merger.patched and all(_is_light(target, merger) for target in plan.tensors):
+            threads += parallel.WAITING
         steps = (step for target in plan.tensors for step in cut_steps(target, merger))
         produced = parallel.map_in_order(
             lambda step: _produce_and_place(step, merger, writer, beside), steps, threads=threads

@@ -40,12 +40,17 @@ def has_direct(tmp_path: Path) -> None:
 
 
 def can_go_past(folder: Path) -> bool:
-    probe = folder / "probe"
-    with closing(RangeFile(probe, PAGE_BYTES, past_cache=True)) as file:
-        file.write(lying_as(0, PAGE_BYTES).data, 0)
-    found = is_cached(probe, 0)
-    probe.unlink()
-    return not found
+    try:
+        descriptor = os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        return os.pwrite(descriptor, lying_as(0, PAGE_BYTES).data, 0) == PAGE_BYTES
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+        (folder / "probe").unlink()
 
 
 def is_cached(path: Path, position: int) -> bool:
@@ -82,6 +87,20 @@ def test_threads_that_meet_within_a_page_lose_nothing(tmp_path: Path) -> None:
     with closing(RangeFile(tmp_path / "file", len(content), past_cache=True)) as file, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: file.write(one[1], one[0]), ranges))
     assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.usefixtures("has_direct")
+def test_whole_pages_never_go_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.checkpoints.range_file.write_range", _accept_nothing)
+    content = content_of(8 * PAGE_BYTES)
+    with closing(RangeFile(tmp_path / "file", len(content), past_cache=True)) as file:
+        for position, part in cut(content, [5, 3 * PAGE_BYTES + 17]):
+            file.write(part, position)
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def _accept_nothing(_descriptor: int, content: memoryview, _position: int) -> None:
+    assert len(content) == 0
 
 
 @pytest.mark.usefixtures("has_direct")
@@ -153,6 +172,7 @@ def test_writes_that_end_early_are_gone_on_with(n_taken: int, tmp_path: Path, mo
     assert (tmp_path / "file").read_bytes() == content
 
 
+@pytest.mark.usefixtures("has_direct")
 def test_an_error_of_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, "write", errno.EIO)
     file = RangeFile(tmp_path / "file", PAGE_BYTES, past_cache=True)
