@@ -176,7 +176,7 @@ def _parse(prog: str, about: str | None, defaults: Defaults) -> argparse.Namespa
     parser.add_argument("--rounds", type=int, default=3, help="of ours, the floor and the other tools, in turn")
     parser.add_argument("--peer-rounds", type=int, help="of the other tools, if fewer")
     parser.add_argument("--peers", nargs="*", choices=TOOLS, default=TOOLS, help="none: ours alone")
-    parser.add_argument("--threads", type=int, help="of our merge; default: one per core")
+    parser.add_argument("--threads", type=int, help="cores that our merge keeps busy; default: all")
     parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
     parser.add_argument("--data", type=Path, help="folder that keeps the models; default: a temporary one")
     parser.add_argument(
