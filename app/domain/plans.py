@@ -35,14 +35,16 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # What a job process costs beside the pieces it works on, and how fast it goes: measured, see benchmarks/engine.
-PROCESS_BYTES = 250_000_000
+PROCESS_BYTES = 290_000_000
+STATISTICS_BYTES = 150_000_000  # samples and counts, and what a method makes of them
 READ_BYTES_PER_SECOND = 2.2e9
 WRITE_BYTES_PER_SECOND = 1.2e9
 PIECE_ELEMENTS = 1 << 17
 MIN_PIECE_ELEMENTS = 1 << 12
 PIECES_BYTES = 1 << 24  # all models' pieces that one thread holds, float32 and the method's own copies
 COPIES_PER_PIECE = 6
-THREADS = 2
+CORES = 2
+RUNS_AT_ONCE = 5  # at most, with so many cores: some threads wait for the disk (workers/checkpoints/parallel.py)
 WHOLE_TENSORS_BYTES = 1 << 31  # of whole tensors that all threads together work on, unless one takes more by itself
 # What code that decomposes a matrix holds at most, as benchmarks/memory finds it, of models that are read as needed:
 MATRIX_COPIES = 3  # of the tensor, float32
@@ -179,13 +181,14 @@ def make_plan(
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         peak_memory_bytes=PROCESS_BYTES
+        + (STATISTICS_BYTES if n_passes else 0)
         + max(_piece_bytes(merge_set, cost, tensor_bytes), _learning_bytes(recipe, merge_set, card)),
         disk_bytes=bytes_written + spooled + WRITTEN_BESIDE_BYTES + len(tensors) * WRITTEN_PER_TENSOR_BYTES,
         tensor_bytes=tensor_bytes,
         estimated_seconds=round(
             bytes_read / READ_BYTES_PER_SECOND
             + bytes_written / WRITE_BYTES_PER_SECOND
-            + _core_seconds(recipe, merge_set, groups, (card, beside), ranks) / THREADS,
+            + _core_seconds(recipe, merge_set, groups, (card, beside), ranks) / CORES,
             2,
         ),
     )
@@ -409,10 +412,10 @@ def _companion_bytes(reference: Manifest) -> int:
 def _piece_bytes(merge_set: MergeSet, cost: _Cost, tensor_bytes: int) -> int:
     """Return what all threads hold of the tensors they work on."""
     if tensor_bytes:
-        return max(tensor_bytes, min(THREADS * tensor_bytes, WHOLE_TENSORS_BYTES))
+        return max(tensor_bytes, min(CORES * tensor_bytes, WHOLE_TENSORS_BYTES))
     n_models = len(merge_set.found)
     largest = max(tensor.n_elements for tensor in merge_set.merged.values())
-    return min(piece_elements(n_models), largest) * 4 * COPIES_PER_PIECE * (n_models + 1) * THREADS
+    return min(piece_elements(n_models), largest) * 4 * COPIES_PER_PIECE * (n_models + 1) * RUNS_AT_ONCE
 
 
 def _tensor_bytes(merge_set: MergeSet, card: MethodCard, cost: _Cost) -> int:

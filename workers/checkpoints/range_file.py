@@ -42,7 +42,7 @@ class RangeFile:
 
         Raises: FileExistsError; OSError where there is no room: it is removed again.
         """
-        self._size_bytes = size_bytes
+        self._size_bytes = self._n_missing = size_bytes
         self._meeting = threading.Lock()
         self._pages: dict[int, _Page] = {}  # by number
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -62,6 +62,8 @@ class RangeFile:
 
         Past the cache it is not copied where it lies in memory as in the file (memory.lying_as).
         """
+        with self._meeting:
+            self._n_missing -= len(content)
         if self._direct is None:
             write_range(self._descriptor, content, position)
             return
@@ -74,6 +76,11 @@ class RangeFile:
     def count_settled(self, n_bytes: int) -> int:
         """Return how many of the first n bytes, all of which were given to `write`, lie in the file by now."""
         return n_bytes if self._direct is None or n_bytes == self._size_bytes else n_bytes - n_bytes % PAGE_BYTES
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its bytes were given to `write`."""
+        return self._n_missing == 0
 
     def close(self) -> None:
         """Close it. Raises: OSError, where network file systems tell of a quota only now."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from app.domain.checkpoints import FileEntry
-from app.domain.errors import OutOfDisk
+from app.domain.errors import JobInternal, OutOfDisk
 from app.domain.plans import PlannedTensor, WeightsPlan
 from workers.checkpoints.range_file import RangeFile
 
@@ -80,8 +80,11 @@ class WeightsWriter:
         self._on_written(tensor.file, self._file(tensor.file).count_settled(self._ready[tensor.file]))
 
     def finish(self) -> tuple[list[FileEntry], dict[str, str]]:
-        """Return the files, and tensor name -> digest."""
+        """Return the files, and tensor name -> digest. Raises: OutOfDisk; JobInternal where bytes are missing."""
         self._stop()
+        for path, size in self._sizes.items():
+            if self._ready.get(path) != size or not self._file(path).is_whole:
+                raise JobInternal(f"{path}: not all of its {size} bytes were placed and hashed; report this fault.")
         while self._open:
             path, file = self._open.popitem()
             with _clear_when_full(path, self._sizes[path]):  # network file systems tell of a quota here

@@ -28,7 +28,7 @@ def guess_windows(
     source: PieceSource, scopes: Sequence[Scope], indices: Sequence[int], effort: Effort
 ) -> dict[int, list[Window]]:
     """Return, of each scope, a window for each model and rank, wide enough to hold it but for very bad luck."""
-    runs = [[(runs[0], runs) for runs in _sample_runs(scopes[index], effort)] for index in indices]
+    runs = [[(runs[0], runs) for runs in _sample_runs(scopes[index], source.n_models, effort)] for index in indices]
     sampled = source.visit(lambda runs: _read_sample(source, *runs), runs) if runs else ()
     margin = effort.margin if len(indices) < effort.many_scopes else effort.margin_of_many
 
@@ -39,7 +39,7 @@ def guess_windows(
     return dict(parallel.map_in_order(guess, zip(indices, sampled, strict=True), threads=source.threads))
 
 
-def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, tuple[int, ...], int]]:
+def _sample_runs(scope: Scope, n_models: int, effort: Effort) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """Yield (tensor, offsets, elements of each) of runs, one in each of equal parts of the scope, anywhere within it.
 
     Anywhere, so that no period of the scope (its rows, its layers) is met at the same place each time.
@@ -47,10 +47,11 @@ def _sample_runs(scope: Scope, effort: Effort) -> Iterator[tuple[str, tuple[int,
     starts = [start for _, _, start in scope.tensors]
     n_runs = scope.n_elements // effort.elements_per_sample_run
     n_runs = min(max(n_runs, effort.min_sample_runs), effort.max_sample_runs)
+    length = max(1, min(effort.sample_run_elements, effort.max_sampled // (n_runs * n_models)))
     indices = (int((run + (run * GOLDEN_RATIO + 0.5) % 1.0) * scope.n_elements / n_runs) for run in range(n_runs))
     for number, within in groupby(indices, lambda index: bisect_right(starts, index) - 1):
         name, size, start = scope.tensors[number]
-        n_elements = min(size, effort.sample_run_elements)
+        n_elements = min(size, length)
         yield name, tuple(min(index - start, size - n_elements) for index in within), n_elements
 
 

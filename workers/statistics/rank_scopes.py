@@ -10,6 +10,7 @@ class Effort:
     small_scope: int = 1 << 18  # entries of a scope that is simply held
     n_counts: int = 1 << 21  # numbers kept of all windows of one scope
     sample_run_elements: int = 2048
+    max_sampled: int = 1 << 24  # entries of one scope, of all models together: runs become shorter with many models
     elements_per_sample_run: int = 1 << 17
     min_sample_runs: int = 32  # of one scope
     max_sample_runs: int = 2048

@@ -19,6 +19,7 @@ from workers.statistics.rank_scopes import Scope
 from workers.statistics.tallies import Block
 
 TIE_READ_ELEMENTS = 1 << 19
+TIE_PIECE_ELEMENTS = 1 << 16  # of these at once, where no kernel reads: all models are in memory then, some times over
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,14 @@ def _find_keys(source: PieceSource, tie: Tie, run: tuple[str, int, int], start: 
     if rows is not None:
         with suppress(NotClean):
             return fused.find_keys(rows.of_model(tie.model), tie.key, tie.n_ties) + (start + 1)
-    keys = keys_of(source.read(*run))[tie.model]
-    return np.flatnonzero(keys == tie.key)[: tie.n_ties] + (start + 1)
+    tensor, offset, n_elements = run
+    found = [np.empty(0, dtype=np.int64)]
+    for begin in range(0, n_elements, TIE_PIECE_ELEMENTS):
+        piece = source.read(tensor, offset + begin, min(TIE_PIECE_ELEMENTS, n_elements - begin))
+        found.append(np.flatnonzero(keys_of(piece)[tie.model] == tie.key) + (start + begin + 1))
+        if sum(map(len, found)) >= tie.n_ties:
+            break
+    return np.concatenate(found)[: tie.n_ties]
 
 
 def _find_tie(tie: Tie, runs: Iterator[NDArray[np.int64]]) -> int:

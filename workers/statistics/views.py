@@ -1,5 +1,6 @@
 """Sources made of other sources: the same tensors seen through a change, some of the tensors, tensors in memory."""
 
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -69,7 +70,7 @@ class ChangedSource(SourceView):
     change: Callable[[Piece], Piece]
     granularity: Granularity
     change_rows: Callable[[Rows], Rows] | None = None  # the same of rows, if they can say it
-    _last: dict[tuple[str, int, int], Piece] = field(default_factory=dict, init=False, repr=False)
+    _last: threading.local = field(default_factory=threading.local, init=False, repr=False)  # .key, .piece
 
     @property
     def weights(self) -> Sequence[float]:
@@ -112,15 +113,14 @@ class ChangedSource(SourceView):
         return None if rows is None else self.change_rows(rows)
 
     def read(self, tensor: str, offset: int, n_elements: int) -> Piece:
-        """Read one run of elements, by changing the rows or the tensor around it; the last of these is kept."""
-        shape = self._shapes[tensor]
-        first, behind = run_around(self.granularity, shape, offset, offset + n_elements)
+        """Read one run of elements, by changing the rows or the tensor around it; a thread's last of these is kept."""
+        first, behind = run_around(self.granularity, self._shapes[tensor], offset, offset + n_elements)
         key = (tensor, first, behind)
-        changed = self._last.get(key)  # other threads may read, too
-        if changed is None:
-            changed = self.change(self.source.read(tensor, first, behind - first))
-            self._last.clear()
-            self._last[key] = changed
+        if getattr(self._last, "key", None) != key:
+            self._last.key = None  # where the change fails
+            self._last.piece = self.change(self.source.read(tensor, first, behind - first))
+            self._last.key = key
+        changed: Piece = self._last.piece
         return _cut(changed, offset - first, n_elements)
 
     @cached_property

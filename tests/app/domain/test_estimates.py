@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.catalog import MatrixWork, MethodCard, StepCard, load_catalog
 from app.domain.estimates import seconds_of_work
-from app.domain.plans import THREADS, make_plan
+from app.domain.plans import CORES, make_plan
 from app.domain.recipes import PinnedStep, Recipe
 from app.domain.tensor_parameters import group_tensors
 from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
@@ -91,7 +91,7 @@ def test_a_plan_has_them_beside_its_bytes() -> None:
         make_plan(recipe_of(2), manifest, [manifest] * 2, card).estimated_seconds
         for card in (card_of(), working(seconds=4.0, each="model"))
     )
-    assert both == pytest.approx(reading + 8e-9 * 2 * 2048**3 / THREADS, abs=0.02)
+    assert both == pytest.approx(reading + 8e-9 * 2 * 2048**3 / CORES, abs=0.02)
 
 
 def test_every_method_that_decomposes_says_what_it_takes() -> None:

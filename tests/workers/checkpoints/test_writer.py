@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from app.domain.checkpoints import digest_weights
-from app.domain.errors import OutOfDisk
+from app.domain.errors import JobInternal, OutOfDisk
 from app.domain.plans import MergePlan, make_plan
 from tests.app.domain.plan_inputs import card_of, manifest_of, recipe_of
 from workers.checkpoints.hashing import hash_file, hash_weights
@@ -130,6 +130,24 @@ def test_a_full_disk_is_told_before_a_byte_is_computed(tmp_path: Path) -> None:
 
 def test_abandoning_removes_every_shard_that_was_begun(tmp_path: Path) -> None:
     write_all(plan_of(shard_bytes=50), tmp_path).abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("by_several", [False, True])
+@pytest.mark.parametrize("forgotten", ["placed", "hashed"])
+def test_a_file_that_lacks_bytes_is_never_finished(forgotten: str, tmp_path: Path, *, by_several: bool) -> None:
+    plan = plan_of(size=30_000)
+    writer = WeightsWriter(plan, tmp_path, by_several=by_several)
+    last = [tensor for tensor in plan.tensors if tensor.begin < tensor.end][-1]
+    for tensor in plan.tensors:
+        content = memoryview(bytes(tensor.end - tensor.begin))
+        if tensor is not last or forgotten != "placed":
+            writer.place(tensor, 0, content)
+        if tensor is not last or forgotten != "hashed":
+            writer.digest(tensor, content)
+    with pytest.raises(JobInternal, match=r"model\.safetensors: not all of its 12\d+ bytes were placed and hashed"):
+        writer.finish()
+    writer.abandon()
     assert list(tmp_path.iterdir()) == []
 
 

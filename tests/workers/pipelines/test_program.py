@@ -1,6 +1,7 @@
 """What a recipe computes for each piece: transforms, the method as it holds for the tensor, nested ones, post-steps."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -247,6 +248,10 @@ def test_a_changed_source_reads_whole_rows_around_a_run() -> None:
     assert seen == [(0, 6), (0, 3)]
     source.read("a", 0, 3)
     assert len(seen) == 2  # the last rows are kept
+    with ThreadPoolExecutor(1) as other:
+        other.submit(source.read, "b", 0, 4).result()
+    source.read("a", 0, 3)
+    assert len(seen) == 3  # of each thread
 
 
 def test_methods_keep_their_own_granularity_inside_coarser_pieces() -> None:

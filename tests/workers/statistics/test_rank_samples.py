@@ -1,5 +1,7 @@
 """The windows that a sample suggests: narrow, and right but for bad luck."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,3 +35,25 @@ def test_entries_of_a_sample_are_found_by_index(*, is_like_the_rest: bool) -> No
     for below, above in ((0, 1), (3_000, 3_100), (10_000, 19_999), (0, 19_999)):
         found = rank_samples._at(entries.copy(), below, above, some)
         assert found == (ordered[below], ordered[above])
+
+
+@pytest.mark.parametrize("n_models", [1, 3, 16])
+def test_a_sample_takes_no_more_memory_with_many_models(n_models: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read_sample = rank_samples._read_sample
+
+    def read(*arguments: Any) -> Any:
+        keys = read_sample(*arguments)
+        sizes.append(keys.size)
+        return keys
+
+    monkeypatch.setattr(rank_samples, "_read_sample", read)
+    generator = torch.Generator().manual_seed(4)
+    models = [{"w": torch.randn(1 << 16, generator=generator)} for _ in range(n_models)]
+    effort = Effort(sample_run_elements=256, elements_per_sample_run=1 << 10, max_sampled=1 << 14)
+    scope = Scope((("w", 1 << 16, 0),), 1 << 16, (1 << 14,))
+    (windows,) = guess_windows(MemorySource(None, models), [scope], [0], effort).values()
+    assert 0.9 * (1 << 14) < sum(sizes) <= 1 << 14
+    for model, window in zip(models, windows, strict=True):
+        key = int(np.sort(model["w"].abs().numpy().view(np.int32))[-(1 << 14)])
+        assert window.low <= key <= window.high

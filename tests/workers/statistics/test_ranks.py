@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.workers.memory import MemorySource
+from workers.contract import Piece
 from workers.numerics.sparsify import EVERYTHING, NOTHING, Boundary
 from workers.statistics.rank_scopes import Effort, Scope
+from workers.statistics.rank_ties import TIE_PIECE_ELEMENTS
 from workers.statistics.ranks import select
+from workers.statistics.views import ChangedSource
 
 COUNTED = Effort(small_scope=0)  # nothing is held
 BLIND = replace(
@@ -121,6 +124,22 @@ def test_ties_far_behind_are_found_without_reading_all_again() -> None:
     (found,) = select(source, [scope_of(source, (30_000,))], COUNTED)
     assert found == ((Boundary(1.0, 59_999),),)  # the 30,000th one lies at index 59,998
     assert source.n_pieces == [64]
+
+
+def test_ties_are_found_in_pieces_where_no_kernel_reads() -> None:
+    values = torch.zeros(5 * TIE_PIECE_ELEMENTS)
+    values[::2] = 1.0
+    sizes: list[int] = []
+
+    def see(piece: Piece) -> Piece:
+        sizes.append(piece.finetuned.shape[1])
+        return piece
+
+    source = MemorySource(None, [{"w": values}])  # all of it is one block
+    rank = 2 * TIE_PIECE_ELEMENTS
+    (found,) = select(ChangedSource(source, see, "element"), [scope_of(source, (rank,))], COUNTED)
+    assert found == ((Boundary(1.0, 2 * rank - 1),),)
+    assert sizes.count(TIE_PIECE_ELEMENTS) == 4  # none behind the tie
 
 
 class CountingSource(MemorySource):
