@@ -36,7 +36,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 # What a job process costs beside the pieces it works on, and how fast it goes: measured, see benchmarks/engine.
 PROCESS_BYTES = 290_000_000
-STATISTICS_BYTES = 150_000_000  # samples and counts, and what a method makes of them
+STATISTICS_BYTES = 150_000_000  # while they are collected: samples and counts of a large scope
 READ_BYTES_PER_SECOND = 2.2e9
 WRITE_BYTES_PER_SECOND = 1.2e9
 PIECE_ELEMENTS = 1 << 17

@@ -79,7 +79,7 @@ class RangeFile:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of its bytes were given to `write`."""
+        """Whether all of its bytes were given to `write`; as ranges do not overlap, that is a matter of counting."""
         return self._n_missing == 0
 
     def close(self) -> None:

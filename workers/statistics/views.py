@@ -117,7 +117,7 @@ class ChangedSource(SourceView):
         first, behind = run_around(self.granularity, self._shapes[tensor], offset, offset + n_elements)
         key = (tensor, first, behind)
         if getattr(self._last, "key", None) != key:
-            self._last.key = None  # where the change fails
+            self._last.key = self._last.piece = None  # not held beside the next one
             self._last.piece = self.change(self.source.read(tensor, first, behind - first))
             self._last.key = key
         changed: Piece = self._last.piece

@@ -10,7 +10,16 @@ from functools import partial
 import pytest
 import torch
 
-from workers.checkpoints.parallel import STEPS_BACK, batched, map_in_order, n_threads, one_torch_thread, spread
+from app.domain import plans
+from workers.checkpoints.parallel import (
+    STEPS_BACK,
+    WAITING,
+    batched,
+    map_in_order,
+    n_threads,
+    one_torch_thread,
+    spread,
+)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -56,6 +65,10 @@ def test_threads_are_one_more_than_the_cores_unless_it_is_one_core() -> None:
     assert n_threads(1) == 1
     assert n_threads(0) == 1
     assert n_threads(None) >= 1
+
+
+def test_plans_count_the_runs_that_threads_have_in_flight() -> None:
+    assert n_threads(plans.CORES) + WAITING == plans.RUNS_AT_ONCE
 
 
 def test_torch_uses_one_thread_inside_and_as_many_as_before_outside() -> None:
